@@ -1,0 +1,3409 @@
+#!/usr/bin/env python3
+"""compression_service.py - make a library of voice recordings smaller, without ever losing a second of it.
+
+It walks a library of WebM recordings made by a browser-based transcription recorder, converts those older
+than a week to Opus with ffmpeg, proves every copy against its source, and only then deletes the original. The
+sidecar metadata, the master index, the log and the history are kept true at every step.
+
+The promise: at every instant, whatever is killed or unplugged, the audio of every recording is on disk complete,
+as its original or as a verified copy, and every sidecar names files that exist. What cannot be proven is kept.
+
+The way of one recording, and the sections of this file in the same order:
+
+    command line    options and commands                          main()
+    configuration   flag, then file, then default                 Config, read_config()
+    run             one night's work, start to summary            Run
+    scan            which files are old enough                    scan()
+    sessions        which sidecars belong to which file           resolve_sessions()
+    probe           what is in a file, every byte accounted for   probe()
+    decide          what to do with it, pure                      decide()
+    encode          many files in one ffmpeg, into staging        Transcoder
+    verify          cheap to dear, a typed error for each         verify_structure(), compare_audio()
+    commit          the only section that changes the library     Committer
+    check           the compressed library against its records    check_library()
+    tools           the one place that starts a process           Tools
+    files           the one place that writes durably             replace_json(), place(), Staging
+    reporting       the one place that prints and logs            Report
+
+Exit codes: 0 done or nothing to do, 1 something failed (its original is kept), 2 wrong usage or configuration,
+3 another run is at work, 4 a needed program is missing, 5 too little disk space, 129/130/143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import concurrent.futures
+import contextlib
+import ctypes
+import dataclasses
+import enum
+import errno
+import fcntl
+import fnmatch
+import hashlib
+import itertools
+import json
+import logging
+import logging.handlers
+import math
+import operator
+import os
+import re
+import selectors
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO
+
+VERSION = "1.0"
+
+# ---------------------------------------------------------------------------------------------------- constants
+
+SOURCE_SUFFIX = ".webm"
+SIDECAR_SUFFIX = ".json"
+INDEX_NAME = "index.json"
+STAGING_NAME = ".compression"  # hidden, so that scans pass it over; inside the library, so that links stay on one file system
+PAUSE_NAME = ".compression-paused"
+DAY = 86_400  # seconds
+
+OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
+LEVEL_RATE = 4_000  # Hz; enough of the voice band to tell recordings apart, a twelfth of the samples to compare
+LEVEL_WINDOW = 2_000  # samples, half a second: one lost word changes a window, one lost packet does not hide in it
+LEVEL_FLOOR = 6.0  # of 32768, -75 dBFS: below it rounding to 16 bits outweighs the signal
+LEVEL_TOLERANCE_DB = 3.0  # the worst good copy of all browsers, versions and formats differed by 1.06 dB
+MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another recording has about 0
+TIMELINE_TOLERANCE = 0.15  # seconds; aresample=async=1 lets timestamps and samples drift apart by up to 0.1 s
+GAP_SECONDS = 0.1  # a jump in timestamps from here on is filled with silence; less is jitter (WebAudio: 52-70 ms steps)
+MAX_SILENCE = 600.0  # seconds of gaps accepted in any recording; beyond, no more than there is audio
+SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
+
+SILENT_PACKET = 4.54  # bytes for 20 ms of silence in Ogg Opus: a packet of 3, its lacing, its share of a page header
+
+PROBE_WINDOW = 1 << 20  # bytes read at a time while walking a container
+LARGEST_JSON = 256 << 20  # bytes; no recorder writes more, and a sparse file must not fill the memory
+HALF_WRITTEN_WAIT = 3.0  # seconds to wait for another program to finish writing a JSON file
+JSON_ATTEMPTS = 200  # a writer at 50 writes a second leaves 20 ms between two; this many misses mean something else
+
+BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
+BATCH_SECONDS = 240.0  # audio in one process; longer files gain nothing from sharing a start of 0.1 s
+STEP_FILES = 64  # chunks of one recording that are put in place before its sidecar is written
+STEP_BYTES = 256 << 20  # of originals, for the same reason: space is given back in steps
+SETTLE_FILES = 256  # originals that may wait for the index; each write of it costs in proportion to its size
+BYTES_PER_SECOND = 16_000  # of a browser's default recording, 130 kbit/s: a first guess at length from size
+TOOL_GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that must spin up
+TOOL_PACE = 1.0  # seconds of work allowed for a second of audio; ffmpeg needs 0.02
+MAX_TOOL_OUTPUT = 1 << 20  # bytes of messages after which a tool is stopped: it reads nothing sound
+SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
+SAME_FAILURES = 5  # in a row, after which the cause is taken to lie outside the recordings
+ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
+
+LEVELS_FILTER = f"aresample={LEVEL_RATE},aformat=channel_layouts=mono:sample_fmts=s16"
+# Fills gaps with silence and mends jitter, so that every player agrees on every time; 16 bits because browsers record no
+# more, and because digital silence then stays silence (3 % smaller than from float).
+TIMELINE_FILTER = "aresample=async=1:first_pts=0,aformat=sample_fmts=s16"
+# What browsers record and people upload, and nothing that refers to other files (playlists, concat lists, manifests).
+SAFE_INPUT = (
+    "-protocol_whitelist", "file",
+    "-format_whitelist", "matroska,mov,ogg,wav,mp3,flac,aac",
+    "-codec_whitelist",
+    "opus,libopus,vorbis,aac,alac,mp3,mp3float,flac,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_u8",
+    "-max_streams", "16",
+    "-max_alloc", "268435456",
+)  # fmt: skip
+QUIET = ("-hide_banner", "-nostdin", "-xerror", "-v", "level+warning", "-y")
+# cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
+TOOL_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", "/usr/bin", "/bin", "/snap/bin",
+                "/home/linuxbrew/.linuxbrew/bin")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of copy: how it is made, and what its length and size may be.
+
+    `payload` is the share of the asked bit rate that the encoder really uses on speech (measured), `slack` the seconds by which
+    its decoded length may differ from the source's: none for Opus (RFC 7845 trims to the sample), a frame or two for the others.
+    """
+
+    suffix: str
+    muxer: str
+    demuxer: str
+    codec: str
+    encoder: str
+    options: tuple[str, ...]
+    payload: float
+    header: int  # bytes
+    slack: float  # seconds
+    rates: tuple[int, int]  # bit/s
+
+
+FORMATS = {
+    "opus": Format(".opus", "ogg", "ogg", "opus", "libopus", ("-vbr", "constrained"), 0.962, 250, 0.0005, (6_000, 510_000)),
+    "m4a": Format(".m4a", "ipod", "mov", "aac", "aac", ("-movflags", "+faststart"), 1.03, 1_200, 0.05, (16_000, 512_000)),
+    "mp3": Format(".mp3", "mp3", "mp3", "mp3", "libmp3lame", (), 1.003, 600, 0.06, (32_000, 320_000)),
+}
+COPY_SUFFIXES = tuple(form.suffix for form in FORMATS.values())
+
+# --------------------------------------------------------------------------------------------------- vocabulary
+
+
+class Action(enum.Enum):
+    """What became of a recording, as printed, logged and remembered."""
+
+    COMPRESSED = "compressed"
+    WOULD_COMPRESS = "would-compress"
+    KEPT = "kept"
+    FAILED = "failed"
+
+
+class Reason(enum.Enum):
+    """Why, with the sentence for the user; `{}` stands for what was found in this file."""
+
+    action: Action
+    sentence: str
+
+    def __init__(self, action: Action, sentence: str) -> None:
+        self.action, self.sentence = action, sentence
+
+    DONE = (Action.COMPRESSED, "proven and put in place{}")
+    ADOPTED = (Action.COMPRESSED, "finished what an interrupted run began; its copy was proven again{}")
+    RELEASED = (Action.COMPRESSED, "kept original deleted after its copy was proven again{}")
+    DUE = (Action.WOULD_COMPRESS, "due{}")
+
+    EMPTY = (Action.KEPT, "the file is empty{}")
+    HEADERLESS = (Action.KEPT, "headerless slice: a later part of a recording, unreadable without its first part{}")
+    UNREADABLE = (Action.KEPT, "unreadable: {}")
+    NO_AUDIO = (Action.KEPT, "no audio in it: {}")
+    VIDEO = (Action.KEPT, "has video, which a copy of the sound would lose{}")
+    SEVERAL_STREAMS = (Action.KEPT, "several streams, of which a copy would keep one: {}")
+    APPENDED = (Action.KEPT, "several recordings appended in one file, of which ffmpeg would keep the first: {}")
+    TRUNCATED = (Action.KEPT, "truncated: {}")
+    DAMAGED = (Action.KEPT, "damaged: {}")
+    LOW_BIT_RATE = (Action.KEPT, "already small: {}")
+    LITTLE_SAVING = (Action.KEPT, "too little to gain: {}")
+    POLICY_KEEP = (Action.KEPT, "its sidecar's compression_policy says keep{}")
+    POLICY_INVALID = (Action.KEPT, "its sidecar's compression_policy cannot be followed: {}")
+
+    TOOL_FAILED = (Action.FAILED, "ffmpeg failed: {}")
+    TOOL_HUNG = (Action.FAILED, "ffmpeg hung and was stopped: {}")
+    NOT_PROVEN = (Action.FAILED, "the copy did not prove true and was dropped: {}")
+    SIDECAR = (Action.FAILED, "sidecar cannot be read: {}")
+    INDEX = (Action.FAILED, "index.json cannot be read: {}")
+    NAME_TAKEN = (Action.FAILED, "name already taken: {}")
+    CHANGED = (Action.FAILED, "the recording changed while it was being worked on{}")
+    NO_SPACE = (Action.FAILED, "no space left: {}")
+    INPUT_OUTPUT = (Action.FAILED, "input/output error: {}")
+    DEFECT = (Action.FAILED, "a defect of this program (its traceback is in the log): {}")
+
+    @property
+    def code(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+    @property
+    def is_environment(self) -> bool:
+        """True where the cause lies outside the recording, so that it must not count against it."""
+        return self in (Reason.NO_SPACE, Reason.INDEX, Reason.INPUT_OUTPUT)
+
+
+class ServiceError(Exception):
+    """Ends the run with its own exit code and a message that says what to do."""
+
+    exit_code = 1
+
+
+class UsageError(ServiceError):
+    exit_code = 2
+
+
+class BusyError(ServiceError):
+    exit_code = 3
+
+
+class ToolMissingError(ServiceError):
+    exit_code = 4
+
+
+class NoSpaceError(ServiceError):
+    exit_code = 5
+
+
+class Stopped(Exception):
+    """The run was asked to stop while a tool was at work; whatever it wrote is dropped."""
+
+
+class Refusal(Exception):
+    """This recording stays as it is: the reason, and what was found."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason.sentence.format(detail))
+        self.reason, self.detail = reason, detail
+
+
+class JsonFlaw(Exception):
+    """A JSON document that cannot be changed without changing something else too."""
+
+
+class NotProven(Refusal):
+    """A copy that failed one check: what was expected, and what was found."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(Reason.NOT_PROVEN, f"{type(self).__name__}: expected {expected}, found {found}")
+
+
+class MissingCopy(NotProven):
+    pass
+
+
+class WrongStream(NotProven):
+    pass
+
+
+class UnsoundStream(NotProven):
+    pass
+
+
+class UndecodableCopy(NotProven):
+    pass
+
+
+class WrongLength(NotProven):
+    pass
+
+
+class DifferentAudio(NotProven):
+    pass
+
+
+# ------------------------------------------------------------------------------------------------------ records
+
+
+class Identity(NamedTuple):
+    """What makes a file the same file: a change of any means another file or other content."""
+
+    device: int
+    inode: int
+    size: int  # bytes
+    mtime_ns: int
+
+
+class Source(NamedTuple):
+    """One audio file of the library, as the scan saw it; `path` is relative to the recordings folder."""
+
+    path: str
+    identity: Identity
+
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(self.path)
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    @property
+    def stem(self) -> str:
+        return os.path.splitext(self.name)[0]
+
+    @property
+    def size(self) -> int:
+        return self.identity.size
+
+    @property
+    def guessed_seconds(self) -> float:
+        return self.size / BYTES_PER_SECOND
+
+
+class Sidecar(NamedTuple):
+    """What one JSON file beside the recordings says of them. With a `flaw` its content cannot be relied on."""
+
+    name: str
+    id: Optional[str]
+    chunks: tuple[str, ...]
+    durations: Mapping[str, float]  # seconds on record, by chunk
+    policy: Any
+    language: Optional[str]
+    flaw: str
+    text: bytes  # of a flawed document only: it may still name a recording
+
+    @property
+    def stem(self) -> str:
+        return self.name[: -len(SIDECAR_SUFFIX)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a recording is to become."""
+
+    format: str
+    bitrate: int  # bit/s
+
+    @property
+    def form(self) -> Format:
+        return FORMATS[self.format]
+
+
+@dataclasses.dataclass
+class Session:
+    """The recorder's notion of a recording: audio files that share sidecars. Written to together, committed together."""
+
+    folder: str
+    sources: list[Source]
+    sidecars: list[Sidecar]
+    seen: frozenset[str] = frozenset()  # every JSON file of the folder when it was read
+    flaw: str = ""
+    done: list[Work] = dataclasses.field(default_factory=list)  # in place already, by this run
+    resting: set[str] = dataclasses.field(default_factory=set)  # names of what is kept as it is
+
+    @property
+    def key(self) -> str:
+        """The same on every machine and in every run, whatever has been compressed already."""
+        names = [sidecar.stem for sidecar in self.sidecars] or [source.stem for source in self.sources]
+        return os.path.join(self.folder, min(names))
+
+    @property
+    def ids(self) -> list[str]:
+        return sorted({sidecar.id for sidecar in self.sidecars if sidecar.id is not None})
+
+    @property
+    def policies(self) -> list[Any]:
+        return [sidecar.policy for sidecar in self.sidecars if sidecar.policy is not None]
+
+    @property
+    def languages(self) -> set[str]:
+        return {sidecar.language for sidecar in self.sidecars if sidecar.language}
+
+    def recorded_seconds(self, name: str) -> Optional[float]:
+        return max((sidecar.durations[name] for sidecar in self.sidecars if name in sidecar.durations), default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What is in an audio file, from its packets alone.
+
+    `packets` counts packets by (bytes, samples at `rate` Hz); `timeline` is where the last packet ends, in seconds from the start
+    of the first; `gaps` the seconds in between that no packet covers.
+    """
+
+    demuxer: str
+    codec: str
+    channels: int
+    rate: int
+    packets: Mapping[tuple[int, int], int]
+    timeline: float
+    gaps: float
+
+    @property
+    def payload(self) -> int:
+        """Bytes of coded audio."""
+        return sum(size * count for (size, _), count in self.packets.items())
+
+    @property
+    def audio_seconds(self) -> float:
+        return sum(samples * count for (_, samples), count in self.packets.items()) / self.rate
+
+    @property
+    def kilobits(self) -> float:
+        """kbit/s, from payload and packets; no header carries it."""
+        return self.payload * 8 / 1000 / self.audio_seconds if self.audio_seconds else 0.0
+
+
+@dataclasses.dataclass
+class Work:
+    """One recording on its way through the run; filled in as it goes."""
+
+    source: Source
+    session: Session
+    target: Target
+    fingerprint: str  # of the settings that the decision rests on
+    unlink: bool  # whether the original goes at the end
+    probe: Optional[Probe] = None
+    estimate: int = 0  # bytes
+    staged: Optional[str] = None
+    copy: Optional[Identity] = None
+    reason: Optional[Reason] = None
+    detail: str = ""
+    trace: str = ""  # of a defect
+
+    @property
+    def copy_name(self) -> str:
+        return self.source.stem + self.target.form.suffix
+
+    @property
+    def proven(self) -> bool:
+        return self.copy is not None and self.reason is not None and self.reason.action is Action.COMPRESSED
+
+    @property
+    def seconds(self) -> float:
+        return round(self.probe.timeline, 3) if self.probe else 0.0
+
+    def refuse(self, reason: Reason, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+
+    def refuse_for(self, error: Exception) -> None:
+        """Refuse it for whatever kept it from going on."""
+        if isinstance(error, Refusal):
+            self.refuse(error.reason, error.detail)
+        elif isinstance(error, OSError):
+            self.refuse(Reason.NO_SPACE if is_no_space(error) else Reason.INPUT_OUTPUT, describe(error))
+        else:
+            self.refuse(Reason.SIDECAR, str(error))
+
+    def outcome(self) -> dict[str, Any]:
+        """The object of `--json` and of the history."""
+        assert self.reason is not None
+        compressed = self.copy.size if self.proven and self.copy else None
+        return {
+            "type": "recording",
+            "path": self.source.path,
+            "action": self.reason.action.value,
+            "reason": self.reason.sentence.format(self.detail),
+            "code": self.reason.code,
+            "original_size": self.source.size,
+            "compressed_size": compressed,
+            "seconds": self.seconds,
+        }
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+class Kind(NamedTuple):
+    """A type of setting: `check` turns a JSON value into the value used, or raises ValueError with what was expected;
+    `from_text` turns a flag's text into a JSON value first."""
+
+    check: Callable[[Any], Any]
+    from_text: Callable[[str], Any] = str
+
+
+def expect(condition: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(expected)
+
+
+def number_from_text(text: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return text
+
+
+def number(expected: str, low: float, high: float = math.inf, whole: bool = False) -> Kind:
+    def check(value: Any) -> Any:
+        kinds = (int,) if whole else (int, float)
+        expect(isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high, expected)
+        expect(math.isfinite(value), expected)
+        return value
+
+    return Kind(check, number_from_text)
+
+
+def check_boolean(value: Any) -> bool:
+    expect(isinstance(value, bool), "true or false")
+    return bool(value)
+
+
+def check_path(value: Any) -> str:
+    expect(isinstance(value, str) and value and "\0" not in value, "a path as a string")
+    return str(value)
+
+
+def check_bitrate(value: Any) -> int:
+    """Bits per second from "96k" or 96000; 6 to 510 kbit/s is what Opus can do (RFC 6716, section 2.1.1)."""
+    expected = 'a bit rate from "6k" to "510k", such as "96k"'
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)(k?)", value.strip(), re.IGNORECASE)
+        expect(match, expected)
+        value = round(float(match[1]) * (1000 if match[2] else 1)) if match else 0
+    expect(isinstance(value, int) and not isinstance(value, bool) and 6_000 <= value <= 510_000, expected)
+    return int(value)
+
+
+def check_format(value: Any) -> str:
+    expect(isinstance(value, str) and value in FORMATS, "one of " + ", ".join(FORMATS))
+    return str(value)
+
+
+def check_optional(kind: Kind) -> Kind:
+    return Kind(lambda value: None if value is None else kind.check(value), kind.from_text)
+
+
+def check_texts(value: Any) -> tuple[str, ...]:
+    return tuple(value)
+
+
+def check_date(value: Any) -> Optional[str]:
+    expect(isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value), "a date such as 2025-10-27")
+    datetime.strptime(value, "%Y-%m-%d")
+    return str(value)
+
+
+def check_shard(value: Any) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    expect(match and 1 <= int(match[1]) <= int(match[2]), "K/N with K from 1 to N, such as 2/4")
+    assert match
+    return int(match[1]), int(match[2])
+
+
+DAYS = number("a number of days from 0 up", 0)
+BOOLEAN = Kind(check_boolean)
+
+
+def setting(default: Any, kind: Kind, *flags: str, help: str = "", key: bool = True, **options: Any) -> Any:
+    """One declaration of a setting: its default, its type, its flags (with argparse's options) and whether the file has it."""
+    metadata = {"kind": kind, "flags": flags, "help": help, "key": key, "options": options}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of a run, as resolved; a flag beats the config file, which beats the default."""
+
+    recordings_dir: str = setting("recordings", Kind(check_path), "--recordings", metavar="DIR", help="the library")
+    log_file: str = setting("logs/compression.log", Kind(check_path))
+    dry_run: bool = setting(False, BOOLEAN, "-n", "--dry-run", action="store_true",
+                            help="say what would happen, change nothing at all")  # fmt: skip
+    age_threshold_days: float = setting(7, DAYS, "--older-than", metavar="DAYS", help="by modification time")
+    target_bitrate: int = setting(96_000, Kind(check_bitrate), "--bitrate", metavar="RATE", help="such as 96k")
+    target_format: str = setting("opus", Kind(check_format), "--format", metavar="NAME", help="opus, m4a or mp3")
+    delete_originals: bool = setting(True, BOOLEAN, "--keep-originals", action="store_false",
+                                     help="leave every original beside its copy")  # fmt: skip
+    keep_originals_days: float = setting(0, DAYS)
+    verify_before_delete: bool = setting(True, BOOLEAN)
+    min_saving_percent: float = setting(5, number("a percentage from 0 to 99", 0, 99))
+    jobs: int = setting(0, number("a whole number from 0 up (0: one a core)", 0, 1024, whole=True), "-j", "--jobs",
+                        metavar="N", help="0: one a core")  # fmt: skip
+    only: tuple[str, ...] = setting((), Kind(check_texts), "--only", key=False, action="append", metavar="GLOB",
+                                    help="paths like this, below the recordings folder")  # fmt: skip
+    since: Optional[str] = setting(None, Kind(check_date), "--since", key=False, metavar="DATE", help="recorded then or later")
+    until: Optional[str] = setting(None, Kind(check_date), "--until", key=False, metavar="DATE", help="recorded then or before")
+    language: tuple[str, ...] = setting((), Kind(check_texts), "--language", key=False, action="append", metavar="CODE",
+                                        help="recordings in this language")  # fmt: skip
+    limit: Optional[int] = setting(None, number("a whole number from 1 up", 1, whole=True), "--limit", key=False, metavar="N",
+                                   help="take up at most N recordings, oldest first")  # fmt: skip
+    max_run_minutes: Optional[float] = setting(None, check_optional(number("minutes, above 0", 1e-6)), "--max-minutes",
+                                               metavar="M", help="start nothing new after that")  # fmt: skip
+    shard: Optional[tuple[int, int]] = setting(None, Kind(check_shard), "--shard", key=False, metavar="K/N",
+                                               help="the Kth of N parts of the library")  # fmt: skip
+    retry: bool = setting(False, BOOLEAN, "--retry", key=False, action="store_true",
+                          help="take up again what earlier runs kept or failed")  # fmt: skip
+    json: bool = setting(False, BOOLEAN, "--json", key=False, action="store_true", help="JSON Lines on stdout")
+    quiet: bool = setting(False, BOOLEAN, "-q", "--quiet", key=False, action="store_true", help="errors only")
+    verbose: bool = setting(False, BOOLEAN, "-v", "--verbose", key=False, action="store_true", help="log lines on stderr")
+    progress: Optional[bool] = setting(None, Kind(lambda value: value), "--progress", "--no-progress", key=False,
+                                       action="progress", help="default: on a terminal")  # fmt: skip
+    file: str = ""  # the config file, where there is one
+
+    @property
+    def log_folder(self) -> str:
+        return os.path.dirname(self.log_file)
+
+    @property
+    def target(self) -> Target:
+        return Target(self.target_format, self.target_bitrate)
+
+    @property
+    def workers(self) -> int:
+        return self.jobs or allowed_cores()
+
+
+SETTINGS = [field for field in dataclasses.fields(Config) if field.metadata]
+FILE_KEYS = [field.name for field in SETTINGS if field.metadata["key"]]
+
+
+def check_setting(field: dataclasses.Field[Any], value: Any, origin: str) -> Any:
+    try:
+        return field.metadata["kind"].check(value)
+    except ValueError as error:
+        raise UsageError(f"{origin}: expected {error}, found {printable(json.dumps(value, default=str))}.") from None
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The settings a config file holds, checked. Raises UsageError naming the key and what was expected."""
+    try:
+        document = parse_json(read_regular(path))
+    except JsonFlaw as flaw:
+        raise UsageError(f"Config file {printable(path)} is not valid JSON: {flaw}. Nothing was touched.") from None
+    except OSError as error:
+        raise UsageError(f"Config file {printable(path)} cannot be read: {error.strerror}. Nothing was touched.") from None
+    values = {}
+    for key, value in document.items():
+        if key not in FILE_KEYS:
+            raise UsageError(f'Config file {printable(path)}: unknown key "{printable(key)}". Known: {", ".join(FILE_KEYS)}.')
+        field = next(field for field in SETTINGS if field.name == key)
+        values[key] = check_setting(field, value, f'Config file {printable(path)}, key "{key}"')
+    return values
+
+
+def resolve_config(arguments: argparse.Namespace) -> Config:
+    """Flags over the config file over the defaults, with absolute paths. Raises UsageError."""
+    here = os.path.dirname(os.path.realpath(__file__))
+    given = arguments.config is not None
+    file = os.path.abspath(arguments.config) if given else os.path.join(here, "compression_config.json")
+    base = os.path.dirname(file)
+    present = given or os.path.lexists(file)
+    values: dict[str, Any] = {field.name: field.default for field in SETTINGS}
+    if present:
+        values.update(read_config_file(file))
+    for name in ("recordings_dir", "log_file"):
+        values[name] = os.path.join(base, os.path.expanduser(values[name]))
+    for field in SETTINGS:
+        text = getattr(arguments, field.name, None)
+        if text is None:
+            continue
+        value = field.metadata["kind"].from_text(text) if isinstance(text, str) else text
+        values[field.name] = check_setting(field, value, field.metadata["flags"][-1])
+    for name in ("recordings_dir", "log_file"):
+        values[name] = os.path.abspath(values[name])
+    config = Config(file=file if present else "", **values)
+    check_target(config.target, "target_bitrate")
+    return config
+
+
+def check_target(target: Target, origin: str) -> None:
+    low, high = target.form.rates
+    if not low <= target.bitrate <= high:
+        raise UsageError(
+            f"{origin}: expected {low // 1000}k to {high // 1000}k for {target.format}, found {target.bitrate // 1000}k."
+        )
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compression_service.py",
+        description="Make a library of voice recordings smaller, without ever losing a second of it.",
+        epilog="Without a command: run. 'compression_service.py COMMAND --help' tells a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"compression_service.py {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (text, _) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        command.add_argument("-c", "--config", metavar="FILE", help="default: compression_config.json beside this script")
+        for field in SETTINGS:
+            if field.metadata["flags"] and (name == "run" or field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",))):
+                add_flag(command, field)
+    return parser
+
+
+def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+    flags, options, text = field.metadata["flags"], dict(field.metadata["options"]), field.metadata["help"]
+    if options.get("action") == "progress":
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument(flags[0], dest=field.name, action="store_const", const=True, help=text)
+        group.add_argument(flags[1], dest=field.name, action="store_const", const=False, help=argparse.SUPPRESS)
+        return
+    parser.add_argument(*flags, dest=field.name, default=None, help=text, **options)
+
+
+def main(args: Optional[Sequence[str]] = None) -> int:
+    """Run one command; `args` as in sys.argv[1:]. Returns the exit code."""
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
+        words.insert(0, "run")
+    arguments = build_parser().parse_args(words)
+    report: Optional[Report] = None
+    try:
+        config = resolve_config(arguments)
+        report = Report(config)
+        COMMANDS[arguments.command][1](config, report)
+        return report.exit_code
+    except ServiceError as error:
+        (report or Report(Config())).error(str(error))
+        return error.exit_code
+    except OSError as error:
+        (report or Report(Config())).error(describe(error))
+        return NoSpaceError.exit_code if is_no_space(error) else 1
+    finally:
+        if report:
+            report.close()
+
+
+def command_run(config: Config, report: Report) -> None:
+    Run(config, report, time.time()).execute()
+
+
+def command_pause(config: Config, report: Report) -> None:
+    require_library(config)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(pause_path(config), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    flush_folder(config.recordings_dir)
+    report.say(f"Paused: runs leave {printable(config.recordings_dir)} alone until 'resume'.")
+
+
+def command_resume(config: Config, report: Report) -> None:
+    require_library(config)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(pause_path(config))
+        flush_folder(config.recordings_dir)
+    report.say("Resumed: the next run goes on.")
+
+
+def pause_path(config: Config) -> str:
+    return os.path.join(config.recordings_dir, PAUSE_NAME)
+
+
+def require_library(config: Config) -> None:
+    if not os.path.isdir(config.recordings_dir):
+        raise UsageError(
+            f"The recordings folder {printable(config.recordings_dir)} is not there. Is its disk mounted? "
+            "Otherwise name it with --recordings or recordings_dir."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- run
+
+
+class Run:
+    """One run over the library, from the scan to the summary."""
+
+    def __init__(self, config: Config, report: Report, now: float) -> None:
+        self.config, self.report, self.now = config, report, now
+        self.started = time.monotonic()
+        self.library = config.recordings_dir
+        self.history = History(config)
+        self.streak: list[Work] = []  # failures in a row; the same cause SAME_FAILURES times ends the run
+
+    def execute(self) -> None:
+        require_library(self.config)
+        if os.path.lexists(pause_path(self.config)):
+            self.report.say("Paused: nothing was done. 'compression_service.py resume' lets runs go on.")
+            return
+        if self.config.dry_run:
+            self.rehearse(self.plan())
+            self.report.summary(self.started)
+            return
+        with library_lock(self.library, self.config.shard), stop_signals() as stop:
+            self.report.open_log()
+            try:
+                self.work(stop)
+            finally:
+                self.report.summary(self.started)
+
+    def work(self, stop: Stop) -> None:
+        with Staging(self.library, self.config.shard) as staging:
+            committer = Committer(self.config, self.report, self.history, staging)
+            queue = self.plan()
+            committer.heal_index()
+            if queue:
+                with Tools(stop) as tools:
+                    tools.require(self.config.target.form)
+                    self.transcode(queue, Transcoder(self.config, tools, staging), committer, stop)
+            committer.close()
+        if stop.signal:
+            self.report.stopped(stop.signal)
+
+    def plan(self) -> list[Work]:
+        """Everything to take up in this run, oldest recording first."""
+        found = scan(self.library, self.now - self.config.age_threshold_days * DAY)
+        self.report.found(found)
+        sessions = []
+        for folder, sources in sorted(found.due.items()):
+            try:
+                sessions += resolve_sessions(self.library, folder, sources)
+            except OSError as error:
+                self.report.error(f"Folder {printable(folder)} cannot be read, its recordings were left alone: {describe(error)}")
+        works = [work for session in sessions for work in self.take_up(session)]
+        oldest: dict[int, int] = {}
+        for work in works:
+            key = id(work.session)
+            oldest[key] = min(oldest.get(key, work.source.identity.mtime_ns), work.source.identity.mtime_ns)
+        works.sort(key=lambda work: (oldest[id(work.session)], work.session.key, work.source.path))
+        works = works[: self.config.limit]
+        self.report.due(works)
+        return works
+
+    def take_up(self, session: Session) -> Iterator[Work]:
+        """What of one session is due now, selected, and not remembered as done, kept or failed."""
+        shard = self.config.shard
+        if shard and zlib.crc32(os.fsencode(session.key)) % shard[1] != shard[0] - 1:
+            return
+        for source in session.sources:
+            if not is_selected(source, session, self.config):
+                continue
+            target, refusal = self.config.target, None
+            try:
+                policy = combine_policies(session.policies)
+                if policy.after_days is not None and source.identity.mtime_ns / 1e9 > self.now - policy.after_days * DAY:
+                    continue
+                target = policy.target(target)
+                if policy.keep:
+                    refusal = Refusal(Reason.POLICY_KEEP)
+            except Refusal as error:
+                refusal = error
+            fingerprint = policy_fingerprint(self.config, target, session)
+            last = self.history.last(source)
+            if last and last.action == Action.COMPRESSED.value and last.fingerprint == fingerprint:
+                if not self.releases(last):
+                    continue
+            elif last and last.fingerprint == fingerprint and last.is_settled and not self.config.retry:
+                session.resting.add(source.name)
+                self.report.remembered += 1
+                continue
+            unlink = self.config.delete_originals and (self.config.keep_originals_days == 0 or bool(last and self.releases(last)))
+            work = Work(source, session, target, fingerprint, unlink)
+            if refusal:
+                work.refuse(refusal.reason, refusal.detail)
+            yield work
+
+    def releases(self, last: Remembered) -> bool:
+        """Whether the original kept beside its copy may go now."""
+        age = self.now - last.time
+        return self.config.delete_originals and age >= self.config.keep_originals_days * DAY
+
+    def rehearse(self, works: list[Work]) -> None:
+        """The dry run: everything up to the decision."""
+        with stop_signals() as stop, Tools(stop) as tools:
+            for work in works:
+                try:
+                    if work.reason is None:
+                        examine(self.library, work, tools, self.config)
+                        work.refuse(Reason.DUE)
+                except (Refusal, OSError) as error:
+                    work.refuse_for(error)
+                self.report.recording(work)
+                if stop.signal:
+                    return
+
+    def transcode(self, works: list[Work], transcoder: Transcoder, committer: Committer, stop: Stop) -> None:
+        """Keep every worker busy with batches; commit what comes back, step by step."""
+        workers = self.config.workers
+        steps = Steps(works)
+        batches = Batches(works, workers)
+        running: dict[concurrent.futures.Future[None], Batch] = {}
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            try:
+                while True:
+                    while not self.must_end(stop) and len(running) < workers and batches.waiting:
+                        batch = self.next_batch(batches, running, committer)
+                        if batch is None:
+                            break
+                        running[pool.submit(transcoder.process, batch)] = batch
+                    if not running:
+                        break
+                    self.collect(running, steps, committer)
+                    self.report.progress(self.started)
+            finally:
+                stop.requested = bool(running) or stop.requested  # leaving by an exception: what still runs is dropped
+        if not stop.signal:
+            for step in steps.unfinished():
+                committer.commit(step)
+        committer.settle()
+        self.flush_streak()
+
+    def must_end(self, stop: Stop) -> bool:
+        minutes = self.config.max_run_minutes
+        if stop.signal:
+            return True
+        if minutes is not None and time.monotonic() - self.started > minutes * 60:
+            self.report.note_once("Time is up (max_run_minutes); what is left is for the next run.")
+            return True
+        if os.path.lexists(pause_path(self.config)):
+            self.report.note_once("Paused while at work; what is left waits for 'resume'.")
+            return True
+        return False
+
+    def next_batch(self, batches: Batches, running: Mapping[Any, Batch], committer: Committer) -> Optional[Batch]:
+        """The next batch that the disk has room for; None to wait for room. Raises NoSpaceError."""
+        reserved = sum(batch.space for batch in running.values())
+        free = shutil.disk_usage(self.library).free
+        batch = batches.take(free - reserved)
+        if batch is None and committer.pending:
+            committer.settle()
+            batch = batches.take(shutil.disk_usage(self.library).free - reserved)
+        if batch is None and not running:
+            raise NoSpaceError(
+                f"Too little disk space: {megabytes(free)} free where {megabytes(batches.smallest_need())} are needed for the next "
+                f"recording's copy ({printable(batches.waiting[0].source.path)}). Everything not yet done is as it was; "
+                "make room and run again."
+            )
+        return batch
+
+    def collect(self, running: dict[concurrent.futures.Future[None], Batch], steps: Steps, committer: Committer) -> None:
+        done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
+        ready = []
+        for future in done:
+            batch = running.pop(future)
+            try:
+                future.result()
+            except Stopped:
+                continue
+            for work in batch.works:
+                ready += steps.finish(work)
+        for step in ready:
+            committer.commit(step)
+            for work in step:
+                self.account(work)
+        if committer.must_settle():
+            committer.settle()
+
+    def account(self, work: Work) -> None:
+        """Report what is final now, and notice when the same failure comes again and again."""
+        if work.proven:
+            self.flush_streak()
+            return
+        assert work.reason is not None
+        self.report.recording(work)
+        if work.reason.action is not Action.FAILED:
+            self.history.append([work], counts=True)
+            return
+        if self.streak and self.streak[-1].reason is not work.reason:
+            self.flush_streak()
+        self.streak.append(work)
+        if work.reason is Reason.NO_SPACE:
+            raise NoSpaceError(f"The disk is full: {work.detail}. The original is kept; make room and run again.")
+        if len(self.streak) >= SAME_FAILURES:
+            self.history.append(self.streak, counts=False)
+            self.streak = []
+            raise ServiceError(
+                f"{SAME_FAILURES} recordings in a row failed in the same way, so the run stopped: {printable(work.detail)}. "
+                "All originals are kept. 'compression_service.py doctor' may tell the cause."
+            )
+
+    def flush_streak(self) -> None:
+        self.history.append(self.streak, counts=True)
+        self.streak = []
+
+
+class Steps:
+    """Which recordings are put in place together: all of a session, or several steps of a very large one."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self.members: dict[int, list[Work]] = {}
+        self.left: Counter[int] = Counter()
+        sizes = Counter(id(work.session) for work in works)
+        step: list[Work] = []
+        number = bytes_in_step = 0
+        previous: Optional[Session] = None
+        self.step_of: dict[int, int] = {}
+        for work in works:
+            limit = max(STEP_FILES, sizes[id(work.session)] // 16)
+            if work.session is not previous or len(step) >= limit or bytes_in_step >= STEP_BYTES:
+                step, number, bytes_in_step = [], number + 1, 0
+                self.members[number] = step
+            step.append(work)
+            bytes_in_step += work.source.size
+            previous = work.session
+            self.step_of[id(work)] = number
+            self.left[number] += 1
+
+    def finish(self, work: Work) -> list[list[Work]]:
+        """Note that a recording is through its proof; returns its step if that was the last of it."""
+        number = self.step_of[id(work)]
+        self.left[number] -= 1
+        return [self.members.pop(number)] if not self.left[number] else []
+
+    def unfinished(self) -> list[list[Work]]:
+        """When the run ends early: the proven part of every step begun."""
+        return [proven for step in self.members.values() if (proven := [work for work in step if work.proven])]
+
+
+class Batch(NamedTuple):
+    works: list[Work]
+    space: int  # bytes of disk it may need while at work
+
+
+class Batches:
+    """Hands out work in batches: large ones first, small ones at the end, so that all workers end together."""
+
+    def __init__(self, works: Sequence[Work], workers: int) -> None:
+        self.waiting = deque(works)
+        self.workers = workers
+        self.seconds = sum(work.source.guessed_seconds for work in works)
+
+    def take(self, room: int) -> Optional[Batch]:
+        """The next batch that fits into `room` bytes of free space, or None."""
+        share = min(BATCH_SECONDS, self.seconds / (2 * self.workers))
+        works: list[Work] = []
+        seconds, space = 0.0, SPACE_MARGIN
+        while self.waiting and len(works) < BATCH_FILES:
+            work = self.waiting[0]
+            need = space_needed(work)
+            too_much = works and (seconds + work.source.guessed_seconds > share or self.is_last_few(works))
+            if too_much or space + need > room:
+                break
+            works.append(self.waiting.popleft())
+            seconds += work.source.guessed_seconds
+            space += need
+        self.seconds -= seconds
+        return Batch(works, space) if works else None
+
+    def is_last_few(self, works: Sequence[Work]) -> bool:
+        """Whether the rest is better left for the other workers."""
+        return len(self.waiting) < self.workers <= len(works)
+
+    def smallest_need(self) -> int:
+        return SPACE_MARGIN + space_needed(self.waiting[0])
+
+
+def space_needed(work: Work) -> int:
+    """Bytes of disk that one recording may take in staging: its copy, and two level files of 8 kB a second."""
+    seconds = work.source.guessed_seconds
+    copy = max(work.source.size, round(seconds * work.target.bitrate / 8))
+    return round(copy + seconds * 2 * 2 * LEVEL_RATE)
+
+
+# --------------------------------------------------------------------------------------------------------- scan
+
+
+@dataclasses.dataclass
+class Scan:
+    """What one pass over the library saw. Only what is due is held in memory."""
+
+    due: dict[str, list[Source]] = dataclasses.field(default_factory=dict)  # by folder
+    found: int = 0
+    young: int = 0
+    copies: int = 0
+    copies_size: int = 0  # bytes
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def scan(library: str, cutoff: float) -> Scan:
+    """One pass over the library for sources last modified before `cutoff` (seconds since the epoch). Opens no file, follows no
+    symlink, enters no hidden folder; a folder that cannot be read to its end counts as a problem, never as an empty one."""
+    result = Scan()
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            scan_folder(library, folder, round(cutoff * 1e9), result, folders)
+        except OSError as error:
+            result.due.pop(folder, None)
+            result.problems.append(f"Folder {printable(folder or library)} cannot be read: {describe(error)}")
+    return result
+
+
+def scan_folder(library: str, folder: str, cutoff_ns: int, result: Scan, folders: list[str]) -> None:
+    prefix = folder + "/" if folder else ""
+    due: list[Source] = []
+    with os.scandir(os.path.join(library, folder)) as entries:
+        for entry in entries:
+            name = entry.name
+            suffix = name[-5:].lower()
+            if suffix == SIDECAR_SUFFIX or name[0] == ".":
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(prefix + name)
+            elif suffix == SOURCE_SUFFIX and entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                result.found += 1
+                if status.st_mtime_ns > cutoff_ns:
+                    result.young += 1
+                else:
+                    due.append(Source(prefix + name, identity_of(status)))
+            elif suffix.endswith(COPY_SUFFIXES) and entry.is_file(follow_symlinks=False):
+                result.copies += 1
+                result.copies_size += entry.stat(follow_symlinks=False).st_size
+    if due:
+        result.due[folder] = due
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def is_selected(source: Source, session: Session, config: Config) -> bool:
+    """Whether the selection flags admit it: by path, by recorded date, by language."""
+    if config.only and not any(fnmatch.fnmatchcase(source.path, glob) for glob in config.only):
+        return False
+    if config.language and not session.languages & set(config.language):
+        return False
+    if config.since or config.until:
+        date = recorded_date(source, session)
+        return (config.since or "") <= date <= (config.until or "9999")
+    return True
+
+
+def recorded_date(source: Source, session: Session) -> str:
+    """YYYY-MM-DD from the sidecar, else from folder and file name, else from the modification time."""
+    for text in [*session.ids, source.path]:
+        match = re.search(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)", text)
+        if match:
+            return match[0]
+    return datetime.fromtimestamp(source.identity.mtime_ns / 1e9).strftime("%Y-%m-%d")
+
+
+# ----------------------------------------------------------------------------------------------------- sessions
+
+
+def resolve_sessions(library: str, folder: str, sources: list[Source]) -> list[Session]:
+    """Group the due sources of one folder with the sidecars that speak of them. Raises OSError if the folder cannot be read."""
+    sidecars = read_sidecars(library, folder)
+    group = {source.name: source.name for source in sources}  # union-find over chunk names, ids and sidecars
+
+    def root(node: str) -> str:
+        while group.setdefault(node, node) != node:
+            group[node] = group[group[node]]
+            node = group[node]
+        return node
+
+    good = [sidecar for sidecar in sidecars if not sidecar.flaw]
+    by_stem = defaultdict(list)
+    for source in sources:
+        by_stem[source.stem].append(source.name)
+    for sidecar in good:
+        node = root("\0sidecar " + sidecar.name)
+        links = [name for chunk in sidecar.chunks for name in (chunk, *by_stem.get(os.path.splitext(chunk)[0], ()))]
+        links += by_stem.get(sidecar.stem, ())
+        links += ["\0id " + sidecar.id] if sidecar.id is not None else []
+        for link in links:
+            group[root(link)] = root(node)
+    sessions: dict[str, Session] = {}
+    seen = frozenset(sidecar.name for sidecar in sidecars)
+    for source in sources:
+        sessions.setdefault(root(source.name), Session(folder, [], [], seen)).sources.append(source)
+    for sidecar in good:
+        session = sessions.get(root("\0sidecar " + sidecar.name))
+        if session:
+            session.sidecars.append(sidecar)
+    flawed = [sidecar for sidecar in sidecars if sidecar.flaw]
+    for session in sessions.values():
+        session.flaw = find_flaw(session, flawed)
+    return list(sessions.values())
+
+
+def find_flaw(session: Session, flawed: Sequence[Sidecar]) -> str:
+    """The unreadable JSON file that may speak of this session, if any: one that shares a name with it or mentions it, or any
+    one in its folder where no readable sidecar vouches for the session."""
+    for sidecar in flawed:
+        for source in session.sources:
+            related = source.stem.startswith(sidecar.stem) or sidecar.stem.startswith(source.stem)
+            if related or os.fsencode(source.name) in sidecar.text or not session.sidecars:
+                return f"{printable(sidecar.name)}: {sidecar.flaw}"
+    return ""
+
+
+def read_sidecars(library: str, folder: str, known: Iterable[str] = ()) -> list[Sidecar]:
+    """Every JSON file in one folder but the `known` names, without the master index. Raises OSError."""
+    path = os.path.join(library, folder)
+    names = [name for name in os.listdir(path) if name[-5:].lower() == SIDECAR_SUFFIX and name[0] != "."]
+    skip = {*known, INDEX_NAME} if not folder else set(known)
+    return [read_sidecar(os.path.join(path, name)) for name in sorted(names) if name not in skip]
+
+
+def read_sidecar(path: str) -> Sidecar:
+    name, text = os.path.basename(path), b""
+    try:
+        text = read_regular(path)
+        return describe_sidecar(name, parse_json(text))
+    except IsADirectoryError:
+        return Sidecar(name, None, (), {}, None, None, "", b"")
+    except JsonFlaw as flaw:
+        return Sidecar(name, None, (), {}, None, None, str(flaw), text)
+    except OSError as error:
+        return Sidecar(name, None, (), {}, None, None, describe(error), text)
+
+
+def describe_sidecar(name: str, document: dict[str, Any]) -> Sidecar:
+    chunks, durations = [], {}
+    for chunk in chunk_objects(document):
+        if is_plain_name(chunk.get("file")):
+            chunks.append(chunk["file"])
+            duration = chunk.get("duration")
+            if isinstance(duration, (int, float)) and not isinstance(duration, bool):
+                durations[chunk["file"]] = float(duration)
+    id_, language = document.get("id"), document.get("language")
+    return Sidecar(
+        name, id_ if isinstance(id_, str) else None, tuple(chunks), durations, document.get("compression_policy"),
+        language if isinstance(language, str) else None, "", b"",
+    )  # fmt: skip
+
+
+def chunk_objects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    chunks = document.get("chunks")
+    return [chunk for chunk in chunks if isinstance(chunk, dict)] if isinstance(chunks, list) else []
+
+
+def is_plain_name(value: Any) -> bool:
+    """Whether a name found in a document stays in its own folder; everything else is ignored."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {"/", "\0"}
+
+
+class Policy(NamedTuple):
+    keep: bool = False
+    bitrate: Optional[int] = None
+    after_days: Optional[float] = None
+    format: Optional[str] = None
+
+    def target(self, default: Target) -> Target:
+        target = Target(self.format or default.format, self.bitrate or default.bitrate)
+        low, high = target.form.rates
+        if not low <= target.bitrate <= high:
+            raise Refusal(Reason.POLICY_INVALID, f"{target.bitrate // 1000}k is not a bit rate of {target.format}")
+        return target
+
+
+POLICY_KINDS = {"keep": BOOLEAN, "bitrate": Kind(check_bitrate), "after_days": DAYS, "format": Kind(check_format)}
+
+
+def combine_policies(policies: Iterable[Any]) -> Policy:
+    """One policy from all sidecars of a session, the most careful wish of each kind. Raises Refusal."""
+    wishes: dict[str, list[Any]] = defaultdict(list)
+    for policy in policies:
+        if not isinstance(policy, dict):
+            raise Refusal(Reason.POLICY_INVALID, 'expected an object such as {"keep": true}')
+        for key, value in policy.items():
+            if key not in POLICY_KINDS:
+                raise Refusal(Reason.POLICY_INVALID, f'unknown key "{key}"')
+            try:
+                wishes[key].append(POLICY_KINDS[key].check(value))
+            except ValueError as error:
+                raise Refusal(Reason.POLICY_INVALID, f'"{key}": expected {error}') from None
+    return Policy(**{key: max(values) for key, values in wishes.items()})
+
+
+def policy_fingerprint(config: Config, target: Target, session: Session) -> str:
+    """Changes whenever a decision about this session may come out differently."""
+    data = [target.format, target.bitrate, config.min_saving_percent, config.verify_before_delete, session.policies]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# -------------------------------------------------------------------------------------------------------- probe
+
+
+def opus_samples() -> list[int]:
+    """Samples at 48 kHz in one frame of an Opus packet, by its first byte (RFC 6716, section 3.1, table 2)."""
+    silk, hybrid, celt = (480, 960, 1920, 2880), (480, 960), (120, 240, 480, 960)
+    frames = silk * 3 + hybrid * 2 + celt * 4
+    return [frames[toc >> 3] for toc in range(256)]
+
+
+OPUS_FRAME = opus_samples()
+
+
+def opus_packet_samples(start: bytes) -> int:
+    """Samples at 48 kHz in the Opus packet that begins with these bytes; 0 if there is no such packet."""
+    if not start:
+        return 0
+    code = start[0] & 3
+    count = (1, 2, 2, start[1] & 63 if len(start) > 1 else 0)[code]
+    samples = OPUS_FRAME[start[0]] * count
+    return samples if samples <= 5760 else 0  # 120 ms (RFC 6716, section 3.2.5, R5)
+
+
+class Window:
+    """Reads anywhere in a file through one buffer, so that memory stays flat whatever the file's length."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor, self.size = descriptor, size
+        self.start, self.buffer = 0, b""
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; fewer only at the end of the file."""
+        begin = offset - self.start
+        if begin < 0 or begin + length > len(self.buffer):
+            self.buffer = os.pread(self.descriptor, max(length, PROBE_WINDOW), offset)
+            self.start, begin = offset, 0
+        return self.buffer[begin : begin + length]
+
+
+class Tally:
+    """Adds up packets as a walker meets them, and turns them into a Probe."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self.packets: Counter[tuple[int, int]] = Counter()
+        self.first: Optional[float] = None
+        self.end = 0.0  # seconds, of the last packet
+        self.gaps = 0.0
+
+    def add(self, seconds: float, samples: int, size: int) -> None:
+        if self.first is None:
+            self.first = self.end = seconds
+        jump = seconds - self.end
+        if jump > GAP_SECONDS:
+            self.gaps += jump
+        elif jump < -1.0:
+            raise Refusal(Reason.DAMAGED, f"its timestamps step back by {-jump:.1f} s at {self.end:.1f} s")
+        self.packets[size, samples] += 1
+        self.end = seconds + samples / self.rate
+
+    def probe(self, demuxer: str, codec: str, channels: int) -> Probe:
+        if self.first is None:
+            raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
+        return Probe(demuxer, codec, channels, self.rate, self.packets, self.end - self.first, self.gaps)
+
+
+def probe(descriptor: int, path: str, tools: Tools) -> Probe:
+    """What is in the file: container, codec, channels, every packet, every byte accounted for. Raises Refusal.
+
+    WebM and Ogg, which browsers record, are walked here: it is exact, the same under every ffmpeg, and cheaper than starting a
+    process. Anything else goes through ffmpeg's demuxers. The content decides, never the name.
+    """
+    size = os.fstat(descriptor).st_size
+    window = Window(descriptor, size)
+    head = window.at(0, 64)
+    if not head:
+        raise Refusal(Reason.EMPTY)
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return MatroskaWalk(window).probe() or probe_with_ffmpeg(path, "matroska", size, tools)
+    if head.startswith(b"OggS"):
+        return walk_ogg(window) or probe_with_ffmpeg(path, "ogg", size, tools)
+    for demuxer, matches in (
+        ("mov", head[4:8] == b"ftyp"),
+        ("wav", head[:4] == b"RIFF" and head[8:12] == b"WAVE"),
+        ("flac", head[:4] == b"fLaC"),
+        ("mp3", head[:3] == b"ID3" or (head[0] == 0xFF and head[1:2] >= b"\xe0" and head[1] & 6 != 0)),
+        ("aac", head[0] == 0xFF and head[1:2] >= b"\xf0" and head[1] & 6 == 0),
+    ):
+        if matches:
+            return probe_with_ffmpeg(path, demuxer, size, tools)
+    # Blobs of start(timeslice) after the first begin anywhere in a cluster; blocks of track 1 give them away.
+    if len(re.findall(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].)\x81..\x80", window.at(0, PROBE_WINDOW), re.DOTALL)) >= 2:
+        raise Refusal(Reason.HEADERLESS)
+    raise Refusal(Reason.UNREADABLE, "it is not audio in a format that browsers record or people upload")
+
+
+class MatroskaWalk:
+    """Walks a WebM file element by element (RFC 8794, RFC 9559), so that every byte of it belongs to a known element."""
+
+    EBML, SEGMENT, CLUSTER, TRACKS, INFO, GROUP = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0x1549A966, 0xA0
+    SIMPLE_BLOCK, BLOCK, TIMESTAMP = 0xA3, 0xA1, 0xE7
+    TOP_LEVEL = {CLUSTER, TRACKS, INFO, 0x114D9B74, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
+    # Position, PrevSize, BlockDuration, ReferenceBlock, BlockAdditions, CodecState, DiscardPadding, Void, CRC-32
+    INNER = {0xA7, 0xAB, 0x9B, 0xFB, 0x75A1, 0xA4, 0x75A2, 0xEC, 0xBF, 0xFA, 0x5854}
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.tally = Tally(OPUS_RATE)
+        self.tracks: list[dict[int, bytes]] = []
+        self.scale = 1e-3  # seconds a tick
+        self.header_seconds = 0.0
+        self.cluster = 0  # ticks
+        self.ends: list[tuple[int, int]] = []  # (identity, offset of its end) of the elements around the position; -1: unknown
+
+    def probe(self) -> Optional[Probe]:
+        """None where the audio is not Opus: its packets then need a demuxer that knows the codec. Raises Refusal."""
+        offset = 0
+        try:
+            while offset < self.window.size:
+                offset = self.step(offset)
+                if self.tracks and not self.is_opus():
+                    return None
+        except Refusal as refusal:
+            if self.tracks or refusal.reason not in (Reason.DAMAGED, Reason.TRUNCATED):
+                raise
+            raise Refusal(Reason.NO_AUDIO, f"stopped before its first packet; {refusal.detail}") from None
+        for identity, end in self.ends:
+            if end > self.window.size:
+                raise self.truncated(identity, end)
+        result = self.tally.probe("matroska", "opus", self.channels())
+        # Chrome's header is 60 ms short or 1 ms in all; it is never longer than what was really recorded.
+        if self.header_seconds > result.timeline + 1.0:
+            raise Refusal(
+                Reason.TRUNCATED, f"its header says {self.header_seconds:.1f} s, but it ends after {result.timeline:.1f} s"
+            )
+        return result
+
+    def step(self, offset: int) -> int:
+        """Pass one element header (and, unless it holds others, its content). Returns the offset behind it."""
+        head = self.window.at(offset, 24)
+        identity, id_length = self.number(head, 0, 4, offset, keep_marker=True)
+        size, size_length = self.number(head, id_length, 8, offset)
+        body = offset + id_length + size_length
+        unknown = size == (1 << 7 * size_length) - 1
+        end = -1 if unknown else body + size
+        self.enter(identity, offset, end, unknown)
+        if identity in (self.SEGMENT, self.CLUSTER, self.GROUP):
+            self.ends.append((identity, end))
+            return body
+        if end > self.window.size:
+            raise self.truncated(identity, end)
+        if identity in (self.SIMPLE_BLOCK, self.BLOCK):
+            self.block(head[id_length + size_length :], body, size)
+        elif identity == self.TIMESTAMP:
+            self.cluster = int.from_bytes(self.window.at(body, min(size, 8)), "big")
+        elif identity == self.TRACKS:
+            self.read_tracks(self.window.at(body, min(size, PROBE_WINDOW)))
+        elif identity == self.INFO:
+            self.read_info(dict(self.children(self.window.at(body, min(size, PROBE_WINDOW)))))
+        return end
+
+    def number(self, head: bytes, start: int, longest: int, offset: int, keep_marker: bool = False) -> tuple[int, int]:
+        """An EBML variable-length number (RFC 8794, section 4) and its length in bytes."""
+        if start >= len(head):
+            raise Refusal(Reason.TRUNCATED, f"it ends inside an element at byte {offset}")
+        length = 9 - head[start].bit_length()
+        if length > longest:
+            zeros = "it holds zeros" if not any(head[start:]) else "it holds what is no element"
+            raise Refusal(Reason.DAMAGED, f"{zeros} from byte {offset} on, after {self.tally.end:.1f} s of audio")
+        if start + length > len(head):
+            raise Refusal(Reason.TRUNCATED, f"it ends inside an element at byte {offset}")
+        value = int.from_bytes(head[start : start + length], "big")
+        return (value if keep_marker else value & ((1 << 7 * length) - 1)), length
+
+    def enter(self, identity: int, offset: int, end: int, unknown: bool) -> None:
+        """Check that an element may stand here; close what it closes."""
+        if identity == self.EBML and offset > 0:
+            raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}, after {self.tally.end:.1f} s")
+        while self.ends and (
+            self.ends[-1][1] == offset
+            or (self.ends[-1][1] == -1 and self.ends[-1][0] != self.SEGMENT and identity in self.TOP_LEVEL)
+        ):
+            self.ends.pop()
+        parent, limit = self.ends[-1] if self.ends else (0, -1)
+        allowed = {
+            0: identity in (self.EBML, self.SEGMENT, 0xEC),
+            self.SEGMENT: identity in self.TOP_LEVEL or identity in (0xEC, 0xBF),
+            self.CLUSTER: identity in (self.SIMPLE_BLOCK, self.GROUP, self.TIMESTAMP) or identity in self.INNER,
+            self.GROUP: identity == self.BLOCK or identity in self.INNER,
+        }[parent]
+        may_be_unknown = identity in (self.SEGMENT, self.CLUSTER)
+        if not allowed or (unknown and not may_be_unknown) or (limit >= 0 and not unknown and end > limit):
+            raise Refusal(
+                Reason.DAMAGED, f"unexpected element {identity:X} at byte {offset}, after {self.tally.end:.1f} s of audio"
+            )
+
+    def truncated(self, identity: int, end: int) -> Refusal:
+        missing = end - self.window.size
+        what = "packet" if identity in (self.SIMPLE_BLOCK, self.BLOCK) else f"element {identity:X}"
+        return Refusal(
+            Reason.TRUNCATED, f"it ends {missing} bytes short of the end of a {what}, after {self.tally.end:.1f} s of audio"
+        )
+
+    def block(self, head: bytes, body: int, size: int) -> None:
+        """One packet of the only track (RFC 9559, section 10): track number, 16-bit time, flags, Opus."""
+        if size < 5 or head[0] != self.tracks_number() or head[3] & 0x06:
+            raise Refusal(Reason.DAMAGED, f"a block at byte {body} does not belong to its only track")
+        ticks = self.cluster + int.from_bytes(head[1:3], "big", signed=True)
+        samples = opus_packet_samples(head[4:6])
+        if not samples:
+            raise Refusal(Reason.DAMAGED, f"the block at byte {body} holds no Opus packet (RFC 6716, section 3.4)")
+        self.tally.add(ticks * self.scale, samples, size - 4)
+
+    def children(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        offset = 0
+        while offset < len(data):
+            identity, id_length = self.number(data, offset, 4, offset, keep_marker=True)
+            size, size_length = self.number(data, offset + id_length, 8, offset)
+            begin = offset + id_length + size_length
+            yield identity, data[begin : begin + size]
+            offset = begin + size
+
+    def read_info(self, info: Mapping[int, bytes]) -> None:
+        if 0x2AD7B1 in info:
+            self.scale = int.from_bytes(info[0x2AD7B1], "big") / 1e9 or 1e-3
+        duration = info.get(0x4489, b"")
+        if len(duration) in (4, 8):
+            ticks = struct.unpack(">f" if len(duration) == 4 else ">d", duration)[0]
+            self.header_seconds = ticks * self.scale if math.isfinite(ticks) else 0.0
+
+    def read_tracks(self, data: bytes) -> None:
+        self.tracks = [dict(self.children(entry)) for identity, entry in self.children(data) if identity == 0xAE]
+        kinds = [int.from_bytes(track.get(0x83, b""), "big") for track in self.tracks]
+        if 1 in kinds:
+            raise Refusal(Reason.VIDEO)
+        if len(kinds) != 1:
+            raise Refusal(Reason.SEVERAL_STREAMS, f"{len(kinds)} tracks")
+        if kinds != [2]:
+            raise Refusal(Reason.NO_AUDIO, "its only track is not audio")
+
+    def tracks_number(self) -> int:
+        """The first byte of every block of the track."""
+        return 0x80 | int.from_bytes(self.tracks[0].get(0xD7, b"\x01"), "big") if self.tracks else -1
+
+    def is_opus(self) -> bool:
+        return self.tracks[0].get(0x86, b"").rstrip(b"\0") == b"A_OPUS"
+
+    def channels(self) -> int:
+        audio = dict(self.children(self.tracks[0].get(0xE1, b"")))
+        return int.from_bytes(audio.get(0x9F, b"\x01"), "big")
+
+
+class OggPage(NamedTuple):
+    flags: int
+    granule: int  # samples at 48 kHz; -1: no packet ends on the page
+    serial: int
+    lengths: bytes  # the segment table
+    body: int  # offset
+
+
+CONTINUED, FIRST_PAGE, LAST_PAGE = 1, 2, 4  # flags of a page (RFC 3533, section 6)
+
+
+def ogg_pages(window: Window) -> Iterator[OggPage]:
+    offset = 0
+    while offset < window.size:
+        head = window.at(offset, 27)
+        if len(head) == 27 and head[:4] != b"OggS":
+            raise Refusal(Reason.DAMAGED, f"no Ogg page where one should begin, at byte {offset}")
+        lengths = window.at(offset + 27, head[26]) if len(head) == 27 else b""
+        body = offset + 27 + len(lengths)
+        if len(head) < 27 or len(lengths) < head[26] or body + sum(lengths) > window.size:
+            raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
+        flags, granule, serial = struct.unpack_from("<BqI", head, 5)
+        yield OggPage(flags, granule, serial, lengths, body)
+        offset = body + sum(lengths)
+
+
+def walk_ogg(window: Window) -> Optional[Probe]:
+    """Walk an Ogg file page by page (RFC 3533, RFC 7845). None where it is not Opus; raises Refusal.
+
+    Proves that the file is one whole stream: one first page, a last page flagged as such, every byte in a page, every
+    packet an Opus packet, and a granule position that never falls behind the packets before it.
+    """
+    tally, serial, channels, pre_skip = Tally(OPUS_RATE), -1, 0, 0
+    packets, position, partial, flags = 0, 0, b"", 0
+    partial_size = 0
+    for page in ogg_pages(window):
+        if page.flags & FIRST_PAGE:
+            if serial >= 0:
+                raise Refusal(Reason.APPENDED, f"a second stream begins at byte {page.body}, after {tally.end:.1f} s")
+            serial = page.serial
+        if page.serial != serial or flags & LAST_PAGE:
+            raise Refusal(Reason.DAMAGED, f"the page at byte {page.body} does not belong to its only stream")
+        flags, offset, on_page = page.flags, page.body, []
+        for length in page.lengths:
+            if not partial_size:
+                partial = window.at(offset, min(length, 19))
+            partial_size += length
+            offset += length
+            if length == 255:
+                continue
+            size, partial_size = partial_size, 0
+            packets += 1
+            if packets == 1:
+                if not partial.startswith(b"OpusHead") or len(partial) < 19:
+                    return None
+                channels, pre_skip = partial[9], int.from_bytes(partial[10:12], "little")
+            elif packets > 2:
+                samples = opus_packet_samples(partial[:2])
+                if not samples:
+                    raise Refusal(Reason.DAMAGED, f"a packet before byte {offset} is no Opus packet (RFC 6716, section 3.4)")
+                on_page.append((size, samples))
+        if on_page and page.granule >= 0:
+            total = sum(samples for _, samples in on_page)
+            # The last page may end before its last packet does; on any other the packets end at the granule position.
+            begin = position if page.flags & LAST_PAGE else page.granule - total
+            if tally.first is not None and begin < position - OPUS_RATE // 50:
+                raise Refusal(Reason.DAMAGED, f"its granule position steps back at byte {page.body}")
+            for size, samples in on_page:
+                tally.add(begin / OPUS_RATE, samples, size)
+                begin += samples
+            position = page.granule if page.flags & LAST_PAGE else begin
+    if packets < 3:
+        raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
+    if not flags & LAST_PAGE:
+        raise Refusal(Reason.TRUNCATED, f"its last page does not end the stream, after {tally.end:.1f} s")
+    found = tally.probe("ogg", "opus", channels)
+    first = tally.first or 0.0
+    return dataclasses.replace(found, timeline=max(0.0, (position - pre_skip) / OPUS_RATE - first))
+
+
+def probe_command(ffmpeg: str, path: str, demuxer: str) -> list[str]:
+    """Every packet of every stream, in a text form that has not changed from ffmpeg 4 to 9."""
+    return [ffmpeg, *QUIET, *SAFE_INPUT, "-f", demuxer, "-i", "file:" + path, "-map", "0", "-c", "copy", "-f", "framecrc", "pipe:1"]
+
+
+def probe_with_ffmpeg(path: str, demuxer: str, size: int, tools: Tools) -> Probe:
+    """The packets of an upload (MP4, MP3, WAV, FLAC, AAC) as ffmpeg's demuxer finds them. Raises Refusal."""
+    listing = FramecrcListing()
+    try:
+        messages = tools.run(probe_command(tools.ffmpeg, path, demuxer), size / BYTES_PER_SECOND, listing.add)
+    except Refusal as refusal:
+        if "has video" in str(refusal) or "video" in listing.media.values():
+            raise Refusal(Reason.VIDEO) from None
+        if refusal.reason is Reason.TOOL_FAILED and "Invalid data" in refusal.detail:
+            raise Refusal(Reason.UNREADABLE, f"as {demuxer}: {refusal.detail}") from None
+        raise
+    if "video" in listing.media.values():
+        raise Refusal(Reason.VIDEO)
+    if len(listing.media) != 1:
+        raise Refusal(Reason.SEVERAL_STREAMS, ", ".join(listing.media.values()) or "none that can be read")
+    if messages:
+        raise Refusal(Reason.DAMAGED, messages)
+    listing.release()
+    found = listing.tally.probe(demuxer, listing.codec, listing.channels)
+    unaccounted = size - found.payload
+    # A complete upload has a header, perhaps tags, and an index of some bytes a packet beside its audio.
+    if unaccounted > 65_536 + 40 * sum(found.packets.values()):
+        raise Refusal(Reason.DAMAGED, f"{unaccounted} of its {size} bytes belong to no packet")
+    return found
+
+
+class FramecrcListing:
+    """Reads ffmpeg's framecrc output line by line: stream headers, then `stream, dts, pts, duration, size, crc`."""
+
+    def __init__(self) -> None:
+        self.media: dict[str, str] = {}
+        self.codec = ""
+        self.channels = 0
+        self.tick = 1 / OPUS_RATE
+        self.tally = Tally(OPUS_RATE)
+        self.held: Optional[tuple[int, int, int]] = None  # pts, duration in ticks, bytes of the packet before
+        self.usual = 0  # ticks a packet lasts
+
+    def add(self, line: str) -> None:
+        if line.startswith("#"):
+            self.header(line)
+            return
+        fields = line.split(",")
+        if len(fields) >= 6 and len(self.media) == 1:
+            pts, duration, size = (int(field) for field in fields[2:5])
+            self.release(pts)
+            self.held = pts, duration, size
+
+    def release(self, next_pts: Optional[int] = None) -> None:
+        """Count the packet held back until the next one tells how long it lasts: ffmpeg before 6 gives none in fragmented MP4."""
+        if self.held:
+            pts, duration, size = self.held
+            step = next_pts - pts if next_pts is not None else 0
+            self.usual = duration or (step if 0 < step * self.tick <= GAP_SECONDS else self.usual)
+            self.tally.add(pts * self.tick, round(self.usual * self.tick * OPUS_RATE), size)
+
+    def header(self, line: str) -> None:
+        match = re.match(r"#(\w+) (\d+): *(\S+)", line)
+        if not match:
+            return
+        key, stream, value = match.groups()
+        if key == "media_type":
+            self.media[stream] = value
+        elif key == "codec_id":
+            self.codec = value
+        elif key == "tb":
+            numerator, denominator = value.split("/")
+            self.tick = int(numerator) / int(denominator)
+        elif key == "channel_layout_name":
+            self.channels = {"mono": 1, "stereo": 2}.get(value, 0)
+        elif key == "channel_layout" and not self.channels:  # ffmpeg 4 and 5: a mask in hexadecimal
+            self.channels = bin(int(value, 16)).count("1")
+
+
+# ------------------------------------------------------------------------------------------------------- decide
+
+
+def examine(library: str, work: Work, tools: Tools, config: Config) -> None:
+    """Probe one recording and decide; sets its probe and estimate. Raises Refusal, OSError."""
+    path = os.path.join(library, work.source.path)
+    if work.session.flaw:
+        raise Refusal(Reason.SIDECAR, work.session.flaw)
+    descriptor = open_regular(path)
+    try:
+        if identity_of(os.fstat(descriptor)) != work.source.identity:
+            raise Refusal(Reason.CHANGED)
+        work.probe = probe(descriptor, path, tools)
+    finally:
+        os.close(descriptor)
+    recorded = work.session.recorded_seconds(work.source.name)
+    work.estimate = decide(work.probe, work.source.size, recorded, work.target, config.min_saving_percent)
+
+
+def decide(found: Probe, size: int, recorded: Optional[float], target: Target, min_saving: float) -> int:
+    """Whether a sound recording of `size` bytes is worth compressing: the bytes its copy is expected to have, or Refusal.
+
+    `recorded` is the length in seconds that its sidecar gives, if any. Pure: no clock, no disk.
+    """
+    if found.gaps > max(MAX_SILENCE, found.audio_seconds):
+        raise Refusal(
+            Reason.DAMAGED, f"its timestamps leave {found.gaps:.0f} s of silence around {found.audio_seconds:.1f} s of audio"
+        )
+    # A record more than twice as long is about something else: paused time, or all chunks together.
+    if recorded and recorded / 2 < found.timeline < recorded - max(1.0, recorded * SHORTFALL):
+        raise Refusal(Reason.TRUNCATED, f"its sidecar says {recorded:.1f} s, but it ends after {found.timeline:.1f} s")
+    estimate = estimate_size(found, target)
+    if estimate > size * (1 - min_saving / 100):
+        raise Refusal(
+            Reason.LOW_BIT_RATE,
+            f"{found.kilobits:.0f} kbit/s, of which a copy at {target.bitrate // 1000}k would save less than {min_saving:g} %",
+        )
+    return estimate
+
+
+def estimate_size(found: Probe, target: Target) -> int:
+    """Bytes that a copy will have, within 5 % on speech: packets above the target's rate come down to it, those below
+    (silence) do not shrink, gaps cost next to nothing."""
+    rate = target.bitrate * target.form.payload / 8 / found.rate  # bytes a sample
+    if target.format == "mp3":  # constant bit rate, silence or not
+        return round(target.form.header + found.timeline * found.rate * rate)
+    least = SILENT_PACKET / (OPUS_RATE // 50) * OPUS_RATE / found.rate
+    coded = sum(max(min(size * 1.1, samples * rate), samples * least) * count for (size, samples), count in found.packets.items())
+    return round(target.form.header + coded + found.gaps * 50 * SILENT_PACKET)
+
+
+# ------------------------------------------------------------------------------------------------------- encode
+
+
+class Transcoder:
+    """Takes a batch through probe, encode and verify. Works on staged files only; safe to use from several threads."""
+
+    def __init__(self, config: Config, tools: Tools, staging: Staging) -> None:
+        self.config, self.tools, self.staging = config, tools, staging
+        self.library = config.recordings_dir
+        self.full = config.verify_before_delete
+
+    def process(self, batch: Batch) -> None:
+        """Leave every work of the batch with a reason: proven and staged, or refused. Raises Stopped."""
+        works = [work for work in batch.works if work.reason is None and self.guard(work, self.examine)]
+        self.divide(works, self.encode)
+        for work in works:
+            if work.reason is None:
+                self.guard(work, self.finish_copy)
+        self.divide([work for work in works if work.reason is None], self.verify)
+        for work in works:
+            if not work.proven:
+                self.staging.discard(work.staged)
+
+    def guard(self, work: Work, task: Callable[[Work], None]) -> bool:
+        """The one boundary around one recording: whatever goes wrong with it is its own."""
+        try:
+            task(work)
+        except (Refusal, OSError) as error:
+            work.refuse_for(error)
+        except (Stopped, ServiceError):
+            raise
+        except Exception as error:  # a defect must cost one recording its turn, never the night
+            work.trace = traceback.format_exc()
+            work.refuse(Reason.DEFECT, f"{type(error).__name__}: {error}")
+        return work.reason is None
+
+    def divide(self, works: list[Work], task: Callable[[list[Work]], None]) -> None:
+        """Do a task for many files in one process; if it fails or says anything, one by one, so that each answers for itself."""
+        works = [work for work in works if work.reason is None]
+        if len(works) > 1:
+            try:
+                task(works)
+                return
+            except (Refusal, OSError):
+                pass
+        for work in works:
+            self.guard(work, lambda work: task([work]))
+
+    def path(self, work: Work) -> str:
+        return os.path.join(self.library, work.source.path)
+
+    def copy_path(self, work: Work) -> str:
+        return os.path.join(self.library, work.source.folder, work.copy_name)
+
+    def adopts(self, work: Work) -> bool:
+        """Whether the copy was in its place already: an interrupted run's, or one whose original was kept."""
+        return work.staged is None
+
+    def examine(self, work: Work) -> None:
+        examine(self.library, work, self.tools, self.config)
+        folder = os.path.dirname(self.path(work))
+        for sibling in alike_names(folder, work.source):
+            raise Refusal(Reason.NAME_TAKEN, f"{printable(sibling)} would become {printable(work.copy_name)} too")
+        if not os.path.lexists(self.copy_path(work)):
+            work.staged = self.staging.name(work.target.form.suffix)
+
+    def encode(self, works: list[Work]) -> None:
+        """One decode of each source, into its copy and its level file."""
+        arguments: list[str] = []
+        for work in works:
+            arguments += input_arguments(self.path(work), self.demuxer(work))
+        for number, work in enumerate(works):
+            arguments += encode_arguments(number, work, self.levels(work) if self.full else None)
+        if len(arguments) > 0 and any(self.full or not self.adopts(work) for work in works):
+            self.run(arguments, works, Reason.DAMAGED)
+
+    def demuxer(self, work: Work) -> str:
+        assert work.probe
+        return work.probe.demuxer
+
+    def levels(self, work: Work) -> str:
+        return self.staging.beside(work, ".source")
+
+    def run(self, arguments: Sequence[str], works: Sequence[Work], on_message: Reason) -> None:
+        seconds = sum(work.probe.timeline for work in works if work.probe)
+        messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
+        if messages:
+            raise Refusal(on_message, messages)
+
+    def finish_copy(self, work: Work) -> None:
+        """Give the copy its original's attributes and flush it; what can be seen from its structure is checked first."""
+        path = work.staged or self.copy_path(work)
+        descriptor = open_regular(path, missing=MissingCopy("a copy", "none"))
+        try:
+            if work.staged:
+                copy_attributes(os.lstat(self.path(work)), descriptor, times=True)
+                flush(descriptor)
+            work.copy = identity_of(os.fstat(descriptor))
+            verify_structure(descriptor, path, work, self.tools, self.config.min_saving_percent)
+        except Refusal as refusal:
+            if work.staged is None:
+                raise Refusal(Reason.NAME_TAKEN, f"{printable(work.copy_name)} is not a copy of it ({refusal})") from None
+            raise
+        finally:
+            os.close(descriptor)
+
+    def verify(self, works: list[Work]) -> None:
+        """Decode the copies in full, from disk, and compare each with its source."""
+        if self.full:
+            arguments: list[str] = []
+            for work in works:
+                arguments += input_arguments(work.staged or self.copy_path(work), work.target.form.demuxer)
+            for number, work in enumerate(works):
+                arguments += level_arguments(number, self.staging.beside(work, ".copy"))
+            try:
+                self.run(arguments, works, Reason.NOT_PROVEN)
+            except Refusal as refusal:
+                if refusal.reason is Reason.NOT_PROVEN or "Invalid data" in refusal.detail:
+                    raise UndecodableCopy("a decode without a message", refusal.detail) from None
+                raise
+        for work in works:
+            self.guard(work, self.compare)
+
+    def compare(self, work: Work) -> None:
+        adopted = work.staged is None
+        if self.full:
+            assert work.probe
+            source, copy = self.levels(work), self.staging.beside(work, ".copy")
+            try:
+                compare_audio(source, copy, work.probe.timeline, work.target.form.slack, self.tools.stop)
+            except NotProven as refusal:
+                if adopted:
+                    raise Refusal(Reason.NAME_TAKEN, f"{printable(work.copy_name)} is not a copy of it ({refusal})") from None
+                raise
+            self.staging.discard(source)
+            self.staging.discard(copy)
+        work.reason = Reason.ADOPTED if adopted else Reason.DONE
+
+
+def alike_names(folder: str, source: Source) -> list[str]:
+    """Other recordings of the folder whose copy would have the same name, such as x.WEBM beside x.webm."""
+    suffix = source.name[-5:]
+    variants = {"".join(letters) for letters in case_variants(SOURCE_SUFFIX[1:])}
+    names = (source.stem + "." + variant for variant in sorted(variants) if "." + variant != suffix)
+    return [name for name in names if is_other_file(os.path.join(folder, name), source)]
+
+
+def case_variants(text: str) -> Iterator[str]:
+    """Every spelling of `text` in small and capital letters."""
+    if not text:
+        yield ""
+        return
+    for rest in case_variants(text[1:]):
+        yield text[0].lower() + rest
+        yield text[0].upper() + rest
+
+
+def is_other_file(path: str, source: Source) -> bool:
+    try:
+        return identity_of(os.lstat(path))[:2] != source.identity[:2]
+    except FileNotFoundError:
+        return False
+
+
+def input_arguments(path: str, demuxer: str) -> list[str]:
+    """One input, its format named: nothing is guessed from its content, and no name of it can be taken for an option."""
+    return [*SAFE_INPUT, "-f", demuxer, "-i", "file:" + path]
+
+
+def encode_arguments(number: int, work: Work, levels: Optional[str]) -> list[str]:
+    """Outputs for input `number`: the copy, and with `levels` the source's 4 kHz mono samples from the same decode."""
+    form, copy = work.target.form, work.staged
+    if not copy:
+        return level_arguments(number, levels, TIMELINE_FILTER + ",") if levels else []
+    graph = f"[{number}:a:0]{TIMELINE_FILTER}"
+    graph += f",asplit[a{number}][b{number}];[b{number}]{LEVELS_FILTER}[c{number}]" if levels else f"[a{number}]"
+    arguments = ["-filter_complex", graph, "-map", f"[a{number}]", "-map_metadata", str(number), "-c:a", form.encoder]
+    arguments += ["-b:a", str(work.target.bitrate), *form.options, "-f", form.muxer, "file:" + copy]
+    return arguments + (["-map", f"[c{number}]", "-c:a", "pcm_s16le", "-f", "s16le", "file:" + levels] if levels else [])
+
+
+def level_arguments(number: int, path: str, before: str = "") -> list[str]:
+    """One output: input `number` decoded in full, as 4 kHz mono samples."""
+    return ["-map", f"{number}:a:0", "-af", before + LEVELS_FILTER, "-c:a", "pcm_s16le", "-f", "s16le", "file:" + path]
+
+
+# ------------------------------------------------------------------------------------------------------- verify
+
+
+def verify_structure(descriptor: int, path: str, work: Work, tools: Tools, min_saving: float) -> None:
+    """What can be told of a copy without decoding it: its size, container, codec, stream, channels, end, length.
+    Raises NotProven, or Refusal where it is sound but saves too little."""
+    source, form = work.probe, work.target.form
+    assert source
+    size = os.fstat(descriptor).st_size
+    if size == 0:
+        raise MissingCopy("a copy", "an empty file")
+    try:
+        found = walk_ogg(Window(descriptor, size)) if form.demuxer == "ogg" else probe_with_ffmpeg(path, form.demuxer, size, tools)
+    except Refusal as refusal:
+        if refusal.reason.action is Action.KEPT:
+            raise UnsoundStream(f"one whole {form.codec} stream", str(refusal)) from None
+        raise
+    if found is None or found.codec != form.codec:
+        raise WrongStream(form.codec, found.codec if found else "another codec")
+    if source.channels and found.channels != source.channels:
+        raise WrongStream(f"{source.channels} channels", f"{found.channels}")
+    if abs(found.timeline - source.timeline) > TIMELINE_TOLERANCE + 2 * form.slack:
+        raise WrongLength(f"{source.timeline:.3f} s by its source's packets", f"{found.timeline:.3f} s by its own")
+    limit = work.source.size * (1 - min_saving / 100)
+    if size > limit and work.staged:
+        raise Refusal(Reason.LITTLE_SAVING, f"its copy has {size} bytes where at most {limit:.0f} were asked")
+
+
+def compare_audio(source_levels: str, copy_levels: str, timeline: float, slack: float, stop: Stop) -> None:
+    """Compare what was decoded: the source against its own `timeline` (seconds), then the copy against the source, length
+    (within `slack` seconds) and wave, window by window. Raises NotProven, Stopped."""
+    with open(source_levels, "rb") as source, open(copy_levels, "rb") as copy:
+        expected, found = (os.fstat(file.fileno()).st_size / 2 / LEVEL_RATE for file in (source, copy))
+        if abs(expected - timeline) > TIMELINE_TOLERANCE:
+            raise WrongLength(f"{timeline:.3f} s by the source's packets", f"{expected:.3f} s decoded from it")
+        if abs(found - expected) > slack:
+            raise WrongLength(f"{expected:.3f} s", f"{found:.3f} s")
+        window = 0
+        while True:
+            a, b = (array.array("h", file.read(2 * LEVEL_WINDOW)) for file in (source, copy))
+            if len(a) < LEVEL_WINDOW // 10 or stop.requested:
+                break
+            compare_window(a, b, window * LEVEL_WINDOW / LEVEL_RATE)
+            window += 1
+    if stop.requested:
+        raise Stopped
+
+
+def compare_window(source: array.array[int], copy: array.array[int], seconds: float) -> None:
+    """Whether half a second of the copy sounds as loud as the source's, and is the same wave."""
+    count = min(len(source), len(copy))
+    floor = count * LEVEL_FLOOR**2
+    power_a = sum(map(operator.mul, source, source))
+    power_b = sum(map(operator.mul, copy, copy))
+    if max(power_a, power_b) <= floor:
+        return
+    difference = 10 * math.log10(max(power_b, floor / 4) / max(power_a, floor / 4))
+    if abs(difference) > LEVEL_TOLERANCE_DB:
+        raise DifferentAudio(f"the source's loudness at {seconds:.1f} s", f"{difference:+.1f} dB")
+    correlation = sum(map(operator.mul, source, copy)) / math.sqrt(power_a * power_b)
+    if correlation < MIN_CORRELATION:
+        raise DifferentAudio(f"the source's sound at {seconds:.1f} s", f"another (correlation {correlation:.2f})")
+
+
+# ------------------------------------------------------------------------------------------------------- commit
+
+
+class Totals(NamedTuple):
+    """Of one recording in the recorder's sense, once a step is done: bytes, and whether nothing of it is left to compress."""
+
+    original: int
+    compressed: int
+    on_disk: int
+    complete: bool
+
+
+class Committer:
+    """Puts proven copies in place. The order is the promise: copies, then sidecars, then the index and the history, each
+    flushed with its folder, and only then the originals go."""
+
+    def __init__(self, config: Config, report: Report, history: History, staging: Staging) -> None:
+        self.config, self.report, self.history, self.staging = config, report, history, staging
+        self.library = config.recordings_dir
+        self.pending: list[Work] = []  # in place, original not yet deleted
+        self.entries: dict[str, Totals] = {}  # what the index must say, by id
+        self.index_length = 0
+        self.placed_size = 0  # bytes of copies that this run has added to those the scan saw
+        self.settled_at, self.settle_cost = time.monotonic(), 0.0
+
+    def commit(self, step: Sequence[Work]) -> None:
+        """Put one step in place: its copies, then the sidecars that name them. A work that cannot be is refused."""
+        proven = [work for work in step if work.proven]
+        session = step[0].session
+        folder = os.path.join(self.library, session.folder)
+        if not proven and not any(chunk.endswith(COPY_SUFFIXES) for sidecar in session.sidecars for chunk in sidecar.chunks):
+            return
+        placed: list[Work] = []
+        try:
+            sidecars = self.fresh_sidecars(session, folder)
+            placed = [work for work in proven if self.place(work, folder)]
+            flush_folder(folder)
+            self.rewrite_sidecars(session, sidecars, placed, step, folder)
+        except (Refusal, JsonFlaw, OSError) as error:
+            self.take_back(placed, session, folder, error)
+            return
+        for work in placed:
+            self.staging.discard(work.staged)
+            self.placed_size += work.copy.size if work.copy and work.staged else 0
+        self.pending += placed
+
+    def fresh_sidecars(self, session: Session, folder: str) -> list[Sidecar]:
+        """The session's sidecars as they are now, with any that came since. Raises Refusal."""
+        known = [sidecar.name for sidecar in session.sidecars]
+        sidecars = [read_sidecar(os.path.join(folder, name)) for name in known if os.path.lexists(os.path.join(folder, name))]
+        names = {source.name for source in session.sources}
+        for sidecar in read_sidecars(self.library, session.folder, session.seen | set(known)):
+            if names & set(sidecar.chunks) or any(source.stem == sidecar.stem for source in session.sources):
+                sidecars.append(sidecar)
+        for sidecar in sidecars:
+            if sidecar.flaw:
+                raise Refusal(Reason.SIDECAR, f"{printable(sidecar.name)}: {sidecar.flaw}")
+        return sidecars
+
+    def place(self, work: Work, folder: str) -> bool:
+        """Give a proven copy its name, if its source is still the file that was read."""
+        final = os.path.join(folder, work.copy_name)
+        try:
+            if identity_of(os.lstat(os.path.join(self.library, work.source.path))) != work.source.identity:
+                raise Refusal(Reason.CHANGED)
+            if work.staged:
+                place(work.staged, final)
+            elif identity_of(os.lstat(final)) != work.copy:
+                raise Refusal(Reason.CHANGED)
+            return True
+        except FileExistsError:
+            work.refuse(Reason.NAME_TAKEN, printable(work.copy_name))
+        except (Refusal, OSError) as error:
+            work.refuse_for(error)
+        self.staging.discard(work.staged)
+        return False
+
+    def take_back(self, placed: Sequence[Work], session: Session, folder: str, error: Exception) -> None:
+        """A sidecar could not be changed: keep the originals, and remove the copies unless a sidecar names them already."""
+        named = {chunk for sidecar in read_sidecars(self.library, session.folder) for chunk in sidecar.chunks}
+        for work in placed:
+            work.refuse_for(error)
+            self.staging.discard(work.staged)
+            if work.staged and work.copy_name not in named:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, work.copy_name))
+        flush_folder(folder)
+
+    def rewrite_sidecars(
+        self, session: Session, sidecars: Sequence[Sidecar], placed: Sequence[Work], step: Sequence[Work], folder: str
+    ) -> None:
+        renames = {work.source.name: work.copy_name for work in placed}
+        resting = session.resting | {work.source.name for work in step if work.reason and work.reason.action is Action.KEPT}
+        session.resting = resting
+        groups: dict[str, list[Sidecar]] = defaultdict(list)
+        for sidecar in sidecars:
+            groups[sidecar.id if sidecar.id is not None else "\0" + sidecar.name].append(sidecar)
+        for key, group in groups.items():
+            originals = {work.source.name: work for work in session.done + list(placed)}
+            names = chunk_names(group, session, renames)
+            totals = self.add_up(folder, names, originals, resting)
+            for sidecar in group:
+                replace_json(
+                    os.path.join(folder, sidecar.name),
+                    lambda document: compressed_metadata(document, renames, totals, timestamp()),  # noqa: B023
+                    self.staging,
+                    backup=True,
+                )
+            if not key.startswith("\0"):
+                self.entries[key] = totals
+        session.done += placed
+
+    def add_up(self, folder: str, names: set[str], originals: Mapping[str, Work], resting: set[str]) -> Totals:
+        """Sum a recording's files by what is on disk now, and by what this run has replaced."""
+        copies = {work.copy_name: work for work in originals.values()}
+        original = compressed = on_disk = 0
+        complete = True
+        for name in names:
+            size = file_size(os.path.join(folder, name))
+            work = copies.get(name)
+            compressed += size
+            on_disk += size
+            original += work.source.size if work else size
+            if work:
+                on_disk += 0 if work.unlink else work.source.size
+            elif name.lower().endswith(SOURCE_SUFFIX):
+                complete = complete and (name in resting or not size)
+            else:
+                on_disk += sum(file_size(os.path.join(folder, kept)) for kept in kept_originals(name))
+        return Totals(original, compressed, on_disk, complete)
+
+    def must_settle(self) -> bool:
+        """Whether to give space back now: not so often that writing a large index would take the time of the work."""
+        since = time.monotonic() - self.settled_at
+        return bool(self.pending) and (
+            len(self.pending) >= max(SETTLE_FILES, self.index_length // 40)
+            or sum(work.source.size for work in self.pending) >= STEP_BYTES
+            or since > max(5.0, 50 * self.settle_cost)
+        )
+
+    def settle(self) -> None:
+        """Bring index and history up to date for everything in place, then delete the originals."""
+        begun = time.monotonic()
+        works, self.pending = self.pending, []
+        if works:
+            try:
+                self.update_index()
+                self.history.append(works, counts=True, entries=self.entries)
+            except (JsonFlaw, OSError) as error:
+                for work in works:
+                    work.refuse_for(Refusal(Reason.INDEX, str(error)) if isinstance(error, JsonFlaw) else error)
+            self.delete_originals([work for work in works if work.proven and work.unlink])
+            for work in works:
+                self.report.recording(work)
+        self.settled_at = time.monotonic()
+        self.settle_cost = self.settled_at - begun
+
+    def delete_originals(self, works: Sequence[Work]) -> None:
+        folders = set()
+        for work in works:
+            path = os.path.join(self.library, work.source.path)
+            try:
+                if identity_of(os.lstat(path)) != work.source.identity:
+                    raise Refusal(Reason.CHANGED)
+                os.unlink(path)
+                folders.add(os.path.dirname(path))
+            except Refusal as refusal:
+                work.refuse_for(refusal)
+            except OSError as error:
+                work.refuse(Reason.INPUT_OUTPUT, f"its copy is in place, but the original cannot be deleted: {describe(error)}")
+        for folder in folders:
+            flush_folder(folder)
+
+    def update_index(self) -> None:
+        path = os.path.join(self.library, INDEX_NAME)
+        if os.path.lexists(path):
+            replace_json(path, self.indexed, self.staging)
+
+    def indexed(self, document: dict[str, Any]) -> Optional[dict[str, Any]]:
+        self.index_length = len(index_entries(document))
+        return updated_index(document, self.entries, self.report.scan.copies_size + self.placed_size, timestamp())
+
+    def heal_index(self) -> None:
+        """Mend what another program's write from an older read has undone since our last: only entries that differ from the
+        history are looked into, and only if the index was written by someone else since."""
+        path = os.path.join(self.library, INDEX_NAME)
+        try:
+            status = os.lstat(path)
+            if self.history.knows_index(status):
+                return
+            document = parse_json(read_settled(path))
+            for entry in index_entries(document):
+                known = self.history.entries.get(entry.get("id", ""))
+                if known and [entry.get("compressed"), entry.get("size")] != known[1:]:
+                    self.recount(known[0], entry["id"])
+            if self.entries:
+                self.update_index()
+            self.history.note_index(os.lstat(path))
+        except FileNotFoundError:
+            return
+        except JsonFlaw as flaw:
+            raise ServiceError(
+                f"The index {printable(path)} cannot be read: {flaw}. Nothing was changed, as it could not be kept true; mend it, or "
+                "move it away if the recorder makes a new one."
+            ) from None
+
+    def recount(self, folder: str, id_: str) -> None:
+        """What the index must say of one recording, from its sidecars and the disk."""
+        group = [sidecar for sidecar in read_sidecars(self.library, folder) if sidecar.id == id_ and not sidecar.flaw]
+        names = {name for sidecar in group for name in sidecar.chunks}
+        if any(name.endswith(COPY_SUFFIXES) for name in names):
+            resting = {name for name in names if self.history.is_resting(os.path.join(folder, name))}
+            self.entries[id_] = self.add_up(os.path.join(self.library, folder), names, {}, resting)
+
+    def close(self) -> None:
+        """At the end of a run: look at the index once more, in case it was overwritten from an older read meanwhile."""
+        self.settle()
+        path = os.path.join(self.library, INDEX_NAME)
+        if self.entries and os.path.lexists(path):
+            with contextlib.suppress(JsonFlaw):
+                replace_json(path, self.indexed, self.staging)
+                self.history.note_index(os.lstat(path))
+
+
+def chunk_names(group: Sequence[Sidecar], session: Session, renames: Mapping[str, str]) -> set[str]:
+    """The files of one recording as they are called after `renames`: those its sidecars list, else those that share a stem."""
+    names = {name for sidecar in group for name in sidecar.chunks}
+    if not names:
+        stems = {sidecar.stem for sidecar in group}
+        names = {source.name for source in session.sources if source.stem in stems}
+    return {renames.get(name, name) for name in names}
+
+
+def kept_originals(copy_name: str) -> list[str]:
+    return [os.path.splitext(copy_name)[0] + SOURCE_SUFFIX]
+
+
+def compressed_metadata(
+    document: Mapping[str, Any], renames: Mapping[str, str], totals: Totals, date: str
+) -> Optional[dict[str, Any]]:
+    """A sidecar once `renames` are in place; None if it says so already. Everything else keeps its value and order.
+
+    `original_size` is set once: at the first change all originals are there to be summed, later only some are.
+    """
+    result = dict(document)
+    if isinstance(document.get("chunks"), list):
+        result["chunks"] = [
+            {**chunk, "file": renames[chunk["file"]]}
+            if isinstance(chunk, dict) and is_plain_name(chunk.get("file")) and chunk["file"] in renames
+            else chunk
+            for chunk in document["chunks"]
+        ]
+    original = document.get("original_size")
+    known = document.get("compression_date") and isinstance(original, int) and original > 0
+    total = original if known and isinstance(original, int) else totals.original
+    result["compressed"] = totals.complete
+    result["original_size"] = total
+    result["compressed_size"] = totals.compressed
+    result["compression_ratio"] = round(totals.compressed / total, 4) if total else None
+    result.setdefault("compression_date", None)
+    if result == document and result["compression_date"]:
+        return None
+    result["compression_date"] = date
+    return result
+
+
+def index_entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    entries = document.get("recordings")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def updated_index(document: dict[str, Any], totals: Mapping[str, Totals], copies_size: int, date: str) -> Optional[dict[str, Any]]:
+    """The index with the entries of `totals` and its sums brought up to date; None if it says so already."""
+    before = json.dumps(document)
+    for entry in index_entries(document):
+        total = totals.get(entry["id"]) if isinstance(entry.get("id"), str) else None
+        if total:
+            entry["compressed"], entry["size"] = total.complete, total.on_disk
+    sizes = [entry.get("size") for entry in index_entries(document)]
+    document["total_size"] = sum(size for size in sizes if isinstance(size, (int, float)) and not isinstance(size, bool))
+    document["compressed_size"] = copies_size
+    if json.dumps(document) == before:
+        return None
+    document["last_updated"] = date
+    return document
+
+
+# ------------------------------------------------------------------------------------------------------ history
+
+
+class Remembered(NamedTuple):
+    """The last outcome of one file, and how often it failed in a row."""
+
+    action: str
+    fingerprint: str
+    identity: tuple[int, int]  # bytes, mtime_ns
+    attempts: int
+    time: float
+    copy: Optional[str]
+    seconds: float  # of audio
+
+    @property
+    def is_settled(self) -> bool:
+        return self.action == Action.KEPT.value or (self.action == Action.FAILED.value and self.attempts >= ATTEMPTS)
+
+
+class History:
+    """history.jsonl: every outcome, appended and flushed. Losing it loses no recording, only what not to try again."""
+
+    def __init__(self, config: Config) -> None:
+        self.path = os.path.join(config.log_folder, "history.jsonl")
+        self._loaded = False
+        self._last: dict[str, Remembered] = {}
+        self._entries: dict[str, list[Any]] = {}
+
+    @property
+    def entries(self) -> dict[str, list[Any]]:
+        """[folder, compressed, size] that we last wrote to the index, by id."""
+        self.load()
+        return self._entries
+
+    def load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a torn line is only forgotten
+                    self.learn(json.loads(line))
+
+    def learn(self, record: Mapping[str, Any]) -> None:
+        if record["type"] != "recording":
+            return
+        path, identity = record["path"], (record["original_size"], record["mtime_ns"])
+        last = self._last.get(path)
+        same = last and (last.identity, last.fingerprint) == (identity, record["settings"])
+        attempts = (last.attempts if last and same else 0) + (1 if record["counts"] else 0)
+        self._last[path] = Remembered(
+            record["action"], record["settings"], identity, attempts, record["time"], record["copy"], record["seconds"]
+        )
+        for id_, complete, size in record.get("index", ()):
+            self._entries[id_] = [os.path.dirname(path), complete, size]
+
+    def all(self) -> Iterable[tuple[str, Remembered]]:
+        self.load()
+        return self._last.items()
+
+    def last(self, source: Source) -> Optional[Remembered]:
+        """What became of this very file (same size and modification time) the last time."""
+        self.load()
+        last = self._last.get(source.path)
+        return last if last and last.identity == source.identity[2:] else None
+
+    def is_resting(self, path: str) -> bool:
+        self.load()
+        return path in self._last and self._last[path].action == Action.KEPT.value
+
+    def append(self, works: Sequence[Work], counts: bool, entries: Optional[Mapping[str, Totals]] = None) -> None:
+        """Add one line for each outcome and flush them; `counts` is false where the cause lay outside the recordings."""
+        lines = []
+        for work in works:
+            assert work.reason
+            record = {"date": timestamp(), "time": time.time(), **work.outcome(), "mtime_ns": work.source.identity.mtime_ns}
+            record["settings"], record["counts"] = work.fingerprint, counts and not work.reason.is_environment
+            record["copy"] = work.copy_name if work.proven else None
+            totals = [(id_, entries[id_]) for id_ in work.session.ids if entries and id_ in entries]
+            record["index"] = [[id_, total.complete, total.on_disk] for id_, total in totals]
+            lines.append(record)
+        self.write(lines)
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        if not records:
+            return
+        text = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # shards on other machines append to the same file
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                text = b"\n" + text  # a line torn by a crash must not swallow ours
+            os.write(descriptor, text)
+            flush(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def note_index(self, status: os.stat_result) -> None:
+        self.write([{"type": "index", "date": timestamp(), "identity": identity_of(status)[1:]}])
+
+    def knows_index(self, status: os.stat_result) -> bool:
+        """Whether the index is still the file we wrote last; told from the history's last line alone."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+                last = json.loads(file.read().rstrip(b"\n").rpartition(b"\n")[2])
+            return last["type"] == "index" and tuple(last["identity"]) == identity_of(status)[1:]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+# -------------------------------------------------------------------------------------------------------- tools
+
+
+class Stop:
+    """Set by a signal; everything that may take long looks at it."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.signal = 0
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """While inside, SIGINT, SIGTERM and SIGHUP only set a flag: no state of the library depends on when they come."""
+    stop = Stop()
+
+    def note(number: int, frame: object) -> None:
+        stop.signal = stop.signal or number
+        stop.requested = True
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Tools:
+    """The one place that starts a process. Each gets a process group of its own, a deadline in proportion to its work, and low
+    priority; a watchdog outlives us by a moment to end them all, whatever ended us."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+        self.watchdog = -1
+        self.watcher = 0
+
+    def __enter__(self) -> Tools:
+        self.ffmpeg = find_tool("ffmpeg")
+        ionice = shutil.which("ionice", path=tool_path())
+        self.prefix = [*([ionice, "-c", "3"] if ionice else []), "nice", "-n", "10"]
+        self.watcher, self.watchdog = start_watchdog()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.watchdog)
+        os.waitpid(self.watcher, 0)
+
+    def require(self, form: Format) -> None:
+        """Raise ToolMissingError unless ffmpeg has the encoder. A hanging or crashing ffmpeg is told at the recordings."""
+        lines: list[str] = []
+        with contextlib.suppress(Refusal):
+            self.run([self.ffmpeg, "-hide_banner", "-v", "error", "-encoders"], 0, lines.append)
+        encoders = {line.split()[1] for line in lines if len(line.split()) > 1}
+        if encoders and form.encoder not in encoders:
+            raise ToolMissingError(f"{self.ffmpeg} has no encoder {form.encoder}. {INSTALL_FFMPEG}")
+
+    def run(self, command: Sequence[str], seconds: float, on_line: Optional[Callable[[str], None]] = None) -> str:
+        """Run a command that works on `seconds` of audio, its output line by line to `on_line`. Returns the end of its messages,
+        empty if it had none. Raises Refusal if it failed or hung, Stopped if the run is to end."""
+        process = subprocess.Popen(
+            # The shell waits for a word, so that nothing starts that the watchdog has not heard of.
+            ["/bin/sh", "-c", 'read -r go && exec "$@"', "sh", *self.prefix, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if on_line else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
+        )
+        try:
+            os.write(self.watchdog, b"+%d\n" % process.pid)
+            with contextlib.suppress(BrokenPipeError):
+                assert process.stdin
+                process.stdin.write(b"\n")
+                process.stdin.close()
+            messages = Conversation(process, self.stop, TOOL_GRACE + seconds * TOOL_PACE, on_line).read()
+        finally:
+            end_group(process)
+            os.write(self.watchdog, b"-%d\n" % process.pid)
+        if process.returncode:
+            raise self.failure(process.returncode, messages)
+        return messages
+
+    def failure(self, code: int, messages: str) -> Refusal:
+        if "No space left on device" in messages or "Disk quota exceeded" in messages:
+            return Refusal(Reason.NO_SPACE, messages)
+        if "Unknown encoder" in messages:
+            raise ToolMissingError(f"{self.ffmpeg}: {messages}. {INSTALL_FFMPEG}")
+        return Refusal(Reason.TOOL_FAILED, f"exit code {code}, {messages or 'without a message'}")
+
+
+class Conversation:
+    """Listens to one process until it ends, says too much, takes too long, or the run is to stop."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], stop: Stop, limit: float, on_line: Optional[Callable[[str], None]]
+    ) -> None:
+        self.process, self.stop, self.limit, self.on_line = process, stop, limit, on_line
+        self.deadline = time.monotonic() + limit
+        self.messages = bytearray()
+        self.partial = b""
+
+    def read(self) -> str:
+        """The end of its messages, for people. Raises Refusal or Stopped."""
+        assert self.process.stderr
+        streams = {self.process.stderr.fileno(): self.hear_message}
+        if self.process.stdout:
+            streams[self.process.stdout.fileno()] = self.hear_output
+        with selectors.DefaultSelector() as selector:
+            for descriptor in streams:
+                selector.register(descriptor, selectors.EVENT_READ)
+            while selector.get_map():
+                events = selector.select(0.2)
+                for key, _ in events:
+                    data = os.read(key.fd, 1 << 16)
+                    streams[key.fd](data)
+                    if not data:
+                        selector.unregister(key.fd)
+                self.check()
+                if not events and self.process.poll() is not None:
+                    break  # a grandchild may hold the pipe for as long as it likes
+        while self.process.poll() is None:
+            self.check()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.2)
+        return tail(self.messages)
+
+    def check(self) -> None:
+        if self.stop.requested:
+            raise Stopped
+        if time.monotonic() > self.deadline:
+            raise Refusal(Reason.TOOL_HUNG, f"no end after {self.limit:.0f} s")
+        if len(self.messages) > MAX_TOOL_OUTPUT:
+            raise Refusal(Reason.DAMAGED, f"ffmpeg complains without end: {tail(self.messages)}")
+
+    def hear_message(self, data: bytes) -> None:
+        self.messages += data
+
+    def hear_output(self, data: bytes) -> None:
+        assert self.on_line
+        *lines, self.partial = (self.partial + data).split(b"\n")
+        for line in lines:
+            self.on_line(line.decode("utf-8", "replace"))
+
+
+def tail(messages: bytearray) -> str:
+    """The last few messages of a tool on one printable line, without the addresses it prints."""
+    text = re.sub(r"\[([^\]@]*) @ 0x[0-9a-f]+\] ", r"[\1] ", bytes(messages[-2000:]).decode("utf-8", "replace"))
+    return printable("; ".join(line.strip() for line in text.splitlines()[-3:] if line.strip()))
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill whatever is left of a tool and its children, and reap it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+def start_watchdog() -> tuple[int, int]:
+    """Fork a process that hears of every tool's process group, and kills those still there when we are gone: at the end of the
+    pipe, which comes however we ended. Returns its process number and the pipe to tell it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(reader)
+        return child, writer
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.dup2(reader, 0)
+        os.closerange(1, 4096)
+        watch(0)
+    finally:
+        os._exit(0)
+
+
+def watch(reader: int) -> None:
+    groups: set[int] = set()
+    text = b""
+    while data := os.read(reader, 4096):
+        *lines, text = (text + data).split(b"\n")
+        for line in lines:
+            (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+    for group in groups:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+
+
+INSTALL_FFMPEG = (
+    "Install one that has it: 'sudo apt-get install ffmpeg' (Debian, Ubuntu), 'sudo dnf install ffmpeg' (Fedora), 'brew install "
+    "ffmpeg' (macOS). 'compression_service.py doctor' shows which one is found."
+)
+
+
+def tool_path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), *TOOL_FOLDERS])
+
+
+def find_tool(name: str) -> str:
+    """Its absolute path, from PATH or from where package managers put it. Raises ToolMissingError."""
+    found = shutil.which(name, path=tool_path())
+    if not found:
+        raise ToolMissingError(f"{name} is not installed. {INSTALL_FFMPEG}")
+    return os.path.abspath(found)
+
+
+def allowed_cores() -> int:
+    """Cores this process may use: its affinity, and the quota of its control group (version 2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def is_no_space(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def describe(error: OSError) -> str:
+    """What happened and to which file, for people."""
+    names = ", ".join(printable(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes)))
+    return f"{error.strerror or error}" + (f" ({names})" if names else "")
+
+
+def open_regular(path: str, missing: Optional[Exception] = None) -> int:
+    """A descriptor to read a regular file by; follows no symlink and never waits for a FIFO. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if missing:
+            raise missing from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(kind, os.strerror(kind) if kind == errno.EISDIR else "Not a regular file", path)
+    return descriptor
+
+
+def read_regular(path: str) -> bytes:
+    with open(open_regular(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > LARGEST_JSON:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        return file.read()
+
+
+def file_size(path: str) -> int:
+    """Bytes, 0 where there is no such regular file."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def flush(descriptor: int) -> None:
+    """To the disk itself. Never retried: after an error the kernel has marked the pages clean."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's cache
+    if full is not None:
+        try:
+            fcntl.fcntl(descriptor, full)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
+    os.fsync(descriptor)
+
+
+def flush_folder(path: str) -> None:
+    """So that the names in it survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_attributes(status: os.stat_result, descriptor: int, times: bool) -> None:
+    """Give an open file the owner, the mode and with `times` the modification time of another."""
+    own = os.fstat(descriptor)
+    if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    if times:
+        os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+RENAME_NOREPLACE, RENAME_EXCHANGE = (4, 2) if sys.platform == "darwin" else (1, 2)
+
+
+def rename_with(flag: int, source: str, target: str) -> bool:
+    """Rename without replacing, or exchange two names, atomically. False where the system or file system cannot."""
+    a, b = os.fsencode(source), os.fsencode(target)
+    try:
+        if sys.platform == "darwin":
+            result = LIBC.renamex_np(a, b, flag)
+        else:
+            result = LIBC.renameat2(-100, a, -100, b, flag)  # AT_FDCWD
+    except AttributeError:
+        return False
+    if result == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), source, None, target)
+
+
+def place(staged: str, final: str) -> None:
+    """Give a staged file its final name, never over another. Raises FileExistsError, OSError."""
+    try:
+        os.link(staged, final, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if not rename_with(RENAME_NOREPLACE, staged, final):  # exFAT and some network shares have no links
+            raise
+
+
+class Staging:
+    """A private folder inside the library for everything unfinished. What an earlier run left in it is removed."""
+
+    def __init__(self, library: str, shard: Optional[tuple[int, int]]) -> None:
+        self.parent = os.path.join(library, STAGING_NAME)
+        self.folder = os.path.join(self.parent, "{}-of-{}".format(*(shard or (1, 1))))
+        self.counter = itertools.count()
+        self.names: dict[tuple[int, str], str] = {}
+        self.made = False
+
+    def __enter__(self) -> Staging:
+        if os.path.lexists(self.folder):
+            shutil.rmtree(self.folder)
+        self.remove_parent()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.made:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.remove_parent()
+
+    def remove_parent(self) -> None:
+        with contextlib.suppress(OSError):  # not there, or another shard's work is in it
+            os.rmdir(self.parent)
+
+    def name(self, suffix: str) -> str:
+        """A path that no other file of this run has."""
+        if not self.made:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            self.made = True
+        return os.path.join(self.folder, f"{next(self.counter)}{suffix}")
+
+    def beside(self, work: Work, suffix: str) -> str:
+        """A path for one recording's working file of a kind; the same each time it is asked for."""
+        key = (id(work), suffix)
+        if key not in self.names:
+            self.names[key] = self.name(suffix)
+        return self.names[key]
+
+    def discard(self, path: Optional[str]) -> None:
+        if path:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def write(self, text: bytes, like: str) -> str:
+        """A flushed file of this content with another's mode and owner; returns its path. Raises OSError."""
+        path = self.name(SIDECAR_SUFFIX)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(text)
+            copy_attributes(os.lstat(like), descriptor, times=False)
+            flush(descriptor)
+        except BaseException:
+            self.discard(path)
+            raise
+        finally:
+            os.close(descriptor)
+        return path
+
+
+# --------------------------------------------------------------------------------------------------- json files
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """The object a JSON document holds, if it can be written back with every value as it is. Raises JsonFlaw."""
+    try:
+        document = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=unique_keys,
+            parse_constant=refuse_constant,
+            parse_float=exact_float,
+            parse_int=exact_int,
+        )
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise JsonFlaw("it has a lone surrogate, which cannot be written back") from None
+    except UnicodeDecodeError:
+        raise JsonFlaw("it is not UTF-8") from None
+    except RecursionError:
+        raise JsonFlaw("it is nested too deeply") from None
+    except ValueError as error:
+        raise JsonFlaw(f"{error}" if text.strip() else "it is empty") from None
+    if not isinstance(document, dict):
+        raise JsonFlaw("it is not a JSON object")
+    return document
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("it has a key twice, of which one would be lost")
+    return result
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it has {name}, which is not JSON")
+
+
+def exact_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or (len(text) > 15 and Decimal(text) != Decimal(repr(value))):
+        raise ValueError(f"it has the number {text[:40]}, which cannot be written back exactly")
+    return value
+
+
+def exact_int(text: str) -> int:
+    if text == "-0":
+        raise ValueError("it has the number -0, which cannot be written back exactly")
+    return int(text)
+
+
+def render_json(document: Mapping[str, Any], original: bytes) -> bytes:
+    """A document in the style of the text it came from: indentation, separators, escapes, last newline."""
+    text = original.decode("utf-8")
+    indent = re.match(r"\s*\{\r?\n([ \t]+)", text)
+    colon = re.search(r'"(\s*:\s*)', text)
+    comma = "," if indent or re.search(r'[\]}"\w],(?=["{\[\d])', text) else ", "
+    rendered = json.dumps(
+        document,
+        ensure_ascii=text.isascii() and "\\u" in text,
+        indent=indent[1] if indent else None,
+        separators=(comma, colon[1] if colon else ": "),
+    )
+    return (rendered + text[len(text.rstrip()) :]).encode("utf-8")
+
+
+def read_settled(path: str) -> bytes:
+    """A JSON document that no other program is in the middle of writing. Raises JsonFlaw, OSError."""
+    deadline = time.monotonic() + HALF_WRITTEN_WAIT
+    while True:
+        text = read_regular(path)
+        try:
+            parse_json(text)
+            return text
+        except JsonFlaw:
+            written = time.time() - os.lstat(path).st_mtime
+            if time.monotonic() > deadline or not -60 < written < 2 * HALF_WRITTEN_WAIT:
+                raise
+            time.sleep(0.01)
+
+
+def replace_json(
+    path: str, edit: Callable[[dict[str, Any]], Optional[dict[str, Any]]], staging: Staging, backup: bool = False
+) -> None:
+    """Rewrite a JSON file through `edit` so that no other program's write to it is lost. Raises JsonFlaw, OSError.
+
+    The bytes are compared just before our file takes the name; the file it displaces is looked at just after. If another
+    program got in between, its version is edited and put in place instead.
+    """
+    base: Optional[bytes] = None  # another program's version, displaced by ours
+    written = b""
+    for _ in range(JSON_ATTEMPTS):
+        text = read_settled(path) if base is None else base
+        expected = text if base is None else written
+        document = edit(parse_json(text))
+        if document is None and base is None:
+            return
+        written = render_json(document, text) if document is not None else text
+        if backup and base is None:
+            keep_backup(path, text, staging)
+        staged = staging.write(written, like=path)
+        if base is None and read_regular(path) != expected:
+            staging.discard(staged)
+            continue
+        displaced = exchange(staged, path, staging)
+        found = read_regular(displaced)
+        if found == expected:
+            staging.discard(displaced)
+            flush_folder(os.path.dirname(path))
+            return
+        base = read_settled(displaced)
+        staging.discard(displaced)
+    raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
+
+
+def exchange(staged: str, path: str, staging: Staging) -> str:
+    """Put a staged file in a name's place; returns where the displaced file now is."""
+    if rename_with(RENAME_EXCHANGE, staged, path):
+        return staged
+    displaced = staging.name(SIDECAR_SUFFIX)
+    os.link(path, displaced, follow_symlinks=False)
+    os.rename(staged, path)
+    return displaced
+
+
+def keep_backup(path: str, text: bytes, staging: Staging) -> None:
+    """Keep a sidecar as it was before our first change, beside it."""
+    backup = path + ".bak"
+    if os.path.lexists(backup):
+        return
+    staged = staging.write(text, like=path)
+    with contextlib.suppress(FileExistsError):
+        place(staged, backup)
+    staging.discard(staged)
+    flush_folder(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def library_lock(library: str, shard: Optional[tuple[int, int]]) -> Iterator[None]:
+    """Hold the library for this run: a kernel lock on the folder itself, gone with us however we end. Raises BusyError."""
+    descriptor = os.open(library, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shard else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BusyError("Another run is at work on this library; this one leaves it alone.") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------------- reporting
+
+
+def printable(text: str) -> str:
+    """Text with control characters and undecodable bytes escaped, so that no name can write to a terminal or forge a line."""
+    return "".join(
+        char if char.isprintable() else char.encode("utf-8", "surrogateescape").decode("latin-1").encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def percent_saved(before: int, after: int) -> str:
+    return f"{100 * (before - after) / before:.0f} %" if before else "0 %"
+
+
+def timestamp() -> str:
+    """Now, as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Report:
+    """Owns every tally, every line printed or logged, and the exit code."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.exit_code = 0
+        self.counts: Counter[Action] = Counter()
+        self.original = self.compressed = self.estimated = self.originals_due = 0  # bytes
+        self.scan = Scan()
+        self.due_count = self.remembered = 0
+        self.seconds_due = self.seconds_done = 0.0
+        self.noted: set[str] = set()
+        self.bar = config.progress if config.progress is not None else sys.stderr.isatty()
+        self.bar = self.bar and not config.quiet
+        self.bar_shown = 0
+        self.log = logging.Logger("compression", logging.DEBUG)
+        logging.raiseExceptions = False  # a full disk must not print tracebacks from inside logging
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        if config.verbose:
+            self.add_handler(logging.StreamHandler(sys.stderr))
+
+    def add_handler(self, handler: logging.Handler) -> None:
+        handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
+        self.log.addHandler(handler)
+
+    def open_log(self) -> None:
+        """Raises OSError where the log folder cannot be written."""
+        os.makedirs(self.config.log_folder, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(self.config.log_file, maxBytes=2 << 20, backupCount=5, encoding="utf-8",
+                                                       errors="backslashreplace")  # fmt: skip
+        self.add_handler(handler)
+
+    def close(self) -> None:
+        for handler in self.log.handlers:
+            handler.close()
+
+    def say(self, text: str) -> None:
+        """A result, for people; JSON Lines stay pure."""
+        self.clear_bar()
+        if not self.config.quiet:
+            self.write(text, sys.stderr if self.config.json else sys.stdout)
+
+    def error(self, text: str) -> None:
+        self.exit_code = self.exit_code or 1
+        self.clear_bar()
+        self.log.error(text)
+        if not self.config.verbose:
+            self.write("compression_service.py: " + text, sys.stderr)
+
+    def note_once(self, text: str) -> None:
+        if text not in self.noted:
+            self.noted.add(text)
+            self.log.info(text)
+            self.say(text)
+
+    def write(self, text: str, stream: TextIO) -> None:
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:  # whoever read our output has gone; the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except OSError:
+            pass  # a full disk behind a redirection must not cost a recording
+
+    def found(self, found: Scan) -> None:
+        self.scan = found
+        for problem in found.problems:
+            self.error(problem)
+
+    def due(self, works: Sequence[Work]) -> None:
+        self.due_count = len(works)
+        self.originals_due = sum(work.source.size for work in works)
+        self.seconds_due = sum(work.source.guessed_seconds for work in works)
+
+    def recording(self, work: Work) -> None:
+        """Tell, log and count what became of one recording."""
+        assert work.reason
+        action, outcome = work.reason.action, work.outcome()
+        self.counts[action] += 1
+        self.seconds_done += work.source.guessed_seconds
+        if action is Action.COMPRESSED and work.copy:
+            self.original += work.source.size
+            self.compressed += work.copy.size
+        if action is Action.WOULD_COMPRESS:
+            self.estimated += work.estimate
+            self.original += work.source.size
+            outcome["estimated_size"] = work.estimate
+        line = self.line(work, action)
+        self.log.log(logging.ERROR if action is Action.FAILED else logging.INFO, line)
+        if work.trace:
+            self.log.error(work.trace)
+        if action is Action.FAILED:
+            self.exit_code = self.exit_code or 1
+        self.clear_bar()
+        if self.config.json:
+            self.write(json.dumps(outcome), sys.stdout)
+        elif not self.config.quiet:
+            self.write(line, sys.stdout)
+        elif action is Action.FAILED:
+            self.write(line, sys.stderr)
+
+    def line(self, work: Work, action: Action) -> str:
+        assert work.reason
+        text = f"{action.value:<14} {printable(work.source.path)}"
+        after = work.copy.size if work.copy and action is Action.COMPRESSED else work.estimate
+        if action in (Action.COMPRESSED, Action.WOULD_COMPRESS):
+            about = "about " if action is Action.WOULD_COMPRESS else ""
+            saved = percent_saved(work.source.size, after)
+            text += f"  {megabytes(work.source.size)} -> {about}{megabytes(after)} ({saved} saved)"
+            if work.reason in (Reason.DONE, Reason.DUE):
+                return text
+        kept = "" if action is not Action.FAILED else "; the original is kept"
+        return f"{text}  {megabytes(work.source.size) + '  ' if action is Action.KEPT else ''}{work.reason.sentence.format(work.detail)}{kept}"
+
+    def summary(self, started: float) -> None:
+        self.clear_bar()
+        elapsed = time.monotonic() - started
+        document: dict[str, Any] = {
+            "type": "summary",
+            "found": self.scan.found,
+            "young": self.scan.young,
+            "already_compressed": self.scan.copies,
+            "due": self.due_count,
+            "compressed": self.counts[Action.COMPRESSED],
+            "kept": self.counts[Action.KEPT],
+            "failed": self.counts[Action.FAILED],
+            "remembered": self.remembered,
+            "original_size": self.original,
+            "compressed_size": self.compressed,
+            "saved": self.original - self.compressed,
+            "elapsed_seconds": round(elapsed, 3),
+        }
+        if self.config.dry_run:
+            document["would_compress"] = self.counts[Action.WOULD_COMPRESS]
+            document["estimated_size"] = self.estimated
+            document["saved"] = 0
+        text = self.summary_text(elapsed)
+        self.log.info(text)
+        if self.config.json:
+            self.write(json.dumps(document), sys.stdout)
+        else:
+            self.say(text)
+
+    def summary_text(self, elapsed: float) -> str:
+        young = f" {self.scan.young} are younger than {self.config.age_threshold_days:g} days." if self.scan.young else ""
+        told = f" {self.remembered} are kept for reasons told before (--retry takes them up)." if self.remembered else ""
+        if not self.due_count:
+            done = f" {self.scan.copies} are compressed." if self.scan.copies else ""
+            return f"Nothing to do.{done}{young}{told}"
+        kept, failed = self.counts[Action.KEPT], self.counts[Action.FAILED]
+        rest = f", {kept} kept, {failed} failed" if kept or failed else ""
+        waiting = self.due_count - sum(self.counts.values())
+        rest += f", {waiting} left for the next run" if waiting > 0 else ""
+        if self.config.dry_run:
+            count = self.counts[Action.WOULD_COMPRESS]
+            sizes = f"{megabytes(self.original)} -> about {megabytes(self.estimated)}"
+            return f"Dry run, nothing was changed: {count} of {self.due_count} due would be compressed{rest}. {sizes}."
+        sizes = f"{megabytes(self.original)} -> {megabytes(self.compressed)}"
+        saved = f"{megabytes(self.original - self.compressed)} saved ({percent_saved(self.original, self.compressed)})"
+        return (
+            f"{self.counts[Action.COMPRESSED]} of {self.due_count} due compressed{rest}. {sizes}, {saved}, in {elapsed:.1f} s."
+            f"{young}{told}"
+        )
+
+    def stopped(self, number: int) -> None:
+        self.exit_code = 128 + number
+        self.note_once(
+            f"Stopped by {signal.Signals(number).name}: originals of unfinished recordings are kept; run again to go on."
+        )
+
+    def progress(self, started: float) -> None:
+        """One line that stays put, on a terminal."""
+        if not self.seconds_due:
+            return
+        done = min(1.0, self.seconds_done / self.seconds_due)
+        elapsed = time.monotonic() - started
+        left = f", {elapsed / done - elapsed:.0f} s left" if done > 0.02 else ""
+        text = f"{sum(self.counts.values())}/{self.due_count}  {100 * done:.0f} %{left}"
+        self.show_bar(text)
+
+    def show_bar(self, text: str) -> None:
+        if not self.bar:
+            return
+        text = text[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write("\r" + text + " " * (self.bar_shown - len(text)))
+        sys.stderr.flush()
+        self.bar_shown = len(text)
+
+    def clear_bar(self) -> None:
+        if self.bar_shown:
+            sys.stderr.write("\r" + " " * self.bar_shown + "\r")
+            sys.stderr.flush()
+            self.bar_shown = 0
+
+
+# --------------------------------------------------------------------------------------------- further commands
+
+
+class Check:
+    """Verifies the compressed library against its sidecars, the index and the history. Changes nothing."""
+
+    def __init__(self, config: Config, report: Report) -> None:
+        self.config, self.report, self.library = config, report, config.recordings_dir
+        self.findings = 0
+        self.sizes: dict[str, int] = {}  # bytes of every copy, by path
+        self.sums: dict[str, int] = defaultdict(int)  # bytes on disk, by id
+
+    def execute(self) -> None:
+        require_library(self.config)
+        started = time.monotonic()
+        sidecars = sum(self.check_folder(folder) for folder in self.folders())
+        self.check_index()
+        history = History(self.config)
+        self.check_history(history)
+        with stop_signals() as stop:
+            if self.sizes:
+                with Tools(stop) as tools:
+                    self.decode_all(tools, history, started)
+            if stop.signal:
+                self.report.stopped(stop.signal)
+                return
+        verdict = f"{self.findings} findings" if self.findings else "all sound"
+        self.report.say(
+            f"Checked {len(self.sizes)} copies and {sidecars} sidecars in {time.monotonic() - started:.1f} s: {verdict}."
+        )
+
+    def finding(self, path: str, text: str) -> None:
+        self.findings += 1
+        self.report.exit_code = 1
+        if self.config.json:
+            self.report.write(json.dumps({"type": "finding", "path": path, "reason": text}), sys.stdout)
+        else:
+            self.report.say(f"{printable(path)}: {text}")
+
+    def folders(self) -> Iterator[str]:
+        def unreadable(error: OSError) -> None:
+            self.finding(os.path.relpath(str(error.filename), self.library), f"cannot be read: {error.strerror}")
+
+        for path, names, _ in os.walk(self.library, onerror=unreadable):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            yield os.path.relpath(path, self.library) if path != self.library else ""
+
+    def check_folder(self, folder: str) -> int:
+        """Every sidecar readable, every file it names there. Returns the number of sidecars."""
+        try:
+            names = os.listdir(os.path.join(self.library, folder))
+            sidecars = read_sidecars(self.library, folder)
+        except OSError as error:
+            self.finding(folder, f"cannot be read: {describe(error)}")
+            return 0
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.endswith(COPY_SUFFIXES) and name[0] != "." and os.path.isfile(os.path.join(self.library, path)):
+                self.sizes[path] = file_size(os.path.join(self.library, path))
+        counted: set[tuple[str, str]] = set()
+        for sidecar in sidecars:
+            path = os.path.join(folder, sidecar.name)
+            if sidecar.flaw:
+                self.finding(path, f"cannot be read: {sidecar.flaw}")
+            for chunk in sidecar.chunks:
+                whole = os.path.join(self.library, folder, chunk)
+                if not os.path.lexists(whole):
+                    self.finding(path, f"names {printable(chunk)}, which is not there")
+                if sidecar.id is not None and (sidecar.id, chunk) not in counted:
+                    counted.add((sidecar.id, chunk))
+                    kept = kept_originals(chunk) if chunk.endswith(COPY_SUFFIXES) else []
+                    self.sums[sidecar.id] += sum(file_size(os.path.join(self.library, folder, name)) for name in [chunk, *kept])
+        return len(sidecars)
+
+    def check_index(self) -> None:
+        path = os.path.join(self.library, INDEX_NAME)
+        if not os.path.lexists(path):
+            return
+        try:
+            document = parse_json(read_settled(path))
+        except (JsonFlaw, OSError) as error:
+            self.finding(INDEX_NAME, f"cannot be read: {error}")
+            return
+        for entry in index_entries(document):
+            size = self.sums.get(entry["id"]) if isinstance(entry.get("id"), str) else None
+            if entry.get("compressed") is True and size is not None and entry.get("size") != size:
+                self.finding(INDEX_NAME, f"says {entry.get('size')} bytes for {printable(entry['id'])}, on disk are {size}")
+
+    def check_history(self, history: History) -> None:
+        for path, last in history.all():
+            copy = os.path.join(os.path.dirname(path), last.copy) if last.copy else ""
+            gone = last.action == Action.COMPRESSED.value and copy and copy not in self.sizes
+            if gone and not os.path.lexists(os.path.join(self.library, path)):
+                self.finding(copy, f"is not there, and neither is its original {printable(path)}")
+
+    def decode_all(self, tools: Tools, history: History, started: float) -> None:
+        paths = deque(sorted(self.sizes))
+        seconds = {os.path.join(os.path.dirname(path), last.copy): last.seconds for path, last in history.all() if last.copy}
+        total = len(paths)
+
+        def decode(some: list[str]) -> list[tuple[str, str]]:
+            try:
+                return decode_copies(self.library, some, seconds, tools)
+            except (Refusal, OSError) as error:
+                return [(some[0], str(error))] if len(some) == 1 else [found for path in some for found in decode([path])]
+
+        with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool:
+            size = max(1, min(BATCH_FILES, total // self.config.workers))
+            batches = [[paths.popleft() for _ in range(min(size, len(paths)))] for _ in range(0, total, size)]
+            done = 0
+            with contextlib.suppress(Stopped):
+                for batch, found in zip(batches, pool.map(decode, batches)):
+                    done += len(batch)
+                    self.report.show_bar(f"checked {done}/{total}")
+                    for path, text in found:
+                        self.finding(path, text)
+
+
+def decode_copies(library: str, paths: Sequence[str], seconds: Mapping[str, float], tools: Tools) -> list[tuple[str, str]]:
+    """Decode copies in full, in one process. Returns what is wrong with which; raises Refusal if any may be."""
+    arguments: list[str] = []
+    expected = 0.0
+    for path in paths:
+        whole = os.path.join(library, path)
+        form = next(form for form in FORMATS.values() if path.endswith(form.suffix))
+        descriptor = open_regular(whole)
+        try:
+            found = probe(descriptor, whole, tools)
+        finally:
+            os.close(descriptor)
+        known = seconds.get(path)
+        if known and abs(found.timeline - known) > TIMELINE_TOLERANCE + 2 * form.slack:
+            raise Refusal(Reason.DAMAGED, f"lasts {found.timeline:.2f} s, {known:.2f} s are on record")
+        expected += found.timeline
+        arguments += input_arguments(whole, found.demuxer)
+    for number in range(len(paths)):
+        arguments += ["-map", f"{number}:a:0", "-f", "null", "-"]
+    messages = tools.run([tools.ffmpeg, *QUIET, *arguments], expected)
+    if messages:
+        raise Refusal(Reason.DAMAGED, messages)
+    return []
+
+
+def command_check(config: Config, report: Report) -> None:
+    Check(config, report).execute()
+
+
+def command_doctor(config: Config, report: Report) -> None:
+    """One line a check; the exit code is that of the first thing found wrong."""
+    mark = {True: "ok", False: "PROBLEM"}
+
+    def tell(good: bool, text: str, code: int = 1) -> None:
+        report.say(f"{mark[good]:<8} {text}")
+        if not good:
+            report.exit_code = report.exit_code or code
+
+    tell(sys.version_info >= (3, 9), f"Python {sys.version.split()[0]} at {sys.executable}")
+    tell(True, f"config: {printable(config.file) or 'none, the defaults'}")
+    for field in SETTINGS:
+        if field.metadata["key"]:
+            report.say(f"           {field.name} = {printable(str(getattr(config, field.name)))}")
+    library = config.recordings_dir
+    there = os.path.isdir(library)
+    tell(
+        there, f"recordings folder {printable(library)}" + ("" if there else " is not there; set recordings_dir or --recordings"), 2
+    )
+    if there:
+        tell(os.access(library, os.W_OK | os.X_OK), "recordings folder can be written to")
+        free = shutil.disk_usage(library).free
+        tell(free > SPACE_MARGIN, f"{megabytes(free)} free on its disk", NoSpaceError.exit_code)
+        paused = os.path.lexists(pause_path(config))
+        tell(True, "paused; 'resume' lets runs go on" if paused else "not paused")
+    existing = next(path for path in (config.log_folder, *map(str, Path(config.log_folder).parents)) if os.path.isdir(path))
+    tell(os.access(existing, os.W_OK | os.X_OK), f"log folder {printable(config.log_folder)} can be written to")
+    try:
+        with stop_signals() as stop, Tools(stop) as tools:
+            lines: list[str] = []
+            tools.run([tools.ffmpeg, "-version"], 0, lines.append)
+            tell(True, f"{lines[0] if lines else 'ffmpeg'} at {tools.ffmpeg}")
+            tools.require(config.target.form)
+            tell(True, f"it has the encoder {config.target.form.encoder}")
+            with tempfile.TemporaryDirectory() as folder:
+                rehearse_encode(tools, config.target, folder)
+            tell(True, f"half a second was encoded to {config.target.format} and decoded")
+    except ToolMissingError as error:
+        tell(False, str(error), ToolMissingError.exit_code)
+    except Refusal as error:
+        tell(False, str(error), ToolMissingError.exit_code)
+
+
+def rehearse_encode(tools: Tools, target: Target, folder: str) -> None:
+    """A real encode and decode of half a second. Raises Refusal."""
+    path = os.path.join(folder, "rehearsal" + target.form.suffix)
+    make = [tools.ffmpeg, *QUIET, "-f", "lavfi", "-i", "sine=duration=0.5:sample_rate=48000", "-c:a", target.form.encoder, "-b:a"]
+    tools.run([*make, str(target.bitrate), *target.form.options, "-f", target.form.muxer, path], 1)
+    messages = tools.run([tools.ffmpeg, *QUIET, *input_arguments(path, target.form.demuxer), "-f", "null", "-"], 1)
+    if messages:
+        raise Refusal(Reason.TOOL_FAILED, messages)
+
+
+def command_demo(config: Config, report: Report) -> None:
+    """The whole job on a library made for it, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
+        library = os.path.join(folder, "recordings")
+        demo = dataclasses.replace(Config(), recordings_dir=library, log_file=os.path.join(folder, "logs", "compression.log"))
+        with stop_signals() as stop, Tools(stop) as tools:
+            make_demo_library(tools, library)
+        report.say("A small library: two old recordings, one from today, one cut short by a crash.\n")
+        show_tree(report, library)
+        for title, rehearsal in (("A dry run", True), ("A run", False), ("A second run", False)):
+            report.say(f"\n--- {title} ---")
+            part = Report(dataclasses.replace(demo, dry_run=rehearsal))
+            Run(part.config, part, time.time()).execute()
+            part.close()
+            report.exit_code = report.exit_code or part.exit_code
+        report.say("\n--- The library now ---")
+        show_tree(report, library)
+
+
+def make_demo_library(tools: Tools, library: str) -> None:
+    day = os.path.join(library, "2025-10-27")
+    os.makedirs(day)
+    names = ["14-30-45-chunk-1.webm", "14-30-45-chunk-2.webm", "15-00-00-chunk-1.webm", "16-00-00-chunk-1.webm"]
+    for number, name in enumerate(names):
+        source = f"anoisesrc=duration=6:color=brown:seed={number}:sample_rate=48000:amplitude=0.3,tremolo=f=3:d=0.9"
+        make = [tools.ffmpeg, *QUIET, "-f", "lavfi", "-i", source, "-c:a", "libopus", "-b:a", "130k", "-frame_duration", "60"]
+        tools.run([*make, "-f", "webm", os.path.join(day, name)], 6)
+    os.truncate(os.path.join(day, names[3]), 40_000)
+    chunks = [{"file": name, "start": 6 * number, "end": 6 * number + 6, "duration": 6} for number, name in enumerate(names[:2])]
+    sizes = sum(file_size(os.path.join(day, name)) for name in names[:2])
+    sidecar = {"id": "2025-10-27T14:30:45Z", "duration": 12, "chunks": chunks, "compressed": False, "original_size": sizes}
+    entry = {"id": sidecar["id"], "date": "2025-10-27", "duration": 12, "chunks": 2, "compressed": False, "size": sizes}
+    index = {"recordings": [entry], "total_recordings": 1, "total_size": sizes, "compressed_size": 0}
+    Path(day, "14-30-45-chunk-1.json").write_text(json.dumps(sidecar, indent=2))
+    Path(library, INDEX_NAME).write_text(json.dumps(index, indent=2))
+    long_ago = time.time() - 30 * DAY
+    for number in (0, 1, 3):
+        os.utime(os.path.join(day, names[number]), (long_ago, long_ago))
+
+
+def show_tree(report: Report, library: str) -> None:
+    for path in sorted(Path(library).rglob("*")):
+        if path.is_file():
+            report.say(f"  {file_size(str(path)):>8} bytes  {path.relative_to(library)}")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
+    "run": ("compress what is due (what happens without a command)", command_run),
+    "check": ("fully verify the compressed library against its records", command_check),
+    "pause": ("make runs leave the library alone", command_pause),
+    "resume": ("let runs go on", command_resume),
+    "doctor": ("say what it found: ffmpeg, folders, space, configuration", command_doctor),
+    "demo": ("the whole job on a small library in a temporary folder", command_demo),
+}
+COMMAND_OPTIONS = {"check": ("recordings_dir", "jobs", "json", "quiet", "verbose", "progress")}
+
+if __name__ == "__main__":
+    sys.exit(main())
