@@ -150,7 +150,7 @@ class Format:
 
 
 FORMATS = {
-    "opus": Format(".opus", "ogg", "ogg", "opus", "libopus", ("-vbr", "constrained"), 0.962, 250, 0.0005, (6_000, 510_000)),
+    "opus": Format(".opus", "ogg", "ogg", "opus", "libopus", ("-vbr", "constrained"), 0.968, 250, 0.0005, (6_000, 510_000)),
     "m4a": Format(".m4a", "ipod", "mov", "aac", "aac", ("-movflags", "+faststart"), 1.03, 1_200, 0.05, (16_000, 512_000)),
     "mp3": Format(".mp3", "mp3", "mp3", "mp3", "libmp3lame", (), 1.003, 600, 0.06, (32_000, 320_000)),
 }
@@ -781,7 +781,7 @@ class Run:
     def execute(self) -> None:
         require_library(self.config)
         if os.path.lexists(pause_path(self.config)):
-            self.report.say("Paused: nothing was done. 'compression_service.py resume' lets runs go on.")
+            self.report.paused()
             return
         if self.config.dry_run:
             self.rehearse(self.plan())
@@ -802,14 +802,18 @@ class Run:
             if queue:
                 with Tools(stop) as tools:
                     tools.require(self.config.target.form)
-                    self.transcode(queue, Transcoder(self.config, tools, staging), committer, stop)
-            committer.close()
+                    try:
+                        self.transcode(queue, Transcoder(self.config, tools, staging), committer, stop)
+                    finally:
+                        committer.close()
+                        self.flush_streak()
         if stop.signal:
             self.report.stopped(stop.signal)
 
     def plan(self) -> list[Work]:
         """Everything to take up in this run, oldest recording first."""
         found = scan(self.library, self.now - self.config.age_threshold_days * DAY)
+        self.clashes = found.clashes
         self.report.found(found)
         sessions = []
         for folder, sources in sorted(found.due.items()):
@@ -845,10 +849,15 @@ class Run:
                     refusal = Refusal(Reason.POLICY_KEEP)
             except Refusal as error:
                 refusal = error
+            if session.flaw:
+                refusal = Refusal(Reason.SIDECAR, session.flaw)
+            if source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
+                refusal = Refusal(Reason.NAME_TAKEN, f"another recording would become {printable(source.stem)} too")
             fingerprint = policy_fingerprint(self.config, target, session)
             last = self.history.last(source)
             if last and last.action == Action.COMPRESSED.value and last.fingerprint == fingerprint:
-                if not self.releases(last):
+                copy = os.path.join(self.library, source.folder, last.copy or "")
+                if not self.releases(last) and os.path.isfile(copy):
                     continue
             elif last and last.fingerprint == fingerprint and last.is_settled and not self.config.retry:
                 session.resting.add(source.name)
@@ -877,6 +886,7 @@ class Run:
                     work.refuse_for(error)
                 self.report.recording(work)
                 if stop.signal:
+                    self.report.stopped(stop.signal)
                     return
 
     def transcode(self, works: list[Work], transcoder: Transcoder, committer: Committer, stop: Stop) -> None:
@@ -902,8 +912,6 @@ class Run:
         if not stop.signal:
             for step in steps.unfinished():
                 committer.commit(step)
-        committer.settle()
-        self.flush_streak()
 
     def must_end(self, stop: Stop) -> bool:
         minutes = self.config.max_run_minutes
@@ -946,8 +954,10 @@ class Run:
                 ready += steps.finish(work)
         for step in ready:
             committer.commit(step)
-            for work in step:
-                self.account(work)
+        finished = [work for step in ready for work in step]
+        self.history.append([work for work in finished if work.reason and work.reason.action is Action.KEPT], counts=True)
+        for work in finished:
+            self.account(work)
         if committer.must_settle():
             committer.settle()
 
@@ -959,7 +969,6 @@ class Run:
         assert work.reason is not None
         self.report.recording(work)
         if work.reason.action is not Action.FAILED:
-            self.history.append([work], counts=True)
             return
         if self.streak and self.streak[-1].reason is not work.reason:
             self.flush_streak()
@@ -1069,6 +1078,7 @@ class Scan:
     young: int = 0
     copies: int = 0
     copies_size: int = 0  # bytes
+    clashes: set[str] = dataclasses.field(default_factory=set)  # paths without suffix that two sources share, x.webm and x.WEBM
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -1090,6 +1100,7 @@ def scan(library: str, cutoff: float) -> Scan:
 def scan_folder(library: str, folder: str, cutoff_ns: int, result: Scan, folders: list[str]) -> None:
     prefix = folder + "/" if folder else ""
     due: list[Source] = []
+    stems: set[str] = set()
     with os.scandir(os.path.join(library, folder)) as entries:
         for entry in entries:
             name = entry.name
@@ -1101,6 +1112,9 @@ def scan_folder(library: str, folder: str, cutoff_ns: int, result: Scan, folders
             elif suffix == SOURCE_SUFFIX and entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
                 result.found += 1
+                if name[:-5] in stems:
+                    result.clashes.add(prefix + name[:-5])
+                stems.add(name[:-5])
                 if status.st_mtime_ns > cutoff_ns:
                     result.young += 1
                 else:
@@ -1196,16 +1210,15 @@ def read_sidecars(library: str, folder: str, known: Iterable[str] = ()) -> list[
 
 
 def read_sidecar(path: str) -> Sidecar:
-    name, text = os.path.basename(path), b""
+    name = os.path.basename(path)
     try:
-        text = read_regular(path)
-        return describe_sidecar(name, parse_json(text))
-    except IsADirectoryError:
-        return Sidecar(name, None, (), {}, None, None, "", b"")
-    except JsonFlaw as flaw:
-        return Sidecar(name, None, (), {}, None, None, str(flaw), text)
-    except OSError as error:
-        return Sidecar(name, None, (), {}, None, None, describe(error), text)
+        return describe_sidecar(name, read_settled(path)[1])
+    except (JsonFlaw, OSError) as error:
+        flaw = describe(error) if isinstance(error, OSError) else str(error)
+        with contextlib.suppress(OSError):
+            return Sidecar(name, None, (), {}, None, None, flaw, read_regular(path))
+        is_folder = isinstance(error, IsADirectoryError)
+        return Sidecar(name, None, (), {}, None, None, "" if is_folder else flaw, b"")
 
 
 def describe_sidecar(name: str, document: dict[str, Any]) -> Sidecar:
@@ -1689,8 +1702,6 @@ class FramecrcListing:
 def examine(library: str, work: Work, tools: Tools, config: Config) -> None:
     """Probe one recording and decide; sets its probe and estimate. Raises Refusal, OSError."""
     path = os.path.join(library, work.source.path)
-    if work.session.flaw:
-        raise Refusal(Reason.SIDECAR, work.session.flaw)
     descriptor = open_regular(path)
     try:
         if identity_of(os.fstat(descriptor)) != work.source.identity:
@@ -1788,15 +1799,8 @@ class Transcoder:
     def copy_path(self, work: Work) -> str:
         return os.path.join(self.library, work.source.folder, work.copy_name)
 
-    def adopts(self, work: Work) -> bool:
-        """Whether the copy was in its place already: an interrupted run's, or one whose original was kept."""
-        return work.staged is None
-
     def examine(self, work: Work) -> None:
         examine(self.library, work, self.tools, self.config)
-        folder = os.path.dirname(self.path(work))
-        for sibling in alike_names(folder, work.source):
-            raise Refusal(Reason.NAME_TAKEN, f"{printable(sibling)} would become {printable(work.copy_name)} too")
         if not os.path.lexists(self.copy_path(work)):
             work.staged = self.staging.name(work.target.form.suffix)
 
@@ -1807,7 +1811,7 @@ class Transcoder:
             arguments += input_arguments(self.path(work), self.demuxer(work))
         for number, work in enumerate(works):
             arguments += encode_arguments(number, work, self.levels(work) if self.full else None)
-        if len(arguments) > 0 and any(self.full or not self.adopts(work) for work in works):
+        if any(self.full or work.staged for work in works):
             self.run(arguments, works, Reason.DAMAGED)
 
     def demuxer(self, work: Work) -> str:
@@ -1871,31 +1875,6 @@ class Transcoder:
             self.staging.discard(source)
             self.staging.discard(copy)
         work.reason = Reason.ADOPTED if adopted else Reason.DONE
-
-
-def alike_names(folder: str, source: Source) -> list[str]:
-    """Other recordings of the folder whose copy would have the same name, such as x.WEBM beside x.webm."""
-    suffix = source.name[-5:]
-    variants = {"".join(letters) for letters in case_variants(SOURCE_SUFFIX[1:])}
-    names = (source.stem + "." + variant for variant in sorted(variants) if "." + variant != suffix)
-    return [name for name in names if is_other_file(os.path.join(folder, name), source)]
-
-
-def case_variants(text: str) -> Iterator[str]:
-    """Every spelling of `text` in small and capital letters."""
-    if not text:
-        yield ""
-        return
-    for rest in case_variants(text[1:]):
-        yield text[0].lower() + rest
-        yield text[0].upper() + rest
-
-
-def is_other_file(path: str, source: Source) -> bool:
-    try:
-        return identity_of(os.lstat(path))[:2] != source.identity[:2]
-    except FileNotFoundError:
-        return False
 
 
 def input_arguments(path: str, demuxer: str) -> list[str]:
@@ -2174,7 +2153,7 @@ class Committer:
             status = os.lstat(path)
             if self.history.knows_index(status):
                 return
-            document = parse_json(read_settled(path))
+            document = read_settled(path)[1]
             for entry in index_entries(document):
                 known = self.history.entries.get(entry.get("id", ""))
                 if known and [entry.get("compressed"), entry.get("size")] != known[1:]:
@@ -2422,8 +2401,10 @@ class Tools:
 
     def __enter__(self) -> Tools:
         self.ffmpeg = find_tool("ffmpeg")
-        ionice = shutil.which("ionice", path=tool_path())
-        self.prefix = [*([ionice, "-c", "3"] if ionice else []), "nice", "-n", "10"]
+        self.prefix = ["nice", "-n", "10"]
+        idle = [shutil.which("ionice", path=tool_path()) or "", "-c", "3"]
+        if idle[0] and not subprocess.run([*idle, "true"], capture_output=True, check=False).returncode:
+            self.prefix = idle + self.prefix  # some containers refuse it
         self.watcher, self.watchdog = start_watchdog()
         return self
 
@@ -2843,14 +2824,13 @@ def render_json(document: Mapping[str, Any], original: bytes) -> bytes:
     return (rendered + text[len(text.rstrip()) :]).encode("utf-8")
 
 
-def read_settled(path: str) -> bytes:
-    """A JSON document that no other program is in the middle of writing. Raises JsonFlaw, OSError."""
+def read_settled(path: str) -> tuple[bytes, dict[str, Any]]:
+    """A JSON document that no other program is in the middle of writing, as bytes and parsed. Raises JsonFlaw, OSError."""
     deadline = time.monotonic() + HALF_WRITTEN_WAIT
     while True:
         text = read_regular(path)
         try:
-            parse_json(text)
-            return text
+            return text, parse_json(text)
         except JsonFlaw:
             written = time.time() - os.lstat(path).st_mtime
             if time.monotonic() > deadline or not -60 < written < 2 * HALF_WRITTEN_WAIT:
@@ -2866,29 +2846,29 @@ def replace_json(
     The bytes are compared just before our file takes the name; the file it displaces is looked at just after. If another
     program got in between, its version is edited and put in place instead.
     """
-    base: Optional[bytes] = None  # another program's version, displaced by ours
-    written = b""
+    displaced: Optional[tuple[bytes, dict[str, Any]]] = None  # another program's version, put aside by ours
+    expected = b""
     for _ in range(JSON_ATTEMPTS):
-        text = read_settled(path) if base is None else base
-        expected = text if base is None else written
-        document = edit(parse_json(text))
-        if document is None and base is None:
+        text, document = displaced or read_settled(path)
+        changed = edit(document)
+        if changed is None and not displaced:
             return
-        written = render_json(document, text) if document is not None else text
-        if backup and base is None:
+        written = text if changed is None else render_json(changed, text)
+        if backup and not displaced:
             keep_backup(path, text, staging)
         staged = staging.write(written, like=path)
-        if base is None and read_regular(path) != expected:
-            staging.discard(staged)
-            continue
-        displaced = exchange(staged, path, staging)
-        found = read_regular(displaced)
-        if found == expected:
-            staging.discard(displaced)
+        if not displaced:
+            expected = text
+            if read_regular(path) != expected:
+                staging.discard(staged)
+                continue
+        aside = exchange(staged, path, staging)
+        if read_regular(aside) == expected:
+            staging.discard(aside)
             flush_folder(os.path.dirname(path))
             return
-        base = read_settled(displaced)
-        staging.discard(displaced)
+        displaced, expected = read_settled(aside), written
+        staging.discard(aside)
     raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
 
 
@@ -3017,6 +2997,11 @@ class Report:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except OSError:
             pass  # a full disk behind a redirection must not cost a recording
+
+    def paused(self) -> None:
+        self.say("Paused: nothing was done. 'compression_service.py resume' lets runs go on.")
+        if self.config.json:
+            self.write(json.dumps({"type": "summary", "paused": True}), sys.stdout)
 
     def found(self, found: Scan) -> None:
         self.scan = found
@@ -3228,7 +3213,7 @@ class Check:
         if not os.path.lexists(path):
             return
         try:
-            document = parse_json(read_settled(path))
+            document = read_settled(path)[1]
         except (JsonFlaw, OSError) as error:
             self.finding(INDEX_NAME, f"cannot be read: {error}")
             return

@@ -102,13 +102,23 @@ class LibraryCase(unittest.TestCase):
         return json.loads((self.library / path).read_text(encoding="utf-8"))
 
     def run_cli(
-        self, *arguments: str, env: Optional[Mapping[str, str]] = None, cwd: str = "/", timeout: float = 120, python: str = sys.executable
+        self,
+        *arguments: str,
+        env: Optional[Mapping[str, str]] = None,
+        cwd: str = "/",
+        timeout: float = 120,
+        python: str = sys.executable,
     ) -> Ran:
         """Run the program from another folder, without a terminal."""
         done = subprocess.run(
-            self.command(*arguments, python=python), capture_output=True, stdin=subprocess.DEVNULL, cwd=cwd, env=env, timeout=timeout,
+            self.command(*arguments, python=python),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+            env=env,
+            timeout=timeout,
             check=False,
-        )  # fmt: skip
+        )
         return Ran(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
     def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
@@ -126,7 +136,8 @@ class LibraryCase(unittest.TestCase):
             f"#!{sys.executable}\n"
             "import os, re, signal, subprocess, sys, time\n"
             f"args, real = sys.argv[1:], {FFMPEG!r}\n"
-            "outputs = [a[5:] for a in args if re.fullmatch(r'file:.*/\\d+\\.(opus|m4a|mp3)', a) and args[args.index(a) - 1] != '-i']\n"
+            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\d+\\.(opus|m4a|mp3)', a)]\n"
+            "outputs = [path for path in media if args[args.index('file:' + path) - 1] != '-i']\n"
             f"{body}\n"
         )
         tool.chmod(0o755)

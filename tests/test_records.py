@@ -1,0 +1,226 @@
+"""Sidecars and index: what is changed, and that nothing else is."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import compression_service as service
+from tests.base import RECORDINGS, LibraryCase, index, index_entry, sidecar
+
+TOTALS = service.Totals(original=1000, compressed=600, on_disk=600, complete=True)
+
+
+class Sidecars(LibraryCase):
+    def test_only_what_the_contract_names_is_changed(self) -> None:
+        before = sidecar("x", ["a.webm", "b.webm", "c.webm"])
+        after = service.compressed_metadata(before, {"a.webm": "a.opus", "c.webm": "c.opus"}, TOTALS, "2026-01-31T02:00:00Z")
+        assert after
+        self.assertEqual([chunk["file"] for chunk in after["chunks"]], ["a.opus", "b.webm", "c.opus"])
+        changed = {key for key in after if key not in before or after[key] != before[key]}
+        self.assertEqual(
+            changed, {"chunks", "compressed", "original_size", "compressed_size", "compression_ratio", "compression_date"}
+        )
+        self.assertEqual([*after], [*before, "compression_ratio"])
+        self.assertEqual((after["original_size"], after["compressed_size"], after["compression_ratio"]), (1000, 600, 0.6))
+        self.assertEqual({**after["chunks"][0], "file": ""}, {**before["chunks"][0], "file": ""})
+
+    def test_the_original_size_is_summed_while_all_originals_are_there_and_kept_from_then_on(self) -> None:
+        first = service.compressed_metadata(sidecar("x", ["a.webm"]), {}, TOTALS._replace(complete=False), "2026-01-31T02:00:00Z")
+        assert first
+        then = service.compressed_metadata(first, {"a.webm": "a.opus"}, TOTALS._replace(original=700), "2026-02-01T02:00:00Z")
+        assert then
+        self.assertEqual(then["original_size"], 1000)
+        self.assertIsNone(service.compressed_metadata(then, {"a.webm": "a.opus"}, TOTALS, "2026-02-02T02:00:00Z"))
+
+    def test_indentation_escapes_separators_and_last_newline_stay(self) -> None:
+        document = sidecar("x", ["a.webm"])
+        for text in (
+            json.dumps(document, indent=2, ensure_ascii=False),
+            json.dumps(document, indent=4) + "\n",
+            json.dumps(document, indent="\t", ensure_ascii=False) + "\r\n",
+            json.dumps(document, ensure_ascii=False),
+            json.dumps(document, separators=(",", ":"), ensure_ascii=False) + "\n",
+        ):
+            self.assertEqual(service.render_json(service.parse_json(text.encode()), text.encode()).decode(), text)
+
+    def test_all_the_ways_a_sidecar_may_speak_of_a_recording_come_out_true(self) -> None:
+        one = (RECORDINGS / "chunk_0.webm").stat().st_size
+        for path in ("whole/s-1.webm", "whole/s-2.webm", "each/e-1.webm", "each/e-2.webm", "stem/t.webm", "null/n.webm"):
+            self.add("chunk_0", path)
+        self.add_json("whole/session.json", sidecar("whole", ["s-1.webm", "s-2.webm"]))
+        for number in (1, 2):
+            self.add_json(f"each/e-{number}.json", sidecar("each", [f"e-{number}.webm"]))
+        self.add_json("stem/t.json", {"id": "stem", "unknown": [1]})
+        self.add_json("null/n.json", {"id": "null", "chunks": None})
+        self.add_json("index.json", index([index_entry(id_, 2 * one, 2) for id_ in ("whole", "each", "stem", "null", "other")]))
+        self.assertEqual(self.run_cli().code, 0)
+        self.assert_sidecars_true()
+        copy = (self.library / "stem/t.opus").stat().st_size
+        for path, count in (("whole/session", 2), ("each/e-1", 2), ("each/e-2", 2), ("stem/t", 1), ("null/n", 1)):
+            document = self.read_json(f"{path}.json")
+            self.assertEqual([document["compressed"], document["original_size"], document["compressed_size"]],
+                             [True, count * one, count * copy], path)  # fmt: skip
+            self.assertTrue((self.library / f"{path}.json.bak").exists())
+        self.assertEqual(self.read_json("null/n.json")["chunks"], None)
+        self.assertNotIn("chunks", self.read_json("stem/t.json"))
+        sizes = {entry["id"]: (entry["compressed"], entry["size"]) for entry in self.read_json("index.json")["recordings"]}
+        self.assertEqual(sizes, {"whole": (True, 2 * copy), "each": (True, 2 * copy), "stem": (True, copy), "null": (True, copy),
+                                 "other": (False, 2 * one)})  # fmt: skip
+
+    def test_two_sidecars_naming_one_chunk_are_both_changed(self) -> None:
+        self.add("chunk_0", "a.webm")
+        self.add_json("a.json", sidecar("x", ["a.webm"]))
+        self.add_json("copy-of-a.json", sidecar("x", ["a.webm"]))
+        self.run_cli()
+        for name in ("a.json", "copy-of-a.json"):
+            self.assertEqual(self.read_json(name)["chunks"][0]["file"], "a.opus")
+
+    def test_the_sidecar_as_it_was_before_the_first_change_is_kept_beside_it(self) -> None:
+        self.add("chunk_0", "a-1.webm")
+        path = self.add("chunk_1", "a-2.webm", time.time())
+        before = self.add_json("a.json", sidecar("x", ["a-1.webm", "a-2.webm"]), indent=1).read_bytes()
+        self.run_cli()
+        self.assertEqual(self.read_json("a.json")["compressed"], False)
+        self.assertTrue(path.exists())
+        self.run_cli("--older-than", "0")
+        self.assertEqual(self.read_json("a.json")["compressed"], True)
+        self.assertEqual((self.library / "a.json.bak").read_bytes(), before)
+
+    def test_a_recording_with_one_chunk_to_keep_is_compressed_once_the_others_are(self) -> None:
+        self.add("chunk_0", "a-1.webm")
+        self.add("ch_slice_01", "a-2.webm")
+        self.add_json("a.json", sidecar("x", ["a-1.webm", "a-2.webm"]))
+        self.run_cli()
+        document = self.read_json("a.json")
+        self.assertEqual([chunk["file"] for chunk in document["chunks"]], ["a-1.opus", "a-2.webm"])
+        self.assertIs(document["compressed"], True)
+
+
+class OddDocuments(LibraryCase):
+    ODD = {
+        "empty": b"", "cut": b'{"chunks": [{"file": "x.webm"', "list": b"[1, 2]", "number": b"7", "twice": b'{"a": 1, "a": 2}',
+        "nan": b'{"a": NaN}', "infinite": b'{"a": 1e400}', "surrogate": b'{"a": "\\ud800"}', "deep": b'{"a":' + b"[" * 100_000,
+        "latin": '{"a": "ü"}'.encode("latin-1"), "exact": b'{"a": 0.12345678901234567890}', "minus": b'{"a": -0}',
+        "bom": b'\xef\xbb\xbf{"a": 1}',
+    }  # fmt: skip
+
+    def test_a_sidecar_that_cannot_be_written_back_as_it_was_fails_its_recording_alone(self) -> None:
+        for name, content in self.ODD.items():
+            self.add("chunk_0", f"{name}/x.webm")
+            self.add_bytes(content, f"{name}/x.json")
+        self.add("chunk_0", "good.webm")
+        before = self.files()
+        for name in self.ODD:
+            ran = self.run_cli("--json", "--only", f"{name}/*")
+            self.assertEqual(ran.code, 1, name)
+            self.assert_kept(ran, f"{name}/x.webm", "sidecar", action="failed")
+            self.assertNotIn("Traceback", ran.err)
+        self.assertEqual(self.files(), before)
+
+    def test_a_broken_neighbour_does_not_hold_back_a_recording_that_another_sidecar_vouches_for(self) -> None:
+        self.add("chunk_0", "x.webm")
+        self.add_json("x.json", sidecar("x", ["x.webm"]))
+        self.add_bytes(b"{", "unrelated.json")
+        self.assertEqual(self.run_cli().code, 0)
+        self.assert_compressed("x.webm")
+
+    def test_names_that_lead_out_of_the_folder_are_ignored(self) -> None:
+        outside = self.folder / "outside.webm"
+        shutil.copy(RECORDINGS / "chunk_0.webm", outside)
+        before = outside.read_bytes()
+        self.add("chunk_0", "d/x.webm")
+        names: list[Any] = ["../../outside.webm", str(outside), "", ".", "..", 7, ["x.webm"], None, "x.webm"]
+        document = sidecar("x", ["placeholder"] * len(names))
+        for chunk, name in zip(document["chunks"], names):
+            chunk["file"] = name
+        self.add_json("d/x.json", document)
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertEqual(outside.read_bytes(), before)
+        self.assertEqual([chunk["file"] for chunk in self.read_json("d/x.json")["chunks"]], [*names[:-1], "x.opus"])
+
+
+def keep_counting(path: str, seconds: float, done: Any) -> None:
+    """A server that reads, counts up and rewrites a JSON file in place, 50 times a second."""
+    count, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end and not done.is_set():
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        count += 1
+        document["count"] = count
+        text = json.dumps(document, ensure_ascii=False)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text[: len(text) // 2])
+            file.flush()
+            time.sleep(0.002)
+            file.write(text[len(text) // 2 :])
+        time.sleep(0.02)
+    done.value = count
+
+
+class LiveServer(LibraryCase):
+    def test_no_update_of_either_side_is_lost_against_a_server_that_writes_in_place(self) -> None:
+        path = self.add_json("index.json", index([]))
+        context = multiprocessing.get_context("fork")
+        done = context.Event()
+        server = context.Process(target=keep_counting, args=(str(path), 30, done))
+        server.start()
+        try:
+            with service.Staging(str(self.library), None) as staging:
+                for number in range(300):
+                    service.replace_json(str(path), lambda document: {**document, f"ours-{number}": number}, staging)  # noqa: B023
+                    time.sleep(0.003)
+        finally:
+            done.set()
+            server.join()
+        document = self.read_json("index.json")
+        self.assertGreater(document["count"], 20)
+        lost = [number for number in range(300) if f"ours-{number}" not in document]
+        # The server may overwrite ours from an older read of its own; what it had read and written after ours must be there.
+        self.assertLess(len(lost), 30, "more lost than a read-modify-write by the server explains")
+
+    def test_a_half_written_document_is_waited_for(self) -> None:
+        path = self.add_json("index.json", index([]))
+        text = path.read_text()
+        context = multiprocessing.get_context("fork")
+
+        def write_slowly() -> None:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text[:40])
+                file.flush()
+                time.sleep(0.7)
+                file.write(text[40:])
+
+        server = context.Process(target=write_slowly)
+        server.start()
+        time.sleep(0.3)
+        with service.Staging(str(self.library), None) as staging:
+            service.replace_json(str(path), lambda document: {**document, "ours": 1}, staging)
+        server.join()
+        self.assertEqual(self.read_json("index.json")["ours"], 1)
+
+    def test_a_write_that_slips_in_just_before_the_rename_survives(self) -> None:
+        path = self.add_json("index.json", index([]))
+        exchange = service.exchange
+
+        def late(staged: str, target: str, staging: service.Staging) -> str:
+            service.exchange = exchange  # type: ignore[assignment]
+            document = json.loads(path.read_text())
+            path.write_text(json.dumps({**document, "theirs": 1}))
+            return exchange(staged, target, staging)
+
+        service.exchange = late  # type: ignore[assignment]
+        self.addCleanup(setattr, service, "exchange", exchange)
+        with service.Staging(str(self.library), None) as staging:
+            service.replace_json(str(path), lambda document: {**document, "ours": 1}, staging)
+        document = self.read_json("index.json")
+        self.assertEqual((document["ours"], document["theirs"]), (1, 1))
+
+    def test_without_an_atomic_exchange_the_displaced_file_is_looked_at_all_the_same(self) -> None:
+        rename_with = service.rename_with
+        service.rename_with = lambda *_: False  # type: ignore[assignment]
+        self.addCleanup(setattr, service, "rename_with", rename_with)
+        self.test_a_write_that_slips_in_just_before_the_rename_survives()

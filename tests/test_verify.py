@@ -1,0 +1,235 @@
+"""Every check of a copy, with the one kind of damage that only this check can notice."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import unittest
+from array import array
+from pathlib import Path
+
+import compression_service as service
+from tests.base import FFMPEG, RECORDINGS, LibraryCase
+
+
+def source(name: str) -> service.Probe:
+    """What is in one of the real recordings."""
+    return examine(RECORDINGS / f"{name}.webm")
+
+
+def examine(path: Path) -> service.Probe:
+    descriptor = os.open(path, os.O_RDONLY)
+    stop = service.Stop()
+    try:
+        with service.Tools(stop) as tools:
+            return service.probe(descriptor, str(path), tools)
+    finally:
+        os.close(descriptor)
+
+
+def encode(path: Path, *options: str, recording: str = "chunk_0", codec: str = "libopus", rate: str = "64k") -> Path:
+    command = [FFMPEG, "-v", "error", "-nostdin", "-y", "-i", str(RECORDINGS / f"{recording}.webm"), *options, "-c:a", codec]
+    subprocess.run([*command, "-b:a", rate, str(path)], check=True)
+    return path
+
+
+class Structure(LibraryCase):
+    """What is told of a copy without decoding it."""
+
+    def verify(self, copy: Path, recording: str = "chunk_0", form: str = "opus") -> None:
+        path = RECORDINGS / f"{recording}.webm"
+        found = service.Source("x.webm", service.identity_of(path.stat()))
+        work = service.Work(found, service.Session("", [found], []), service.Target(form, 96_000), "", True)
+        work.probe, work.staged = source(recording), str(copy)
+        descriptor = os.open(copy, os.O_RDONLY)
+        try:
+            with service.Tools(service.Stop()) as tools:
+                service.verify_structure(descriptor, str(copy), work, tools, 5)
+        finally:
+            os.close(descriptor)
+
+    def refused(self, copy: Path, error: type[service.Refusal], *words: str) -> None:
+        with self.assertRaises(error) as caught:
+            self.verify(copy)
+        for word in words:
+            self.assertIn(word, str(caught.exception))
+
+    def test_a_good_copy_passes_in_every_format(self) -> None:
+        self.verify(encode(self.folder / "a.opus"))
+        self.verify(encode(self.folder / "a.m4a", codec="aac"), form="m4a")
+        self.verify(encode(self.folder / "a.mp3", codec="libmp3lame"), form="mp3")
+
+    def test_an_empty_file_is_no_copy(self) -> None:
+        empty = self.folder / "a.opus"
+        empty.touch()
+        self.refused(empty, service.MissingCopy, "empty")
+
+    def test_another_codec_is_noticed(self) -> None:
+        self.refused(encode(self.folder / "a.ogg", "-f", "ogg", codec="flac"), service.NotProven)
+
+    def test_another_container_is_noticed(self) -> None:
+        self.refused(encode(self.folder / "a.webm"), service.UnsoundStream)
+
+    def test_another_number_of_channels_is_noticed(self) -> None:
+        self.refused(encode(self.folder / "a.opus", "-ac", "2"), service.WrongStream, "1 channels", "2")
+
+    def test_a_second_stream_is_noticed(self) -> None:
+        one, two = (encode(self.folder / f"{name}.opus", recording=name) for name in ("chunk_0", "chunk_1"))
+        one.write_bytes(one.read_bytes() + two.read_bytes())
+        self.refused(one, service.UnsoundStream, "second stream")
+
+    def test_a_stream_without_its_end_flag_is_noticed(self) -> None:
+        copy = encode(self.folder / "a.opus")
+        content = bytearray(copy.read_bytes())
+        content[content.rindex(b"OggS") + 5] &= ~4
+        copy.write_bytes(content)
+        self.refused(copy, service.UnsoundStream, "last page")
+
+    def test_a_granule_position_that_steps_back_is_noticed(self) -> None:
+        copy = encode(self.folder / "a.opus")
+        content = bytearray(copy.read_bytes())
+        pages = [at for at in range(len(content)) if content[at : at + 4] == b"OggS"]
+        struct.pack_into("<q", content, pages[3] + 6, 4_000)
+        copy.write_bytes(content)
+        self.refused(copy, service.UnsoundStream, "steps back")
+
+    def test_a_cut_inside_a_page_is_noticed(self) -> None:
+        copy = encode(self.folder / "a.opus")
+        copy.write_bytes(copy.read_bytes()[:-100])
+        self.refused(copy, service.UnsoundStream, "inside a page")
+
+    def test_a_copy_that_lacks_a_second_is_noticed_by_its_packets(self) -> None:
+        self.refused(encode(self.folder / "a.opus", "-t", "2"), service.WrongLength, "3.000", "2.000")
+
+    def test_a_copy_that_saves_too_little_is_kept_and_not_called_a_failure(self) -> None:
+        self.refused(encode(self.folder / "a.opus", "-vbr", "off", rate="200k"), service.Refusal, "too little")
+
+
+class Wave(LibraryCase):
+    """What is told of a copy by its decoded sound, half a second at a time."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        command = [FFMPEG, "-v", "error", "-nostdin", "-i", str(RECORDINGS / "ch_slices_concat.webm"), "-ac", "1"]
+        self.samples = subprocess.run([*command, "-ar", "4000", "-f", "s16le", "-"], capture_output=True, check=True).stdout
+        self.seconds = len(self.samples) / 2 / service.LEVEL_RATE
+
+    def compare(self, copy: bytes, expected: float = 0.0) -> None:
+        paths = [self.folder / "source", self.folder / "copy"]
+        for path, content in zip(paths, (self.samples, copy)):
+            path.write_bytes(content)
+        service.compare_audio(str(paths[0]), str(paths[1]), expected or self.seconds, 0.0005, service.Stop())
+
+    def changed(self, begin: float, end: float, factor: float) -> bytes:
+        samples = array("h", self.samples)
+        for at in range(int(begin * service.LEVEL_RATE), int(end * service.LEVEL_RATE)):
+            samples[at] = int(samples[at] * factor)
+        return samples.tobytes()
+
+    def test_the_same_sound_passes(self) -> None:
+        self.compare(self.samples)
+
+    def test_silence_is_noticed(self) -> None:
+        with self.assertRaises(service.DifferentAudio):
+            self.compare(bytes(len(self.samples)))
+
+    def test_one_quiet_second_is_noticed_and_told_where(self) -> None:
+        with self.assertRaisesRegex(service.DifferentAudio, r"loudness at (3\.5|4\.0) s"):
+            self.compare(self.changed(3.5, 4.5, 0.3))
+
+    def test_one_lost_word_is_noticed(self) -> None:
+        with self.assertRaises(service.DifferentAudio):
+            self.compare(self.changed(3.6, 4.1, 0))
+
+    def test_a_shift_of_a_fiftieth_of_a_second_is_noticed(self) -> None:
+        shift = 2 * service.LEVEL_RATE // 50
+        with self.assertRaises(service.DifferentAudio):
+            self.compare(self.samples[shift:] + self.samples[:shift])
+
+    def test_a_shift_of_0_7_seconds_is_noticed(self) -> None:
+        shift = int(2 * service.LEVEL_RATE * 0.7)
+        with self.assertRaises(service.DifferentAudio):
+            self.compare(self.samples[shift:] + self.samples[:shift])
+
+    def test_the_same_loudness_with_other_content_is_noticed(self) -> None:
+        samples = array("h", self.samples)
+        for at in range(0, len(samples) - 200, 200):
+            samples[at : at + 200] = samples[at : at + 200][::-1]
+        with self.assertRaisesRegex(service.DifferentAudio, "correlation"):
+            self.compare(samples.tobytes())
+
+    def test_a_copy_shorter_by_a_packet_is_noticed(self) -> None:
+        with self.assertRaises(service.WrongLength):
+            self.compare(self.samples[: -2 * service.LEVEL_RATE // 50])
+
+    def test_a_source_that_did_not_decode_to_its_own_length_proves_nothing(self) -> None:
+        with self.assertRaisesRegex(service.WrongLength, "by the source's packets"):
+            self.compare(self.samples, self.seconds + 1)
+
+
+class Sources(LibraryCase):
+    """What the walkers know of a source; each kind of damage is seen by one of their rules."""
+
+    def refused(self, content: bytes, reason: service.Reason) -> str:
+        path = self.folder / "source.webm"
+        path.write_bytes(content)
+        with self.assertRaises(service.Refusal) as caught:
+            examine(path)
+        self.assertIs(caught.exception.reason, reason, caught.exception)
+        return str(caught.exception)
+
+    def test_length_gaps_and_channels_come_from_the_packets(self) -> None:
+        suspended = source("ch_ctx_suspend_4_3_4s")
+        self.assertAlmostEqual(suspended.audio_seconds, 7.98, delta=0.001)
+        self.assertAlmostEqual(suspended.timeline, 10.98, delta=0.05)
+        self.assertAlmostEqual(suspended.gaps, 3.0, delta=0.1)
+        self.assertEqual(suspended.channels, 2)
+        self.assertAlmostEqual(source("ch_late_track_5s").timeline, 4.98, delta=0.01)
+        self.assertAlmostEqual(source("ff_chunk_1").timeline, 3.304, delta=0.001)
+        self.assertAlmostEqual(source("ch_mp4mime_10s").timeline, 9.94, delta=0.05)
+        self.assertAlmostEqual(source("ch_mic_24k_20s").kilobits, 23.8, delta=0.5)
+
+    def test_every_cut_of_a_recording_is_noticed_unless_it_falls_between_packets(self) -> None:
+        whole = (RECORDINGS / "ff_webm_3s.webm").read_bytes()
+        for length in range(1_000, len(whole), 1_013):
+            self.refused(whole[:length], service.Reason.TRUNCATED)
+
+    def test_a_cut_between_packets_is_noticed_by_the_length_on_record(self) -> None:
+        found = source("ff_webm_3s")
+        target = service.Target("opus", 96_000)
+        with self.assertRaises(service.Refusal) as caught:
+            service.decide(found, 50_127, 5.0, target, 5)
+        self.assertIs(caught.exception.reason, service.Reason.TRUNCATED)
+        self.assertGreater(service.decide(found, 50_127, 3.0, target, 5), 0)
+
+    def test_a_hole_in_the_middle_is_noticed(self) -> None:
+        whole = (RECORDINGS / "chunk_0.webm").read_bytes()
+        self.refused(whole[:20_000] + whole[24_000:], service.Reason.DAMAGED)
+        self.refused(whole[:20_000] + bytes(4_000) + whole[24_000:], service.Reason.DAMAGED)
+
+    def test_a_header_longer_than_the_audio_means_a_lost_end(self) -> None:
+        whole = bytearray((RECORDINGS / "chunk_0.webm").read_bytes())
+        at = whole.index(b"\x44\x89\x84") + 3
+        struct.pack_into(">f", whole, at, 9_000.0)
+        self.assertIn("9.0 s", self.refused(bytes(whole), service.Reason.TRUNCATED))
+
+    def test_a_jump_to_the_end_of_the_clock_is_damage_not_weeks_of_silence(self) -> None:
+        found = source("chunk_0")
+        leaped = service.dataclasses.replace(found, timeline=2_147_483.0, gaps=2_147_480.0)
+        with self.assertRaises(service.Refusal) as caught:
+            service.decide(leaped, 49_217, None, service.Target("opus", 96_000), 5)
+        self.assertIs(caught.exception.reason, service.Reason.DAMAGED)
+
+
+class Commands(unittest.TestCase):
+    """The command lines, as they are given to ffmpeg."""
+
+    def test_no_name_of_a_recording_can_be_taken_for_an_option_or_a_protocol(self) -> None:
+        words = service.input_arguments("/library/-v.webm", "matroska")
+        self.assertEqual(words[-4:], ["-f", "matroska", "-i", "file:/library/-v.webm"])
+        self.assertEqual(tuple(words[: len(service.SAFE_INPUT)]), service.SAFE_INPUT)
+
+    def test_each_packet_s_length_is_told_by_its_first_two_bytes(self) -> None:
+        for start, samples in ((b"\xfb\x83", 2880), (b"\xfc", 960), (b"\x78", 960), (b"\x18", 2880), (b"\xfb\xbf", 0), (b"", 0)):
+            self.assertEqual(service.opus_packet_samples(start), samples, start)
