@@ -77,6 +77,7 @@ SIDECAR_SUFFIX = ".json"
 INDEX_NAME = "index.json"
 STAGING_NAME = ".compression"  # hidden, so that scans pass it over; inside the library, so that links stay on one file system
 PAUSE_NAME = ".compression-paused"
+LOCK_NAME = ".compression-lock"  # only where folders cannot be locked
 DAY = 86_400  # seconds
 
 OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
@@ -1090,14 +1091,14 @@ def scan(library: str, cutoff: float) -> Scan:
     while folders:
         folder = folders.pop()
         try:
-            scan_folder(library, folder, round(cutoff * 1e9), result, folders)
+            scan_folder(library, folder, cutoff * 1e9, result, folders)
         except OSError as error:
             result.due.pop(folder, None)
             result.problems.append(f"Folder {printable(folder or library)} cannot be read: {describe(error)}")
     return result
 
 
-def scan_folder(library: str, folder: str, cutoff_ns: int, result: Scan, folders: list[str]) -> None:
+def scan_folder(library: str, folder: str, cutoff_ns: float, result: Scan, folders: list[str]) -> None:
     prefix = folder + "/" if folder else ""
     due: list[Source] = []
     stems: set[str] = set()
@@ -2137,6 +2138,8 @@ class Committer:
             flush_folder(folder)
 
     def update_index(self) -> None:
+        if self.config.shard:  # the others place copies too
+            self.report.scan.copies_size, self.placed_size = scan(self.library, -math.inf).copies_size, 0
         path = os.path.join(self.library, INDEX_NAME)
         if os.path.lexists(path):
             replace_json(path, self.indexed, self.staging)
@@ -2165,8 +2168,8 @@ class Committer:
             return
         except JsonFlaw as flaw:
             raise ServiceError(
-                f"The index {printable(path)} cannot be read: {flaw}. Nothing was changed, as it could not be kept true; mend it, or "
-                "move it away if the recorder makes a new one."
+                f"The index {printable(path)} cannot be read: {flaw}. Nothing was changed, as it could not be kept true; "
+                "mend it, or move it away if the recorder makes a new one."
             ) from None
 
     def recount(self, folder: str, id_: str) -> None:
@@ -2697,20 +2700,27 @@ def place(staged: str, final: str) -> None:
             raise
 
 
+def staging_name(shard: Optional[tuple[int, int]]) -> str:
+    return "{}-of-{}".format(*shard) if shard else "whole"
+
+
 class Staging:
     """A private folder inside the library for everything unfinished. What an earlier run left in it is removed."""
 
     def __init__(self, library: str, shard: Optional[tuple[int, int]]) -> None:
         self.parent = os.path.join(library, STAGING_NAME)
-        self.folder = os.path.join(self.parent, "{}-of-{}".format(*(shard or (1, 1))))
+        self.folder = os.path.join(self.parent, staging_name(shard))
         self.counter = itertools.count()
         self.names: dict[tuple[int, str], str] = {}
-        self.made = False
+        self.shared = shard is not None
+        self.made = self.shared
 
     def __enter__(self) -> Staging:
-        if os.path.lexists(self.folder):
-            shutil.rmtree(self.folder)
-        self.remove_parent()
+        if not self.shared:  # no shard is at work: what any of them left is a leftover too
+            shutil.rmtree(self.parent, ignore_errors=True)
+        elif os.path.isdir(self.folder):
+            for name in os.listdir(self.folder):
+                os.unlink(os.path.join(self.folder, name))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -2896,17 +2906,47 @@ def keep_backup(path: str, text: bytes, staging: Staging) -> None:
 
 @contextlib.contextmanager
 def library_lock(library: str, shard: Optional[tuple[int, int]]) -> Iterator[None]:
-    """Hold the library for this run: a kernel lock on the folder itself, gone with us however we end. Raises BusyError."""
-    descriptor = os.open(library, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shard else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise BusyError("Another run is at work on this library; this one leaves it alone.") from None
-    try:
+    """Hold the library for this run: kernel locks, gone with us however we end. Raises BusyError.
+
+    A whole run holds the library's folder alone. Shards share it, each holds its own staging folder alone, and shards of
+    different counts exclude each other, as their parts overlap.
+    """
+    with contextlib.ExitStack() as held:
+        hold(held, library, fcntl.LOCK_SH if shard else fcntl.LOCK_EX)
+        if shard:
+            own = os.path.join(library, STAGING_NAME, staging_name(shard))
+            os.makedirs(own, mode=0o700, exist_ok=True)
+            hold(held, own, fcntl.LOCK_EX)
+            others = [name for name in os.listdir(os.path.dirname(own)) if not name.endswith(f"-of-{shard[1]}")]
+            try:
+                for name in others:
+                    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as briefly:
+                        hold(briefly, os.path.join(os.path.dirname(own), name), fcntl.LOCK_EX)
+            except BusyError:
+                os.rmdir(own)
+                raise
         yield
-    finally:
-        os.close(descriptor)
+
+
+def hold(held: contextlib.ExitStack, folder: str, mode: int) -> None:
+    """Lock a folder until `held` is closed. Raises BusyError."""
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        held.callback(os.close, descriptor)
+        try:
+            try:
+                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):
+                    raise
+                # NFS locks only what is open for writing, which a folder cannot be
+                file = os.open(os.path.join(folder, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+                held.callback(os.close, file)
+                fcntl.flock(file, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError("Another run is at work on this library; this one leaves it alone.") from None
+        if identity_of(os.stat(folder))[:2] == identity_of(os.fstat(descriptor))[:2]:
+            return  # else its last holder has just removed it, and it was made anew
 
 
 # ---------------------------------------------------------------------------------------------------- reporting
@@ -3050,8 +3090,9 @@ class Report:
             text += f"  {megabytes(work.source.size)} -> {about}{megabytes(after)} ({saved} saved)"
             if work.reason in (Reason.DONE, Reason.DUE):
                 return text
-        kept = "" if action is not Action.FAILED else "; the original is kept"
-        return f"{text}  {megabytes(work.source.size) + '  ' if action is Action.KEPT else ''}{work.reason.sentence.format(work.detail)}{kept}"
+        size = megabytes(work.source.size) + "  " if action is Action.KEPT else ""
+        kept = "; the original is kept" if action is Action.FAILED else ""
+        return f"{text}  {size}{work.reason.sentence.format(work.detail)}{kept}"
 
     def summary(self, started: float) -> None:
         self.clear_bar()

@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import compression_service as service
 from tests.base import RECORDINGS, LibraryCase, index, index_entry, sidecar
@@ -207,20 +208,18 @@ class LiveServer(LibraryCase):
         exchange = service.exchange
 
         def late(staged: str, target: str, staging: service.Staging) -> str:
-            service.exchange = exchange  # type: ignore[assignment]
+            once.stop()
             document = json.loads(path.read_text())
             path.write_text(json.dumps({**document, "theirs": 1}))
             return exchange(staged, target, staging)
 
-        service.exchange = late  # type: ignore[assignment]
-        self.addCleanup(setattr, service, "exchange", exchange)
+        once = mock.patch.object(service, "exchange", late)
+        once.start()
         with service.Staging(str(self.library), None) as staging:
             service.replace_json(str(path), lambda document: {**document, "ours": 1}, staging)
         document = self.read_json("index.json")
         self.assertEqual((document["ours"], document["theirs"]), (1, 1))
 
     def test_without_an_atomic_exchange_the_displaced_file_is_looked_at_all_the_same(self) -> None:
-        rename_with = service.rename_with
-        service.rename_with = lambda *_: False  # type: ignore[assignment]
-        self.addCleanup(setattr, service, "rename_with", rename_with)
-        self.test_a_write_that_slips_in_just_before_the_rename_survives()
+        with mock.patch.object(service, "rename_with", lambda *_: False):
+            self.test_a_write_that_slips_in_just_before_the_rename_survives()

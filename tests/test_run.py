@@ -331,7 +331,7 @@ class Leftovers(LibraryCase):
         self.assertEqual(self.files(), before)
 
     def test_what_a_killed_run_left_in_staging_is_removed(self) -> None:
-        staging = self.library / ".compression" / "1-of-1"
+        staging = self.library / ".compression" / "whole"
         staging.mkdir(parents=True)
         (staging / "0.opus").write_bytes(b"half")
         self.assertEqual(self.run_cli().code, 0)

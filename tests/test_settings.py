@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 from tests.base import SCRIPT, LibraryCase
@@ -107,7 +109,4 @@ class Configuration(LibraryCase):
         self.assertEqual(self.run_help("--version"), 0)
 
     def run_help(self, *words: str) -> int:
-        import subprocess
-        import sys
-
         return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, check=False).returncode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import subprocess
@@ -216,7 +217,7 @@ class Sources(LibraryCase):
 
     def test_a_jump_to_the_end_of_the_clock_is_damage_not_weeks_of_silence(self) -> None:
         found = source("chunk_0")
-        leaped = service.dataclasses.replace(found, timeline=2_147_483.0, gaps=2_147_480.0)
+        leaped = dataclasses.replace(found, timeline=2_147_483.0, gaps=2_147_480.0)
         with self.assertRaises(service.Refusal) as caught:
             service.decide(leaped, 49_217, None, service.Target("opus", 96_000), 5)
         self.assertIs(caught.exception.reason, service.Reason.DAMAGED)
