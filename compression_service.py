@@ -41,6 +41,7 @@ import enum
 import errno
 import fcntl
 import fnmatch
+import functools
 import hashlib
 import itertools
 import json
@@ -433,6 +434,7 @@ class Work:
     estimate: int = 0  # bytes
     staged: Optional[str] = None
     copy: Optional[Identity] = None
+    changed_ns: int = 0  # the source's inode change time: another file under its name, even for a moment, leaves a mark in it
     reason: Optional[Reason] = None
     detail: str = ""
     trace: str = ""  # of a defect
@@ -1705,8 +1707,10 @@ def examine(library: str, work: Work, tools: Tools, config: Config) -> None:
     path = os.path.join(library, work.source.path)
     descriptor = open_regular(path)
     try:
-        if identity_of(os.fstat(descriptor)) != work.source.identity:
+        status = os.fstat(descriptor)
+        if identity_of(status) != work.source.identity:
             raise Refusal(Reason.CHANGED)
+        work.changed_ns = status.st_ctime_ns
         work.probe = probe(descriptor, path, tools)
     finally:
         os.close(descriptor)
@@ -1985,6 +1989,7 @@ class Committer:
         self.library = config.recordings_dir
         self.pending: list[Work] = []  # in place, original not yet deleted
         self.entries: dict[str, Totals] = {}  # what the index must say, by id
+        self.written: dict[str, tuple[Session, Identity]] = {}  # sidecars as we wrote them
         self.index_length = 0
         self.placed_size = 0  # bytes of copies that this run has added to those the scan saw
         self.settled_at, self.settle_cost = time.monotonic(), 0.0
@@ -2001,7 +2006,9 @@ class Committer:
             sidecars = self.fresh_sidecars(session, folder)
             placed = [work for work in proven if self.place(work, folder)]
             flush_folder(folder)
-            self.rewrite_sidecars(session, sidecars, placed, step, folder)
+            session.done += placed
+            session.resting |= {work.source.name for work in step if work.reason and work.reason.action is Action.KEPT}
+            self.rewrite_sidecars(session, sidecars, folder)
         except (Refusal, JsonFlaw, OSError) as error:
             self.take_back(placed, session, folder, error)
             return
@@ -2027,7 +2034,8 @@ class Committer:
         """Give a proven copy its name, if its source is still the file that was read."""
         final = os.path.join(folder, work.copy_name)
         try:
-            if identity_of(os.lstat(os.path.join(self.library, work.source.path))) != work.source.identity:
+            status = os.lstat(os.path.join(self.library, work.source.path))
+            if (identity_of(status), status.st_ctime_ns) != (work.source.identity, work.changed_ns):
                 raise Refusal(Reason.CHANGED)
             if work.staged:
                 place(work.staged, final)
@@ -2043,6 +2051,7 @@ class Committer:
 
     def take_back(self, placed: Sequence[Work], session: Session, folder: str, error: Exception) -> None:
         """A sidecar could not be changed: keep the originals, and remove the copies unless a sidecar names them already."""
+        session.done = [work for work in session.done if work not in placed]
         named = {chunk for sidecar in read_sidecars(self.library, session.folder) for chunk in sidecar.chunks}
         for work in placed:
             work.refuse_for(error)
@@ -2052,33 +2061,37 @@ class Committer:
                     os.unlink(os.path.join(folder, work.copy_name))
         flush_folder(folder)
 
-    def rewrite_sidecars(
-        self, session: Session, sidecars: Sequence[Sidecar], placed: Sequence[Work], step: Sequence[Work], folder: str
-    ) -> None:
-        renames = {work.source.name: work.copy_name for work in placed}
-        resting = session.resting | {work.source.name for work in step if work.reason and work.reason.action is Action.KEPT}
-        session.resting = resting
+    def rewrite_sidecars(self, session: Session, sidecars: Sequence[Sidecar], folder: str) -> None:
+        """Make every sidecar of a session say what is in place; those that say so already are left alone."""
+        renames = {work.source.name: work.copy_name for work in session.done}
         groups: dict[str, list[Sidecar]] = defaultdict(list)
         for sidecar in sidecars:
             groups[sidecar.id if sidecar.id is not None else "\0" + sidecar.name].append(sidecar)
         for key, group in groups.items():
-            originals = {work.source.name: work for work in session.done + list(placed)}
-            names = chunk_names(group, session, renames)
-            totals = self.add_up(folder, names, originals, resting)
+            totals = self.add_up(folder, chunk_names(group, session, renames), session.done, session.resting)
+            edit = functools.partial(compressed_metadata, renames=renames, totals=totals, date=timestamp())
             for sidecar in group:
-                replace_json(
-                    os.path.join(folder, sidecar.name),
-                    lambda document: compressed_metadata(document, renames, totals, timestamp()),  # noqa: B023
-                    self.staging,
-                    backup=True,
-                )
+                path = os.path.join(folder, sidecar.name)
+                self.written[path] = session, replace_json(path, edit, self.staging, backup=True)
             if not key.startswith("\0"):
                 self.entries[key] = totals
-        session.done += placed
 
-    def add_up(self, folder: str, names: set[str], originals: Mapping[str, Work], resting: set[str]) -> Totals:
+    def renew_sidecars(self, works: Optional[Iterable[Work]] = None) -> None:
+        """Write again what another program has overwritten from an older read since: for these works, or for the whole run."""
+        stale: dict[int, Session] = {}
+        of_interest = {id(work.session) for work in works} if works is not None else set()
+        for path, (session, identity) in self.written.items():
+            if works is None or id(session) in of_interest:
+                with contextlib.suppress(FileNotFoundError):
+                    if identity_of(os.lstat(path)) != identity:
+                        stale[id(session)] = session
+        for session in stale.values():
+            folder = os.path.join(self.library, session.folder)
+            self.rewrite_sidecars(session, self.fresh_sidecars(session, folder), folder)
+
+    def add_up(self, folder: str, names: set[str], done: Iterable[Work], resting: set[str]) -> Totals:
         """Sum a recording's files by what is on disk now, and by what this run has replaced."""
-        copies = {work.copy_name: work for work in originals.values()}
+        copies = {work.copy_name: work for work in done}
         original = compressed = on_disk = 0
         complete = True
         for name in names:
@@ -2110,9 +2123,10 @@ class Committer:
         works, self.pending = self.pending, []
         if works:
             try:
+                self.renew_sidecars(works)
                 self.update_index()
                 self.history.append(works, counts=True, entries=self.entries)
-            except (JsonFlaw, OSError) as error:
+            except (Refusal, JsonFlaw, OSError) as error:
                 for work in works:
                     work.refuse_for(Refusal(Reason.INDEX, str(error)) if isinstance(error, JsonFlaw) else error)
             self.delete_originals([work for work in works if work.proven and work.unlink])
@@ -2178,16 +2192,19 @@ class Committer:
         names = {name for sidecar in group for name in sidecar.chunks}
         if any(name.endswith(COPY_SUFFIXES) for name in names):
             resting = {name for name in names if self.history.is_resting(os.path.join(folder, name))}
-            self.entries[id_] = self.add_up(os.path.join(self.library, folder), names, {}, resting)
+            self.entries[id_] = self.add_up(os.path.join(self.library, folder), names, (), resting)
 
     def close(self) -> None:
         """At the end of a run: look at the index once more, in case it was overwritten from an older read meanwhile."""
         self.settle()
         path = os.path.join(self.library, INDEX_NAME)
-        if self.entries and os.path.lexists(path):
-            with contextlib.suppress(JsonFlaw):
-                replace_json(path, self.indexed, self.staging)
+        try:
+            self.renew_sidecars()
+            if self.entries and os.path.lexists(path):
+                self.update_index()
                 self.history.note_index(os.lstat(path))
+        except (Refusal, JsonFlaw, OSError) as error:
+            self.report.error(f"The records could not be looked over at the end; the next run does it: {printable(str(error))}")
 
 
 def chunk_names(group: Sequence[Sidecar], session: Session, renames: Mapping[str, str]) -> set[str]:
@@ -2850,8 +2867,9 @@ def read_settled(path: str) -> tuple[bytes, dict[str, Any]]:
 
 def replace_json(
     path: str, edit: Callable[[dict[str, Any]], Optional[dict[str, Any]]], staging: Staging, backup: bool = False
-) -> None:
-    """Rewrite a JSON file through `edit` so that no other program's write to it is lost. Raises JsonFlaw, OSError.
+) -> Identity:
+    """Rewrite a JSON file through `edit` so that no other program's write to it is lost; returns what it then is.
+    `edit` returns None where nothing is to be changed. Raises JsonFlaw, OSError.
 
     The bytes are compared just before our file takes the name; the file it displaces is looked at just after. If another
     program got in between, its version is edited and put in place instead.
@@ -2859,10 +2877,11 @@ def replace_json(
     displaced: Optional[tuple[bytes, dict[str, Any]]] = None  # another program's version, put aside by ours
     expected = b""
     for _ in range(JSON_ATTEMPTS):
+        before = identity_of(os.lstat(path))
         text, document = displaced or read_settled(path)
         changed = edit(document)
         if changed is None and not displaced:
-            return
+            return before
         written = text if changed is None else render_json(changed, text)
         if backup and not displaced:
             keep_backup(path, text, staging)
@@ -2872,11 +2891,12 @@ def replace_json(
             if read_regular(path) != expected:
                 staging.discard(staged)
                 continue
+        ours = identity_of(os.lstat(staged))
         aside = exchange(staged, path, staging)
         if read_regular(aside) == expected:
             staging.discard(aside)
             flush_folder(os.path.dirname(path))
-            return
+            return ours
         displaced, expected = read_settled(aside), written
         staging.discard(aside)
     raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)

@@ -7,7 +7,7 @@ import multiprocessing
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 from unittest import mock
 
 import compression_service as service
@@ -145,43 +145,74 @@ class OddDocuments(LibraryCase):
         self.assertEqual([chunk["file"] for chunk in self.read_json("d/x.json")["chunks"]], [*names[:-1], "x.opus"])
 
 
-def keep_counting(path: str, seconds: float, done: Any) -> None:
-    """A server that reads, counts up and rewrites a JSON file in place, 50 times a second."""
-    count, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end and not done.is_set():
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        count += 1
-        document["count"] = count
-        text = json.dumps(document, ensure_ascii=False)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text[: len(text) // 2])
-            file.flush()
-            time.sleep(0.002)
-            file.write(text[len(text) // 2 :])
-        time.sleep(0.02)
-    done.value = count
+def keep_counting(paths: list[str], done: Any, counts: Any) -> None:
+    """A server that reads, counts up and rewrites JSON files in place, 50 times a second, each in two pieces."""
+    while not done.is_set():
+        for number, path in enumerate(paths):
+            try:
+                document = json.loads(Path(path).read_text(encoding="utf-8"))
+            except ValueError:
+                continue
+            counts[number] += 1
+            document["count"] = counts[number]
+            text = json.dumps(document, ensure_ascii=False)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text[: len(text) // 2])
+                file.flush()
+                time.sleep(0.001)
+                file.write(text[len(text) // 2 :])
+            time.sleep(0.02)
 
 
 class LiveServer(LibraryCase):
-    def test_no_update_of_either_side_is_lost_against_a_server_that_writes_in_place(self) -> None:
-        path = self.add_json("index.json", index([]))
+    def serve(self, paths: list[Path]) -> tuple[Any, Callable[[], None]]:
+        """Start the server; returns its counts by path and what stops it."""
         context = multiprocessing.get_context("fork")
-        done = context.Event()
-        server = context.Process(target=keep_counting, args=(str(path), 30, done))
+        done, counts = context.Event(), context.Array("i", len(paths))
+        server = context.Process(target=keep_counting, args=([str(path) for path in paths], done, counts))
         server.start()
-        try:
-            with service.Staging(str(self.library), None) as staging:
-                for number in range(300):
-                    service.replace_json(str(path), lambda document: {**document, f"ours-{number}": number}, staging)  # noqa: B023
-                    time.sleep(0.003)
-        finally:
+
+        def stop() -> None:
             done.set()
             server.join()
+
+        self.addCleanup(stop)
+        return counts, stop
+
+    def test_a_whole_run_beside_a_server_that_rewrites_everything_comes_out_true(self) -> None:
+        sessions = 100
+        for number in range(sessions):
+            self.add("ch_short_60ms", f"d/{number}.webm")
+            self.add_json(f"d/{number}.json", sidecar(f"id-{number}", [f"{number}.webm"], 0.06))
+        self.add_json("index.json", index([index_entry(f"id-{number}", 1486) for number in range(sessions)]))
+        self.configure(min_saving_percent=0)
+        paths = [self.library / "index.json", *(self.library / f"d/{number}.json" for number in (0, 50, 99))]
+        counts, stop = self.serve(paths)
+        first = self.run_cli("--json")
+        stop()
+        self.assertEqual((first.code, first.summary["compressed"]), (0, sessions), first.out[-800:] + first.err)
+        self.assertEqual(self.run_cli().code, 0)
+        self.assert_sidecars_true()
+        self.assertEqual(self.run_cli("check").code, 0)
         document = self.read_json("index.json")
-        self.assertGreater(document["count"], 20)
-        lost = [number for number in range(300) if f"ours-{number}" not in document]
-        # The server may overwrite ours from an older read of its own; what it had read and written after ours must be there.
-        self.assertLess(len(lost), 30, "more lost than a read-modify-write by the server explains")
+        self.assertEqual({entry["compressed"] for entry in document["recordings"]}, {True})
+        for number, path in enumerate(paths):
+            self.assertEqual(json.loads(path.read_text())["count"], counts[number], path)
+
+    def test_hundreds_of_edits_and_a_server_that_writes_in_place_lose_nothing_of_either(self) -> None:
+        path = self.add_json("index.json", index([]))
+        counts, stop = self.serve([path])
+        ours: set[int] = set()
+        with service.Staging(str(self.library), None) as staging:
+            for number in range(300):
+                ours.add(number)  # as in a run, everything said so far is said again where it was overwritten from an older read
+                service.replace_json(str(path), lambda document: {**document, **{f"ours-{each}": each for each in ours}}, staging)
+        stop()
+        with service.Staging(str(self.library), None) as staging:
+            service.replace_json(str(path), lambda document: {**document, **{f"ours-{each}": each for each in ours}}, staging)
+        document = self.read_json("index.json")
+        self.assertEqual(document["count"], counts[0])
+        self.assertEqual([number for number in range(300) if f"ours-{number}" not in document], [])
 
     def test_a_half_written_document_is_waited_for(self) -> None:
         path = self.add_json("index.json", index([]))
