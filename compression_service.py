@@ -368,13 +368,17 @@ class Session:
     done: list[Work] = dataclasses.field(default_factory=list)  # in place already, by this run
     resting: set[str] = dataclasses.field(default_factory=set)  # names of what is kept as it is
 
-    @property
+    @functools.cached_property
+    def oldest(self) -> int:
+        return min(source.identity.mtime_ns for source in self.sources)
+
+    @functools.cached_property
     def key(self) -> str:
         """The same on every machine and in every run, whatever has been compressed already."""
         names = [sidecar.stem for sidecar in self.sidecars] or [source.stem for source in self.sources]
         return os.path.join(self.folder, min(names))
 
-    @property
+    @functools.cached_property
     def ids(self) -> list[str]:
         return sorted({sidecar.id for sidecar in self.sidecars if sidecar.id is not None})
 
@@ -636,7 +640,7 @@ def check_setting(field: dataclasses.Field[Any], value: Any, origin: str) -> Any
 def read_config_file(path: str) -> dict[str, Any]:
     """The settings a config file holds, checked. Raises UsageError naming the key and what was expected."""
     try:
-        document = parse_json(read_regular(path))
+        document = parse_json(Path(path).read_bytes())
     except JsonFlaw as flaw:
         raise UsageError(f"Config file {printable(path)} is not valid JSON: {flaw}. Nothing was touched.") from None
     except OSError as error:
@@ -825,57 +829,39 @@ class Run:
             except OSError as error:
                 self.report.error(f"Folder {printable(folder)} cannot be read, its recordings were left alone: {describe(error)}")
         works = [work for session in sessions for work in self.take_up(session)]
-        oldest: dict[int, int] = {}
-        for work in works:
-            key = id(work.session)
-            oldest[key] = min(oldest.get(key, work.source.identity.mtime_ns), work.source.identity.mtime_ns)
-        works.sort(key=lambda work: (oldest[id(work.session)], work.session.key, work.source.path))
+        works.sort(key=lambda work: (work.session.oldest, work.session.key, work.source.path))
         works = works[: self.config.limit]
         self.report.due(works)
         return works
 
     def take_up(self, session: Session) -> Iterator[Work]:
         """What of one session is due now, selected, and not remembered as done, kept or failed."""
-        shard = self.config.shard
+        config, shard = self.config, self.config.shard
         if shard and zlib.crc32(os.fsencode(session.key)) % shard[1] != shard[0] - 1:
             return
+        policy, target, refusal = follow_policies(session, config.target)
+        fingerprint = policy_fingerprint(config, target, session)
         for source in session.sources:
-            if not is_selected(source, session, self.config):
+            young = policy.after_days is not None and source.identity.mtime_ns / 1e9 > self.now - policy.after_days * DAY
+            if young or not is_selected(source, session, config):
                 continue
-            target, refusal = self.config.target, None
-            try:
-                policy = combine_policies(session.policies)
-                if policy.after_days is not None and source.identity.mtime_ns / 1e9 > self.now - policy.after_days * DAY:
-                    continue
-                target = policy.target(target)
-                if policy.keep:
-                    refusal = Refusal(Reason.POLICY_KEEP)
-            except Refusal as error:
-                refusal = error
-            if session.flaw:
-                refusal = Refusal(Reason.SIDECAR, session.flaw)
-            if source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
-                refusal = Refusal(Reason.NAME_TAKEN, f"another recording would become {printable(source.stem)} too")
-            fingerprint = policy_fingerprint(self.config, target, session)
             last = self.history.last(source)
-            if last and last.action == Action.COMPRESSED.value and last.fingerprint == fingerprint:
-                copy = os.path.join(self.library, source.folder, last.copy or "")
-                if not self.releases(last) and os.path.isfile(copy):
+            last = last if last and last.fingerprint == fingerprint else None
+            released = last is not None and config.delete_originals and self.now - last.time >= config.keep_originals_days * DAY
+            if last and last.action == Action.COMPRESSED.value:  # its original is still here: kept, or a run was killed
+                if not released and os.path.isfile(os.path.join(self.library, source.folder, last.copy or "")):
                     continue
-            elif last and last.fingerprint == fingerprint and last.is_settled and not self.config.retry:
+            elif last and last.is_settled and not config.retry:
                 session.resting.add(source.name)
                 self.report.remembered += 1
                 continue
-            unlink = self.config.delete_originals and (self.config.keep_originals_days == 0 or bool(last and self.releases(last)))
+            unlink = config.delete_originals and (released or not config.keep_originals_days)
             work = Work(source, session, target, fingerprint, unlink)
-            if refusal:
-                work.refuse(refusal.reason, refusal.detail)
+            if source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
+                work.refuse(Reason.NAME_TAKEN, f"another recording would become {printable(source.stem)} too")
+            elif refusal:
+                work.refuse_for(refusal)
             yield work
-
-    def releases(self, last: Remembered) -> bool:
-        """Whether the original kept beside its copy may go now."""
-        age = self.now - last.time
-        return self.config.delete_originals and age >= self.config.keep_originals_days * DAY
 
     def rehearse(self, works: list[Work]) -> None:
         """The dry run: everything up to the decision."""
@@ -901,20 +887,20 @@ class Run:
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             try:
                 while True:
-                    while not self.must_end(stop) and len(running) < workers and batches.waiting:
-                        batch = self.next_batch(batches, running, committer)
+                    while batches.waiting and len(running) < workers and not self.must_end(stop):
+                        batch = self.next_batch(batches, bool(running), steps, committer)
                         if batch is None:
                             break
                         running[pool.submit(transcoder.process, batch)] = batch
+                        batches.reserved += batch.space
                     if not running:
                         break
-                    self.collect(running, steps, committer)
                     self.report.progress(self.started)
+                    self.commit(self.collect(running, steps, batches), committer)
             finally:
                 stop.requested = bool(running) or stop.requested  # leaving by an exception: what still runs is dropped
         if not stop.signal:
-            for step in steps.unfinished():
-                committer.commit(step)
+            self.commit(steps.release(), committer)
 
     def must_end(self, stop: Stop) -> bool:
         minutes = self.config.max_run_minutes
@@ -928,38 +914,43 @@ class Run:
             return True
         return False
 
-    def next_batch(self, batches: Batches, running: Mapping[Any, Batch], committer: Committer) -> Optional[Batch]:
-        """The next batch that the disk has room for; None to wait for room. Raises NoSpaceError."""
-        reserved = sum(batch.space for batch in running.values())
+    def next_batch(self, batches: Batches, busy: bool, steps: Steps, committer: Committer) -> Optional[Batch]:
+        """The next batch that the disk has room for; None to wait for room while `busy`. Raises NoSpaceError."""
+        batch = batches.take(shutil.disk_usage(self.library).free)
+        if batch or busy:
+            return batch
+        self.commit(steps.release(), committer)
+        committer.settle()
         free = shutil.disk_usage(self.library).free
-        batch = batches.take(free - reserved)
-        if batch is None and committer.pending:
-            committer.settle()
-            batch = batches.take(shutil.disk_usage(self.library).free - reserved)
-        if batch is None and not running:
+        batch = batches.take(free)
+        if batch is None:
             raise NoSpaceError(
-                f"Too little disk space: {megabytes(free)} free where {megabytes(batches.smallest_need())} are needed for the next "
+                f"Too little disk space: {megabytes(free)} free where {megabytes(batches.next_need())} are needed for the next "
                 f"recording's copy ({printable(batches.waiting[0].source.path)}). Everything not yet done is as it was; "
                 "make room and run again."
             )
         return batch
 
-    def collect(self, running: dict[concurrent.futures.Future[None], Batch], steps: Steps, committer: Committer) -> None:
+    def collect(self, running: dict[concurrent.futures.Future[None], Batch], steps: Steps, batches: Batches) -> list[list[Work]]:
+        """Wait for a batch to be through; returns the steps that are complete by it."""
         done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
         ready = []
         for future in done:
             batch = running.pop(future)
-            try:
+            batches.reserved -= batch.space
+            with contextlib.suppress(Stopped):
                 future.result()
-            except Stopped:
-                continue
-            for work in batch.works:
-                ready += steps.finish(work)
-        for step in ready:
+                for work in batch.works:
+                    self.report.seconds_done += work.source.guessed_seconds
+                    ready += steps.finish(work)
+        return ready
+
+    def commit(self, steps: Sequence[list[Work]], committer: Committer) -> None:
+        for step in steps:
             committer.commit(step)
-        finished = [work for step in ready for work in step]
-        self.history.append([work for work in finished if work.reason and work.reason.action is Action.KEPT], counts=True)
-        for work in finished:
+        works = [work for step in steps for work in step]
+        self.history.append([work for work in works if work.reason and work.reason.action is Action.KEPT], counts=True)
+        for work in works:
             self.account(work)
         if committer.must_settle():
             committer.settle()
@@ -995,33 +986,34 @@ class Steps:
     """Which recordings are put in place together: all of a session, or several steps of a very large one."""
 
     def __init__(self, works: Sequence[Work]) -> None:
-        self.members: dict[int, list[Work]] = {}
+        self.step_of: dict[int, int] = {}
         self.left: Counter[int] = Counter()
+        self.finished: dict[int, list[Work]] = defaultdict(list)
         sizes = Counter(id(work.session) for work in works)
-        step: list[Work] = []
         number = bytes_in_step = 0
         previous: Optional[Session] = None
-        self.step_of: dict[int, int] = {}
         for work in works:
-            limit = max(STEP_FILES, sizes[id(work.session)] // 16)
-            if work.session is not previous or len(step) >= limit or bytes_in_step >= STEP_BYTES:
-                step, number, bytes_in_step = [], number + 1, 0
-                self.members[number] = step
-            step.append(work)
-            bytes_in_step += work.source.size
-            previous = work.session
+            # Each sidecar is written once a step, so a session with many of them gets few.
+            limit = max(STEP_FILES, sizes[id(work.session)] // 16, len(work.session.sidecars))
+            if work.session is not previous or self.left[number] >= limit or bytes_in_step >= STEP_BYTES:
+                number, bytes_in_step = number + 1, 0
             self.step_of[id(work)] = number
             self.left[number] += 1
+            bytes_in_step += work.source.size
+            previous = work.session
 
     def finish(self, work: Work) -> list[list[Work]]:
         """Note that a recording is through its proof; returns its step if that was the last of it."""
         number = self.step_of[id(work)]
+        self.finished[number].append(work)
         self.left[number] -= 1
-        return [self.members.pop(number)] if not self.left[number] else []
+        return [] if self.left[number] else [self.finished.pop(number)]
 
-    def unfinished(self) -> list[list[Work]]:
-        """When the run ends early: the proven part of every step begun."""
-        return [proven for step in self.members.values() if (proven := [work for work in step if work.proven])]
+    def release(self) -> list[list[Work]]:
+        """What is through of every step begun: when the run ends early, or its space is needed."""
+        begun = list(self.finished.values())
+        self.finished.clear()
+        return begun
 
 
 class Batch(NamedTuple):
@@ -1035,10 +1027,11 @@ class Batches:
     def __init__(self, works: Sequence[Work], workers: int) -> None:
         self.waiting = deque(works)
         self.workers = workers
+        self.reserved = 0  # bytes that the batches at work may still need
         self.seconds = sum(work.source.guessed_seconds for work in works)
 
     def take(self, room: int) -> Optional[Batch]:
-        """The next batch that fits into `room` bytes of free space, or None."""
+        """The next batch that fits into `room` bytes of free space beside those at work, or None."""
         share = min(BATCH_SECONDS, self.seconds / (2 * self.workers))
         works: list[Work] = []
         seconds, space = 0.0, SPACE_MARGIN
@@ -1046,7 +1039,7 @@ class Batches:
             work = self.waiting[0]
             need = space_needed(work)
             too_much = works and (seconds + work.source.guessed_seconds > share or self.is_last_few(works))
-            if too_much or space + need > room:
+            if too_much or self.reserved + space + need > room:
                 break
             works.append(self.waiting.popleft())
             seconds += work.source.guessed_seconds
@@ -1058,7 +1051,7 @@ class Batches:
         """Whether the rest is better left for the other workers."""
         return len(self.waiting) < self.workers <= len(works)
 
-    def smallest_need(self) -> int:
+    def next_need(self) -> int:
         return SPACE_MARGIN + space_needed(self.waiting[0])
 
 
@@ -1280,6 +1273,17 @@ def combine_policies(policies: Iterable[Any]) -> Policy:
             except ValueError as error:
                 raise Refusal(Reason.POLICY_INVALID, f'"{key}": expected {error}') from None
     return Policy(**{key: max(values) for key, values in wishes.items()})
+
+
+def follow_policies(session: Session, default: Target) -> tuple[Policy, Target, Optional[Refusal]]:
+    """What a session's sidecars ask for, and why its recordings are left alone if they are."""
+    if session.flaw:
+        return Policy(), default, Refusal(Reason.SIDECAR, session.flaw)
+    try:
+        policy = combine_policies(session.policies)
+        return policy, policy.target(default), Refusal(Reason.POLICY_KEEP) if policy.keep else None
+    except Refusal as refusal:
+        return Policy(), default, refusal
 
 
 def policy_fingerprint(config: Config, target: Target, session: Session) -> str:
@@ -3078,7 +3082,6 @@ class Report:
         assert work.reason
         action, outcome = work.reason.action, work.outcome()
         self.counts[action] += 1
-        self.seconds_done += work.source.guessed_seconds
         if action is Action.COMPRESSED and work.copy:
             self.original += work.source.size
             self.compressed += work.copy.size
@@ -3159,9 +3162,9 @@ class Report:
             return f"Dry run, nothing was changed: {count} of {self.due_count} due would be compressed{rest}. {sizes}."
         sizes = f"{megabytes(self.original)} -> {megabytes(self.compressed)}"
         saved = f"{megabytes(self.original - self.compressed)} saved ({percent_saved(self.original, self.compressed)})"
+        gained = f" {sizes}, {saved}." if self.counts[Action.COMPRESSED] else ""
         return (
-            f"{self.counts[Action.COMPRESSED]} of {self.due_count} due compressed{rest}. {sizes}, {saved}, in {elapsed:.1f} s."
-            f"{young}{told}"
+            f"{self.counts[Action.COMPRESSED]} of {self.due_count} due compressed{rest}, in {elapsed:.1f} s.{gained}{young}{told}"
         )
 
     def stopped(self, number: int) -> None:
