@@ -107,6 +107,7 @@ SETTLE_FILES = 256  # originals that may wait for the index; each write of it co
 BYTES_PER_SECOND = 16_000  # of a browser's default recording, 130 kbit/s: a first guess at length from size
 TOOL_GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that must spin up
 TOOL_PACE = 1.0  # seconds of work allowed for a second of audio; ffmpeg needs 0.02
+LOW_PRIORITY = 10  # nice value of every tool: a server transcribing beside us comes first
 MAX_TOOL_OUTPUT = 1 << 20  # bytes of messages after which a tool is stopped: it reads nothing sound
 SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
 SAME_FAILURES = 5  # in a row, after which the cause is taken to lie outside the recordings
@@ -217,6 +218,11 @@ class Reason(enum.Enum):
     def is_environment(self) -> bool:
         """True where the cause lies outside the recording, so that it must not count against it."""
         return self in (Reason.NO_SPACE, Reason.INDEX, Reason.INPUT_OUTPUT)
+
+    @property
+    def may_be_common(self) -> bool:
+        """True where the same failure again and again means one cause for all: a broken ffmpeg, a disk that is gone."""
+        return self.action is Action.FAILED and self not in (Reason.SIDECAR, Reason.NAME_TAKEN, Reason.CHANGED)
 
 
 class ServiceError(Exception):
@@ -499,6 +505,13 @@ def expect(condition: object, expected: str) -> None:
         raise ValueError(expected)
 
 
+def finite(value: Any) -> Optional[float]:
+    """The number that a JSON value is, None if it is none or one that no size, length or age has."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and -1e15 < value < 1e15:
+        return value
+    return None
+
+
 def number_from_text(text: str) -> Any:
     with contextlib.suppress(ValueError):
         return int(text)
@@ -510,8 +523,7 @@ def number_from_text(text: str) -> Any:
 def number(expected: str, low: float, high: float = math.inf, whole: bool = False) -> Kind:
     def check(value: Any) -> Any:
         kinds = (int,) if whole else (int, float)
-        expect(isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high, expected)
-        expect(math.isfinite(value), expected)
+        expect(isinstance(value, kinds) and finite(value) is not None and low <= value <= high, expected)
         return value
 
     return Kind(check, number_from_text)
@@ -888,7 +900,7 @@ class Run:
             try:
                 while True:
                     while batches.waiting and len(running) < workers and not self.must_end(stop):
-                        batch = self.next_batch(batches, bool(running), steps, committer)
+                        batch = self.next_batch(batches, bool(running), steps, committer, transcoder)
                         if batch is None:
                             break
                         running[pool.submit(transcoder.process, batch)] = batch
@@ -914,7 +926,9 @@ class Run:
             return True
         return False
 
-    def next_batch(self, batches: Batches, busy: bool, steps: Steps, committer: Committer) -> Optional[Batch]:
+    def next_batch(
+        self, batches: Batches, busy: bool, steps: Steps, committer: Committer, transcoder: Transcoder
+    ) -> Optional[Batch]:
         """The next batch that the disk has room for; None to wait for room while `busy`. Raises NoSpaceError."""
         batch = batches.take(shutil.disk_usage(self.library).free)
         if batch or busy:
@@ -923,13 +937,16 @@ class Run:
         committer.settle()
         free = shutil.disk_usage(self.library).free
         batch = batches.take(free)
-        if batch is None:
+        if batch:
+            return batch
+        work = batches.waiting[0]
+        if work.reason is None and transcoder.guard(work, transcoder.examine):
             raise NoSpaceError(
-                f"Too little disk space: {megabytes(free)} free where {megabytes(batches.next_need())} are needed for the next "
-                f"recording's copy ({printable(batches.waiting[0].source.path)}). Everything not yet done is as it was; "
+                f"Too little disk space: {megabytes(free)} free where {megabytes(SPACE_MARGIN + space_needed(work))} are needed "
+                f"for the next recording's copy ({work.source.path}). Everything not yet done is as it was; "
                 "make room and run again."
             )
-        return batch
+        return Batch([batches.waiting.popleft()], 0)  # nothing will be written for it
 
     def collect(self, running: dict[concurrent.futures.Future[None], Batch], steps: Steps, batches: Batches) -> list[list[Work]]:
         """Wait for a batch to be through; returns the steps that are complete by it."""
@@ -963,6 +980,9 @@ class Run:
         assert work.reason is not None
         self.report.recording(work)
         if work.reason.action is not Action.FAILED:
+            return
+        if not work.reason.may_be_common:
+            self.history.append([work], counts=True)
             return
         if self.streak and self.streak[-1].reason is not work.reason:
             self.flush_streak()
@@ -1050,9 +1070,6 @@ class Batches:
     def is_last_few(self, works: Sequence[Work]) -> bool:
         """Whether the rest is better left for the other workers."""
         return len(self.waiting) < self.workers <= len(works)
-
-    def next_need(self) -> int:
-        return SPACE_MARGIN + space_needed(self.waiting[0])
 
 
 def space_needed(work: Work) -> int:
@@ -1222,9 +1239,9 @@ def describe_sidecar(name: str, document: dict[str, Any]) -> Sidecar:
     for chunk in chunk_objects(document):
         if is_plain_name(chunk.get("file")):
             chunks.append(chunk["file"])
-            duration = chunk.get("duration")
-            if isinstance(duration, (int, float)) and not isinstance(duration, bool):
-                durations[chunk["file"]] = float(duration)
+            duration = finite(chunk.get("duration"))
+            if duration is not None:
+                durations[chunk["file"]] = duration
     id_, language = document.get("id"), document.get("language")
     return Sidecar(
         name, id_ if isinstance(id_, str) else None, tuple(chunks), durations, document.get("compression_policy"),
@@ -1635,10 +1652,10 @@ def probe_with_ffmpeg(path: str, demuxer: str, size: int, tools: Tools) -> Probe
     try:
         messages = tools.run(probe_command(tools.ffmpeg, path, demuxer), size / BYTES_PER_SECOND, listing.add)
     except Refusal as refusal:
-        if "has video" in str(refusal) or "video" in listing.media.values():
+        if "video" in listing.media.values():
             raise Refusal(Reason.VIDEO) from None
-        if refusal.reason is Reason.TOOL_FAILED and "Invalid data" in refusal.detail:
-            raise Refusal(Reason.UNREADABLE, f"as {demuxer}: {refusal.detail}") from None
+        if refusal.reason is Reason.TOOL_FAILED and re.match(r"exit code \d+, .*\[(error|fatal)\]", refusal.detail):
+            raise Refusal(Reason.UNREADABLE, f"as {demuxer}: {refusal.detail}") from None  # it ran, and says so of the file
         raise
     if "video" in listing.media.values():
         raise Refusal(Reason.VIDEO)
@@ -1843,7 +1860,7 @@ class Transcoder:
         try:
             if work.staged:
                 copy_attributes(os.lstat(self.path(work)), descriptor, times=True)
-                flush(descriptor)
+            flush(descriptor)  # one that was there already may be another program's, and not on the disk yet
             work.copy = identity_of(os.fstat(descriptor))
             verify_structure(descriptor, path, work, self.tools, self.config.min_saving_percent)
         except Refusal as refusal:
@@ -2153,7 +2170,10 @@ class Committer:
             except OSError as error:
                 work.refuse(Reason.INPUT_OUTPUT, f"its copy is in place, but the original cannot be deleted: {describe(error)}")
         for folder in folders:
-            flush_folder(folder)
+            try:
+                flush_folder(folder)
+            except OSError as error:  # after a power cut an original may be back, which the next run finds
+                self.report.error(f"{printable(folder)} cannot be flushed after its originals were deleted: {describe(error)}")
 
     def update_index(self) -> None:
         if self.config.shard:  # the others place copies too
@@ -2176,7 +2196,7 @@ class Committer:
                 return
             document = read_settled(path)[1]
             for entry in index_entries(document):
-                known = self.history.entries.get(entry.get("id", ""))
+                known = self.history.entries.get(entry["id"]) if isinstance(entry.get("id"), str) else None
                 if known and [entry.get("compressed"), entry.get("size")] != known[1:]:
                     self.recount(known[0], entry["id"])
             if self.entries:
@@ -2265,8 +2285,7 @@ def updated_index(document: dict[str, Any], totals: Mapping[str, Totals], copies
         total = totals.get(entry["id"]) if isinstance(entry.get("id"), str) else None
         if total:
             entry["compressed"], entry["size"] = total.complete, total.on_disk
-    sizes = [entry.get("size") for entry in index_entries(document)]
-    document["total_size"] = sum(size for size in sizes if isinstance(size, (int, float)) and not isinstance(size, bool))
+    document["total_size"] = sum(finite(entry.get("size")) or 0 for entry in index_entries(document))
     document["compressed_size"] = copies_size
     if json.dumps(document) == before:
         return None
@@ -2367,13 +2386,15 @@ class History:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 text = b"\n" + text  # a line torn by a crash must not swallow ours
-            os.write(descriptor, text)
+            while text:  # a nearly full disk takes a part; the rest then raises
+                text = text[os.write(descriptor, text) :]
             flush(descriptor)
         finally:
             os.close(descriptor)
 
     def note_index(self, status: os.stat_result) -> None:
-        self.write([{"type": "index", "date": timestamp(), "identity": identity_of(status)[1:]}])
+        with contextlib.suppress(OSError):  # without it, the next run only looks into the index once more
+            self.write([{"type": "index", "date": timestamp(), "identity": identity_of(status)[1:]}])
 
     def knows_index(self, status: os.stat_result) -> bool:
         """Whether the index is still the file we wrote last; told from the history's last line alone."""
@@ -2425,10 +2446,9 @@ class Tools:
 
     def __enter__(self) -> Tools:
         self.ffmpeg = find_tool("ffmpeg")
-        self.prefix = ["nice", "-n", "10"]
-        idle = [shutil.which("ionice", path=tool_path()) or "", "-c", "3"]
-        if idle[0] and not subprocess.run([*idle, "true"], capture_output=True, check=False).returncode:
-            self.prefix = idle + self.prefix  # some containers refuse it
+        ionice = shutil.which("ionice", path=tool_path())
+        if ionice:  # the idle class, for us and all that we start; some containers refuse it
+            subprocess.run([ionice, "-c", "3", "-p", str(os.getpid())], capture_output=True, check=False)
         self.watcher, self.watchdog = start_watchdog()
         return self
 
@@ -2450,7 +2470,7 @@ class Tools:
         empty if it had none. Raises Refusal if it failed or hung, Stopped if the run is to end."""
         process = subprocess.Popen(
             # The shell waits for a word, so that nothing starts that the watchdog has not heard of.
-            ["/bin/sh", "-c", 'read -r go && exec "$@"', "sh", *self.prefix, *command],
+            ["/bin/sh", "-c", 'read -r go && exec "$@"', "sh", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if on_line else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -2460,6 +2480,8 @@ class Tools:
         )
         try:
             os.write(self.watchdog, b"+%d\n" % process.pid)
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, LOW_PRIORITY)
             with contextlib.suppress(BrokenPipeError):
                 assert process.stdin
                 process.stdin.write(b"\n")
@@ -2671,7 +2693,7 @@ def flush_folder(path: str) -> None:
     """So that the names in it survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
 
@@ -3013,6 +3035,7 @@ class Report:
         self.bar = self.bar and not config.quiet
         self.bar_shown = 0
         self.log = logging.Logger("compression", logging.DEBUG)
+        self.log.addHandler(logging.NullHandler())  # without one logging prints to stderr by itself
         logging.raiseExceptions = False  # a full disk must not print tracebacks from inside logging
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
@@ -3033,7 +3056,8 @@ class Report:
 
     def close(self) -> None:
         for handler in self.log.handlers:
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk under the log must not change how the run ends
+                handler.close()
 
     def say(self, text: str) -> None:
         """A result, for people; JSON Lines stay pure."""
@@ -3044,6 +3068,7 @@ class Report:
     def error(self, text: str) -> None:
         self.exit_code = self.exit_code or 1
         self.clear_bar()
+        text = printable(text)
         self.log.error(text)
         if not self.config.verbose:
             self.write("compression_service.py: " + text, sys.stderr)
@@ -3089,12 +3114,12 @@ class Report:
             self.estimated += work.estimate
             self.original += work.source.size
             outcome["estimated_size"] = work.estimate
-        line = self.line(work, action)
+        line = printable(self.line(work, action))
         self.log.log(logging.ERROR if action is Action.FAILED else logging.INFO, line)
         if work.trace:
             self.log.error(work.trace)
         if action is Action.FAILED:
-            self.exit_code = self.exit_code or 1
+            self.exit_code = self.exit_code or (NoSpaceError.exit_code if work.reason is Reason.NO_SPACE else 1)
         self.clear_bar()
         if self.config.json:
             self.write(json.dumps(outcome), sys.stdout)
@@ -3105,7 +3130,7 @@ class Report:
 
     def line(self, work: Work, action: Action) -> str:
         assert work.reason
-        text = f"{action.value:<14} {printable(work.source.path)}"
+        text = f"{action.value:<14} {work.source.path}"
         after = work.copy.size if work.copy and action is Action.COMPRESSED else work.estimate
         if action in (Action.COMPRESSED, Action.WOULD_COMPRESS):
             about = "about " if action is Action.WOULD_COMPRESS else ""
@@ -3235,7 +3260,7 @@ class Check:
         if self.config.json:
             self.report.write(json.dumps({"type": "finding", "path": path, "reason": text}), sys.stdout)
         else:
-            self.report.say(f"{printable(path)}: {text}")
+            self.report.say(printable(f"{path}: {text}"))
 
     def folders(self) -> Iterator[str]:
         def unreadable(error: OSError) -> None:
