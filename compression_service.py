@@ -101,6 +101,7 @@ JSON_ATTEMPTS = 200  # a writer at 50 writes a second leaves 20 ms between two; 
 
 BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
 BATCH_SECONDS = 240.0  # audio in one process; longer files gain nothing from sharing a start of 0.1 s
+LEAST_BATCH_SECONDS = 24.0  # below it, two process starts weigh more than an even end
 STEP_FILES = 64  # chunks of one recording that are put in place before its sidecar is written
 STEP_BYTES = 256 << 20  # of originals, for the same reason: space is given back in steps
 SETTLE_FILES = 256  # originals that may wait for the index; each write of it costs in proportion to its size
@@ -820,7 +821,6 @@ class Run:
             committer.heal_index()
             if queue:
                 with Tools(stop) as tools:
-                    tools.require(self.config.target.form)
                     try:
                         self.transcode(queue, Transcoder(self.config, tools, staging), committer, stop)
                     finally:
@@ -896,7 +896,8 @@ class Run:
         steps = Steps(works)
         batches = Batches(works, workers)
         running: dict[concurrent.futures.Future[None], Batch] = {}
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        with concurrent.futures.ThreadPoolExecutor(workers + 1) as pool:
+            encoders = pool.submit(transcoder.tools.require, self.config.target.form)  # costs a process start, so not first
             try:
                 while True:
                     while batches.waiting and len(running) < workers and not self.must_end(stop):
@@ -908,7 +909,10 @@ class Run:
                     if not running:
                         break
                     self.report.progress(self.started)
-                    self.commit(self.collect(running, steps, batches), committer)
+                    ready = self.collect(running, steps, batches)
+                    if ready:
+                        encoders.result()
+                    self.commit(ready, committer)
             finally:
                 stop.requested = bool(running) or stop.requested  # leaving by an exception: what still runs is dropped
         if not stop.signal:
@@ -963,8 +967,7 @@ class Run:
         return ready
 
     def commit(self, steps: Sequence[list[Work]], committer: Committer) -> None:
-        for step in steps:
-            committer.commit(step)
+        committer.commit(steps)
         works = [work for step in steps for work in step]
         self.history.append([work for work in works if work.reason and work.reason.action is Action.KEPT], counts=True)
         for work in works:
@@ -1049,10 +1052,11 @@ class Batches:
         self.workers = workers
         self.reserved = 0  # bytes that the batches at work may still need
         self.seconds = sum(work.source.guessed_seconds for work in works)
+        self.least = min(LEAST_BATCH_SECONDS, self.seconds / workers)
 
     def take(self, room: int) -> Optional[Batch]:
         """The next batch that fits into `room` bytes of free space beside those at work, or None."""
-        share = min(BATCH_SECONDS, self.seconds / (2 * self.workers))
+        share = min(BATCH_SECONDS, max(self.seconds / (2 * self.workers), self.least))
         works: list[Work] = []
         seconds, space = 0.0, SPACE_MARGIN
         while self.waiting and len(works) < BATCH_FILES:
@@ -2015,40 +2019,53 @@ class Committer:
         self.placed_size = 0  # bytes of copies that this run has added to those the scan saw
         self.settled_at, self.settle_cost = time.monotonic(), 0.0
 
-    def commit(self, step: Sequence[Work]) -> None:
-        """Put one step in place: its copies, then the sidecars that name them. A work that cannot be is refused."""
-        proven = [work for work in step if work.proven]
-        session = step[0].session
-        folder = os.path.join(self.library, session.folder)
-        if not proven and not any(chunk.endswith(COPY_SUFFIXES) for sidecar in session.sidecars for chunk in sidecar.chunks):
-            return
-        placed: list[Work] = []
-        try:
-            sidecars = self.fresh_sidecars(session, folder)
-            placed = [work for work in proven if self.place(work, folder)]
-            flush_folder(folder)
-            session.done += placed
+    def commit(self, steps: Iterable[Sequence[Work]]) -> None:
+        """Put steps in place: their copies, then the sidecars that name them. A work that cannot be is refused."""
+        by_folder: dict[str, list[Sequence[Work]]] = defaultdict(list)
+        for step in steps:
+            session = step[0].session
             session.resting |= {work.source.name for work in step if work.reason and work.reason.action is Action.KEPT}
-            self.rewrite_sidecars(session, sidecars, folder)
-        except (Refusal, JsonFlaw, OSError) as error:
-            self.take_back(placed, session, folder, error)
-            return
-        for work in placed:
-            self.staging.discard(work.staged)
-            self.placed_size += work.copy.size if work.copy and work.staged else 0
-        self.pending += placed
+            concerned = any(chunk.endswith(COPY_SUFFIXES) for sidecar in session.sidecars for chunk in sidecar.chunks)
+            if concerned or any(work.proven for work in step):
+                by_folder[session.folder].append(step)
+        for name, group in by_folder.items():
+            self.commit_folder(name, group)
 
-    def fresh_sidecars(self, session: Session, folder: str) -> list[Sidecar]:
-        """The session's sidecars as they are now, with any that came since. Raises Refusal."""
-        known = [sidecar.name for sidecar in session.sidecars]
-        sidecars = [read_sidecar(os.path.join(folder, name)) for name in known if os.path.lexists(os.path.join(folder, name))]
-        names = {source.name for source in session.sources}
-        for sidecar in read_sidecars(self.library, session.folder, session.seen | set(known)):
-            if names & set(sidecar.chunks) or any(source.stem == sidecar.stem for source in session.sources):
-                sidecars.append(sidecar)
+    def commit_folder(self, name: str, steps: Sequence[Sequence[Work]]) -> None:
+        """All that is ready in one folder, so that the folder is flushed twice and not twice a recording."""
+        folder = os.path.join(self.library, name)
+        newcomers = read_sidecars(self.library, name, steps[0][0].session.seen)
+        ready: list[tuple[Session, list[Sidecar], list[Work]]] = []
+        for step in steps:
+            session, placed = step[0].session, [work for work in step if work.proven]
+            try:
+                sidecars = self.fresh_sidecars(session, folder, newcomers)
+                placed = [work for work in placed if self.place(work, folder)]
+                ready.append((session, sidecars, placed))
+            except Refusal as refusal:
+                self.take_back(session, [], placed, refusal)
+        flush_folder(folder)
+        for session, sidecars, placed in ready:
+            session.done += placed
+            try:
+                self.rewrite_sidecars(session, sidecars, folder)
+                self.pending += placed
+            except (JsonFlaw, OSError) as error:
+                self.take_back(session, sidecars, placed, error)
+            for work in placed:
+                self.staging.discard(work.staged)
+                self.placed_size += work.copy.size if work.copy and work.staged and work.proven else 0
+        flush_folder(folder)
+
+    def fresh_sidecars(self, session: Session, folder: str, newcomers: Sequence[Sidecar]) -> list[Sidecar]:
+        """The session's sidecars as they are now, with those that came since. Raises Refusal."""
+        paths = [os.path.join(folder, sidecar.name) for sidecar in session.sidecars]
+        sidecars = [read_sidecar(path) for path in paths if os.path.lexists(path)]
+        names, stems = {source.name for source in session.sources}, {source.stem for source in session.sources}
+        sidecars += [sidecar for sidecar in newcomers if names & set(sidecar.chunks) or sidecar.stem in stems]
         for sidecar in sidecars:
             if sidecar.flaw:
-                raise Refusal(Reason.SIDECAR, f"{printable(sidecar.name)}: {sidecar.flaw}")
+                raise Refusal(Reason.SIDECAR, f"{sidecar.name}: {sidecar.flaw}")
         return sidecars
 
     def place(self, work: Work, folder: str) -> bool:
@@ -2070,17 +2087,17 @@ class Committer:
         self.staging.discard(work.staged)
         return False
 
-    def take_back(self, placed: Sequence[Work], session: Session, folder: str, error: Exception) -> None:
+    def take_back(self, session: Session, sidecars: Sequence[Sidecar], works: Sequence[Work], error: Exception) -> None:
         """A sidecar could not be changed: keep the originals, and remove the copies unless a sidecar names them already."""
-        session.done = [work for work in session.done if work not in placed]
-        named = {chunk for sidecar in read_sidecars(self.library, session.folder) for chunk in sidecar.chunks}
-        for work in placed:
+        session.done = [work for work in session.done if work not in works]
+        folder = os.path.join(self.library, session.folder)
+        named = {chunk for sidecar in sidecars for chunk in read_sidecar(os.path.join(folder, sidecar.name)).chunks}
+        for work in works:
             work.refuse_for(error)
-            self.staging.discard(work.staged)
-            if work.staged and work.copy_name not in named:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(folder, work.copy_name))
-        flush_folder(folder)
+            copy = os.path.join(folder, work.copy_name)
+            with contextlib.suppress(OSError):
+                if work.staged and work.copy_name not in named and identity_of(os.lstat(copy)) == work.copy:
+                    os.unlink(copy)
 
     def rewrite_sidecars(self, session: Session, sidecars: Sequence[Sidecar], folder: str) -> None:
         """Make every sidecar of a session say what is in place; those that say so already are left alone."""
@@ -2108,7 +2125,8 @@ class Committer:
                         stale[id(session)] = session
         for session in stale.values():
             folder = os.path.join(self.library, session.folder)
-            self.rewrite_sidecars(session, self.fresh_sidecars(session, folder), folder)
+            self.rewrite_sidecars(session, self.fresh_sidecars(session, folder, ()), folder)
+            flush_folder(folder)
 
     def add_up(self, folder: str, names: set[str], done: Iterable[Work], resting: set[str]) -> Totals:
         """Sum a recording's files by what is on disk now, and by what this run has replaced."""
@@ -2181,6 +2199,7 @@ class Committer:
         path = os.path.join(self.library, INDEX_NAME)
         if os.path.lexists(path):
             replace_json(path, self.indexed, self.staging)
+            flush_folder(self.library)
 
     def indexed(self, document: dict[str, Any]) -> Optional[dict[str, Any]]:
         self.index_length = len(index_entries(document))
@@ -2895,7 +2914,7 @@ def replace_json(
     path: str, edit: Callable[[dict[str, Any]], Optional[dict[str, Any]]], staging: Staging, backup: bool = False
 ) -> Identity:
     """Rewrite a JSON file through `edit` so that no other program's write to it is lost; returns what it then is.
-    `edit` returns None where nothing is to be changed. Raises JsonFlaw, OSError.
+    `edit` returns None where nothing is to be changed; flushing the folder is left to the caller. Raises JsonFlaw, OSError.
 
     The bytes are compared just before our file takes the name; the file it displaces is looked at just after. If another
     program got in between, its version is edited and put in place instead.
@@ -2921,7 +2940,6 @@ def replace_json(
         aside = exchange(staged, path, staging)
         if read_regular(aside) == expected:
             staging.discard(aside)
-            flush_folder(os.path.dirname(path))
             return ours
         displaced, expected = read_settled(aside), written
         staging.discard(aside)
@@ -2947,7 +2965,6 @@ def keep_backup(path: str, text: bytes, staging: Staging) -> None:
     with contextlib.suppress(FileExistsError):
         place(staged, backup)
     staging.discard(staged)
-    flush_folder(os.path.dirname(path))
 
 
 @contextlib.contextmanager
