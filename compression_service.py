@@ -206,6 +206,8 @@ class Reason(enum.Enum):
     SIDECAR = (Action.FAILED, "sidecar cannot be read: {}")
     INDEX = (Action.FAILED, "index.json cannot be read: {}")
     NAME_TAKEN = (Action.FAILED, "name already taken: {}")
+    NAME_TOO_LONG = (Action.FAILED, "a name is too long: {}")
+    OTHER_DISK = (Action.FAILED, "on another file system than the recordings folder; make its folder a library of its own{}")
     CHANGED = (Action.FAILED, "the recording changed while it was being worked on{}")
     NO_SPACE = (Action.FAILED, "no space left: {}")
     INPUT_OUTPUT = (Action.FAILED, "input/output error: {}")
@@ -223,7 +225,13 @@ class Reason(enum.Enum):
     @property
     def may_be_common(self) -> bool:
         """True where the same failure again and again means one cause for all: a broken ffmpeg, a disk that is gone."""
-        return self.action is Action.FAILED and self not in (Reason.SIDECAR, Reason.NAME_TAKEN, Reason.CHANGED)
+        return self.action is Action.FAILED and self not in (
+            Reason.SIDECAR,
+            Reason.NAME_TAKEN,
+            Reason.NAME_TOO_LONG,
+            Reason.OTHER_DISK,
+            Reason.CHANGED,
+        )
 
 
 class ServiceError(Exception):
@@ -470,7 +478,8 @@ class Work:
         if isinstance(error, Refusal):
             self.refuse(error.reason, error.detail)
         elif isinstance(error, OSError):
-            self.refuse(Reason.NO_SPACE if is_no_space(error) else Reason.INPUT_OUTPUT, describe(error))
+            reasons = {errno.ENOSPC: Reason.NO_SPACE, errno.EDQUOT: Reason.NO_SPACE, errno.ENAMETOOLONG: Reason.NAME_TOO_LONG}
+            self.refuse(reasons.get(error.errno or 0, Reason.INPUT_OUTPUT), describe(error))
         else:
             self.refuse(Reason.SIDECAR, str(error))
 
@@ -896,8 +905,7 @@ class Run:
         steps = Steps(works)
         batches = Batches(works, workers)
         running: dict[concurrent.futures.Future[None], Batch] = {}
-        with concurrent.futures.ThreadPoolExecutor(workers + 1) as pool:
-            encoders = pool.submit(transcoder.tools.require, self.config.target.form)  # costs a process start, so not first
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             try:
                 while True:
                     while batches.waiting and len(running) < workers and not self.must_end(stop):
@@ -909,14 +917,11 @@ class Run:
                     if not running:
                         break
                     self.report.progress(self.started)
-                    ready = self.collect(running, steps, batches)
-                    if ready:
-                        encoders.result()
-                    self.commit(ready, committer)
+                    self.commit(self.collect(running, steps, batches), committer, transcoder)
             finally:
                 stop.requested = bool(running) or stop.requested  # leaving by an exception: what still runs is dropped
         if not stop.signal:
-            self.commit(steps.release(), committer)
+            self.commit(steps.release(), committer, transcoder)
 
     def must_end(self, stop: Stop) -> bool:
         minutes = self.config.max_run_minutes
@@ -937,7 +942,7 @@ class Run:
         batch = batches.take(shutil.disk_usage(self.library).free)
         if batch or busy:
             return batch
-        self.commit(steps.release(), committer)
+        self.commit(steps.release(), committer, transcoder)
         committer.settle()
         free = shutil.disk_usage(self.library).free
         batch = batches.take(free)
@@ -966,16 +971,16 @@ class Run:
                     ready += steps.finish(work)
         return ready
 
-    def commit(self, steps: Sequence[list[Work]], committer: Committer) -> None:
+    def commit(self, steps: Sequence[list[Work]], committer: Committer, transcoder: Transcoder) -> None:
         committer.commit(steps)
         works = [work for step in steps for work in step]
         self.history.append([work for work in works if work.reason and work.reason.action is Action.KEPT], counts=True)
         for work in works:
-            self.account(work)
+            self.account(work, transcoder)
         if committer.must_settle():
             committer.settle()
 
-    def account(self, work: Work) -> None:
+    def account(self, work: Work, transcoder: Transcoder) -> None:
         """Report what is final now, and notice when the same failure comes again and again."""
         if work.proven:
             self.flush_streak()
@@ -992,13 +997,18 @@ class Run:
         self.streak.append(work)
         if work.reason is Reason.NO_SPACE:
             raise NoSpaceError(f"The disk is full: {work.detail}. The original is kept; make room and run again.")
-        if len(self.streak) >= SAME_FAILURES:
+        if len(self.streak) < SAME_FAILURES:
+            return
+        try:
+            rehearse_encode(transcoder.tools, self.config.target)
+            self.flush_streak()  # ffmpeg works, so the cause is in the recordings
+        except Refusal:
             self.history.append(self.streak, counts=False)
             self.streak = []
             raise ServiceError(
                 f"{SAME_FAILURES} recordings in a row failed in the same way, so the run stopped: {printable(work.detail)}. "
                 "All originals are kept. 'compression_service.py doctor' may tell the cause."
-            )
+            ) from None
 
     def flush_streak(self) -> None:
         self.history.append(self.streak, counts=True)
@@ -1223,19 +1233,22 @@ def read_sidecars(library: str, folder: str, known: Iterable[str] = ()) -> list[
     path = os.path.join(library, folder)
     names = [name for name in os.listdir(path) if name[-5:].lower() == SIDECAR_SUFFIX and name[0] != "."]
     skip = {*known, INDEX_NAME} if not folder else set(known)
-    return [read_sidecar(os.path.join(path, name)) for name in sorted(names) if name not in skip]
+    found = (read_sidecar(os.path.join(path, name)) for name in sorted(names) if name not in skip)
+    return [sidecar for sidecar in found if sidecar]
 
 
-def read_sidecar(path: str) -> Sidecar:
-    name = os.path.basename(path)
+def read_sidecar(path: str) -> Optional[Sidecar]:
+    """What a JSON file says, or why it cannot be relied on; None where there is no file of that name."""
+    name, text = os.path.basename(path), b""
     try:
         return describe_sidecar(name, read_settled(path)[1])
+    except (FileNotFoundError, IsADirectoryError):
+        return None
     except (JsonFlaw, OSError) as error:
-        flaw = describe(error) if isinstance(error, OSError) else str(error)
         with contextlib.suppress(OSError):
-            return Sidecar(name, None, (), {}, None, None, flaw, read_regular(path))
-        is_folder = isinstance(error, IsADirectoryError)
-        return Sidecar(name, None, (), {}, None, None, "" if is_folder else flaw, b"")
+            text = read_regular(path)
+        flaw = describe(error) if isinstance(error, OSError) else str(error)
+        return Sidecar(name, None, (), {}, None, None, flaw, text)
 
 
 def describe_sidecar(name: str, document: dict[str, Any]) -> Sidecar:
@@ -1785,6 +1798,7 @@ class Transcoder:
         self.config, self.tools, self.staging = config, tools, staging
         self.library = config.recordings_dir
         self.full = config.verify_before_delete
+        self.device = os.stat(self.library).st_dev
 
     def process(self, batch: Batch) -> None:
         """Leave every work of the batch with a reason: proven and staged, or refused. Raises Stopped."""
@@ -1830,6 +1844,8 @@ class Transcoder:
         return os.path.join(self.library, work.source.folder, work.copy_name)
 
     def examine(self, work: Work) -> None:
+        if work.source.identity.device != self.device:  # what is staged could not be put in place by a link
+            raise Refusal(Reason.OTHER_DISK)
         examine(self.library, work, self.tools, self.config)
         if not os.path.lexists(self.copy_path(work)):
             work.staged = self.staging.name(work.target.form.suffix)
@@ -1842,7 +1858,12 @@ class Transcoder:
         for number, work in enumerate(works):
             arguments += encode_arguments(number, work, self.levels(work) if self.full else None)
         if any(self.full or work.staged for work in works):
-            self.run(arguments, works, Reason.DAMAGED)
+            try:
+                self.run(arguments, works, Reason.DAMAGED)
+            except Refusal as refusal:
+                if refusal.reason is Reason.TOOL_FAILED:
+                    self.tools.require(works[0].target.form)  # asked only now: it costs a process start
+                raise
 
     def demuxer(self, work: Work) -> str:
         assert work.probe
@@ -2034,7 +2055,12 @@ class Committer:
     def commit_folder(self, name: str, steps: Sequence[Sequence[Work]]) -> None:
         """All that is ready in one folder, so that the folder is flushed twice and not twice a recording."""
         folder = os.path.join(self.library, name)
-        newcomers = read_sidecars(self.library, name, steps[0][0].session.seen)
+        try:
+            newcomers = read_sidecars(self.library, name, steps[0][0].session.seen)
+        except OSError as error:
+            for step in steps:
+                self.take_back(step[0].session, [], [work for work in step if work.proven], error)
+            return
         ready: list[tuple[Session, list[Sidecar], list[Work]]] = []
         for step in steps:
             session, placed = step[0].session, [work for work in step if work.proven]
@@ -2044,23 +2070,31 @@ class Committer:
                 ready.append((session, sidecars, placed))
             except Refusal as refusal:
                 self.take_back(session, [], placed, refusal)
-        flush_folder(folder)
-        for session, sidecars, placed in ready:
-            session.done += placed
-            try:
-                self.rewrite_sidecars(session, sidecars, folder)
-                self.pending += placed
-            except (JsonFlaw, OSError) as error:
-                self.take_back(session, sidecars, placed, error)
-            for work in placed:
-                self.staging.discard(work.staged)
-                self.placed_size += work.copy.size if work.copy and work.staged and work.proven else 0
-        flush_folder(folder)
+        in_place: list[Work] = []
+        try:
+            flush_folder(folder)
+            for session, sidecars, placed in ready:
+                session.done += placed
+                try:
+                    self.rewrite_sidecars(session, sidecars, folder)
+                    in_place += placed
+                except (JsonFlaw, OSError) as error:
+                    self.take_back(session, sidecars, placed, error)
+            flush_folder(folder)
+        except OSError as error:  # nothing here may be relied on: the originals stay, and the next run proves the copies again
+            for _, _, placed in ready:
+                for work in placed:
+                    work.refuse_for(error)
+            return
+        self.pending += in_place
+        for work in in_place:
+            self.staging.discard(work.staged)
+            self.placed_size += work.copy.size if work.copy and work.staged else 0
 
     def fresh_sidecars(self, session: Session, folder: str, newcomers: Sequence[Sidecar]) -> list[Sidecar]:
         """The session's sidecars as they are now, with those that came since. Raises Refusal."""
-        paths = [os.path.join(folder, sidecar.name) for sidecar in session.sidecars]
-        sidecars = [read_sidecar(path) for path in paths if os.path.lexists(path)]
+        found = (read_sidecar(os.path.join(folder, sidecar.name)) for sidecar in session.sidecars)
+        sidecars = [sidecar for sidecar in found if sidecar]
         names, stems = {source.name for source in session.sources}, {source.stem for source in session.sources}
         sidecars += [sidecar for sidecar in newcomers if names & set(sidecar.chunks) or sidecar.stem in stems]
         for sidecar in sidecars:
@@ -2091,9 +2125,11 @@ class Committer:
         """A sidecar could not be changed: keep the originals, and remove the copies unless a sidecar names them already."""
         session.done = [work for work in session.done if work not in works]
         folder = os.path.join(self.library, session.folder)
-        named = {chunk for sidecar in sidecars for chunk in read_sidecar(os.path.join(folder, sidecar.name)).chunks}
+        found = (read_sidecar(os.path.join(folder, sidecar.name)) for sidecar in sidecars)
+        named = {chunk for sidecar in found if sidecar for chunk in sidecar.chunks}
         for work in works:
             work.refuse_for(error)
+            self.staging.discard(work.staged)
             copy = os.path.join(folder, work.copy_name)
             with contextlib.suppress(OSError):
                 if work.staged and work.copy_name not in named and identity_of(os.lstat(copy)) == work.copy:
@@ -2217,7 +2253,10 @@ class Committer:
             for entry in index_entries(document):
                 known = self.history.entries.get(entry["id"]) if isinstance(entry.get("id"), str) else None
                 if known and [entry.get("compressed"), entry.get("size")] != known[1:]:
-                    self.recount(known[0], entry["id"])
+                    try:
+                        self.recount(known[0], entry["id"])
+                    except OSError as error:
+                        self.report.error(f"The index entry {entry['id']} could not be looked into: {describe(error)}")
             if self.entries:
                 self.update_index()
             self.history.note_index(os.lstat(path))
@@ -2450,8 +2489,8 @@ def stop_signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, handler in previous.items():  # once stopped we are on our way out, however often it is pressed
+            signal.signal(number, signal.SIG_IGN if stop.signal else handler)
 
 
 class Tools:
@@ -2974,6 +3013,9 @@ def library_lock(library: str, shard: Optional[tuple[int, int]]) -> Iterator[Non
     A whole run holds the library's folder alone. Shards share it, each holds its own staging folder alone, and shards of
     different counts exclude each other, as their parts overlap.
     """
+    staging = os.path.join(library, STAGING_NAME)
+    if os.path.islink(staging) or (os.path.lexists(staging) and not os.path.isdir(staging)):
+        raise ServiceError(f"{staging} is in the way: our unfinished files go into a folder of that name. Remove it and run again.")
     with contextlib.ExitStack() as held:
         hold(held, library, fcntl.LOCK_SH if shard else fcntl.LOCK_EX)
         if shard:
@@ -3421,8 +3463,7 @@ def command_doctor(config: Config, report: Report) -> None:
             tell(True, f"{lines[0] if lines else 'ffmpeg'} at {tools.ffmpeg}")
             tools.require(config.target.form)
             tell(True, f"it has the encoder {config.target.form.encoder}")
-            with tempfile.TemporaryDirectory() as folder:
-                rehearse_encode(tools, config.target, folder)
+            rehearse_encode(tools, config.target)
             tell(True, f"half a second was encoded to {config.target.format} and decoded")
     except ToolMissingError as error:
         tell(False, str(error), ToolMissingError.exit_code)
@@ -3430,14 +3471,15 @@ def command_doctor(config: Config, report: Report) -> None:
         tell(False, str(error), ToolMissingError.exit_code)
 
 
-def rehearse_encode(tools: Tools, target: Target, folder: str) -> None:
-    """A real encode and decode of half a second. Raises Refusal."""
-    path = os.path.join(folder, "rehearsal" + target.form.suffix)
-    make = [tools.ffmpeg, *QUIET, "-f", "lavfi", "-i", "sine=duration=0.5:sample_rate=48000", "-c:a", target.form.encoder, "-b:a"]
-    tools.run([*make, str(target.bitrate), *target.form.options, "-f", target.form.muxer, path], 1)
-    messages = tools.run([tools.ffmpeg, *QUIET, *input_arguments(path, target.form.demuxer), "-f", "null", "-"], 1)
-    if messages:
-        raise Refusal(Reason.TOOL_FAILED, messages)
+def rehearse_encode(tools: Tools, target: Target) -> None:
+    """A real encode and decode of half a second, of no recording. Raises Refusal."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "0" + target.form.suffix)
+        make = [tools.ffmpeg, *QUIET, "-f", "lavfi", "-i", "sine=duration=0.5:sample_rate=48000", "-c:a", target.form.encoder]
+        tools.run([*make, "-b:a", str(target.bitrate), *target.form.options, "-f", target.form.muxer, "file:" + path], 1)
+        messages = tools.run([tools.ffmpeg, *QUIET, *input_arguments(path, target.form.demuxer), "-f", "null", "-"], 1)
+        if messages or not file_size(path):
+            raise Refusal(Reason.TOOL_FAILED, messages or "it wrote nothing")
 
 
 def command_demo(config: Config, report: Report) -> None:
