@@ -1322,7 +1322,7 @@ def follow_policies(session: Session, default: Target) -> tuple[Policy, Target, 
 
 def policy_fingerprint(config: Config, target: Target, session: Session) -> str:
     """Changes whenever a decision about this session may come out differently."""
-    data = [target.format, target.bitrate, config.min_saving_percent, config.verify_before_delete, session.policies]
+    data = [target.format, target.bitrate, config.min_saving_percent, config.verify_before_delete, session.policies, session.flaw]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -2391,7 +2391,9 @@ class History:
         self._loaded = True
         with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
             for line in file:
-                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a torn line is only forgotten
+                with contextlib.suppress(
+                    ValueError, KeyError, TypeError, OverflowError, RecursionError
+                ):  # a torn line is forgotten
                     self.learn(json.loads(line))
 
     def learn(self, record: Mapping[str, Any]) -> None:
@@ -2400,9 +2402,11 @@ class History:
         path, identity = record["path"], (record["original_size"], record["mtime_ns"])
         last = self._last.get(path)
         same = last and (last.identity, last.fingerprint) == (identity, record["settings"])
-        attempts = (last.attempts if last and same else 0) + (1 if record["counts"] else 0)
+        failed = record["action"] == Action.FAILED.value
+        attempts = (last.attempts if last and same else 0) + bool(record["counts"]) if failed else 0
+        copy = record["copy"] if is_plain_name(record["copy"]) else None
         self._last[path] = Remembered(
-            record["action"], record["settings"], identity, attempts, record["time"], record["copy"], record["seconds"]
+            record["action"], record["settings"], identity, attempts, float(record["time"]), copy, float(record["seconds"])
         )
         for id_, complete, size in record.get("index", ()):
             self._entries[id_] = [os.path.dirname(path), complete, size]

@@ -422,3 +422,15 @@ class Demo(LibraryCase):
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         self.assertNotIn("PROBLEM", ran.out)
         self.assertFalse(Path(self.folder / "logs").exists())
+
+
+class Memory(LibraryCase):
+    def test_a_failure_is_tried_again_by_the_next_two_runs_and_then_remembered(self) -> None:
+        self.add("chunk_0", "a.webm")
+        self.add_bytes(b"{", "a.json")
+        os.utime(self.library / "a.json", (LONG_AGO, LONG_AGO))
+        self.assertEqual([self.run_cli("--json").summary["failed"] for _ in range(4)], [1, 1, 1, 0])
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertEqual(self.run_cli("--json", "--retry").summary["failed"], 1)
+        self.add_json("a.json", sidecar("x", ["a.webm"]))
+        self.assertEqual(self.run_cli("--json").summary["compressed"], 1, "a mended sidecar is another case")
