@@ -96,14 +96,14 @@ class CrashTest(CrashCase):
         self.assert_kept_at(chosen, template)
 
     def test_nothing_is_lost_when_killed_at_any_system_call(self) -> None:
-        self.play(kill_points(self.events), every=4)
+        self.play(kill_points(self.events), every=5)
 
     def test_nothing_is_lost_when_the_recovery_is_killed_too(self) -> None:
         firsts = [point for point in kill_points(self.events) if point.call in LINK + RENAME + REMOVE and not point.worker]
         for number, first in enumerate(firsts[3::6]):
             template = self.harness.kill_at(first, self.work / f"killed-{number}")
             with self.subTest(f"killed first at {first}"):
-                self.play(kill_points(self.harness.calls_of_recovery(template)), every=16, template=template)
+                self.play(kill_points(self.harness.calls_of_recovery(template)), every=24, template=template)
 
     def test_a_full_disk_costs_nothing_and_is_told(self) -> None:
         self.play(points(self.events, DISK_FULL, OPEN + WRITE + FLUSH + LINK + RENAME), every=10)
