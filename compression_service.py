@@ -10,20 +10,22 @@ as its original or as a verified copy, and every sidecar names files that exist.
 
 The way of one recording, and the sections of this file in the same order:
 
-    command line    options and commands                          main()
-    configuration   flag, then file, then default                 Config, read_config()
-    run             one night's work, start to summary            Run
-    scan            which files are old enough                    scan()
-    sessions        which sidecars belong to which file           resolve_sessions()
-    probe           what is in a file, every byte accounted for   probe()
-    decide          what to do with it, pure                      decide()
-    encode          many files in one ffmpeg, into staging        Transcoder
-    verify          cheap to dear, a typed error for each         verify_structure(), compare_audio()
-    commit          the only section that changes the library     Committer
-    check           the compressed library against its records    check_library()
-    tools           the one place that starts a process           Tools
-    files           the one place that writes durably             replace_json(), place(), Staging
-    reporting       the one place that prints and logs            Report
+    command line     options and commands                          main()
+    configuration    flag, then file, then default                 Config, resolve_config()
+    run              one night's work, start to summary            Run, Steps, Batches
+    scan             which files are old enough                    scan()
+    sessions         which sidecars belong to which file           resolve_sessions()
+    probe            what is in a file, every byte accounted for   probe(), MatroskaWalk, walk_ogg()
+    decide           what to do with it, pure                      decide()
+    encode           many files in one ffmpeg, into staging        Transcoder
+    verify           cheap to dear, a typed error for each         verify_structure(), compare_audio()
+    commit           the only section that changes the library     Committer
+    history          what became of every file, and when           History
+    check            the compressed library against its records    Check
+    tools            the one place that starts a process           Tools
+    files, json      the one place that writes durably             place(), Staging, replace_json()
+    reporting        the one place that prints and logs            Report
+    further commands                                               doctor, demo
 
 Exit codes: 0 done or nothing to do, 1 something failed (its original is kept), 2 wrong usage or configuration,
 3 another run is at work, 4 a needed program is missing, 5 too little disk space, 129/130/143 stopped by a signal.
@@ -498,6 +500,91 @@ class Work:
         }
 
 
+# ------------------------------------------------------------------------------------------------- command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compression_service.py",
+        description="Make a library of voice recordings smaller, without ever losing a second of it.",
+        epilog="Without a command: run. 'compression_service.py COMMAND --help' tells a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"compression_service.py {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (text, _) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        command.add_argument("-c", "--config", metavar="FILE", help="default: compression_config.json beside this script")
+        for field in SETTINGS:
+            if field.metadata["flags"] and (name == "run" or field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",))):
+                add_flag(command, field)
+    return parser
+
+
+def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+    flags, options, text = field.metadata["flags"], dict(field.metadata["options"]), field.metadata["help"]
+    if options.get("action") == "progress":
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument(flags[0], dest=field.name, action="store_const", const=True, help=text)
+        group.add_argument(flags[1], dest=field.name, action="store_const", const=False, help=argparse.SUPPRESS)
+        return
+    parser.add_argument(*flags, dest=field.name, default=None, help=text, **options)
+
+
+def main(args: Optional[Sequence[str]] = None) -> int:
+    """Run one command; `args` as in sys.argv[1:]. Returns the exit code."""
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
+        words.insert(0, "run")
+    arguments = build_parser().parse_args(words)
+    report: Optional[Report] = None
+    try:
+        config = resolve_config(arguments)
+        report = Report(config)
+        COMMANDS[arguments.command][1](config, report)
+        return report.exit_code
+    except ServiceError as error:
+        (report or Report(Config())).error(str(error))
+        return error.exit_code
+    except OSError as error:
+        (report or Report(Config())).error(describe(error))
+        return NoSpaceError.exit_code if is_no_space(error) else 1
+    finally:
+        if report:
+            report.close()
+
+
+def command_run(config: Config, report: Report) -> None:
+    Run(config, report, time.time()).execute()
+
+
+def command_pause(config: Config, report: Report) -> None:
+    require_library(config)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(pause_path(config), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    flush_folder(config.recordings_dir)
+    report.say(f"Paused: runs leave {printable(config.recordings_dir)} alone until 'resume'.")
+
+
+def command_resume(config: Config, report: Report) -> None:
+    require_library(config)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(pause_path(config))
+        flush_folder(config.recordings_dir)
+    report.say("Resumed: the next run goes on.")
+
+
+def pause_path(config: Config) -> str:
+    return os.path.join(config.recordings_dir, PAUSE_NAME)
+
+
+def require_library(config: Config) -> None:
+    if not os.path.isdir(config.recordings_dir):
+        raise UsageError(
+            f"The recordings folder {printable(config.recordings_dir)} is not there. Is its disk mounted? "
+            "Otherwise name it with --recordings or recordings_dir."
+        )
+
+
 # ------------------------------------------------------------------------------------------------ configuration
 
 
@@ -705,91 +792,6 @@ def check_target(target: Target, origin: str) -> None:
     if not low <= target.bitrate <= high:
         raise UsageError(
             f"{origin}: expected {low // 1000}k to {high // 1000}k for {target.format}, found {target.bitrate // 1000}k."
-        )
-
-
-# ------------------------------------------------------------------------------------------------- command line
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="compression_service.py",
-        description="Make a library of voice recordings smaller, without ever losing a second of it.",
-        epilog="Without a command: run. 'compression_service.py COMMAND --help' tells a command's options.",
-    )
-    parser.add_argument("--version", action="version", version=f"compression_service.py {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (text, _) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        command.add_argument("-c", "--config", metavar="FILE", help="default: compression_config.json beside this script")
-        for field in SETTINGS:
-            if field.metadata["flags"] and (name == "run" or field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",))):
-                add_flag(command, field)
-    return parser
-
-
-def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
-    flags, options, text = field.metadata["flags"], dict(field.metadata["options"]), field.metadata["help"]
-    if options.get("action") == "progress":
-        group = parser.add_mutually_exclusive_group()
-        group.add_argument(flags[0], dest=field.name, action="store_const", const=True, help=text)
-        group.add_argument(flags[1], dest=field.name, action="store_const", const=False, help=argparse.SUPPRESS)
-        return
-    parser.add_argument(*flags, dest=field.name, default=None, help=text, **options)
-
-
-def main(args: Optional[Sequence[str]] = None) -> int:
-    """Run one command; `args` as in sys.argv[1:]. Returns the exit code."""
-    words = list(sys.argv[1:] if args is None else args)
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
-        words.insert(0, "run")
-    arguments = build_parser().parse_args(words)
-    report: Optional[Report] = None
-    try:
-        config = resolve_config(arguments)
-        report = Report(config)
-        COMMANDS[arguments.command][1](config, report)
-        return report.exit_code
-    except ServiceError as error:
-        (report or Report(Config())).error(str(error))
-        return error.exit_code
-    except OSError as error:
-        (report or Report(Config())).error(describe(error))
-        return NoSpaceError.exit_code if is_no_space(error) else 1
-    finally:
-        if report:
-            report.close()
-
-
-def command_run(config: Config, report: Report) -> None:
-    Run(config, report, time.time()).execute()
-
-
-def command_pause(config: Config, report: Report) -> None:
-    require_library(config)
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(pause_path(config), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-    flush_folder(config.recordings_dir)
-    report.say(f"Paused: runs leave {printable(config.recordings_dir)} alone until 'resume'.")
-
-
-def command_resume(config: Config, report: Report) -> None:
-    require_library(config)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(pause_path(config))
-        flush_folder(config.recordings_dir)
-    report.say("Resumed: the next run goes on.")
-
-
-def pause_path(config: Config) -> str:
-    return os.path.join(config.recordings_dir, PAUSE_NAME)
-
-
-def require_library(config: Config) -> None:
-    if not os.path.isdir(config.recordings_dir):
-        raise UsageError(
-            f"The recordings folder {printable(config.recordings_dir)} is not there. Is its disk mounted? "
-            "Otherwise name it with --recordings or recordings_dir."
         )
 
 
@@ -2466,6 +2468,153 @@ class History:
             return False
 
 
+# ------------------------------------------------------------------------------------------------------- check
+
+
+class Check:
+    """Verifies the compressed library against its sidecars, the index and the history. Changes nothing."""
+
+    def __init__(self, config: Config, report: Report) -> None:
+        self.config, self.report, self.library = config, report, config.recordings_dir
+        self.findings = 0
+        self.sizes: dict[str, int] = {}  # bytes of every copy, by path
+        self.sums: dict[str, int] = defaultdict(int)  # bytes on disk, by id
+
+    def execute(self) -> None:
+        require_library(self.config)
+        started = time.monotonic()
+        sidecars = sum(self.check_folder(folder) for folder in self.folders())
+        self.check_index()
+        history = History(self.config)
+        self.check_history(history)
+        with stop_signals() as stop:
+            if self.sizes:
+                with Tools(stop) as tools:
+                    self.decode_all(tools, history, started)
+            if stop.signal:
+                self.report.stopped(stop.signal)
+                return
+        verdict = f"{self.findings} findings" if self.findings else "all sound"
+        self.report.say(
+            f"Checked {len(self.sizes)} copies and {sidecars} sidecars in {time.monotonic() - started:.1f} s: {verdict}."
+        )
+
+    def finding(self, path: str, text: str) -> None:
+        self.findings += 1
+        self.report.exit_code = 1
+        if self.config.json:
+            self.report.write(json.dumps({"type": "finding", "path": path, "reason": text}), sys.stdout)
+        else:
+            self.report.say(printable(f"{path}: {text}"))
+
+    def folders(self) -> Iterator[str]:
+        def unreadable(error: OSError) -> None:
+            self.finding(os.path.relpath(str(error.filename), self.library), f"cannot be read: {error.strerror}")
+
+        for path, names, _ in os.walk(self.library, onerror=unreadable):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            yield os.path.relpath(path, self.library) if path != self.library else ""
+
+    def check_folder(self, folder: str) -> int:
+        """Every sidecar readable, every file it names there. Returns the number of sidecars."""
+        try:
+            names = os.listdir(os.path.join(self.library, folder))
+            sidecars = read_sidecars(self.library, folder)
+        except OSError as error:
+            self.finding(folder, f"cannot be read: {describe(error)}")
+            return 0
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.endswith(COPY_SUFFIXES) and name[0] != "." and os.path.isfile(os.path.join(self.library, path)):
+                self.sizes[path] = file_size(os.path.join(self.library, path))
+        counted: set[tuple[str, str]] = set()
+        for sidecar in sidecars:
+            path = os.path.join(folder, sidecar.name)
+            if sidecar.flaw:
+                self.finding(path, f"cannot be read: {sidecar.flaw}")
+            for chunk in sidecar.chunks:
+                whole = os.path.join(self.library, folder, chunk)
+                if not os.path.lexists(whole):
+                    self.finding(path, f"names {printable(chunk)}, which is not there")
+                if sidecar.id is not None and (sidecar.id, chunk) not in counted:
+                    counted.add((sidecar.id, chunk))
+                    kept = kept_originals(chunk) if chunk.endswith(COPY_SUFFIXES) else []
+                    self.sums[sidecar.id] += sum(file_size(os.path.join(self.library, folder, name)) for name in [chunk, *kept])
+        return len(sidecars)
+
+    def check_index(self) -> None:
+        path = os.path.join(self.library, INDEX_NAME)
+        if not os.path.lexists(path):
+            return
+        try:
+            document = read_settled(path)[1]
+        except (JsonFlaw, OSError) as error:
+            self.finding(INDEX_NAME, f"cannot be read: {error}")
+            return
+        for entry in index_entries(document):
+            size = self.sums.get(entry["id"]) if isinstance(entry.get("id"), str) else None
+            if entry.get("compressed") is True and size is not None and entry.get("size") != size:
+                self.finding(INDEX_NAME, f"says {entry.get('size')} bytes for {printable(entry['id'])}, on disk are {size}")
+
+    def check_history(self, history: History) -> None:
+        for path, last in history.all():
+            copy = os.path.join(os.path.dirname(path), last.copy) if last.copy else ""
+            gone = last.action == Action.COMPRESSED.value and copy and copy not in self.sizes
+            if gone and not os.path.lexists(os.path.join(self.library, path)):
+                self.finding(copy, f"is not there, and neither is its original {printable(path)}")
+
+    def decode_all(self, tools: Tools, history: History, started: float) -> None:
+        paths = deque(sorted(self.sizes))
+        seconds = {os.path.join(os.path.dirname(path), last.copy): last.seconds for path, last in history.all() if last.copy}
+        total = len(paths)
+
+        def decode(some: list[str]) -> list[tuple[str, str]]:
+            try:
+                return decode_copies(self.library, some, seconds, tools)
+            except (Refusal, OSError) as error:
+                return [(some[0], str(error))] if len(some) == 1 else [found for path in some for found in decode([path])]
+
+        with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool:
+            size = max(1, min(BATCH_FILES, total // self.config.workers))
+            batches = [[paths.popleft() for _ in range(min(size, len(paths)))] for _ in range(0, total, size)]
+            done = 0
+            with contextlib.suppress(Stopped):
+                for batch, found in zip(batches, pool.map(decode, batches)):
+                    done += len(batch)
+                    self.report.show_bar(f"checked {done}/{total}")
+                    for path, text in found:
+                        self.finding(path, text)
+
+
+def decode_copies(library: str, paths: Sequence[str], seconds: Mapping[str, float], tools: Tools) -> list[tuple[str, str]]:
+    """Decode copies in full, in one process. Returns what is wrong with which; raises Refusal if any may be."""
+    arguments: list[str] = []
+    expected = 0.0
+    for path in paths:
+        whole = os.path.join(library, path)
+        form = next(form for form in FORMATS.values() if path.endswith(form.suffix))
+        descriptor = open_regular(whole)
+        try:
+            found = probe(descriptor, whole, tools)
+        finally:
+            os.close(descriptor)
+        known = seconds.get(path)
+        if known and abs(found.timeline - known) > TIMELINE_TOLERANCE + 2 * form.slack:
+            raise Refusal(Reason.DAMAGED, f"lasts {found.timeline:.2f} s, {known:.2f} s are on record")
+        expected += found.timeline
+        arguments += input_arguments(whole, found.demuxer)
+    for number in range(len(paths)):
+        arguments += ["-map", f"{number}:a:0", "-f", "null", "-"]
+    messages = tools.run([tools.ffmpeg, *QUIET, *arguments], expected)
+    if messages:
+        raise Refusal(Reason.DAMAGED, messages)
+    return []
+
+
+def command_check(config: Config, report: Report) -> None:
+    Check(config, report).execute()
+
+
 # -------------------------------------------------------------------------------------------------------- tools
 
 
@@ -3288,150 +3437,6 @@ class Report:
 
 
 # --------------------------------------------------------------------------------------------- further commands
-
-
-class Check:
-    """Verifies the compressed library against its sidecars, the index and the history. Changes nothing."""
-
-    def __init__(self, config: Config, report: Report) -> None:
-        self.config, self.report, self.library = config, report, config.recordings_dir
-        self.findings = 0
-        self.sizes: dict[str, int] = {}  # bytes of every copy, by path
-        self.sums: dict[str, int] = defaultdict(int)  # bytes on disk, by id
-
-    def execute(self) -> None:
-        require_library(self.config)
-        started = time.monotonic()
-        sidecars = sum(self.check_folder(folder) for folder in self.folders())
-        self.check_index()
-        history = History(self.config)
-        self.check_history(history)
-        with stop_signals() as stop:
-            if self.sizes:
-                with Tools(stop) as tools:
-                    self.decode_all(tools, history, started)
-            if stop.signal:
-                self.report.stopped(stop.signal)
-                return
-        verdict = f"{self.findings} findings" if self.findings else "all sound"
-        self.report.say(
-            f"Checked {len(self.sizes)} copies and {sidecars} sidecars in {time.monotonic() - started:.1f} s: {verdict}."
-        )
-
-    def finding(self, path: str, text: str) -> None:
-        self.findings += 1
-        self.report.exit_code = 1
-        if self.config.json:
-            self.report.write(json.dumps({"type": "finding", "path": path, "reason": text}), sys.stdout)
-        else:
-            self.report.say(printable(f"{path}: {text}"))
-
-    def folders(self) -> Iterator[str]:
-        def unreadable(error: OSError) -> None:
-            self.finding(os.path.relpath(str(error.filename), self.library), f"cannot be read: {error.strerror}")
-
-        for path, names, _ in os.walk(self.library, onerror=unreadable):
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            yield os.path.relpath(path, self.library) if path != self.library else ""
-
-    def check_folder(self, folder: str) -> int:
-        """Every sidecar readable, every file it names there. Returns the number of sidecars."""
-        try:
-            names = os.listdir(os.path.join(self.library, folder))
-            sidecars = read_sidecars(self.library, folder)
-        except OSError as error:
-            self.finding(folder, f"cannot be read: {describe(error)}")
-            return 0
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.endswith(COPY_SUFFIXES) and name[0] != "." and os.path.isfile(os.path.join(self.library, path)):
-                self.sizes[path] = file_size(os.path.join(self.library, path))
-        counted: set[tuple[str, str]] = set()
-        for sidecar in sidecars:
-            path = os.path.join(folder, sidecar.name)
-            if sidecar.flaw:
-                self.finding(path, f"cannot be read: {sidecar.flaw}")
-            for chunk in sidecar.chunks:
-                whole = os.path.join(self.library, folder, chunk)
-                if not os.path.lexists(whole):
-                    self.finding(path, f"names {printable(chunk)}, which is not there")
-                if sidecar.id is not None and (sidecar.id, chunk) not in counted:
-                    counted.add((sidecar.id, chunk))
-                    kept = kept_originals(chunk) if chunk.endswith(COPY_SUFFIXES) else []
-                    self.sums[sidecar.id] += sum(file_size(os.path.join(self.library, folder, name)) for name in [chunk, *kept])
-        return len(sidecars)
-
-    def check_index(self) -> None:
-        path = os.path.join(self.library, INDEX_NAME)
-        if not os.path.lexists(path):
-            return
-        try:
-            document = read_settled(path)[1]
-        except (JsonFlaw, OSError) as error:
-            self.finding(INDEX_NAME, f"cannot be read: {error}")
-            return
-        for entry in index_entries(document):
-            size = self.sums.get(entry["id"]) if isinstance(entry.get("id"), str) else None
-            if entry.get("compressed") is True and size is not None and entry.get("size") != size:
-                self.finding(INDEX_NAME, f"says {entry.get('size')} bytes for {printable(entry['id'])}, on disk are {size}")
-
-    def check_history(self, history: History) -> None:
-        for path, last in history.all():
-            copy = os.path.join(os.path.dirname(path), last.copy) if last.copy else ""
-            gone = last.action == Action.COMPRESSED.value and copy and copy not in self.sizes
-            if gone and not os.path.lexists(os.path.join(self.library, path)):
-                self.finding(copy, f"is not there, and neither is its original {printable(path)}")
-
-    def decode_all(self, tools: Tools, history: History, started: float) -> None:
-        paths = deque(sorted(self.sizes))
-        seconds = {os.path.join(os.path.dirname(path), last.copy): last.seconds for path, last in history.all() if last.copy}
-        total = len(paths)
-
-        def decode(some: list[str]) -> list[tuple[str, str]]:
-            try:
-                return decode_copies(self.library, some, seconds, tools)
-            except (Refusal, OSError) as error:
-                return [(some[0], str(error))] if len(some) == 1 else [found for path in some for found in decode([path])]
-
-        with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool:
-            size = max(1, min(BATCH_FILES, total // self.config.workers))
-            batches = [[paths.popleft() for _ in range(min(size, len(paths)))] for _ in range(0, total, size)]
-            done = 0
-            with contextlib.suppress(Stopped):
-                for batch, found in zip(batches, pool.map(decode, batches)):
-                    done += len(batch)
-                    self.report.show_bar(f"checked {done}/{total}")
-                    for path, text in found:
-                        self.finding(path, text)
-
-
-def decode_copies(library: str, paths: Sequence[str], seconds: Mapping[str, float], tools: Tools) -> list[tuple[str, str]]:
-    """Decode copies in full, in one process. Returns what is wrong with which; raises Refusal if any may be."""
-    arguments: list[str] = []
-    expected = 0.0
-    for path in paths:
-        whole = os.path.join(library, path)
-        form = next(form for form in FORMATS.values() if path.endswith(form.suffix))
-        descriptor = open_regular(whole)
-        try:
-            found = probe(descriptor, whole, tools)
-        finally:
-            os.close(descriptor)
-        known = seconds.get(path)
-        if known and abs(found.timeline - known) > TIMELINE_TOLERANCE + 2 * form.slack:
-            raise Refusal(Reason.DAMAGED, f"lasts {found.timeline:.2f} s, {known:.2f} s are on record")
-        expected += found.timeline
-        arguments += input_arguments(whole, found.demuxer)
-    for number in range(len(paths)):
-        arguments += ["-map", f"{number}:a:0", "-f", "null", "-"]
-    messages = tools.run([tools.ffmpeg, *QUIET, *arguments], expected)
-    if messages:
-        raise Refusal(Reason.DAMAGED, messages)
-    return []
-
-
-def command_check(config: Config, report: Report) -> None:
-    Check(config, report).execute()
 
 
 def command_doctor(config: Config, report: Report) -> None:
