@@ -3377,7 +3377,7 @@ class Report:
             document["would_compress"] = self.counts[Action.WOULD_COMPRESS]
             document["estimated_size"] = self.estimated
             document["saved"] = 0
-        text = self.summary_text(elapsed)
+        text = printable(self.summary_text(elapsed))
         self.log.info(text)
         if self.config.json:
             self.write(json.dumps(document), sys.stdout)
@@ -3385,11 +3385,12 @@ class Report:
             self.say(text)
 
     def summary_text(self, elapsed: float) -> str:
-        young = f" {self.scan.young} are younger than {self.config.age_threshold_days:g} days." if self.scan.young else ""
-        told = f" {self.remembered} are kept for reasons told before (--retry takes them up)." if self.remembered else ""
+        young = f" Younger than {self.config.age_threshold_days:g} days: {self.scan.young}." if self.scan.young else ""
+        told = f" Kept for reasons told before: {self.remembered} (--retry takes them up)." if self.remembered else ""
         if not self.due_count:
-            done = f" {self.scan.copies} are compressed." if self.scan.copies else ""
-            return f"Nothing to do.{done}{young}{told}"
+            done = f" Compressed: {self.scan.copies}." if self.scan.copies else ""
+            empty = "" if self.scan.found or self.scan.copies else f" No recordings in {self.config.recordings_dir}."
+            return f"Nothing to do.{empty}{done}{young}{told}"
         kept, failed = self.counts[Action.KEPT], self.counts[Action.FAILED]
         rest = f", {kept} kept, {failed} failed" if kept or failed else ""
         waiting = self.due_count - sum(self.counts.values())

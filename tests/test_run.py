@@ -140,7 +140,7 @@ class WhatIsDue(LibraryCase):
         ran = self.run_cli()
         self.assertEqual(ran.code, 0)
         self.assertIn("Nothing to do", ran.out)
-        self.assertIn("1 are kept for reasons told before", ran.out)
+        self.assertIn("Kept for reasons told before: 1", ran.out)
         self.assertEqual(self.files(), before)
         self.assertEqual(self.run_cli("--json").summary["due"], 0)
 
