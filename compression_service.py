@@ -655,6 +655,16 @@ def check_optional(kind: Kind) -> Kind:
     return Kind(lambda value: None if value is None else kind.check(value), kind.from_text)
 
 
+def check_neutral(neutral: Any) -> Callable[[Any], Any]:
+    """For a key of the contract that this version has no use for yet: better refused than passed over in silence."""
+
+    def check(value: Any) -> Any:
+        expect(value == neutral, f"{json.dumps(neutral)} (this version knows no other)")
+        return value
+
+    return check
+
+
 def check_texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
@@ -719,6 +729,8 @@ class Config:
     verbose: bool = setting(False, BOOLEAN, "-v", "--verbose", key=False, action="store_true", help="log lines on stderr")
     progress: Optional[bool] = setting(None, Kind(lambda value: value), "--progress", "--no-progress", key=False,
                                        action="progress", help="default: on a terminal")  # fmt: skip
+    tiers: tuple[object, ...] = setting((), Kind(check_neutral([])))
+    notify_command: None = setting(None, Kind(check_neutral(None)))
     file: str = ""  # the config file, where there is one
 
     @property
@@ -1851,14 +1863,18 @@ class Transcoder:
         for work in works:
             arguments += input_arguments(self.path(work), self.demuxer(work))
         for number, work in enumerate(works):
-            arguments += encode_arguments(number, work, self.levels(work) if self.full else None)
-        if any(self.full or work.staged for work in works):
+            arguments += encode_arguments(number, work, self.levels(work) if self.listens(work) else None)
+        if works:
             try:
                 self.run(arguments, works, Reason.DAMAGED)
             except Refusal as refusal:
                 if refusal.reason is Reason.TOOL_FAILED:
                     self.tools.require(works[0].target.form)  # asked only now: it costs a process start
                 raise
+
+    def listens(self, work: Work) -> bool:
+        """Whether its copy is decoded: always where it was there already, as then it may be anything."""
+        return self.full or work.staged is None
 
     def demuxer(self, work: Work) -> str:
         assert work.probe
@@ -1892,24 +1908,25 @@ class Transcoder:
 
     def verify(self, works: list[Work]) -> None:
         """Decode the copies in full, from disk, and compare each with its source."""
-        if self.full:
-            arguments: list[str] = []
-            for work in works:
-                arguments += input_arguments(work.staged or self.copy_path(work), work.target.form.demuxer)
-            for number, work in enumerate(works):
-                arguments += level_arguments(number, self.staging.beside(work, ".copy"))
-            try:
-                self.run(arguments, works, Reason.NOT_PROVEN)
-            except Refusal as refusal:
-                if refusal.reason is Reason.NOT_PROVEN or "Invalid data" in refusal.detail:
-                    raise UndecodableCopy("a decode without a message", refusal.detail) from None
-                raise
+        heard = [work for work in works if self.listens(work)]
+        arguments: list[str] = []
+        for work in heard:
+            arguments += input_arguments(work.staged or self.copy_path(work), work.target.form.demuxer)
+        for number, work in enumerate(heard):
+            arguments += level_arguments(number, self.staging.beside(work, ".copy"))
+        try:
+            if heard:
+                self.run(arguments, heard, Reason.NOT_PROVEN)
+        except Refusal as refusal:
+            if refusal.reason is Reason.NOT_PROVEN or "Invalid data" in refusal.detail:
+                raise UndecodableCopy("a decode without a message", refusal.detail) from None
+            raise
         for work in works:
             self.guard(work, self.compare)
 
     def compare(self, work: Work) -> None:
         adopted = work.staged is None
-        if self.full:
+        if self.listens(work):
             assert work.probe
             source, copy = self.levels(work), self.staging.beside(work, ".copy")
             try:
@@ -2916,6 +2933,7 @@ def copy_attributes(status: os.stat_result, descriptor: int, times: bool) -> Non
         os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+NO_FOLLOW: dict[str, bool] = {"follow_symlinks": False} if os.link in os.supports_follow_symlinks else {}
 LIBC = ctypes.CDLL(None, use_errno=True)
 RENAME_NOREPLACE, RENAME_EXCHANGE = (4, 2) if sys.platform == "darwin" else (1, 2)
 
@@ -2941,7 +2959,7 @@ def rename_with(flag: int, source: str, target: str) -> bool:
 def place(staged: str, final: str) -> None:
     """Give a staged file its final name, never over another. Raises FileExistsError, OSError."""
     try:
-        os.link(staged, final, follow_symlinks=False)
+        os.link(staged, final, **NO_FOLLOW)
     except FileExistsError:
         raise
     except OSError as error:
@@ -3144,7 +3162,7 @@ def exchange(staged: str, path: str, staging: Staging) -> str:
     if rename_with(RENAME_EXCHANGE, staged, path):
         return staged
     displaced = staging.name(SIDECAR_SUFFIX)
-    os.link(path, displaced, follow_symlinks=False)
+    os.link(path, displaced, **NO_FOLLOW)
     os.rename(staged, path)
     return displaced
 
