@@ -183,8 +183,7 @@ class Reason(enum.Enum):
         self.action, self.sentence = action, sentence
 
     DONE = (Action.COMPRESSED, "proven and put in place{}")
-    ADOPTED = (Action.COMPRESSED, "finished what an interrupted run began; its copy was proven again{}")
-    RELEASED = (Action.COMPRESSED, "kept original deleted after its copy was proven again{}")
+    ADOPTED = (Action.COMPRESSED, "its copy was there already, and was proven again{}")
     DUE = (Action.WOULD_COMPRESS, "due{}")
 
     EMPTY = (Action.KEPT, "the file is empty{}")
@@ -2141,14 +2140,15 @@ class Committer:
         """A sidecar could not be changed: keep the originals, and remove the copies unless a sidecar names them already."""
         session.done = [work for work in session.done if work not in works]
         folder = os.path.join(self.library, session.folder)
-        found = (read_sidecar(os.path.join(folder, sidecar.name)) for sidecar in sidecars)
+        found = [read_sidecar(os.path.join(folder, sidecar.name)) for sidecar in sidecars]
         named = {chunk for sidecar in found if sidecar for chunk in sidecar.chunks}
+        unknown = any(sidecar and sidecar.flaw for sidecar in found)  # what cannot be read now may name any of them
         for work in works:
             work.refuse_for(error)
             self.staging.discard(work.staged)
             copy = os.path.join(folder, work.copy_name)
             with contextlib.suppress(OSError):
-                if work.staged and work.copy_name not in named and identity_of(os.lstat(copy)) == work.copy:
+                if work.staged and not unknown and work.copy_name not in named and identity_of(os.lstat(copy)) == work.copy:
                     os.unlink(copy)
 
     def rewrite_sidecars(self, session: Session, sidecars: Sequence[Sidecar], folder: str) -> None:
