@@ -180,13 +180,13 @@ class LiveServer(LibraryCase):
         return counts, stop
 
     def test_a_whole_run_beside_a_server_that_rewrites_everything_comes_out_true(self) -> None:
-        sessions = 100
+        sessions = 200
         for number in range(sessions):
             self.add("ch_short_60ms", f"d/{number}.webm")
             self.add_json(f"d/{number}.json", sidecar(f"id-{number}", [f"{number}.webm"], 0.06))
         self.add_json("index.json", index([index_entry(f"id-{number}", 1486) for number in range(sessions)]))
         self.configure(min_saving_percent=0)
-        paths = [self.library / "index.json", *(self.library / f"d/{number}.json" for number in (0, 50, 99))]
+        paths = [self.library / "index.json", *(self.library / f"d/{number}.json" for number in (0, 99, 199))]
         counts, stop = self.serve(paths)
         first = self.run_cli("--json")
         stop()
