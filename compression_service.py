@@ -371,7 +371,7 @@ class Target:
         return FORMATS[self.format]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Session:
     """The recorder's notion of a recording: audio files that share sidecars. Written to together, committed together."""
 
@@ -382,6 +382,7 @@ class Session:
     flaw: str = ""
     done: list[Work] = dataclasses.field(default_factory=list)  # in place already, by this run
     resting: set[str] = dataclasses.field(default_factory=set)  # names of what is kept as it is
+    written: dict[str, Identity] = dataclasses.field(default_factory=dict)  # its sidecars by path, as we wrote them
 
     @functools.cached_property
     def oldest(self) -> int:
@@ -440,7 +441,7 @@ class Probe:
         return self.payload * 8 / 1000 / self.audio_seconds if self.audio_seconds else 0.0
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Work:
     """One recording on its way through the run; filled in as it goes."""
 
@@ -457,6 +458,7 @@ class Work:
     reason: Optional[Reason] = None
     detail: str = ""
     trace: str = ""  # of a defect
+    number: int = dataclasses.field(default_factory=itertools.count().__next__)  # names its staged files
 
     @property
     def copy_name(self) -> str:
@@ -1031,25 +1033,25 @@ class Steps:
     """Which recordings are put in place together: all of a session, or several steps of a very large one."""
 
     def __init__(self, works: Sequence[Work]) -> None:
-        self.step_of: dict[int, int] = {}
+        self.step_of: dict[Work, int] = {}
         self.left: Counter[int] = Counter()
         self.finished: dict[int, list[Work]] = defaultdict(list)
-        sizes = Counter(id(work.session) for work in works)
+        sizes = Counter(work.session for work in works)
         number = bytes_in_step = 0
         previous: Optional[Session] = None
         for work in works:
             # Each sidecar is written once a step, so a session with many of them gets few.
-            limit = max(STEP_FILES, sizes[id(work.session)] // 16, len(work.session.sidecars))
+            limit = max(STEP_FILES, sizes[work.session] // 16, len(work.session.sidecars))
             if work.session is not previous or self.left[number] >= limit or bytes_in_step >= STEP_BYTES:
                 number, bytes_in_step = number + 1, 0
-            self.step_of[id(work)] = number
+            self.step_of[work] = number
             self.left[number] += 1
             bytes_in_step += work.source.size
             previous = work.session
 
     def finish(self, work: Work) -> list[list[Work]]:
         """Note that a recording is through its proof; returns its step if that was the last of it."""
-        number = self.step_of[id(work)]
+        number = self.step_of[work]
         self.finished[number].append(work)
         self.left[number] -= 1
         return [] if self.left[number] else [self.finished.pop(number)]
@@ -1161,6 +1163,14 @@ def scan_folder(library: str, folder: str, cutoff_ns: float, result: Scan, folde
 
 def identity_of(status: os.stat_result) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def is_other(path: str, identity: Identity) -> bool:
+    """Whether another file, or other content, has taken a file's place."""
+    try:
+        return identity_of(os.lstat(path)) != identity
+    except FileNotFoundError:
+        return False
 
 
 def is_selected(source: Source, session: Session, config: Config) -> bool:
@@ -1813,10 +1823,14 @@ class Transcoder:
         for work in works:
             if work.reason is None:
                 self.guard(work, self.finish_copy)
-        self.divide([work for work in works if work.reason is None], self.verify)
+        self.divide(works, self.verify)
         for work in works:
+            self.staging.discard(self.levels(work, ".source"))
+            self.staging.discard(self.levels(work, ".copy"))
             if not work.proven:
                 self.staging.discard(work.staged)
+            if work.staged is None and work.reason is Reason.NOT_PROVEN:  # nothing of ours failed: something else has the name
+                work.refuse(Reason.NAME_TAKEN, f"{work.copy_name} is not a copy of it ({work.detail})")
 
     def guard(self, work: Work, task: Callable[[Work], None]) -> bool:
         """The one boundary around one recording: whatever goes wrong with it is its own."""
@@ -1854,7 +1868,7 @@ class Transcoder:
             raise Refusal(Reason.OTHER_DISK)
         examine(self.library, work, self.tools, self.config)
         if not os.path.lexists(self.copy_path(work)):
-            work.staged = self.staging.name(work.target.form.suffix)
+            work.staged = self.staging.path(work.number, work.target.form.suffix)
 
     def encode(self, works: list[Work]) -> None:
         """One decode of each source, into its copy and its level file."""
@@ -1862,14 +1876,13 @@ class Transcoder:
         for work in works:
             arguments += input_arguments(self.path(work), self.demuxer(work))
         for number, work in enumerate(works):
-            arguments += encode_arguments(number, work, self.levels(work) if self.listens(work) else None)
-        if works:
-            try:
-                self.run(arguments, works, Reason.DAMAGED)
-            except Refusal as refusal:
-                if refusal.reason is Reason.TOOL_FAILED:
-                    self.tools.require(works[0].target.form)  # asked only now: it costs a process start
-                raise
+            arguments += encode_arguments(number, work, self.levels(work, ".source") if self.listens(work) else None)
+        try:
+            self.run(arguments, works, Reason.DAMAGED)
+        except Refusal as refusal:
+            if refusal.reason is Reason.TOOL_FAILED:
+                self.tools.require(works[0].target.form)  # asked only now: it costs a process start
+            raise
 
     def listens(self, work: Work) -> bool:
         """Whether its copy is decoded: always where it was there already, as then it may be anything."""
@@ -1879,8 +1892,8 @@ class Transcoder:
         assert work.probe
         return work.probe.demuxer
 
-    def levels(self, work: Work) -> str:
-        return self.staging.beside(work, ".source")
+    def levels(self, work: Work, suffix: str) -> str:
+        return self.staging.path(work.number, suffix)
 
     def run(self, arguments: Sequence[str], works: Sequence[Work], on_message: Reason) -> None:
         seconds = sum(work.probe.timeline for work in works if work.probe)
@@ -1891,17 +1904,15 @@ class Transcoder:
     def finish_copy(self, work: Work) -> None:
         """Give the copy its original's attributes and flush it; what can be seen from its structure is checked first."""
         path = work.staged or self.copy_path(work)
-        descriptor = open_regular(path, missing=MissingCopy("a copy", "none"))
+        if not os.path.lexists(path):
+            raise MissingCopy("a copy", "none")
+        descriptor = open_regular(path)
         try:
             if work.staged:
                 copy_attributes(os.lstat(self.path(work)), descriptor, times=True)
             flush(descriptor)  # one that was there already may be another program's, and not on the disk yet
             work.copy = identity_of(os.fstat(descriptor))
             verify_structure(descriptor, path, work, self.tools, self.config.min_saving_percent)
-        except Refusal as refusal:
-            if work.staged is None:
-                raise Refusal(Reason.NAME_TAKEN, f"{printable(work.copy_name)} is not a copy of it ({refusal})") from None
-            raise
         finally:
             os.close(descriptor)
 
@@ -1912,7 +1923,7 @@ class Transcoder:
         for work in heard:
             arguments += input_arguments(work.staged or self.copy_path(work), work.target.form.demuxer)
         for number, work in enumerate(heard):
-            arguments += level_arguments(number, self.staging.beside(work, ".copy"))
+            arguments += level_arguments(number, self.levels(work, ".copy"))
         try:
             if heard:
                 self.run(arguments, heard, Reason.NOT_PROVEN)
@@ -1924,19 +1935,11 @@ class Transcoder:
             self.guard(work, self.compare)
 
     def compare(self, work: Work) -> None:
-        adopted = work.staged is None
         if self.listens(work):
             assert work.probe
-            source, copy = self.levels(work), self.staging.beside(work, ".copy")
-            try:
-                compare_audio(source, copy, work.probe.timeline, work.target.form.slack, self.tools.stop)
-            except NotProven as refusal:
-                if adopted:
-                    raise Refusal(Reason.NAME_TAKEN, f"{printable(work.copy_name)} is not a copy of it ({refusal})") from None
-                raise
-            self.staging.discard(source)
-            self.staging.discard(copy)
-        work.reason = Reason.ADOPTED if adopted else Reason.DONE
+            paths = self.levels(work, ".source"), self.levels(work, ".copy")
+            compare_audio(*paths, work.probe.timeline, work.target.form.slack, self.tools.stop)
+        work.reason = Reason.DONE if work.staged else Reason.ADOPTED
 
 
 def input_arguments(path: str, demuxer: str) -> list[str]:
@@ -2050,7 +2053,7 @@ class Committer:
         self.library = config.recordings_dir
         self.pending: list[Work] = []  # in place, original not yet deleted
         self.entries: dict[str, Totals] = {}  # what the index must say, by id
-        self.written: dict[str, tuple[Session, Identity]] = {}  # sidecars as we wrote them
+        self.sessions: set[Session] = set()  # those whose sidecars we wrote
         self.index_length = 0
         self.placed_size = 0  # bytes of copies that this run has added to those the scan saw
         self.settled_at, self.settle_cost = time.monotonic(), 0.0
@@ -2061,8 +2064,8 @@ class Committer:
         for step in steps:
             session = step[0].session
             session.resting |= {work.source.name for work in step if work.reason and work.reason.action is Action.KEPT}
-            concerned = any(chunk.endswith(COPY_SUFFIXES) for sidecar in session.sidecars for chunk in sidecar.chunks)
-            if concerned or any(work.proven for work in step):
+            chunks = (chunk for sidecar in session.sidecars for chunk in sidecar.chunks)
+            if any(work.proven for work in step) or any(chunk.endswith(COPY_SUFFIXES) for chunk in chunks):
                 by_folder[session.folder].append(step)
         for name, group in by_folder.items():
             self.commit_folder(name, group)
@@ -2162,23 +2165,18 @@ class Committer:
             edit = functools.partial(compressed_metadata, renames=renames, totals=totals, date=timestamp())
             for sidecar in group:
                 path = os.path.join(folder, sidecar.name)
-                self.written[path] = session, replace_json(path, edit, self.staging, backup=True)
+                session.written[path] = replace_json(path, edit, self.staging, backup=True)
+                self.sessions.add(session)
             if not key.startswith("\0"):
                 self.entries[key] = totals
 
-    def renew_sidecars(self, works: Optional[Iterable[Work]] = None) -> None:
-        """Write again what another program has overwritten from an older read since: for these works, or for the whole run."""
-        stale: dict[int, Session] = {}
-        of_interest = {id(work.session) for work in works} if works is not None else set()
-        for path, (session, identity) in self.written.items():
-            if works is None or id(session) in of_interest:
-                with contextlib.suppress(FileNotFoundError):
-                    if identity_of(os.lstat(path)) != identity:
-                        stale[id(session)] = session
-        for session in stale.values():
-            folder = os.path.join(self.library, session.folder)
-            self.rewrite_sidecars(session, self.fresh_sidecars(session, folder, ()), folder)
-            flush_folder(folder)
+    def renew_sidecars(self, sessions: Iterable[Session]) -> None:
+        """Write again what another program has overwritten from an older read since."""
+        for session in sessions:
+            if any(is_other(path, identity) for path, identity in session.written.items()):
+                folder = os.path.join(self.library, session.folder)
+                self.rewrite_sidecars(session, self.fresh_sidecars(session, folder, ()), folder)
+                flush_folder(folder)
 
     def add_up(self, folder: str, names: set[str], done: Iterable[Work], resting: set[str]) -> Totals:
         """Sum a recording's files by what is on disk now, and by what this run has replaced."""
@@ -2196,7 +2194,7 @@ class Committer:
             elif name.lower().endswith(SOURCE_SUFFIX):
                 complete = complete and (name in resting or not size)
             else:
-                on_disk += sum(file_size(os.path.join(folder, kept)) for kept in kept_originals(name))
+                on_disk += file_size(os.path.join(folder, kept_original(name)))
         return Totals(original, compressed, on_disk, complete)
 
     def must_settle(self) -> bool:
@@ -2214,7 +2212,7 @@ class Committer:
         works, self.pending = self.pending, []
         if works:
             try:
-                self.renew_sidecars(works)
+                self.renew_sidecars({work.session for work in works})
                 self.update_index()
                 self.history.append(works, counts=True, entries=self.entries)
             except (Refusal, JsonFlaw, OSError) as error:
@@ -2297,7 +2295,7 @@ class Committer:
         self.settle()
         path = os.path.join(self.library, INDEX_NAME)
         try:
-            self.renew_sidecars()
+            self.renew_sidecars(self.sessions)
             if self.entries and os.path.lexists(path):
                 self.update_index()
                 self.history.note_index(os.lstat(path))
@@ -2314,8 +2312,8 @@ def chunk_names(group: Sequence[Sidecar], session: Session, renames: Mapping[str
     return {renames.get(name, name) for name in names}
 
 
-def kept_originals(copy_name: str) -> list[str]:
-    return [os.path.splitext(copy_name)[0] + SOURCE_SUFFIX]
+def kept_original(copy_name: str) -> str:
+    return os.path.splitext(copy_name)[0] + SOURCE_SUFFIX
 
 
 def compressed_metadata(
@@ -2555,7 +2553,7 @@ class Check:
                     self.finding(path, f"names {printable(chunk)}, which is not there")
                 if sidecar.id is not None and (sidecar.id, chunk) not in counted:
                     counted.add((sidecar.id, chunk))
-                    kept = kept_originals(chunk) if chunk.endswith(COPY_SUFFIXES) else []
+                    kept = [kept_original(chunk)] if chunk.endswith(COPY_SUFFIXES) else []
                     self.sums[sidecar.id] += sum(file_size(os.path.join(self.library, folder, name)) for name in [chunk, *kept])
         return len(sidecars)
 
@@ -2869,14 +2867,9 @@ def describe(error: OSError) -> str:
     return f"{error.strerror or error}" + (f" ({names})" if names else "")
 
 
-def open_regular(path: str, missing: Optional[Exception] = None) -> int:
+def open_regular(path: str) -> int:
     """A descriptor to read a regular file by; follows no symlink and never waits for a FIFO. Raises OSError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        if missing:
-            raise missing from None
-        raise
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -2979,8 +2972,7 @@ class Staging:
     def __init__(self, library: str, shard: Optional[tuple[int, int]]) -> None:
         self.parent = os.path.join(library, STAGING_NAME)
         self.folder = os.path.join(self.parent, staging_name(shard))
-        self.counter = itertools.count()
-        self.names: dict[tuple[int, str], str] = {}
+        self.counter = itertools.count()  # of JSON files
         self.shared = shard is not None
         self.made = self.shared
 
@@ -3001,19 +2993,12 @@ class Staging:
         with contextlib.suppress(OSError):  # not there, or another shard's work is in it
             os.rmdir(self.parent)
 
-    def name(self, suffix: str) -> str:
-        """A path that no other file of this run has."""
+    def path(self, number: int, suffix: str) -> str:
+        """Where a working file of a kind goes; the same each time it is asked for."""
         if not self.made:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             self.made = True
-        return os.path.join(self.folder, f"{next(self.counter)}{suffix}")
-
-    def beside(self, work: Work, suffix: str) -> str:
-        """A path for one recording's working file of a kind; the same each time it is asked for."""
-        key = (id(work), suffix)
-        if key not in self.names:
-            self.names[key] = self.name(suffix)
-        return self.names[key]
+        return os.path.join(self.folder, f"{number}{suffix}")
 
     def discard(self, path: Optional[str]) -> None:
         if path:
@@ -3022,7 +3007,7 @@ class Staging:
 
     def write(self, text: bytes, like: str) -> str:
         """A flushed file of this content with another's mode and owner; returns its path. Raises OSError."""
-        path = self.name(SIDECAR_SUFFIX)
+        path = self.path(next(self.counter), SIDECAR_SUFFIX)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb", closefd=False) as file:
@@ -3161,7 +3146,7 @@ def exchange(staged: str, path: str, staging: Staging) -> str:
     """Put a staged file in a name's place; returns where the displaced file now is."""
     if rename_with(RENAME_EXCHANGE, staged, path):
         return staged
-    displaced = staging.name(SIDECAR_SUFFIX)
+    displaced = staging.path(next(staging.counter), SIDECAR_SUFFIX)
     os.link(path, displaced, **NO_FOLLOW)
     os.rename(staged, path)
     return displaced
