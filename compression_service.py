@@ -12,7 +12,7 @@ The way of one recording, and the sections of this file in the same order:
 
     command line     options and commands                          main()
     configuration    flag, then file, then default                 Config, resolve_config()
-    run              one night's work, start to summary            Run, Steps, Batches
+    run              one night's work, start to summary            Run, Night, Steps, Batches
     scan             which files are old enough                    scan()
     sessions         which sidecars belong to which file           resolve_sessions()
     probe            what is in a file, every byte accounted for   probe(), MatroskaWalk, walk_ogg()
@@ -819,7 +819,6 @@ class Run:
         self.started = time.monotonic()
         self.library = config.recordings_dir
         self.history = History(config)
-        self.streak: list[Work] = []  # failures in a row; the same cause SAME_FAILURES times ends the run
 
     def execute(self) -> None:
         require_library(self.config)
@@ -845,10 +844,9 @@ class Run:
             if queue:
                 with Tools(stop) as tools:
                     try:
-                        self.transcode(queue, Transcoder(self.config, tools, staging), committer, stop)
+                        Night(self, queue, Transcoder(self.config, tools, staging), committer, stop).work()
                     finally:
                         committer.close()
-                        self.flush_streak()
         if stop.signal:
             self.report.stopped(stop.signal)
 
@@ -913,33 +911,44 @@ class Run:
                     self.report.stopped(stop.signal)
                     return
 
-    def transcode(self, works: list[Work], transcoder: Transcoder, committer: Committer, stop: Stop) -> None:
-        """Keep every worker busy with batches; commit what comes back, step by step."""
-        workers = self.config.workers
-        steps = Steps(works)
-        batches = Batches(works, workers)
-        running: dict[concurrent.futures.Future[None], Batch] = {}
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            try:
-                while True:
-                    while batches.waiting and len(running) < workers and not self.must_end(stop):
-                        batch = self.next_batch(batches, bool(running), steps, committer, transcoder)
-                        if batch is None:
-                            break
-                        running[pool.submit(transcoder.process, batch)] = batch
-                        batches.reserved += batch.space
-                    if not running:
-                        break
-                    self.report.progress(self.started)
-                    self.commit(self.collect(running, steps, batches), committer, transcoder)
-            finally:
-                stop.requested = bool(running) or stop.requested  # leaving by an exception: what still runs is dropped
-        if not stop.signal:
-            self.commit(steps.release(), committer, transcoder)
 
-    def must_end(self, stop: Stop) -> bool:
+class Night:
+    """The work of one run: keeps every worker busy with batches, commits what comes back step by step, and notices when the same
+    failure comes again and again."""
+
+    def __init__(self, run: Run, works: Sequence[Work], transcoder: Transcoder, committer: Committer, stop: Stop) -> None:
+        self.config, self.report, self.history, self.started = run.config, run.report, run.history, run.started
+        self.transcoder, self.committer, self.stop = transcoder, committer, stop
+        self.steps = Steps(works)
+        self.batches = Batches(works, self.config.workers)
+        self.running: dict[concurrent.futures.Future[None], Batch] = {}
+        self.streak: list[Work] = []  # failures in a row; the same cause SAME_FAILURES times ends the run
+
+    def work(self) -> None:
+        with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool:
+            try:
+                while self.start_batches(pool):
+                    self.report.progress(self.started)
+                    self.commit(self.collect())
+            finally:
+                self.stop.requested = bool(self.running) or self.stop.requested  # leaving by an exception: the rest is dropped
+        if not self.stop.signal:
+            self.commit(self.steps.release())
+        self.flush_streak()
+
+    def start_batches(self, pool: concurrent.futures.Executor) -> bool:
+        """Give every idle worker a batch; whether any is at work then."""
+        while self.batches.waiting and len(self.running) < self.config.workers and not self.must_end():
+            batch = self.next_batch()
+            if batch is None:
+                break
+            self.running[pool.submit(self.transcoder.process, batch)] = batch
+            self.batches.reserved += batch.space
+        return bool(self.running)
+
+    def must_end(self) -> bool:
         minutes = self.config.max_run_minutes
-        if stop.signal:
+        if self.stop.signal:
             return True
         if minutes is not None and time.monotonic() - self.started > minutes * 60:
             self.report.note_once("Time is up (max_run_minutes); what is left is for the next run.")
@@ -949,52 +958,53 @@ class Run:
             return True
         return False
 
-    def next_batch(
-        self, batches: Batches, busy: bool, steps: Steps, committer: Committer, transcoder: Transcoder
-    ) -> Optional[Batch]:
-        """The next batch that the disk has room for; None to wait for room while `busy`. Raises NoSpaceError."""
-        batch = batches.take(shutil.disk_usage(self.library).free)
-        if batch or busy:
+    def next_batch(self) -> Optional[Batch]:
+        """The next batch that the disk has room for; None to wait for room while others are at work. Raises NoSpaceError."""
+        batch = self.batches.take(self.free_space())
+        if batch or self.running:
             return batch
-        self.commit(steps.release(), committer, transcoder)
-        committer.settle()
-        free = shutil.disk_usage(self.library).free
-        batch = batches.take(free)
+        self.commit(self.steps.release())
+        self.committer.settle()
+        free = self.free_space()
+        batch = self.batches.take(free)
         if batch:
             return batch
-        work = batches.waiting[0]
-        if work.reason is None and transcoder.guard(work, transcoder.examine):
+        work = self.batches.waiting[0]
+        if work.reason is None and self.transcoder.guard(work, self.transcoder.examine):
             raise NoSpaceError(
                 f"Too little disk space: {megabytes(free)} free where {megabytes(SPACE_MARGIN + space_needed(work))} are needed "
                 f"for the next recording's copy ({work.source.path}). Everything not yet done is as it was; "
                 "make room and run again."
             )
-        return Batch([batches.waiting.popleft()], 0)  # nothing will be written for it
+        return Batch([self.batches.waiting.popleft()], 0)  # nothing will be written for it
 
-    def collect(self, running: dict[concurrent.futures.Future[None], Batch], steps: Steps, batches: Batches) -> list[list[Work]]:
+    def free_space(self) -> int:
+        return shutil.disk_usage(self.config.recordings_dir).free
+
+    def collect(self) -> list[list[Work]]:
         """Wait for a batch to be through; returns the steps that are complete by it."""
-        done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
+        done, _ = concurrent.futures.wait(self.running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
         ready = []
         for future in done:
-            batch = running.pop(future)
-            batches.reserved -= batch.space
+            batch = self.running.pop(future)
+            self.batches.reserved -= batch.space
             with contextlib.suppress(Stopped):
                 future.result()
                 for work in batch.works:
                     self.report.seconds_done += work.source.guessed_seconds
-                    ready += steps.finish(work)
+                    ready += self.steps.finish(work)
         return ready
 
-    def commit(self, steps: Sequence[list[Work]], committer: Committer, transcoder: Transcoder) -> None:
-        committer.commit(steps)
+    def commit(self, steps: Sequence[list[Work]]) -> None:
+        self.committer.commit(steps)
         works = [work for step in steps for work in step]
         self.history.append([work for work in works if work.reason and work.reason.action is Action.KEPT], counts=True)
         for work in works:
-            self.account(work, transcoder)
-        if committer.must_settle():
-            committer.settle()
+            self.account(work)
+        if self.committer.must_settle():
+            self.committer.settle()
 
-    def account(self, work: Work, transcoder: Transcoder) -> None:
+    def account(self, work: Work) -> None:
         """Report what is final now, and notice when the same failure comes again and again."""
         if work.proven:
             self.flush_streak()
@@ -1010,15 +1020,18 @@ class Run:
             self.flush_streak()
         self.streak.append(work)
         if work.reason is Reason.NO_SPACE:
+            self.flush_streak()
             raise NoSpaceError(f"The disk is full: {work.detail}. The original is kept; make room and run again.")
-        if len(self.streak) < SAME_FAILURES:
-            return
+        if len(self.streak) >= SAME_FAILURES:
+            self.find_cause(work)
+
+    def find_cause(self, work: Work) -> None:
+        """Go on if ffmpeg works, so that the cause is in the recordings; else the run ends, and it does not count against them."""
         try:
-            rehearse_encode(transcoder.tools, self.config.target)
-            self.flush_streak()  # ffmpeg works, so the cause is in the recordings
+            rehearse_encode(self.transcoder.tools, self.config.target)
+            self.flush_streak()
         except Refusal:
             self.history.append(self.streak, counts=False)
-            self.streak = []
             raise ServiceError(
                 f"{SAME_FAILURES} recordings in a row failed in the same way, so the run stopped: {printable(work.detail)}. "
                 "All originals are kept. 'compression_service.py doctor' may tell the cause."
