@@ -338,8 +338,22 @@ class Source(NamedTuple):
         return self.identity.size
 
     @property
+    def format(self) -> Optional[str]:
+        """Of a copy, by its suffix."""
+        return next((name for name, form in FORMATS.items() if self.name.endswith(form.suffix)), None)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is an earlier copy, that a later tier makes smaller in its place."""
+        return self.format is not None
+
+    @property
     def guessed_seconds(self) -> float:
-        return self.size / BYTES_PER_SECOND
+        return self.size / (BYTES_PER_SECOND / 2 if self.is_copy else BYTES_PER_SECOND)
+
+    def age(self, now: float) -> float:
+        """Days since it was last modified; a copy has the time of its original."""
+        return (now - self.identity.mtime_ns / 1e9) / DAY
 
 
 class Sidecar(NamedTuple):
@@ -369,6 +383,15 @@ class Target:
     @property
     def form(self) -> Format:
         return FORMATS[self.format]
+
+    def flaw(self) -> str:
+        """Why this bit rate is not one of this format, if so."""
+        low, high = self.form.rates
+        return (
+            ""
+            if low <= self.bitrate <= high
+            else (f"expected {low // 1000}k to {high // 1000}k for {self.format}, found {self.bitrate // 1000}k")
+        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -450,10 +473,14 @@ class Work:
     target: Target
     fingerprint: str  # of the settings that the decision rests on
     unlink: bool  # whether the original goes at the end
+    replaces: Optional[Identity] = None  # the earlier copy that it is to take the place of
+    first_size: int = 0  # bytes of the recording as the browser wrote it
+    doubtful: bool = False  # no record says that the copy there is one of this very source
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes
     staged: Optional[str] = None
     copy: Optional[Identity] = None
+    copy_bitrate: int = 0  # bit/s, as measured from its packets
     changed_ns: int = 0  # the source's inode change time: another file under its name, even for a moment, leaves a mark in it
     reason: Optional[Reason] = None
     detail: str = ""
@@ -463,6 +490,16 @@ class Work:
     @property
     def copy_name(self) -> str:
         return self.source.stem + self.target.form.suffix
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the copy that it replaces must first prove to be one of this source."""
+        return self.doubtful and self.replaces is not None
+
+    @property
+    def size_before(self) -> int:
+        """Bytes that the copy must save from: those of the copy before it, or of the original."""
+        return self.replaces.size if self.replaces else self.source.size
 
     @property
     def proven(self) -> bool:
@@ -656,14 +693,55 @@ def check_optional(kind: Kind) -> Kind:
     return Kind(lambda value: None if value is None else kind.check(value), kind.from_text)
 
 
-def check_neutral(neutral: Any) -> Callable[[Any], Any]:
-    """For a key of the contract that this version has no use for yet: better refused than passed over in silence."""
+class Tier(NamedTuple):
+    """A further step, for what is at least `after_days` old: a lower bit rate (bit/s), or a place to archive it in."""
 
-    def check(value: Any) -> Any:
-        expect(value == neutral, f"{json.dumps(neutral)} (this version knows no other)")
-        return value
+    after_days: float
+    bitrate: Optional[int] = None
+    archive: Optional[str] = None
 
-    return check
+    def below(self, folder: str) -> Tier:
+        """With an archive folder's path taken from the config file's folder, as all relative paths are."""
+        if self.archive is None or is_remote(self.archive):
+            return self
+        return self._replace(archive=os.path.abspath(os.path.join(folder, os.path.expanduser(self.archive))))
+
+
+def is_remote(archive: str) -> bool:
+    """Whether an archive is an rclone remote, `name:path` (names as rclone allows them), and not a folder."""
+    return re.match(r"[\w.+@][\w.+@ -]*:", archive) is not None
+
+
+TIER_KINDS = {"after_days": number("a number of days above 0", 1e-6), "bitrate": Kind(check_bitrate), "archive": Kind(check_path)}
+
+
+def check_tiers(value: Any) -> tuple[Tier, ...]:
+    """Tiers by age, in whatever order they were written: bit rates fall, an archive comes last."""
+    expect(isinstance(value, list), 'a list such as [{"after_days": 30, "bitrate": "64k"}]')
+    tiers = sorted((check_tier(each) for each in value), key=lambda tier: tier.after_days)
+    for before, after in zip(tiers, tiers[1:]):
+        expect(before.after_days < after.after_days, "ages that differ")
+        expect(before.bitrate, "the archive last, as nothing can follow it")
+        expect(not after.bitrate or after.bitrate < (before.bitrate or 0), "bit rates that fall as recordings grow older")
+    return tuple(tiers)
+
+
+def check_tier(value: Any) -> Tier:
+    expect(isinstance(value, dict) and "after_days" in value, 'in every tier an object with "after_days"')
+    expect(("bitrate" in value) != ("archive" in value), 'in every tier either "bitrate" or "archive"')
+    values = {}
+    for key, each in value.items():
+        expect(key in TIER_KINDS, f"in a tier only {', '.join(TIER_KINDS)}, not {json.dumps(key)}")
+        try:
+            values[key] = TIER_KINDS[key].check(each)
+        except ValueError as error:
+            raise ValueError(f'for "{key}" of a tier {error}') from None
+    return Tier(**values)
+
+
+def check_command(value: Any) -> str:
+    expect(isinstance(value, str) and value.strip() and "\0" not in value, "a command as /bin/sh understands it")
+    return str(value)
 
 
 def check_texts(value: Any) -> tuple[str, ...]:
@@ -730,8 +808,8 @@ class Config:
     verbose: bool = setting(False, BOOLEAN, "-v", "--verbose", key=False, action="store_true", help="log lines on stderr")
     progress: Optional[bool] = setting(None, Kind(lambda value: value), "--progress", "--no-progress", key=False,
                                        action="progress", help="default: on a terminal")  # fmt: skip
-    tiers: tuple[object, ...] = setting((), Kind(check_neutral([])))
-    notify_command: None = setting(None, Kind(check_neutral(None)))
+    tiers: tuple[Tier, ...] = setting((), Kind(check_tiers))
+    notify_command: Optional[str] = setting(None, check_optional(Kind(check_command)))
     file: str = ""  # the config file, where there is one
 
     @property
@@ -785,8 +863,11 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     values: dict[str, Any] = {field.name: field.default for field in SETTINGS}
     if present:
         values.update(read_config_file(file))
+    values["tiers"] = tuple(tier.below(base) for tier in values["tiers"])
     for name in ("recordings_dir", "log_file"):
         values[name] = os.path.join(base, os.path.expanduser(values[name]))
+    if present:
+        check_steps(values, f"Config file {printable(file)}")
     for field in SETTINGS:
         text = getattr(arguments, field.name, None)
         if text is None:
@@ -796,16 +877,26 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     for name in ("recordings_dir", "log_file"):
         values[name] = os.path.abspath(values[name])
     config = Config(file=file if present else "", **values)
-    check_target(config.target, "target_bitrate")
+    for target in (config.target, *(Target(config.target_format, tier.bitrate) for tier in config.tiers if tier.bitrate)):
+        if flaw := target.flaw():
+            raise UsageError(f"{'target_bitrate' if target == config.target else 'tiers'}: {flaw}.")
     return config
 
 
-def check_target(target: Target, origin: str) -> None:
-    low, high = target.form.rates
-    if not low <= target.bitrate <= high:
-        raise UsageError(
-            f"{origin}: expected {low // 1000}k to {high // 1000}k for {target.format}, found {target.bitrate // 1000}k."
-        )
+def check_steps(values: Mapping[str, Any], origin: str) -> None:
+    """Whether a file's tiers go on from where its first step ends; a flag may then move that step."""
+    for tier in values["tiers"][:1]:
+        first, rate = values["age_threshold_days"], values["target_bitrate"]
+        if tier.after_days <= first:
+            raise UsageError(
+                f'{origin}, key "tiers": expected ages above age_threshold_days ({first:g}), found {tier.after_days:g}.'
+            )
+        if tier.bitrate and tier.bitrate >= rate:
+            raise UsageError(f'{origin}, key "tiers": expected bit rates below target_bitrate ({rate}), found {tier.bitrate}.')
+    for tier in values["tiers"]:
+        inside = os.path.join(os.path.realpath(values["recordings_dir"]), "")
+        if tier.archive and not is_remote(tier.archive) and os.path.join(os.path.realpath(tier.archive), "").startswith(inside):
+            raise UsageError(f'{origin}, key "tiers": expected an archive outside the recordings folder, found {tier.archive}.')
 
 
 # ---------------------------------------------------------------------------------------------------------- run
@@ -819,6 +910,7 @@ class Run:
         self.started = time.monotonic()
         self.library = config.recordings_dir
         self.history = History(config)
+        self.first_step = min([tier.after_days for tier in config.tiers if tier.bitrate], default=math.inf)  # days
 
     def execute(self) -> None:
         require_library(self.config)
@@ -852,13 +944,13 @@ class Run:
 
     def plan(self) -> list[Work]:
         """Everything to take up in this run, oldest recording first."""
-        found = scan(self.library, self.now - self.config.age_threshold_days * DAY)
+        found = scan(self.library, self.now - self.config.age_threshold_days * DAY, self.now - self.first_step * DAY)
         self.clashes = found.clashes
         self.report.found(found)
         sessions = []
         for folder, sources in sorted(found.due.items()):
             try:
-                sessions += resolve_sessions(self.library, folder, sources)
+                sessions += resolve_sessions(self.library, folder, [source for source in sources if not self.is_done(source)])
             except OSError as error:
                 self.report.error(f"Folder {printable(folder)} cannot be read, its recordings were left alone: {describe(error)}")
         works = [work for session in sessions for work in self.take_up(session)]
@@ -867,34 +959,79 @@ class Run:
         self.report.due(works)
         return works
 
+    def is_done(self, source: Source) -> bool:
+        """Whether a copy needs no step, told without reading its sidecars; a policy there can only ask for less."""
+        known = self.history.copies.get(source.path) if source.is_copy else None
+        return known is not None and self.is_small(known, due_target(self.config, Policy(), source.age(self.now)))
+
     def take_up(self, session: Session) -> Iterator[Work]:
         """What of one session is due now, selected, and not remembered as done, kept or failed."""
         config, shard = self.config, self.config.shard
         if shard and zlib.crc32(os.fsencode(session.key)) % shard[1] != shard[0] - 1:
             return
-        policy, target, refusal = follow_policies(session, config.target)
-        fingerprint = policy_fingerprint(config, target, session)
+        policy, refusal = follow_policies(session)
         for source in session.sources:
-            young = policy.after_days is not None and source.identity.mtime_ns / 1e9 > self.now - policy.after_days * DAY
-            if young or not is_selected(source, session, config):
+            if source.age(self.now) < policy.after_days or not is_selected(source, session, config):
                 continue
-            last = self.history.last(source)
-            last = last if last and last.fingerprint == fingerprint else None
-            released = last is not None and config.delete_originals and self.now - last.time >= config.keep_originals_days * DAY
-            if last and last.action == Action.COMPRESSED.value:  # its original is still here: kept, or a run was killed
-                if not released and os.path.isfile(os.path.join(self.library, source.folder, last.copy or "")):
-                    continue
-            elif last and last.is_settled and not config.retry:
-                session.resting.add(source.name)
-                self.report.remembered += 1
-                continue
-            unlink = config.delete_originals and (released or not config.keep_originals_days)
-            work = Work(source, session, target, fingerprint, unlink)
-            if source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
+            work = self.propose(source, session, policy)
+            if work and source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
                 work.refuse(Reason.NAME_TAKEN, f"another recording would become {printable(source.stem)} too")
-            elif refusal:
+            elif work and refusal:
                 work.refuse_for(refusal)
-            yield work
+            if work:
+                yield work
+
+    def propose(self, source: Source, session: Session, policy: Policy) -> Optional[Work]:
+        """What is to be done with one file, if it is not known to be done or at rest."""
+        last = self.history.last(source)
+        copy = source if source.is_copy else self.find_copy(source, last)
+        known = self.history.copies.get(copy.path) if copy else None
+        target = due_target(self.config, policy, source.age(self.now), copy and copy.format)
+        fingerprint = policy_fingerprint(self.config, target, session)
+        if last and last.rests(fingerprint) and not self.config.retry:
+            session.resting.add(source.name)
+            self.report.remembered += 1
+            return None
+        if source.is_copy:
+            if not self.is_last_of_ours(source, session) or (known and self.is_small(known, target)):
+                return None
+            return Work(source, session, target, fingerprint, False, source.identity, known.first_size if known else source.size)
+        sure = last is not None and last.action == Action.COMPRESSED.value
+        days = (self.now - last.time) / DAY if last and sure else 0
+        unlink = self.config.delete_originals and days >= self.config.keep_originals_days
+        replaces = None
+        if (
+            copy
+            and known
+            and known.size == copy.size
+            and source.age(self.now) >= self.first_step
+            and not self.is_small(known, target)
+        ):
+            replaces = copy.identity
+        if copy and sure and not replaces and not unlink:
+            return None  # its original is kept
+        return Work(source, session, target, fingerprint, unlink, replaces, source.size, doubtful=not sure)
+
+    def find_copy(self, source: Source, last: Optional[Remembered]) -> Optional[Source]:
+        """The copy that an earlier run made of an original still here: kept, or the run was killed before it was deleted."""
+        names = [last.copy] if last and last.copy else [source.stem + suffix for suffix in COPY_SUFFIXES]
+        for path in (os.path.join(source.folder, name) for name in names):
+            if path in self.history.copies:
+                with contextlib.suppress(OSError):
+                    status = os.lstat(os.path.join(self.library, path))
+                    return Source(path, identity_of(status)) if stat.S_ISREG(status.st_mode) else None
+        return None
+
+    def is_small(self, known: Known, target: Target) -> bool:
+        """Whether a copy is at a target's bit rate already, or so near that a step would gain too little."""
+        return known.bitrate * (1 - self.config.min_saving_percent / 100) <= target.bitrate
+
+    def is_last_of_ours(self, copy: Source, session: Session) -> bool:
+        """Whether a file in a copy's format is one, by history or sidecar, and the only source left: what someone else put
+        into the library stays as it is, and a kept original is a better source."""
+        ours = copy.path in self.history.copies or any(copy.name in sidecar.chunks for sidecar in session.sidecars)
+        kept = any(other.stem == copy.stem and not other.is_copy for other in session.sources)
+        return ours and not kept and not os.path.lexists(os.path.join(self.library, kept_original(copy.path)))
 
     def rehearse(self, works: list[Work]) -> None:
         """The dry run: everything up to the decision."""
@@ -1121,6 +1258,8 @@ def space_needed(work: Work) -> int:
 class Scan:
     """What one pass over the library saw. Only what is due is held in memory."""
 
+    cutoff_ns: float = -math.inf
+    copies_cutoff_ns: float = -math.inf
     due: dict[str, list[Source]] = dataclasses.field(default_factory=dict)  # by folder
     found: int = 0
     young: int = 0
@@ -1129,49 +1268,52 @@ class Scan:
     clashes: set[str] = dataclasses.field(default_factory=set)  # paths without suffix that two sources share, x.webm and x.WEBM
     problems: list[str] = dataclasses.field(default_factory=list)
 
+    def read_folder(self, library: str, folder: str, folders: list[str]) -> None:
+        """Note what one folder holds, and add the folders in it to `folders`. Raises OSError."""
+        prefix = folder + "/" if folder else ""
+        due: list[Source] = []
+        stems: set[str] = set()
+        with os.scandir(os.path.join(library, folder)) as entries:
+            for entry in entries:
+                name = entry.name
+                suffix = name[-5:].lower()
+                if suffix == SIDECAR_SUFFIX or name[0] == ".":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(prefix + name)
+                elif suffix == SOURCE_SUFFIX and entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    self.found += 1
+                    if name[:-5] in stems:
+                        self.clashes.add(prefix + name[:-5])
+                    stems.add(name[:-5])
+                    if status.st_mtime_ns > self.cutoff_ns:
+                        self.young += 1
+                    else:
+                        due.append(Source(prefix + name, identity_of(status)))
+                elif suffix.endswith(COPY_SUFFIXES) and entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    self.copies += 1
+                    self.copies_size += status.st_size
+                    if status.st_mtime_ns <= self.copies_cutoff_ns and name.endswith(COPY_SUFFIXES):
+                        due.append(Source(prefix + name, identity_of(status)))
+        if due:
+            self.due[folder] = due
 
-def scan(library: str, cutoff: float) -> Scan:
-    """One pass over the library for sources last modified before `cutoff` (seconds since the epoch). Opens no file, follows no
-    symlink, enters no hidden folder; a folder that cannot be read to its end counts as a problem, never as an empty one."""
-    result = Scan()
+
+def scan(library: str, cutoff: float, copies_cutoff: float = -math.inf) -> Scan:
+    """One pass over the library for sources last modified before `cutoff` and copies before `copies_cutoff` (seconds since the
+    epoch). Opens no file, follows no symlink, enters no hidden folder; a folder that cannot be read to its end counts as a
+    problem, never as an empty one."""
+    result = Scan(cutoff * 1e9, copies_cutoff * 1e9)
     folders = [""]
     while folders:
         folder = folders.pop()
         try:
-            scan_folder(library, folder, cutoff * 1e9, result, folders)
+            result.read_folder(library, folder, folders)
         except OSError as error:
-            result.due.pop(folder, None)
             result.problems.append(f"Folder {printable(folder or library)} cannot be read: {describe(error)}")
     return result
-
-
-def scan_folder(library: str, folder: str, cutoff_ns: float, result: Scan, folders: list[str]) -> None:
-    prefix = folder + "/" if folder else ""
-    due: list[Source] = []
-    stems: set[str] = set()
-    with os.scandir(os.path.join(library, folder)) as entries:
-        for entry in entries:
-            name = entry.name
-            suffix = name[-5:].lower()
-            if suffix == SIDECAR_SUFFIX or name[0] == ".":
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(prefix + name)
-            elif suffix == SOURCE_SUFFIX and entry.is_file(follow_symlinks=False):
-                status = entry.stat(follow_symlinks=False)
-                result.found += 1
-                if name[:-5] in stems:
-                    result.clashes.add(prefix + name[:-5])
-                stems.add(name[:-5])
-                if status.st_mtime_ns > cutoff_ns:
-                    result.young += 1
-                else:
-                    due.append(Source(prefix + name, identity_of(status)))
-            elif suffix.endswith(COPY_SUFFIXES) and entry.is_file(follow_symlinks=False):
-                result.copies += 1
-                result.copies_size += entry.stat(follow_symlinks=False).st_size
-    if due:
-        result.due[folder] = due
 
 
 def identity_of(status: os.stat_result) -> Identity:
@@ -1306,17 +1448,12 @@ def is_plain_name(value: Any) -> bool:
 
 
 class Policy(NamedTuple):
+    """What the sidecars of a session ask for: an own bit rate (bit/s) then holds at any age."""
+
     keep: bool = False
     bitrate: Optional[int] = None
-    after_days: Optional[float] = None
+    after_days: float = 0
     format: Optional[str] = None
-
-    def target(self, default: Target) -> Target:
-        target = Target(self.format or default.format, self.bitrate or default.bitrate)
-        low, high = target.form.rates
-        if not low <= target.bitrate <= high:
-            raise Refusal(Reason.POLICY_INVALID, f"{target.bitrate // 1000}k is not a bit rate of {target.format}")
-        return target
 
 
 POLICY_KINDS = {"keep": BOOLEAN, "bitrate": Kind(check_bitrate), "after_days": DAYS, "format": Kind(check_format)}
@@ -1338,15 +1475,22 @@ def combine_policies(policies: Iterable[Any]) -> Policy:
     return Policy(**{key: max(values) for key, values in wishes.items()})
 
 
-def follow_policies(session: Session, default: Target) -> tuple[Policy, Target, Optional[Refusal]]:
+def follow_policies(session: Session) -> tuple[Policy, Optional[Refusal]]:
     """What a session's sidecars ask for, and why its recordings are left alone if they are."""
     if session.flaw:
-        return Policy(), default, Refusal(Reason.SIDECAR, session.flaw)
+        return Policy(), Refusal(Reason.SIDECAR, session.flaw)
     try:
         policy = combine_policies(session.policies)
-        return policy, policy.target(default), Refusal(Reason.POLICY_KEEP) if policy.keep else None
+        return policy, Refusal(Reason.POLICY_KEEP) if policy.keep else None
     except Refusal as refusal:
-        return Policy(), default, refusal
+        return Policy(), refusal
+
+
+def due_target(config: Config, policy: Policy, age: float, copy_format: Optional[str] = None) -> Target:
+    """What a recording of `age` days is to become: in one step what the last tier it is old enough for asks. A copy that is there
+    already keeps its format, so that it can be replaced in place."""
+    rates = [config.target_bitrate, *(tier.bitrate for tier in config.tiers if tier.bitrate and age >= tier.after_days)]
+    return Target(copy_format or policy.format or config.target_format, policy.bitrate or min(rates))
 
 
 def policy_fingerprint(config: Config, target: Target, session: Session) -> str:
@@ -1782,7 +1926,7 @@ def examine(library: str, work: Work, tools: Tools, config: Config) -> None:
     finally:
         os.close(descriptor)
     recorded = work.session.recorded_seconds(work.source.name)
-    work.estimate = decide(work.probe, work.source.size, recorded, work.target, config.min_saving_percent)
+    work.estimate = decide(work.probe, work.size_before, recorded, work.target, config.min_saving_percent)
 
 
 def decide(found: Probe, size: int, recorded: Optional[float], target: Target, min_saving: float) -> int:
@@ -1838,8 +1982,8 @@ class Transcoder:
                 self.guard(work, self.finish_copy)
         self.divide(works, self.verify)
         for work in works:
-            self.staging.discard(self.levels(work, ".source"))
-            self.staging.discard(self.levels(work, ".copy"))
+            for suffix in (".source", ".copy", ".before"):
+                self.staging.discard(self.levels(work, suffix))
             if not work.proven:
                 self.staging.discard(work.staged)
             if work.staged is None and work.reason is Reason.NOT_PROVEN:  # nothing of ours failed: something else has the name
@@ -1880,7 +2024,7 @@ class Transcoder:
         if work.source.identity.device != self.device:  # what is staged could not be put in place by a link
             raise Refusal(Reason.OTHER_DISK)
         examine(self.library, work, self.tools, self.config)
-        if not os.path.lexists(self.copy_path(work)):
+        if work.replaces or not os.path.lexists(self.copy_path(work)):
             work.staged = self.staging.path(work.number, work.target.form.suffix)
 
     def encode(self, works: list[Work]) -> None:
@@ -1898,8 +2042,8 @@ class Transcoder:
             raise
 
     def listens(self, work: Work) -> bool:
-        """Whether its copy is decoded: always where it was there already, as then it may be anything."""
-        return self.full or work.staged is None
+        """Whether its copy is decoded: always where one was there already that may be anything."""
+        return self.full or work.staged is None or work.is_doubtful
 
     def demuxer(self, work: Work) -> str:
         assert work.probe
@@ -1932,11 +2076,13 @@ class Transcoder:
     def verify(self, works: list[Work]) -> None:
         """Decode the copies in full, from disk, and compare each with its source."""
         heard = [work for work in works if self.listens(work)]
+        copies = [(work, work.staged or self.copy_path(work), ".copy") for work in heard]
+        copies += [(work, self.copy_path(work), ".before") for work in heard if work.is_doubtful]
         arguments: list[str] = []
-        for work in heard:
-            arguments += input_arguments(work.staged or self.copy_path(work), work.target.form.demuxer)
-        for number, work in enumerate(heard):
-            arguments += level_arguments(number, self.levels(work, ".copy"))
+        for work, path, _ in copies:
+            arguments += input_arguments(path, work.target.form.demuxer)
+        for number, (work, _, suffix) in enumerate(copies):
+            arguments += level_arguments(number, self.levels(work, suffix))
         try:
             if heard:
                 self.run(arguments, heard, Reason.NOT_PROVEN)
@@ -1950,8 +2096,13 @@ class Transcoder:
     def compare(self, work: Work) -> None:
         if self.listens(work):
             assert work.probe
-            paths = self.levels(work, ".source"), self.levels(work, ".copy")
-            compare_audio(*paths, work.probe.timeline, work.target.form.slack, self.tools.stop)
+            source, timeline, slack = self.levels(work, ".source"), work.probe.timeline, work.target.form.slack
+            compare_audio(source, self.levels(work, ".copy"), timeline, slack, self.tools.stop)
+            if work.is_doubtful:
+                try:
+                    compare_audio(source, self.levels(work, ".before"), timeline, slack, self.tools.stop)
+                except NotProven as error:
+                    raise Refusal(Reason.NAME_TAKEN, f"{work.copy_name} is not a copy of it ({error.detail})") from None
         work.reason = Reason.DONE if work.staged else Reason.ADOPTED
 
 
@@ -2003,7 +2154,8 @@ def verify_structure(descriptor: int, path: str, work: Work, tools: Tools, min_s
         raise WrongStream(f"{source.channels} channels", f"{found.channels}")
     if abs(found.timeline - source.timeline) > TIMELINE_TOLERANCE + 2 * form.slack:
         raise WrongLength(f"{source.timeline:.3f} s by its source's packets", f"{found.timeline:.3f} s by its own")
-    limit = work.source.size * (1 - min_saving / 100)
+    work.copy_bitrate = round(found.kilobits * 1000)
+    limit = work.size_before * (1 - min_saving / 100)
     if size > limit and work.staged:
         raise Refusal(Reason.LITTLE_SAVING, f"its copy has {size} bytes where at most {limit:.0f} were asked")
 
@@ -2115,12 +2267,14 @@ class Committer:
         except OSError as error:  # nothing here may be relied on: the originals stay, and the next run proves the copies again
             for _, _, placed in ready:
                 for work in placed:
+                    self.put_back(work, folder)
                     work.refuse_for(error)
             return
         self.pending += in_place
         for work in in_place:
             self.staging.discard(work.staged)
             self.placed_size += work.copy.size if work.copy and work.staged else 0
+            self.placed_size -= work.replaces.size if work.replaces else 0
 
     def fresh_sidecars(self, session: Session, folder: str, newcomers: Sequence[Sidecar]) -> list[Sidecar]:
         """The session's sidecars as they are now, with those that came since. Raises Refusal."""
@@ -2140,7 +2294,9 @@ class Committer:
             status = os.lstat(os.path.join(self.library, work.source.path))
             if (identity_of(status), status.st_ctime_ns) != (work.source.identity, work.changed_ns):
                 raise Refusal(Reason.CHANGED)
-            if work.staged:
+            if work.staged and work.replaces:
+                work.staged = self.swap(work.staged, final, work.replaces)
+            elif work.staged:
                 place(work.staged, final)
             elif identity_of(os.lstat(final)) != work.copy:
                 raise Refusal(Reason.CHANGED)
@@ -2152,6 +2308,23 @@ class Committer:
         self.staging.discard(work.staged)
         return False
 
+    def swap(self, staged: str, final: str, before: Identity) -> str:
+        """Put a copy in the place of the one before it, in one step; returns where that one waits until the records are true."""
+        if identity_of(os.lstat(final)) != before:
+            raise Refusal(Reason.CHANGED)
+        aside = exchange(staged, final, self.staging)
+        if identity_of(os.lstat(aside)) != before:
+            os.replace(aside, final)
+            raise Refusal(Reason.CHANGED)
+        return aside
+
+    def put_back(self, work: Work, folder: str) -> None:
+        """Give the copy that a smaller one has replaced its name again."""
+        copy = os.path.join(folder, work.copy_name)
+        with contextlib.suppress(OSError):
+            if work.replaces and work.staged and identity_of(os.lstat(copy)) == work.copy:
+                os.replace(work.staged, copy)
+
     def take_back(self, session: Session, sidecars: Sequence[Sidecar], works: Sequence[Work], error: Exception) -> None:
         """A sidecar could not be changed: keep the originals, and remove the copies unless a sidecar names them already."""
         session.done = [work for work in session.done if work not in works]
@@ -2161,10 +2334,17 @@ class Committer:
         unknown = any(sidecar and sidecar.flaw for sidecar in found)  # what cannot be read now may name any of them
         for work in works:
             work.refuse_for(error)
+            self.put_back(work, folder)
             self.staging.discard(work.staged)
             copy = os.path.join(folder, work.copy_name)
             with contextlib.suppress(OSError):
-                if work.staged and not unknown and work.copy_name not in named and identity_of(os.lstat(copy)) == work.copy:
+                if (
+                    work.staged
+                    and not work.replaces
+                    and not unknown
+                    and work.copy_name not in named
+                    and identity_of(os.lstat(copy)) == work.copy
+                ):
                     os.unlink(copy)
 
     def rewrite_sidecars(self, session: Session, sidecars: Sequence[Sidecar], folder: str) -> None:
@@ -2201,9 +2381,9 @@ class Committer:
             work = copies.get(name)
             compressed += size
             on_disk += size
-            original += work.source.size if work else size
+            original += work.first_size if work else size
             if work:
-                on_disk += 0 if work.unlink else work.source.size
+                on_disk += 0 if work.unlink or work.source.is_copy else work.source.size
             elif name.lower().endswith(SOURCE_SUFFIX):
                 complete = complete and (name in resting or not size)
             else:
@@ -2381,6 +2561,14 @@ def updated_index(document: dict[str, Any], totals: Mapping[str, Totals], copies
 # ------------------------------------------------------------------------------------------------------ history
 
 
+class Known(NamedTuple):
+    """A copy as it was made: bytes, its measured bit rate (bit/s), and the bytes of the browser's recording it goes back to."""
+
+    size: int
+    bitrate: int
+    first_size: int
+
+
 class Remembered(NamedTuple):
     """The last outcome of one file, and how often it failed in a row."""
 
@@ -2392,9 +2580,10 @@ class Remembered(NamedTuple):
     copy: Optional[str]
     seconds: float  # of audio
 
-    @property
-    def is_settled(self) -> bool:
-        return self.action == Action.KEPT.value or (self.action == Action.FAILED.value and self.attempts >= ATTEMPTS)
+    def rests(self, fingerprint: str) -> bool:
+        """Whether it is not to be taken up again, as long as the settings that its decision rests on are the same."""
+        settled = self.action == Action.KEPT.value or (self.action == Action.FAILED.value and self.attempts >= ATTEMPTS)
+        return settled and self.fingerprint == fingerprint
 
 
 class History:
@@ -2405,6 +2594,13 @@ class History:
         self._loaded = False
         self._last: dict[str, Remembered] = {}
         self._entries: dict[str, list[Any]] = {}
+        self._copies: dict[str, Known] = {}
+
+    @property
+    def copies(self) -> dict[str, Known]:
+        """Every copy that was made, by path."""
+        self.load()
+        return self._copies
 
     @property
     def entries(self) -> dict[str, list[Any]]:
@@ -2435,6 +2631,9 @@ class History:
         self._last[path] = Remembered(
             record["action"], record["settings"], identity, attempts, float(record["time"]), copy, float(record["seconds"])
         )
+        if copy:
+            known = Known(int(record["compressed_size"]), int(record.get("bitrate", 0)), int(record.get("first_size", identity[0])))
+            self._copies[os.path.join(os.path.dirname(path), copy)] = known
         for id_, complete, size in record.get("index", ()):
             self._entries[id_] = [os.path.dirname(path), complete, size]
 
@@ -2460,6 +2659,7 @@ class History:
             record = {"date": timestamp(), "time": time.time(), **work.outcome(), "mtime_ns": work.source.identity.mtime_ns}
             record["settings"], record["counts"] = work.fingerprint, counts and not work.reason.is_environment
             record["copy"] = work.copy_name if work.proven else None
+            record["first_size"], record["bitrate"] = work.first_size, work.copy_bitrate
             totals = [(id_, entries[id_]) for id_ in work.session.ids if entries and id_ in entries]
             record["index"] = [[id_, total.complete, total.on_disk] for id_, total in totals]
             lines.append(record)
