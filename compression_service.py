@@ -110,8 +110,10 @@ BYTES_PER_SECOND = 16_000  # of a browser's default recording, 130 kbit/s: a fir
 TOOL_GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that must spin up
 TOOL_PACE = 1.0  # seconds of work allowed for a second of audio; ffmpeg needs 0.02
 LOW_PRIORITY = 10  # nice value of every tool: a server transcribing beside us comes first
+NOTIFY_SECONDS = 60.0  # for a notify_command: a mail server may be slow, a run must not hang on it
 MAX_TOOL_OUTPUT = 1 << 20  # bytes of messages after which a tool is stopped: it reads nothing sound
 SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
+ARCHIVE_BYTES_PER_SECOND = 20_000  # the slowest upload that is still waited for
 SAME_FAILURES = 5  # in a row, after which the cause is taken to lie outside the recordings
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
@@ -129,6 +131,7 @@ SAFE_INPUT = (
     "-max_alloc", "268435456",
 )  # fmt: skip
 QUIET = ("-hide_banner", "-nostdin", "-xerror", "-v", "level+warning", "-y")
+RCLONE = ("--retries", "2", "--contimeout", "20s", "--timeout", "60s", "--log-level", "ERROR", "--stats", "0")
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
 TOOL_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", "/usr/bin", "/bin", "/snap/bin",
                 "/home/linuxbrew/.linuxbrew/bin")  # fmt: skip
@@ -171,6 +174,9 @@ class Action(enum.Enum):
     WOULD_COMPRESS = "would-compress"
     KEPT = "kept"
     FAILED = "failed"
+    ARCHIVED = "archived"
+    WOULD_ARCHIVE = "would-archive"
+    RESTORED = "restored"
 
 
 class Reason(enum.Enum):
@@ -185,6 +191,10 @@ class Reason(enum.Enum):
     DONE = (Action.COMPRESSED, "proven and put in place{}")
     ADOPTED = (Action.COMPRESSED, "its copy was there already, and was proven again{}")
     DUE = (Action.WOULD_COMPRESS, "due{}")
+
+    ARCHIVED = (Action.ARCHIVED, "in {}")
+    ARCHIVE_DUE = (Action.WOULD_ARCHIVE, "to {}")
+    RESTORED = (Action.RESTORED, "{}; --retry lets runs take it up again")
 
     EMPTY = (Action.KEPT, "the file is empty{}")
     HEADERLESS = (Action.KEPT, "headerless slice: a later part of a recording, unreadable without its first part{}")
@@ -208,6 +218,8 @@ class Reason(enum.Enum):
     NAME_TAKEN = (Action.FAILED, "name already taken: {}")
     NAME_TOO_LONG = (Action.FAILED, "a name is too long: {}")
     OTHER_DISK = (Action.FAILED, "on another file system than the recordings folder; make its folder a library of its own{}")
+    ARCHIVE = (Action.FAILED, "could not be archived: {}")
+    NOT_RESTORED = (Action.FAILED, "cannot be restored: {}")
     CHANGED = (Action.FAILED, "the recording changed while it was being worked on{}")
     NO_SPACE = (Action.FAILED, "no space left: {}")
     INPUT_OUTPUT = (Action.FAILED, "input/output error: {}")
@@ -220,7 +232,7 @@ class Reason(enum.Enum):
     @property
     def is_environment(self) -> bool:
         """True where the cause lies outside the recording, so that it must not count against it."""
-        return self in (Reason.NO_SPACE, Reason.INDEX, Reason.INPUT_OUTPUT)
+        return self in (Reason.NO_SPACE, Reason.INDEX, Reason.INPUT_OUTPUT, Reason.ARCHIVE)
 
     @property
     def may_be_common(self) -> bool:
@@ -365,6 +377,7 @@ class Sidecar(NamedTuple):
     durations: Mapping[str, float]  # seconds on record, by chunk
     policy: Any
     language: Optional[str]
+    archived: bool
     flaw: str
     text: bytes  # of a flawed document only: it may still name a recording
 
@@ -406,6 +419,8 @@ class Session:
     done: list[Work] = dataclasses.field(default_factory=list)  # in place already, by this run
     resting: set[str] = dataclasses.field(default_factory=set)  # names of what is kept as it is
     written: dict[str, Identity] = dataclasses.field(default_factory=dict)  # its sidecars by path, as we wrote them
+    location: str = ""  # where its files are archived, by this run
+    returned: Optional[dict[str, str]] = None  # what `restore` brings back: originals by the names of their copies
 
     @functools.cached_property
     def oldest(self) -> int:
@@ -485,6 +500,7 @@ class Work:
     reason: Optional[Reason] = None
     detail: str = ""
     trace: str = ""  # of a defect
+    digest: str = ""  # SHA-256 of what was archived
     number: int = dataclasses.field(default_factory=itertools.count().__next__)  # names its staged files
 
     @property
@@ -553,7 +569,9 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         command.add_argument("-c", "--config", metavar="FILE", help="default: compression_config.json beside this script")
         for field in SETTINGS:
-            if field.metadata["flags"] and (name == "run" or field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",))):
+            if field.metadata["flags"] and (
+                (name == "run" and field.name != "paths") or field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",))
+            ):
                 add_flag(command, field)
     return parser
 
@@ -564,6 +582,9 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> 
         group = parser.add_mutually_exclusive_group()
         group.add_argument(flags[0], dest=field.name, action="store_const", const=True, help=text)
         group.add_argument(flags[1], dest=field.name, action="store_const", const=False, help=argparse.SUPPRESS)
+        return
+    if not flags[0].startswith("-"):
+        parser.add_argument(field.name, metavar=flags[0], help=text, **options)
         return
     parser.add_argument(*flags, dest=field.name, default=None, help=text, **options)
 
@@ -580,15 +601,18 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         report = Report(config)
         COMMANDS[arguments.command][1](config, report)
         return report.exit_code
-    except ServiceError as error:
-        (report or Report(Config())).error(str(error))
-        return error.exit_code
-    except OSError as error:
-        (report or Report(Config())).error(describe(error))
-        return NoSpaceError.exit_code if is_no_space(error) else 1
+    except (ServiceError, OSError) as error:
+        (report or Report(Config())).error(describe(error) if isinstance(error, OSError) else str(error))
+        return exit_code_of(error)
     finally:
         if report:
             report.close()
+
+
+def exit_code_of(error: Exception) -> int:
+    if isinstance(error, ServiceError):
+        return error.exit_code
+    return NoSpaceError.exit_code if isinstance(error, OSError) and is_no_space(error) else 1
 
 
 def command_run(config: Config, report: Report) -> None:
@@ -712,6 +736,11 @@ def is_remote(archive: str) -> bool:
     return re.match(r"[\w.+@][\w.+@ -]*:", archive) is not None
 
 
+def below(location: str, path: str) -> str:
+    """Where a path below the library is in an archive."""
+    return (location if location.endswith((":", "/")) else location + "/") + path if path else location
+
+
 TIER_KINDS = {"after_days": number("a number of days above 0", 1e-6), "bitrate": Kind(check_bitrate), "archive": Kind(check_path)}
 
 
@@ -810,6 +839,8 @@ class Config:
                                        action="progress", help="default: on a terminal")  # fmt: skip
     tiers: tuple[Tier, ...] = setting((), Kind(check_tiers))
     notify_command: Optional[str] = setting(None, check_optional(Kind(check_command)))
+    paths: tuple[str, ...] = setting((), Kind(check_texts), "PATH", key=False, nargs="+",
+                                     help="a kept original, its copy, or a sidecar")  # fmt: skip
     file: str = ""  # the config file, where there is one
 
     @property
@@ -910,6 +941,8 @@ class Run:
         self.started = time.monotonic()
         self.library = config.recordings_dir
         self.history = History(config)
+        self.summary: dict[str, Any] = {}
+        self.archive = next((tier for tier in config.tiers if tier.archive), None)
         self.first_step = min([tier.after_days for tier in config.tiers if tier.bitrate], default=math.inf)  # days
 
     def execute(self) -> None:
@@ -918,29 +951,56 @@ class Run:
             self.report.paused()
             return
         if self.config.dry_run:
-            self.rehearse(self.plan())
+            works = self.plan()
+            self.rehearse(works)
+            for work in itertools.chain.from_iterable(self.plan_moves(works)):
+                work.reason = work.reason or Reason.ARCHIVE_DUE
+                self.report.recording(work)
             self.report.summary(self.started)
             return
-        with library_lock(self.library, self.config.shard), stop_signals() as stop:
-            self.report.open_log()
+        with stop_signals() as stop:
             try:
-                self.work(stop)
+                with library_lock(self.library, self.config.shard):
+                    self.report.open_log()
+                    self.work(stop)
             finally:
-                self.report.summary(self.started)
+                self.notify(stop)
 
     def work(self, stop: Stop) -> None:
-        with Staging(self.library, self.config.shard) as staging:
-            committer = Committer(self.config, self.report, self.history, staging)
-            queue = self.plan()
-            committer.heal_index()
-            if queue:
-                with Tools(stop) as tools:
-                    try:
-                        Night(self, queue, Transcoder(self.config, tools, staging), committer, stop).work()
-                    finally:
-                        committer.close()
-        if stop.signal:
-            self.report.stopped(stop.signal)
+        try:
+            with Staging(self.library, self.config.shard) as staging:
+                self.compress(staging, stop)
+            if stop.signal:
+                self.report.stopped(stop.signal)
+        except (ServiceError, OSError) as error:
+            self.report.exit_code = exit_code_of(error)
+            raise
+        finally:
+            self.summary = self.report.summary(self.started)
+
+    def compress(self, staging: Staging, stop: Stop) -> None:
+        queue = self.plan()
+        committer = Committer(self.config, self.report, self.history, staging)
+        committer.heal_index()
+        if not queue and not any(self.plan_moves(queue)):
+            return
+        with Tools(stop) as tools:
+            try:
+                if queue:
+                    Night(self, queue, Transcoder(self.config, tools, staging), committer, stop).work()
+                if self.archive:
+                    committer.settle()
+                    Mover(self, committer, tools, staging).work(self.plan_moves(queue))
+            finally:
+                committer.close()
+
+    def notify(self, stop: Stop) -> None:
+        """Tell the user's own command of a run that did or failed something; its failure is only logged."""
+        if self.config.notify_command and self.summary and self.report.is_worth_telling:
+            text = json.dumps({**self.summary, "exit_code": self.report.exit_code})
+            problem = run_for_user(self.config.notify_command, text, os.path.dirname(self.config.file), stop)
+            if problem:
+                self.report.log.error(f"The notify_command failed: {problem}")
 
     def plan(self) -> list[Work]:
         """Everything to take up in this run, oldest recording first."""
@@ -966,12 +1026,11 @@ class Run:
 
     def take_up(self, session: Session) -> Iterator[Work]:
         """What of one session is due now, selected, and not remembered as done, kept or failed."""
-        config, shard = self.config, self.config.shard
-        if shard and zlib.crc32(os.fsencode(session.key)) % shard[1] != shard[0] - 1:
+        if not self.in_shard(session):
             return
         policy, refusal = follow_policies(session)
         for source in session.sources:
-            if source.age(self.now) < policy.after_days or not is_selected(source, session, config):
+            if source.age(self.now) < policy.after_days or not is_selected(source, session, self.config):
                 continue
             work = self.propose(source, session, policy)
             if work and source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
@@ -1008,7 +1067,7 @@ class Run:
             and not self.is_small(known, target)
         ):
             replaces = copy.identity
-        if copy and sure and not replaces and not unlink:
+        if copy and sure and not replaces and not unlink and known and known.size == copy.size:
             return None  # its original is kept
         return Work(source, session, target, fingerprint, unlink, replaces, source.size, doubtful=not sure)
 
@@ -1033,6 +1092,67 @@ class Run:
         kept = any(other.stem == copy.stem and not other.is_copy for other in session.sources)
         return ours and not kept and not os.path.lexists(os.path.join(self.library, kept_original(copy.path)))
 
+    def plan_moves(self, queue: Sequence[Work]) -> Iterator[list[Work]]:
+        """The sessions of which every file is old enough for the archive and none is still to be compressed."""
+        if self.archive is None:
+            return
+        cutoff = self.now - self.archive.after_days * DAY
+        left = math.inf if self.config.limit is None else self.config.limit - len(queue)
+        for folder, sources in sorted(scan(self.library, cutoff, cutoff).due.items()):
+            for session in resolve_sessions(self.library, folder, sources):
+                works = self.moves_of(session, self.archive) if self.in_shard(session) else []
+                left -= len(works)
+                if works and left >= 0:
+                    yield works
+
+    def moves_of(self, session: Session, tier: Tier) -> list[Work]:
+        """The files of one session, if all of them may go; copies of which a broken sidecar may speak are refused for it."""
+        policy, refusal = follow_policies(session)
+        works = []
+        for source in session.sources:
+            known = self.history.copies.get(source.path)
+            target = due_target(self.config, policy, source.age(self.now), source.format)
+            fingerprint = policy_fingerprint(self.config, target, session)
+            work = Work(source, session, target, fingerprint, True, first_size=known.first_size if known else source.size)
+            work.detail = below(tier.archive or "", source.path)
+            last = self.history.last(source)
+            if refusal and source.is_copy and not policy.keep and not (last and last.rests(fingerprint)):
+                work.refuse_for(refusal)
+            works.append(work)
+        if refusal:
+            return [work for work in works if work.reason]
+        names = {name for sidecar in session.sidecars for name in sidecar.chunks} - {source.name for source in session.sources}
+        young = any(os.path.lexists(os.path.join(self.library, session.folder, name)) for name in names)
+        return works if not young and all(self.may_move(source, session, policy) for source in session.sources) else []
+
+    def may_move(self, source: Source, session: Session, policy: Policy) -> bool:
+        """Whether a file is selected, in its last form, and not brought back from the archive before."""
+        last = self.history.last(source)
+        if source.age(self.now) < policy.after_days or not is_selected(source, session, self.config):
+            return False
+        if self.history.came_back(source) and not self.config.retry:
+            return False
+        if source.is_copy:
+            return self.is_last_of_ours(source, session)
+        return last is not None and last.action != Action.RESTORED.value and last.rests(last.fingerprint)
+
+    def in_shard(self, session: Session) -> bool:
+        shard = self.config.shard
+        return not shard or zlib.crc32(os.fsencode(session.key)) % shard[1] == shard[0] - 1
+
+    def must_end(self, stop: Stop) -> bool:
+        """Whether nothing new may be begun."""
+        minutes = self.config.max_run_minutes
+        if stop.signal:
+            return True
+        if minutes is not None and time.monotonic() - self.started > minutes * 60:
+            self.report.note_once("Time is up (max_run_minutes); what is left is for the next run.")
+            return True
+        if os.path.lexists(pause_path(self.config)):
+            self.report.note_once("Paused while at work; what is left waits for 'resume'.")
+            return True
+        return False
+
     def rehearse(self, works: list[Work]) -> None:
         """The dry run: everything up to the decision."""
         with stop_signals() as stop, Tools(stop) as tools:
@@ -1054,7 +1174,7 @@ class Night:
     failure comes again and again."""
 
     def __init__(self, run: Run, works: Sequence[Work], transcoder: Transcoder, committer: Committer, stop: Stop) -> None:
-        self.config, self.report, self.history, self.started = run.config, run.report, run.history, run.started
+        self.run, self.config, self.report, self.history = run, run.config, run.report, run.history
         self.transcoder, self.committer, self.stop = transcoder, committer, stop
         self.steps = Steps(works)
         self.batches = Batches(works, self.config.workers)
@@ -1065,7 +1185,7 @@ class Night:
         with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool:
             try:
                 while self.start_batches(pool):
-                    self.report.progress(self.started)
+                    self.report.progress(self.run.started)
                     self.commit(self.collect())
             finally:
                 self.stop.requested = bool(self.running) or self.stop.requested  # leaving by an exception: the rest is dropped
@@ -1075,25 +1195,13 @@ class Night:
 
     def start_batches(self, pool: concurrent.futures.Executor) -> bool:
         """Give every idle worker a batch; whether any is at work then."""
-        while self.batches.waiting and len(self.running) < self.config.workers and not self.must_end():
+        while self.batches.waiting and len(self.running) < self.config.workers and not self.run.must_end(self.stop):
             batch = self.next_batch()
             if batch is None:
                 break
             self.running[pool.submit(self.transcoder.process, batch)] = batch
             self.batches.reserved += batch.space
         return bool(self.running)
-
-    def must_end(self) -> bool:
-        minutes = self.config.max_run_minutes
-        if self.stop.signal:
-            return True
-        if minutes is not None and time.monotonic() - self.started > minutes * 60:
-            self.report.note_once("Time is up (max_run_minutes); what is left is for the next run.")
-            return True
-        if os.path.lexists(pause_path(self.config)):
-            self.report.note_once("Paused while at work; what is left waits for 'resume'.")
-            return True
-        return False
 
     def next_batch(self) -> Optional[Batch]:
         """The next batch that the disk has room for; None to wait for room while others are at work. Raises NoSpaceError."""
@@ -1419,7 +1527,7 @@ def read_sidecar(path: str) -> Optional[Sidecar]:
         with contextlib.suppress(OSError):
             text = read_regular(path)
         flaw = describe(error) if isinstance(error, OSError) else str(error)
-        return Sidecar(name, None, (), {}, None, None, flaw, text)
+        return Sidecar(name, None, (), {}, None, None, False, flaw, text)
 
 
 def describe_sidecar(name: str, document: dict[str, Any]) -> Sidecar:
@@ -1433,7 +1541,7 @@ def describe_sidecar(name: str, document: dict[str, Any]) -> Sidecar:
     id_, language = document.get("id"), document.get("language")
     return Sidecar(
         name, id_ if isinstance(id_, str) else None, tuple(chunks), durations, document.get("compression_policy"),
-        language if isinstance(language, str) else None, "", b"",
+        language if isinstance(language, str) else None, document.get("archived") is True, "", b"",
     )  # fmt: skip
 
 
@@ -2207,6 +2315,7 @@ class Totals(NamedTuple):
     compressed: int
     on_disk: int
     complete: bool
+    archived: bool = False
 
 
 class Committer:
@@ -2349,19 +2458,34 @@ class Committer:
 
     def rewrite_sidecars(self, session: Session, sidecars: Sequence[Sidecar], folder: str) -> None:
         """Make every sidecar of a session say what is in place; those that say so already are left alone."""
-        renames = {work.source.name: work.copy_name for work in session.done}
+        renames = session.returned or {work.source.name: work.copy_name for work in session.done}
         groups: dict[str, list[Sidecar]] = defaultdict(list)
         for sidecar in sidecars:
             groups[sidecar.id if sidecar.id is not None else "\0" + sidecar.name].append(sidecar)
         for key, group in groups.items():
             totals = self.add_up(folder, chunk_names(group, session, renames), session.done, session.resting)
-            edit = functools.partial(compressed_metadata, renames=renames, totals=totals, date=timestamp())
+            if session.location:
+                totals = totals._replace(on_disk=0, archived=True)
             for sidecar in group:
                 path = os.path.join(folder, sidecar.name)
+                edit = sidecar_edit(session, path, renames, totals)
                 session.written[path] = replace_json(path, edit, self.staging, backup=True)
                 self.sessions.add(session)
             if not key.startswith("\0"):
                 self.entries[key] = totals
+
+    def move(self, session: Session, works: Sequence[Work]) -> None:
+        """Record that a session's files are in the archive; they go here once index and history say so too. Raises Refusal,
+        JsonFlaw, OSError."""
+        folder = os.path.join(self.library, session.folder)
+        newcomers = read_sidecars(self.library, session.folder, session.seen)
+        session.resting = {work.source.name for work in works}
+        self.rewrite_sidecars(session, self.fresh_sidecars(session, folder, newcomers), folder)
+        flush_folder(folder)
+        for work in works:
+            work.reason = Reason.ARCHIVED
+            self.placed_size -= work.source.size if work.source.is_copy else 0
+        self.pending += works
 
     def renew_sidecars(self, sessions: Iterable[Session]) -> None:
         """Write again what another program has overwritten from an older read since."""
@@ -2411,7 +2535,9 @@ class Committer:
             except (Refusal, JsonFlaw, OSError) as error:
                 for work in works:
                     work.refuse_for(Refusal(Reason.INDEX, str(error)) if isinstance(error, JsonFlaw) else error)
-            self.delete_originals([work for work in works if work.proven and work.unlink])
+            self.delete_originals(
+                [work for work in works if work.unlink and work.reason and work.reason.action is not Action.FAILED]
+            )
             for work in works:
                 self.report.recording(work)
         self.settled_at = time.monotonic()
@@ -2481,7 +2607,8 @@ class Committer:
         names = {name for sidecar in group for name in sidecar.chunks}
         if any(name.endswith(COPY_SUFFIXES) for name in names):
             resting = {name for name in names if self.history.is_resting(os.path.join(folder, name))}
-            self.entries[id_] = self.add_up(os.path.join(self.library, folder), names, (), resting)
+            totals = self.add_up(os.path.join(self.library, folder), names, (), resting)
+            self.entries[id_] = totals._replace(archived=any(sidecar.archived for sidecar in group))
 
     def close(self) -> None:
         """At the end of a run: look at the index once more, in case it was overwritten from an older read meanwhile."""
@@ -2509,13 +2636,21 @@ def kept_original(copy_name: str) -> str:
     return os.path.splitext(copy_name)[0] + SOURCE_SUFFIX
 
 
-def compressed_metadata(
-    document: Mapping[str, Any], renames: Mapping[str, str], totals: Totals, date: str
-) -> Optional[dict[str, Any]]:
-    """A sidecar once `renames` are in place; None if it says so already. Everything else keeps its value and order.
+def sidecar_edit(
+    session: Session, path: str, renames: Mapping[str, str], totals: Totals
+) -> Callable[[dict[str, Any]], Optional[dict[str, Any]]]:
+    """How the sidecar at `path` is to be changed for what happens to its session."""
+    if session.location:
+        return functools.partial(archived_metadata, location=session.location, date=timestamp())
+    if session.returned is not None:
+        before = None
+        with contextlib.suppress(OSError, JsonFlaw):
+            before = parse_json(read_regular(path + ".bak"))
+        return functools.partial(restored_metadata, before=before, renames=renames, totals=totals)
+    return functools.partial(compressed_metadata, renames=renames, totals=totals, date=timestamp())
 
-    `original_size` is set once: at the first change all originals are there to be summed, later only some are.
-    """
+
+def renamed_chunks(document: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
     result = dict(document)
     if isinstance(document.get("chunks"), list):
         result["chunks"] = [
@@ -2524,6 +2659,53 @@ def compressed_metadata(
             else chunk
             for chunk in document["chunks"]
         ]
+    return result
+
+
+def archived_metadata(document: Mapping[str, Any], location: str, date: str) -> Optional[dict[str, Any]]:
+    """A sidecar once its recording is in the archive at `location`; None if it says so already."""
+    if document.get("archived") is True and document.get("archive_location") == location:
+        return None
+    return {**document, "archived": True, "archive_location": location, "archive_date": date}
+
+
+def restored_metadata(
+    document: Mapping[str, Any], before: Optional[Mapping[str, Any]], renames: Mapping[str, str], totals: Totals
+) -> Optional[dict[str, Any]]:
+    """A sidecar once its files are back, None if it says so already: what we have set is as it was `before`, if that is known;
+    whatever others have changed since stays."""
+    result = renamed_chunks(document, renames)
+    for key in ARCHIVE_KEYS:
+        result.pop(key, None)
+    copies = any(str(chunk.get("file")).endswith(COPY_SUFFIXES) for chunk in chunk_objects(result))
+    if renames and copies:
+        original = result.get("original_size")
+        result["compressed"], result["compressed_size"] = False, totals.compressed
+        result["compression_ratio"] = round(totals.compressed / original, 4) if isinstance(original, int) and original else None
+    elif document.get("compression_date") and not copies:
+        unknown = {
+            "compressed": False,
+            "original_size": document.get("original_size"),
+            "compressed_size": None,
+            "compression_date": None,
+        }
+        for key in COMPRESSION_KEYS:
+            result.pop(key, None) if key not in (before or unknown) else result.update({key: (before or unknown)[key]})
+    return None if result == document else result
+
+
+ARCHIVE_KEYS = ("archived", "archive_location", "archive_date")
+COMPRESSION_KEYS = ("compressed", "original_size", "compressed_size", "compression_ratio", "compression_date")
+
+
+def compressed_metadata(
+    document: Mapping[str, Any], renames: Mapping[str, str], totals: Totals, date: str
+) -> Optional[dict[str, Any]]:
+    """A sidecar once `renames` are in place; None if it says so already. Everything else keeps its value and order.
+
+    `original_size` is set once: at the first change all originals are there to be summed, later only some are.
+    """
+    result = renamed_chunks(document, renames)
     original = document.get("original_size")
     known = document.get("compression_date") and isinstance(original, int) and original > 0
     total = original if known and isinstance(original, int) else totals.original
@@ -2550,12 +2732,348 @@ def updated_index(document: dict[str, Any], totals: Mapping[str, Totals], copies
         total = totals.get(entry["id"]) if isinstance(entry.get("id"), str) else None
         if total and (entry.get("compressed"), entry.get("size")) != (total.complete, total.on_disk):
             entry["compressed"], entry["size"], changed = total.complete, total.on_disk, True
+        if total and (entry.get("archived") is True) != total.archived:
+            entry["archived"], changed = total.archived, True
     total_size = sum(finite(entry.get("size")) or 0 for entry in index_entries(document))
     if not changed and (document.get("total_size"), document.get("compressed_size")) == (total_size, copies_size):
         return None
     document["total_size"], document["compressed_size"] = total_size, copies_size
     document["last_updated"] = date
     return document
+
+
+# ------------------------------------------------------------------------------------------------------ archive
+
+
+class Archive:
+    """A place for recordings that are old: a folder (a mounted disk, a NAS), or an rclone remote, `name:path`."""
+
+    def __init__(self, location: str, library: str, tools: Tools, staging: Staging) -> None:
+        self.location, self.library, self.tools, self.staging = location, library, tools, staging
+        self.rclone = find_tool("rclone") if is_remote(location) else ""
+
+    def store(self, works: Sequence[Work]) -> None:
+        """Copy files there and compare them with what is read back; refuses each that is not proven to be there."""
+        if self.rclone:
+            self.store_remotely(works)
+        for work in works:
+            try:
+                work.digest = self.store_here(work) if not self.rclone else digest_of(os.path.join(self.library, work.source.path))
+            except OSError as error:
+                work.refuse(Reason.ARCHIVE, describe(error))
+            except Refusal as refusal:
+                work.refuse_for(refusal)
+
+    def store_here(self, work: Work) -> str:
+        """Copy one file into the folder. Returns its SHA-256; raises Refusal, OSError."""
+        if not os.path.isdir(self.location):  # never made: on a disk that is not mounted it would fill another
+            raise Refusal(Reason.ARCHIVE, f"the folder {printable(self.location)} is not there; is its disk mounted?")
+        source, target = os.path.join(self.library, work.source.path), os.path.join(self.location, work.source.path)
+        folder = os.path.dirname(target)
+        digest = digest_of(source)
+        if not os.path.lexists(target):
+            os.makedirs(folder, exist_ok=True)
+            part = os.path.join(folder, f".{digest[:16]}.part")  # the same in the next run, which writes it anew
+            try:
+                copy_file(source, part)
+                place(part, target)
+            finally:
+                self.staging.discard(part)
+            for parent in (folder, *map(str, Path(folder).parents)):
+                flush_folder(parent)
+                if parent == self.location:
+                    break
+        if digest_of(target) != digest:
+            raise Refusal(Reason.ARCHIVE, f"{printable(target)} is there already and is another file")
+        return digest
+
+    def store_remotely(self, works: Sequence[Work]) -> None:
+        """Copy files with rclone, never over another, and have it compare what it reads back."""
+        problem = ""
+        listing = self.staging.write("".join(f"{printable(work.source.path)}\n" for work in works).encode(), like=self.library)
+        try:
+            try:
+                self.rclone_run(works, "copy", "--ignore-existing", "--no-traverse", "--files-from-raw", listing)
+            except Refusal as refusal:
+                problem = refusal.detail
+                if refusal.reason is Reason.TOOL_HUNG:
+                    raise
+            found = self.check(works, listing)
+            cut = [work for work in works if found.get(work.source.path) == "*" and self.is_cut(work)]
+            for work in cut:
+                self.rclone_run([work], "copyto", "--ignore-times", path=work.source.path)
+            found = self.check(works, listing) if cut else found
+        except Refusal as refusal:
+            found, problem = {}, refusal.detail
+        finally:
+            self.staging.discard(listing)
+        for work in works:
+            mark = found.get(work.source.path)
+            if mark != "=":
+                work.refuse(Reason.ARCHIVE, f"{work.detail} is another file" if mark == "*" else problem or "rclone passed it over")
+
+    def check(self, works: Sequence[Work], listing: str) -> dict[str, str]:
+        """What a comparison of every byte says, by path: `=`, `*` differs, `+` missing, `!` error. Raises Refusal if it hung."""
+        lines: list[str] = []
+        try:
+            self.rclone_run(works, "check", "--download", "--one-way", "--combined", "-", "--files-from-raw", listing, heard=lines)
+        except Refusal as refusal:  # any difference is an error to it
+            if refusal.reason is Reason.TOOL_HUNG:
+                raise
+        return {line[2:]: line[:1] for line in lines}
+
+    def is_cut(self, work: Work) -> bool:
+        """Whether what is there is the beginning of ours: an upload that was killed, on a remote that keeps what it got."""
+        staged = self.staging.path(work.number, ".there")
+        try:
+            self.rclone_run([work], "copyto", path=work.source.path, to=staged)
+            size = file_size(staged)
+            with open(staged, "rb") as there, open(os.path.join(self.library, work.source.path), "rb") as ours:
+                parts = iter(lambda: there.read(1 << 20), b"")
+                return size < work.source.size and all(part == ours.read(len(part)) for part in parts)
+        except (Refusal, OSError):
+            return False
+        finally:
+            self.staging.discard(staged)
+
+    def rclone_run(
+        self, works: Sequence[Work], *words: str, path: str = "", to: str = "", heard: Optional[list[str]] = None
+    ) -> None:
+        """One call of rclone, on the library or one path in it, towards the archive or from there `to` a file."""
+        seconds = sum(work.source.size for work in works) / ARCHIVE_BYTES_PER_SECOND
+        here, there = os.path.join(self.library, path).rstrip("/"), below(self.location, path)
+        ends = [there, to] if to else [here, there]
+        on_line = heard.append if heard is not None else None
+        self.tools.run([self.rclone, words[0], *RCLONE, *words[1:], "--", *ends], seconds, on_line)
+
+
+class Mover:
+    """Brings what is old enough to its archive: copied, compared, recorded, and only then removed here."""
+
+    def __init__(self, run: Run, committer: Committer, tools: Tools, staging: Staging) -> None:
+        self.run, self.report, self.committer, self.stop = run, run.report, committer, tools.stop
+        self.tools, self.staging = tools, staging
+
+    def work(self, moves: Iterable[list[Work]]) -> None:
+        archive: Optional[Archive] = None
+        group: list[list[Work]] = []
+        for works in moves:
+            assert self.run.archive and self.run.archive.archive
+            archive = archive or Archive(self.run.archive.archive, self.run.library, self.tools, self.staging)
+            group.append(works)
+            files = [work for works in group for work in works]
+            if len(files) >= STEP_FILES or sum(work.source.size for work in files) >= STEP_BYTES:
+                self.move(archive, group)
+                group = []
+        if archive and group:
+            self.move(archive, group)
+
+    def move(self, archive: Archive, sessions: Sequence[list[Work]]) -> None:
+        """A step: several sessions at once, as every call of rclone takes its time."""
+        if self.run.must_end(self.stop):
+            return
+        with contextlib.suppress(Stopped):
+            archive.store([work for works in sessions for work in works if work.reason is None])
+            for works in sessions:
+                self.record(works, archive)
+            if self.committer.must_settle():
+                self.committer.settle()
+
+    def record(self, works: list[Work], archive: Archive) -> None:
+        """Of a session all files go, or none."""
+        if not any(work.reason for work in works):
+            session = works[0].session
+            session.location = below(archive.location, session.folder)
+            try:
+                self.committer.move(session, works)
+                return
+            except (Refusal, JsonFlaw, OSError) as error:
+                for work in works:
+                    work.refuse_for(error)
+        for work in works:
+            if work.reason:
+                self.report.recording(work)
+                if not work.reason.is_environment:
+                    self.run.history.append([work], counts=True)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy a regular file with its modification time, and flush it. Raises OSError."""
+    with open(open_regular(source), "rb") as reader, open(target, "wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        copy_attributes(os.fstat(reader.fileno()), writer.fileno(), times=True)
+        flush(writer.fileno())
+        if hasattr(os, "posix_fadvise"):  # what is read back to be compared must come from the disk
+            os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def digest_of(path: str) -> str:
+    """SHA-256 of a regular file. Raises OSError."""
+    result = hashlib.sha256()
+    with open(open_regular(path), "rb") as file:
+        while part := file.read(1 << 20):
+            result.update(part)
+    return result.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ restore
+
+
+class Restore:
+    """Undoes what a run did: a kept original takes its copy's place again, an archived recording comes back."""
+
+    def __init__(self, config: Config, report: Report) -> None:
+        self.config, self.report, self.library = config, report, config.recordings_dir
+        self.history = History(config)
+
+    def execute(self) -> None:
+        require_library(self.config)
+        with stop_signals() as stop, library_lock(self.library, None):
+            self.report.open_log()
+            with Staging(self.library, None) as self.staging, Tools(stop) as self.tools:
+                self.committer = Committer(self.config, self.report, self.history, self.staging)
+                for path in self.config.paths:
+                    if stop.signal:
+                        break
+                    self.restore(path)
+            if stop.signal:
+                self.report.stopped(stop.signal)
+
+    def restore(self, path: str) -> None:
+        """One path of the user's. Whatever goes wrong with it, nothing has been removed."""
+        try:
+            folder, names = self.locate(path)
+            found = {source: copy for name in sorted(names) for source, copy in self.find(folder, name)}
+            for session in resolve_sessions(self.library, folder, list(found)):
+                self.bring_back(session, {source: found[source] for source in session.sources})
+            if not found:
+                self.report.say(f"{printable(path)}: nothing to undo, the original is here.")
+        except (ServiceError, Refusal, JsonFlaw, OSError, Stopped) as error:
+            text = describe(error) if isinstance(error, OSError) else str(error) or "stopped"
+            self.report.error(f"{path}: {text}. Nothing was removed.")
+            if isinstance(error, ToolMissingError):
+                raise
+
+    def locate(self, path: str) -> tuple[str, set[str]]:
+        """The folder of a path below the library, and the names of the audio files it stands for. Raises Refusal, OSError."""
+        whole = os.path.abspath(path) if os.path.lexists(path) else os.path.join(self.library, path)
+        folder = os.path.relpath(os.path.realpath(os.path.dirname(whole)), os.path.realpath(self.library))
+        if folder.split(os.sep)[0] == os.pardir:
+            raise Refusal(Reason.NOT_RESTORED, f"it is not in {printable(self.library)}")
+        folder, name = "" if folder == os.curdir else folder, os.path.basename(whole)
+        sidecars = read_sidecars(self.library, folder)
+        for sidecar in sidecars:
+            if sidecar.name == name and sidecar.flaw:
+                raise Refusal(Reason.SIDECAR, sidecar.flaw)
+            if sidecar.name == name:
+                return folder, set(sidecar.chunks) or {sidecar.stem}
+        stem = os.path.splitext(name)[0]  # of what is archived, all of a session comes back, as its sidecars have one word for it
+        return folder, {name}.union(
+            *(
+                sidecar.chunks
+                for sidecar in sidecars
+                if sidecar.archived and stem in {os.path.splitext(chunk)[0] for chunk in sidecar.chunks}
+            )
+        )
+
+    def find(self, folder: str, name: str) -> Iterator[tuple[Source, Optional[str]]]:
+        """What a name is to come back as, and the copy that then goes; nothing if there is nothing to undo. Raises Refusal."""
+        stem = os.path.splitext(name)[0]
+        for suffix in (*COPY_SUFFIXES, SOURCE_SUFFIX):
+            path = os.path.join(folder, stem + suffix)
+            moved = self.history.moved.get(path)
+            if moved and not moved.location and suffix != SOURCE_SUFFIX:
+                return  # it came back from the archive before
+            if moved and moved.location:
+                if not os.path.lexists(os.path.join(self.library, path)):
+                    self.fetch(path, moved)
+                yield self.source(path), None
+                return
+        there = [each for each in os.listdir(os.path.join(self.library, folder)) if os.path.splitext(each)[0] == stem]
+        originals = [each for each in there if each.lower().endswith(SOURCE_SUFFIX)]
+        copies = [each for each in there if each.endswith(COPY_SUFFIXES)]
+        if len(originals) > 1 or len(copies) > 1:
+            raise Refusal(Reason.NOT_RESTORED, f"several files are called {printable(stem)}")
+        if not originals:
+            left = "only its copy is left" if copies else "no record tells where it is"
+            raise Refusal(Reason.NOT_RESTORED, f"the original of {printable(name)} is not here, {left}")
+        if copies:
+            yield self.source(os.path.join(folder, originals[0])), copies[0]
+
+    def source(self, path: str) -> Source:
+        return Source(path, identity_of(os.lstat(os.path.join(self.library, path))))
+
+    def fetch(self, path: str, moved: Moved) -> None:
+        """Bring one file back from the archive, proven to be what went there; the archive keeps it too."""
+        staged = self.staging.path(next(self.staging.counter), ".fetched")
+        try:
+            if is_remote(moved.location):  # as the history says: what a sidecar says is not followed
+                words = [find_tool("rclone"), "copyto", *RCLONE, "--", moved.location, staged]
+                self.tools.run(words, moved.size / ARCHIVE_BYTES_PER_SECOND)
+            else:
+                copy_file(moved.location, staged)
+            if file_size(staged) != moved.size or digest_of(staged) != moved.digest:
+                raise Refusal(Reason.NOT_RESTORED, f"{printable(moved.location)} is not the file that went there")
+            os.utime(staged, ns=(moved.mtime_ns, moved.mtime_ns))
+            place(staged, os.path.join(self.library, path))
+        finally:
+            self.staging.discard(staged)
+
+    def bring_back(self, session: Session, copies: Mapping[Source, Optional[str]]) -> None:
+        """History, sidecars, index, each flushed, and last of all the copies go."""
+        if session.flaw:
+            raise Refusal(Reason.SIDECAR, session.flaw)
+        folder = os.path.join(self.library, session.folder)
+        works = [Work(source, session, self.config.target, "", False, first_size=source.size) for source in copies]
+        for work in works:
+            copy = copies[work.source]
+            if copy:
+                self.prove(work.source, copy)
+            work.refuse(Reason.RESTORED, "the original is back" if copy else "it is here")
+        gone = {copy: self.source(os.path.join(session.folder, copy)).identity for copy in copies.values() if copy}
+        self.history.append([work for work in works if copies[work.source]], counts=True)  # a run in between must not take it up
+        session.returned = {copy: source.name for source, copy in copies.items() if copy}
+        sidecars = self.committer.fresh_sidecars(session, folder, ())
+        self.committer.rewrite_sidecars(session, sidecars, folder)
+        flush_folder(folder)
+        self.report.found(scan(self.library, -math.inf))
+        self.committer.placed_size = -sum(identity.size for identity in gone.values())
+        self.committer.update_index()
+        self.history.append(works, counts=True, entries=self.committer.entries)
+        for sidecar in self.committer.fresh_sidecars(session, folder, ()):
+            if not any(chunk.endswith(COPY_SUFFIXES) for chunk in sidecar.chunks):
+                self.staging.discard(os.path.join(folder, sidecar.name + ".bak"))
+        for copy, identity in gone.items():
+            if identity_of(os.lstat(os.path.join(folder, copy))) == identity:
+                os.unlink(os.path.join(folder, copy))
+        flush_folder(folder)
+        for work in works:
+            self.report.recording(work)
+
+    def prove(self, source: Source, copy: str) -> None:
+        """Before a copy may go: its original is whole, and is the same recording. Raises Refusal, Stopped."""
+        original = os.path.join(self.library, source.path)
+        other = os.path.join(self.library, source.folder, copy)
+        form = next(form for form in FORMATS.values() if copy.endswith(form.suffix))
+        descriptor = open_regular(original)
+        try:
+            found = probe(descriptor, original, self.tools)
+        finally:
+            os.close(descriptor)
+        levels = [self.staging.path(next(self.staging.counter), ".levels") for _ in range(2)]
+        arguments = [*input_arguments(original, found.demuxer), *input_arguments(other, form.demuxer)]
+        arguments += level_arguments(0, levels[0], TIMELINE_FILTER + ",") + level_arguments(1, levels[1])
+        try:
+            self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], found.timeline)
+            compare_audio(levels[0], levels[1], found.timeline, form.slack, self.tools.stop)
+        finally:
+            for path in levels:
+                self.staging.discard(path)
+
+
+def command_restore(config: Config, report: Report) -> None:
+    Restore(config, report).execute()
 
 
 # ------------------------------------------------------------------------------------------------------ history
@@ -2567,6 +3085,24 @@ class Known(NamedTuple):
     size: int
     bitrate: int
     first_size: int
+
+
+class Moved(NamedTuple):
+    """A file that went to the archive (at `location`) or came back (no location): bytes, modification time, SHA-256."""
+
+    location: str
+    size: int
+    mtime_ns: int
+    digest: str
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Moved:
+        return cls(
+            str(record.get("location") or ""),
+            int(record["original_size"]),
+            int(record["mtime_ns"]),
+            str(record.get("sha256") or ""),
+        )
 
 
 class Remembered(NamedTuple):
@@ -2583,7 +3119,7 @@ class Remembered(NamedTuple):
     def rests(self, fingerprint: str) -> bool:
         """Whether it is not to be taken up again, as long as the settings that its decision rests on are the same."""
         settled = self.action == Action.KEPT.value or (self.action == Action.FAILED.value and self.attempts >= ATTEMPTS)
-        return settled and self.fingerprint == fingerprint
+        return self.action == Action.RESTORED.value or (settled and self.fingerprint == fingerprint)
 
 
 class History:
@@ -2595,12 +3131,22 @@ class History:
         self._last: dict[str, Remembered] = {}
         self._entries: dict[str, list[Any]] = {}
         self._copies: dict[str, Known] = {}
+        self._moved: dict[str, Moved] = {}
 
     @property
     def copies(self) -> dict[str, Known]:
         """Every copy that was made, by path."""
         self.load()
         return self._copies
+
+    @property
+    def moved(self) -> dict[str, Moved]:
+        """What went to the archive or came back from there or by `restore`, by path."""
+        self.load()
+        return self._moved
+
+    def came_back(self, source: Source) -> bool:
+        return source.path in self.moved and not self.moved[source.path].location
 
     @property
     def entries(self) -> dict[str, list[Any]]:
@@ -2622,6 +3168,8 @@ class History:
     def learn(self, record: Mapping[str, Any]) -> None:
         if record["type"] != "recording":
             return
+        if record["action"] in (Action.ARCHIVED.value, Action.RESTORED.value):
+            self._moved[record["path"]] = Moved.of(record)
         path, identity = record["path"], (record["original_size"], record["mtime_ns"])
         last = self._last.get(path)
         same = last and (last.identity, last.fingerprint) == (identity, record["settings"])
@@ -2660,10 +3208,15 @@ class History:
             record["settings"], record["counts"] = work.fingerprint, counts and not work.reason.is_environment
             record["copy"] = work.copy_name if work.proven else None
             record["first_size"], record["bitrate"] = work.first_size, work.copy_bitrate
+            if work.reason is Reason.ARCHIVED:
+                record["location"], record["sha256"] = work.detail, work.digest
             totals = [(id_, entries[id_]) for id_ in work.session.ids if entries and id_ in entries]
             record["index"] = [[id_, total.complete, total.on_disk] for id_, total in totals]
             lines.append(record)
         self.write(lines)
+        if self._loaded:
+            for record in lines:
+                self.learn(record)
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         if not records:
@@ -2762,7 +3315,7 @@ class Check:
                 self.finding(path, f"cannot be read: {sidecar.flaw}")
             for chunk in sidecar.chunks:
                 whole = os.path.join(self.library, folder, chunk)
-                if not os.path.lexists(whole):
+                if not os.path.lexists(whole) and not sidecar.archived:
                     self.finding(path, f"names {printable(chunk)}, which is not there")
                 if sidecar.id is not None and (sidecar.id, chunk) not in counted:
                     counted.add((sidecar.id, chunk))
@@ -2787,7 +3340,8 @@ class Check:
     def check_history(self, history: History) -> None:
         for path, last in history.all():
             copy = os.path.join(os.path.dirname(path), last.copy) if last.copy else ""
-            gone = last.action == Action.COMPRESSED.value and copy and copy not in self.sizes
+            archived = copy in history.moved and history.moved[copy].location
+            gone = last.action == Action.COMPRESSED.value and copy and copy not in self.sizes and not archived
             if gone and not os.path.lexists(os.path.join(self.library, path)):
                 self.finding(copy, f"is not there, and neither is its original {printable(path)}")
 
@@ -3040,10 +3594,31 @@ def watch(reader: int) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-INSTALL_FFMPEG = (
-    "Install one that has it: 'sudo apt-get install ffmpeg' (Debian, Ubuntu), 'sudo dnf install ffmpeg' (Fedora), 'brew install "
-    "ffmpeg' (macOS). 'compression_service.py doctor' shows which one is found."
+INSTALL = (
+    "Install it: 'sudo apt-get install {name}' (Debian, Ubuntu), 'sudo dnf install {name}' (Fedora), 'brew install {name}' (macOS)"
+    ". 'compression_service.py doctor' shows what is found."
 )
+INSTALL_FFMPEG = INSTALL.format(name="ffmpeg")
+
+
+def run_for_user(command: str, text: str, folder: str, stop: Stop) -> str:
+    """Run a shell command of the user's in a folder, with `text` on its stdin. Returns why it failed, empty if it did not."""
+    before, deadline = stop.signal, time.monotonic() + NOTIFY_SECONDS
+    with tempfile.TemporaryFile() as messages:  # a pipe would be held open by what it leaves in the background
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=messages, stderr=messages, start_new_session=True, cwd=folder
+        )
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(text.encode())  # less than a pipe holds, so this never waits
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            if time.monotonic() > deadline or stop.signal != before:
+                end_group(process)
+                return f"no end after {NOTIFY_SECONDS:.0f} s" if stop.signal == before else "the run was stopped meanwhile"
+        messages.seek(0)
+        return f"exit code {process.returncode}, {tail(bytearray(messages.read(1 << 16)))}" if process.returncode else ""
 
 
 def tool_path() -> str:
@@ -3054,7 +3629,7 @@ def find_tool(name: str) -> str:
     """Its absolute path, from PATH or from where package managers put it. Raises ToolMissingError."""
     found = shutil.which(name, path=tool_path())
     if not found:
-        raise ToolMissingError(f"{name} is not installed. {INSTALL_FFMPEG}")
+        raise ToolMissingError(f"{name} is not installed. {INSTALL.format(name=name)}")
     return os.path.abspath(found)
 
 
@@ -3571,7 +4146,12 @@ class Report:
         kept = "; the original is kept" if action is Action.FAILED else ""
         return f"{text}  {size}{work.reason.sentence.format(work.detail)}{kept}"
 
-    def summary(self, started: float) -> None:
+    @property
+    def is_worth_telling(self) -> bool:
+        return bool(self.exit_code or any(self.counts[action] for action in Action if action is not Action.KEPT))
+
+    def summary(self, started: float) -> dict[str, Any]:
+        """Tell and log the end of a run; returns the object of `--json`."""
         self.clear_bar()
         elapsed = time.monotonic() - started
         document: dict[str, Any] = {
@@ -3583,6 +4163,7 @@ class Report:
             "compressed": self.counts[Action.COMPRESSED],
             "kept": self.counts[Action.KEPT],
             "failed": self.counts[Action.FAILED],
+            "archived": self.counts[Action.ARCHIVED],
             "remembered": self.remembered,
             "original_size": self.original,
             "compressed_size": self.compressed,
@@ -3599,17 +4180,21 @@ class Report:
             self.write(json.dumps(document), sys.stdout)
         else:
             self.say(text)
+        return document
 
     def summary_text(self, elapsed: float) -> str:
         young = f" Younger than {self.config.age_threshold_days:g} days: {self.scan.young}." if self.scan.young else ""
         told = f" Kept for reasons told before: {self.remembered} (--retry takes them up)." if self.remembered else ""
-        if not self.due_count:
+        moved = self.counts[Action.ARCHIVED] or self.counts[Action.WOULD_ARCHIVE]
+        if moved:
+            told = f" {'Archived' if self.counts[Action.ARCHIVED] else 'Would be archived'}: {moved}.{told}"
+        if not self.due_count and not moved:
             done = f" Compressed: {self.scan.copies}." if self.scan.copies else ""
             empty = "" if self.scan.found or self.scan.copies else f" No recordings in {self.config.recordings_dir}."
             return f"Nothing to do.{empty}{done}{young}{told}"
         kept, failed = self.counts[Action.KEPT], self.counts[Action.FAILED]
         rest = f", {kept} kept, {failed} failed" if kept or failed else ""
-        waiting = self.due_count - sum(self.counts.values())
+        waiting = self.due_count - sum(self.counts[each] for each in (Action.COMPRESSED, Action.WOULD_COMPRESS)) - kept - failed
         rest += f", {waiting} left for the next run" if waiting > 0 else ""
         if self.config.dry_run:
             count = self.counts[Action.WOULD_COMPRESS]
@@ -3757,13 +4342,17 @@ def show_tree(report: Report, library: str) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
     "run": ("compress what is due (what happens without a command)", command_run),
+    "restore": ("undo: bring back a kept original or an archived recording", command_restore),
     "check": ("fully verify the compressed library against its records", command_check),
     "pause": ("make runs leave the library alone", command_pause),
     "resume": ("let runs go on", command_resume),
     "doctor": ("say what it found: ffmpeg, folders, space, configuration", command_doctor),
     "demo": ("the whole job on a small library in a temporary folder", command_demo),
 }
-COMMAND_OPTIONS = {"check": ("recordings_dir", "jobs", "json", "quiet", "verbose", "progress")}
+COMMAND_OPTIONS = {
+    "restore": ("recordings_dir", "paths", "json", "quiet", "verbose"),
+    "check": ("recordings_dir", "jobs", "json", "quiet", "verbose", "progress"),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

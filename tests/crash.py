@@ -187,7 +187,8 @@ class Place:
         self.harness, self.folder, self.library = harness, folder, folder / "recordings"
 
     def run(self, *strace: str, ahead: str = "", cwd: str = "/") -> Ran:
-        words = [str(self.harness.script), "run", "-c", str(self.folder / "config.json"), "-j", "1"]
+        command, *options = self.harness.words
+        words = [str(self.harness.script), command, "-c", str(self.folder / "config.json"), *options]
         words = ["-c", AHEAD_OF_MAIN, ahead, *words] if ahead else words
         traced = [str(STRACE), "-qq", "-y", "-o", str(self.folder / "strace.log"), *strace] if strace else []
         done = subprocess.run(
@@ -220,6 +221,8 @@ class Place:
 class Harness:
     """Plays points against one script, which must keep its promises for one library."""
 
+    words: tuple[str, ...] = ("run", "-j", "1")
+
     def __init__(self, folder: Path, template: Path, tools: Path, script: Path = SCRIPT) -> None:
         self.folder, self.template, self.script = folder, template, script
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"
@@ -242,7 +245,7 @@ class Harness:
         """One run that nothing happens to: what all others must come to, and the calls it makes."""
         with self.place() as place:
             ran = place.run("-f", "-b", "execve", "-e", f"trace={names(CALLS)}")
-            self.goal = state(place.library)
+            self.goal = self.state(place)
             self.copies = {str(path.relative_to(place.library)): path.read_bytes() for path in place.library.rglob("*.opus")}
             base = str(place.folder)
             events = [each._replace(paths=tuple(path.replace(base, "") for path in each.paths)) for each in place.events()]
@@ -251,6 +254,9 @@ class Harness:
                 numbered = re.fullmatch(r"(.*/)\d+(\.\w+)", event.paths[0])  # staged files are numbered as they come
                 self.written |= {f"{numbered[1]}{number}{numbered[2]}" for number in range(40)} if numbered else {event.paths[0]}
         return ran, events
+
+    def state(self, place: Place) -> dict[str, object]:
+        return state(place.library)
 
     def play_all(self, points: Sequence[Point], template: Optional[Path] = None) -> Iterator[Played]:
         with ThreadPoolExecutor(2) as pool:
@@ -313,7 +319,11 @@ class Harness:
         lines = ran.err.splitlines()
         found += [f"told twice: {line}" for line in lines if f"compression_service.py: {line}" in lines]
         gone = sum(not (place.library / name).exists() for name in self.originals)
-        if (summary := re.search(r"^(\d+) of \d+ due compressed", ran.out, re.MULTILINE)) and int(summary[1]) != gone:
+        if (
+            (summary := re.search(r"^(\d+) of \d+ due compressed", ran.out, re.MULTILINE))
+            and int(summary[1]) != gone
+            and self.originals
+        ):
             found.append(f"{gone} originals were deleted, but its summary says: {summary[0]}")
         can_clean = point.call not in ("unlink", "unlinkat", "rmdir") and not (point.onward and point.call in OPEN)
         return found + [f"left behind: {path.name}" for path in place.library.rglob(".*") if can_clean]
@@ -321,13 +331,56 @@ class Harness:
     def unrecovered(self, again: Ran, place: Place) -> list[str]:
         """What still differs after the next run from a library that nothing happened to."""
         found = [f"the next run ended with {again.code}: {again.out[-300:]}{again.err[-600:]}"] if again.code else []
-        now = state(place.library)
+        now = self.state(place)
         for name in sorted(self.goal.keys() | now.keys()):
             if name not in now or name not in self.goal:
                 found.append(f"after the next run {name} {'is not there' if name in self.goal else 'is left'}")
             elif now[name] != self.goal[name]:
                 found.append(f"after the next run {name} differs: {now[name]!r:.500} instead of {self.goal[name]!r:.500}")
         return found + place.processes()
+
+
+class MovingHarness(Harness):
+    """For what changes copies and not originals: tiers, the archive, restore. Every recording must be there as it was before or as
+    it is in the end, in the library or in the archive, and every sidecar must name what is in the one that it says."""
+
+    def __init__(self, folder: Path, template: Path, tools: Path, words: Sequence[str]) -> None:
+        super().__init__(folder, template, tools)
+        self.words = tuple(words)
+        self.originals = {}
+        self.accepted = audio_of(template)
+
+    def undisturbed(self) -> tuple[Ran, list[Event]]:
+        ran, events = super().undisturbed()
+        with self.place() as place:
+            place.run()
+            for stem, contents in audio_of(place.folder).items():
+                self.accepted[stem] = self.accepted.get(stem, []) + contents
+            self.goal = self.state(place)
+        return ran, events
+
+    def state(self, place: Place) -> dict[str, object]:
+        return {**state(place.library), **{f"cold/{name}": what for name, what in state(place.folder / "cold").items()}}
+
+    def broken(self, place: Place) -> list[str]:
+        found, here = place.processes(), audio_of(place.folder)
+        for stem, accepted in self.accepted.items():
+            if not any(same_audio(content, other) for content in here.get(stem, []) for other in accepted):
+                found.append(f"the audio of {stem} is lost")
+        for path in visible(place.library, ".json"):
+            document = json.loads(path.read_bytes())
+            folder = place.folder / "cold" / path.parent.name if document.get("archived") else path.parent
+            lost = [chunk["file"] for chunk in document.get("chunks") or [] if not (folder / chunk["file"]).exists()]
+            found += [f"{path.name} names {name}, which is not there" for name in lost]
+        return found
+
+
+def audio_of(folder: Path) -> dict[str, list[bytes]]:
+    """What is under each name in a library and its archive, whatever its format."""
+    found: dict[str, list[bytes]] = {}
+    for path in [*visible(folder, ".opus"), *visible(folder, ".webm")]:
+        found.setdefault(path.stem, []).append(path.read_bytes())
+    return found
 
 
 def visible(library: Path, suffix: str) -> list[Path]:
@@ -344,7 +397,8 @@ def state(library: Path) -> dict[str, object]:
         elif path.suffix == ".opus":
             found[name] = (path.stat().st_mtime_ns, path.stat().st_mode, sound(path.read_bytes()))
         else:
-            found[name] = re.sub(r'("(?:compression_date|last_updated)": )"[^"]*"', r'\1"..."', path.read_text(errors="replace"))
+            text = path.read_text(errors="replace").replace(str(library.parent), "")
+            found[name] = re.sub(r'("(?:compression_date|archive_date|last_updated)": )"[^"]*"', r'\1"..."', text)
     return found
 
 

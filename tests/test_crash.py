@@ -31,6 +31,7 @@ from tests.crash import (
     WRITE,
     Event,
     Harness,
+    MovingHarness,
     Played,
     Point,
     disorder,
@@ -81,20 +82,22 @@ class CrashCase(LibraryCase):
         self.assertLessEqual(missed, len(points) // 10, "points which no run came to")
 
 
-class CrashTest(CrashCase):
+class PlayCase(CrashCase):
     played = existing = 0
 
     @classmethod
     def tearDownClass(cls) -> None:
         if cls.existing:
-            print(f"\ncrash harness: {cls.played} of {cls.existing} points", file=sys.stderr)
+            print(f"\n{cls.__name__}: {cls.played} of {cls.existing} points", file=sys.stderr)
 
     def play(self, points: Sequence[Point], every: int, template: Optional[Path] = None) -> None:
         chosen = sample(points, every)
-        CrashTest.existing += len(points)
-        CrashTest.played += len(chosen)
+        type(self).existing += len(points)
+        type(self).played += len(chosen)
         self.assert_kept_at(chosen, template)
 
+
+class CrashTest(PlayCase):
     def test_nothing_is_lost_when_killed_at_any_system_call(self) -> None:
         self.play(kill_points(self.events), every=5)
 
@@ -176,6 +179,53 @@ class CrashTest(CrashCase):
         while not holds():
             self.assertLess(time.monotonic(), deadline, f"never: {what}")
             time.sleep(0.02)
+
+
+class LaterStepsTest(PlayCase):
+    """What comes after the first compression: a smaller copy in place of the one before, the archive, and back again."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        (self.folder / "cold").mkdir()
+
+    def prepare(self, *words: str, first: dict[str, object], then: dict[str, object]) -> None:
+        """The library after its first runs, and what is then struck."""
+        self.configure(**first)
+        for _ in range(2):  # what is kept is told in the first and moved in the second
+            self.assertEqual(self.run_cli("-j", "1").code, 0)
+        self.configure(**then)
+        self.harness = MovingHarness(self.work, self.folder, self.tools, words)
+        ran, self.events = self.harness.undisturbed()
+        self.assertEqual((ran.code, ran.err), (0, ""))
+
+    def play_all_faults(self, every: int) -> None:
+        self.play(kill_points(self.events), every)
+        self.play(points(self.events, DISK_FULL, OPEN + WRITE + FLUSH + LINK + RENAME), 2 * every)
+        self.play(points(self.events, DISK_BROKEN, CALLS), 2 * every)
+
+    def test_a_copy_made_smaller_in_its_place_is_never_lost(self) -> None:
+        self.prepare("run", "-j", "1", first={}, then={"tiers": [{"after_days": 30, "bitrate": "48k"}]})
+        self.play_all_faults(30)
+
+    def test_a_copy_made_smaller_from_its_kept_original_is_never_lost(self) -> None:
+        tiers = [{"after_days": 30, "bitrate": "48k"}]
+        self.prepare("run", "-j", "1", first={"delete_originals": False}, then={"delete_originals": False, "tiers": tiers})
+        self.play_all_faults(40)
+
+    def test_what_goes_to_the_archive_is_never_lost(self) -> None:
+        self.prepare("run", "-j", "1", first={}, then={"tiers": [{"after_days": 30, "archive": "cold"}]})
+        self.play_all_faults(30)
+
+    def test_what_is_restored_is_never_lost(self) -> None:
+        self.prepare(
+            "restore", "2025-10-27/14-30-45-chunk-1.json", first={"delete_originals": False}, then={"delete_originals": False}
+        )
+        self.play_all_faults(30)
+
+    def test_what_comes_back_from_the_archive_is_never_lost(self) -> None:
+        archive: dict[str, object] = {"tiers": [{"after_days": 30, "archive": "cold"}]}
+        self.prepare("restore", "2025-10-27/14-30-45-chunk-1.json", first=archive, then=archive)
+        self.play_all_faults(30)
 
 
 WRONG_PROGRAM = """

@@ -1,0 +1,286 @@
+"""Cold storage: copied there, compared, recorded, and only then removed here; and brought back as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import unittest
+import urllib.request
+from pathlib import Path
+
+from tests.base import DAY, PROJECT, LibraryCase, Ran
+
+OLD = time.time() - 400 * DAY
+RCLONE = shutil.which("rclone")
+
+
+class ArchiveCase(LibraryCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.cold = self.folder / "cold"
+        self.cold.mkdir()
+        self.target = str(self.cold)
+        self.configure()
+
+    def configure(self, **settings: object) -> None:
+        tiers = [{"after_days": 365, "archive": self.target}] if hasattr(self, "target") else []
+        super().configure(**{"tiers": tiers, **settings})
+
+    def add_old_session(self, chunks: int = 2) -> list[str]:
+        paths = self.add_session(chunks=chunks)
+        for path in paths:
+            os.utime(path, (OLD, OLD))
+        return [str(path.relative_to(self.library).with_suffix(".opus")) for path in paths]
+
+    def assert_archived(self, *copies: str, cold: str = "") -> None:
+        for copy in copies:
+            self.assertFalse((self.library / copy).exists(), f"{copy} is still here")
+            self.assertTrue((Path(cold or self.cold) / copy).exists(), f"{copy} is not there")
+
+    def run_well(self, *words: str, code: int = 0) -> Ran:
+        ran = self.run_cli(*words)
+        self.assertEqual(ran.code, code, ran.out + ran.err)
+        return ran
+
+
+class AFolder(ArchiveCase):
+    def test_what_is_old_enough_goes_there_and_every_record_says_so(self) -> None:
+        copies = self.add_old_session()
+        self.add("chunk_0", "2025-10-27/young.webm", time.time() - 8 * DAY)
+        ran = self.run_well("--json")
+        self.assert_archived(*copies)
+        self.assertTrue((self.library / "2025-10-27/young.opus").exists())
+        self.assertEqual(ran.summary["archived"], 2)
+        document = self.read_json("2025-10-27/14-30-45-chunk-2.json")
+        self.assertEqual((document["archived"], document["archive_location"]), (True, f"{self.cold}/2025-10-27"))
+        self.assertRegex(document["archive_date"], r"^\d{4}-\d\d-\d\dT")
+        self.assertEqual([chunk["file"] for chunk in document["chunks"]], [os.path.basename(copy) for copy in copies])
+        index = self.read_json("index.json")
+        entry = index["recordings"][0]
+        self.assertEqual((entry["archived"], entry["compressed"], entry["size"]), (True, True, 0))
+        self.assertEqual(index["compressed_size"], (self.library / "2025-10-27/young.opus").stat().st_size)
+        before = self.files()
+        again = self.run_well("--json")
+        self.assertEqual((again.outcomes, self.files()), ({}, before))
+        self.assertEqual(self.run_well("check").code, 0)
+        self.assert_no_leftovers()
+        self.assertEqual([str(path) for path in self.cold.rglob(".*")], [])
+
+    def test_what_is_kept_as_it_is_goes_there_as_it_is(self) -> None:
+        original = self.add_bytes(b"\x1aE\xdf\xa3junk", "a.webm", OLD)
+        content = original.read_bytes()
+        self.run_well()
+        self.run_well()
+        self.assertEqual((self.cold / "a.webm").read_bytes(), content)
+        self.assertFalse(original.exists())
+
+    def test_a_dry_run_names_what_would_go(self) -> None:
+        copies = self.add_old_session(1)
+        LibraryCase.configure(self)
+        self.run_well()
+        self.configure()
+        before = self.files()
+        ran = self.run_well("--dry-run", "--json")
+        self.assertEqual(ran.outcomes[copies[0]]["action"], "would-archive")
+        self.assertEqual(self.files(), before)
+        self.assertEqual(list(self.cold.iterdir()), [])
+
+    def test_a_session_goes_as_a_whole_or_not_at_all(self) -> None:
+        copies = self.add_old_session()
+        young = self.library / "2025-10-27/14-30-45-chunk-2.webm"
+        os.utime(young, (time.time() - 300 * DAY,) * 2)
+        self.run_well()
+        self.assertEqual(list(self.cold.rglob("*.opus")), [])
+        self.assertTrue((self.library / copies[0]).exists())
+
+    def test_a_kept_original_and_a_policy_keep_hold_it_here(self) -> None:
+        self.configure(delete_originals=False)
+        self.add_old_session(1)
+        self.add("chunk_0", "b.webm", OLD)
+        self.add_json("b.json", {"chunks": [{"file": "b.webm"}], "compression_policy": {"keep": True}})
+        self.run_well()
+        self.run_well()
+        self.assertEqual(list(self.cold.rglob("*.*")), [])
+
+    def test_a_missing_folder_keeps_everything_and_is_never_made(self) -> None:
+        copies = self.add_old_session(1)
+        self.cold.rmdir()
+        ran = self.run_well("--json", code=1)
+        self.assertIn("mounted", ran.outcomes[copies[0]]["reason"])
+        self.assertTrue((self.library / copies[0]).exists())
+        self.assertFalse(self.cold.exists())
+        self.cold.mkdir()
+        self.run_well()
+        self.assert_archived(*copies)
+
+    def test_another_file_of_that_name_there_is_kept_and_so_is_ours(self) -> None:
+        copies = self.add_old_session(1)
+        (self.cold / copies[0]).parent.mkdir()
+        (self.cold / copies[0]).write_bytes(b"another")
+        ran = self.run_well("--json", code=1)
+        self.assertIn("another file", ran.outcomes[copies[0]]["reason"])
+        self.assertTrue((self.library / copies[0]).exists())
+        self.assertEqual((self.cold / copies[0]).read_bytes(), b"another")
+
+    def test_a_broken_sidecar_keeps_its_copies_here(self) -> None:
+        copies = self.add_old_session(1)
+        LibraryCase.configure(self)
+        self.run_well()
+        self.configure()
+        (self.library / copies[0]).with_suffix(".json").write_text("{")
+        ran = self.run_well("--json", code=1)
+        self.assertEqual(ran.outcomes[copies[0]]["code"], "sidecar")
+        self.assertTrue((self.library / copies[0]).exists())
+
+    def test_a_run_killed_in_between_converges(self) -> None:
+        copies = self.add_old_session()
+        self.run_well()
+        (self.library / copies[0]).write_bytes((self.cold / copies[0]).read_bytes())  # as if killed before it was removed
+        os.utime(self.library / copies[0], (OLD, OLD))
+        (self.cold / "2025-10-27/.0123456789abcdef.part").write_bytes(b"half")
+        self.run_well()
+        self.assert_archived(*copies)
+
+
+class BackAgain(ArchiveCase):
+    def test_restore_brings_a_whole_session_back_as_it_was(self) -> None:
+        copies = self.add_old_session()
+        LibraryCase.configure(self)
+        self.run_well()
+        before = self.files()
+        self.configure()
+        self.run_well()
+        self.assert_archived(*copies)
+        ran = self.run_well("restore", str(self.library / copies[1]), "--json")
+        self.assertEqual({outcome["action"] for outcome in ran.outcomes.values()}, {"restored"})
+        after = self.files()
+        self.assertEqual(
+            {name for name in after if not name.endswith(".bak")}, {name for name in before if not name.endswith(".bak")}
+        )
+        for copy in copies:
+            self.assertEqual(after[copy], before[copy])
+            self.assertAlmostEqual((self.library / copy).stat().st_mtime, OLD, delta=1)
+            sidecar = copy.replace(".opus", ".json")
+            self.assertEqual(json.loads(after[sidecar]), json.loads(before[sidecar]))
+        entry = self.read_json("index.json")["recordings"][0]
+        self.assertEqual((entry["archived"], entry["size"]), (False, sum(len(before[copy]) for copy in copies)))
+        self.run_well()
+        self.assertTrue((self.library / copies[0]).exists(), "taken away again by the next run")
+        self.run_well("--retry")
+        self.assert_archived(*copies)
+
+    def test_what_is_not_what_went_there_does_not_come_back(self) -> None:
+        copies = self.add_old_session(1)
+        self.run_well()
+        path = self.cold / copies[0]
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        ran = self.run_well("restore", copies[0], code=1)
+        self.assertIn("not the file", ran.err)
+        self.assertFalse((self.library / copies[0]).exists())
+
+    def test_a_location_in_a_sidecar_is_never_followed(self) -> None:
+        (self.folder / "secret").mkdir()
+        (self.folder / "secret/a.opus").write_bytes(b"private")
+        document = {"chunks": [{"file": "a.opus"}], "archived": True, "archive_location": str(self.folder / "secret")}
+        self.add_json("a.json", document)
+        self.run_well("restore", "a.json", code=1)
+        self.assertFalse((self.library / "a.opus").exists())
+
+
+@unittest.skipUnless(RCLONE or os.environ.get("CI"), "rclone is not installed (sudo apt-get install rclone)")
+class ARemote(ArchiveCase):
+    """A real WebDAV server on the loopback, and rclone told of it by its environment alone."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.server = subprocess.Popen(
+            [str(RCLONE), "serve", "webdav", str(self.cold), "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "RCLONE_CONFIG": "/dev/null"},
+        )  # fmt: skip
+        self.addCleanup(self.server.wait)
+        self.addCleanup(self.server.kill)
+        self.environment = {
+            **os.environ, "RCLONE_CONFIG": "/dev/null", "RCLONE_CONFIG_COLD_TYPE": "webdav",
+            "RCLONE_CONFIG_COLD_URL": f"http://127.0.0.1:{port}", "RCLONE_CONFIG_COLD_VENDOR": "other",
+        }  # fmt: skip
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        self.target = "cold:voice/2025 ü"
+        self.configure()
+
+    def run_remote(self, *words: str, code: int = 0) -> Ran:
+        ran = self.run_cli(*words, env=self.environment)
+        self.assertEqual(ran.code, code, ran.out + ran.err)
+        return ran
+
+    def test_recordings_go_to_a_remote_and_come_back(self) -> None:
+        copies = self.add_old_session()
+        self.run_remote()
+        self.assert_archived(*copies, cold=str(self.cold / "voice/2025 ü"))
+        document = self.read_json("2025-10-27/14-30-45-chunk-1.json")
+        self.assertEqual(document["archive_location"], "cold:voice/2025 ü/2025-10-27")
+        self.run_remote("restore", copies[0].replace(".opus", ".json"))
+        for copy in copies:
+            self.assertEqual((self.library / copy).read_bytes(), (self.cold / "voice/2025 ü" / copy).read_bytes())
+
+    def test_without_a_network_all_is_kept_here_and_goes_the_next_time(self) -> None:
+        copies = self.add_old_session(1)
+        url = self.environment["RCLONE_CONFIG_COLD_URL"]
+        self.environment["RCLONE_CONFIG_COLD_URL"] = "http://127.0.0.1:9"
+        ran = self.run_remote("--json", code=1)
+        self.assertIn("could not be archived", ran.outcomes[copies[0]]["reason"])
+        self.assertTrue((self.library / copies[0]).exists())
+        self.environment["RCLONE_CONFIG_COLD_URL"] = url
+        self.run_remote()
+        self.assert_archived(*copies, cold=str(self.cold / "voice/2025 ü"))
+
+    def test_a_server_that_keeps_other_bytes_is_noticed(self) -> None:
+        copies = self.add_old_session(1)
+        there = self.cold / "voice/2025 ü" / copies[0]
+        there.parent.mkdir(parents=True)
+        there.write_bytes(b"other")
+        ran = self.run_remote("--json", code=1)
+        self.assertIn("another file", ran.outcomes[copies[0]]["reason"])
+        self.assertTrue((self.library / copies[0]).exists())
+        self.assertEqual(there.read_bytes(), b"other")
+
+    def test_an_upload_that_was_killed_is_done_again(self) -> None:
+        copies = self.add_old_session()
+        LibraryCase.configure(self)
+        self.run_remote()
+        self.configure()
+        there = self.cold / "voice/2025 ü" / copies[0]
+        there.parent.mkdir(parents=True)
+        there.write_bytes((self.library / copies[0]).read_bytes()[:1000])
+        self.run_remote()
+        self.assert_archived(*copies, cold=str(self.cold / "voice/2025 ü"))
+
+    def test_without_rclone_the_way_to_install_it_is_told(self) -> None:
+        copies = self.add_old_session(1)
+        tools = self.folder / "tools"
+        tools.mkdir()
+        for name in ("ffmpeg", "sh"):
+            (tools / name).symlink_to(str(shutil.which(name)))
+        script = f"import compression_service as c; c.TOOL_FOLDERS = (); import sys; sys.exit(c.main(['-c', {str(self.config)!r}]))"
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=PROJECT, env={"PATH": str(tools)}, capture_output=True, text=True, check=False
+        )
+        self.assertEqual(done.returncode, 4, done.stdout + done.stderr)
+        self.assertIn("apt-get install rclone", done.stderr)
+        self.assertTrue((self.library / copies[0]).exists())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,170 @@
+"""Second thoughts: a kept original takes its copy's place again, and the records are as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import unittest
+from pathlib import Path
+
+from tests.base import LibraryCase, Ran
+
+
+class RestoreCase(LibraryCase):
+    """A recording of two chunks, compressed with its originals kept."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.configure(delete_originals=False)
+        self.originals = self.add_session()
+        self.before = self.files()
+        self.assertEqual(self.run_cli().code, 0)
+
+    def restore(self, *paths: object, code: int = 0) -> Ran:
+        ran = self.run_cli("restore", *map(str, paths))
+        self.assertEqual(ran.code, code, ran.out + ran.err)
+        return ran
+
+    def assert_as_before(self) -> None:
+        now = self.files()
+        self.assertEqual(sorted(now), sorted(self.before))
+        for name, content in self.before.items():
+            if name != "index.json":
+                self.assertEqual(now[name], content, name)
+        entry = self.read_json("index.json")["recordings"][0]
+        size = sum(path.stat().st_size for path in self.originals)
+        self.assertEqual((entry["compressed"], entry["size"]), (False, size))
+        self.assertEqual((self.read_json("index.json")["total_size"], self.read_json("index.json")["compressed_size"]), (size, 0))
+
+
+class Undo(RestoreCase):
+    def test_a_sidecar_brings_back_all_of_its_recording(self) -> None:
+        self.restore(self.originals[0].with_suffix(".json"))
+        self.assert_as_before()
+        self.assert_no_leftovers()
+
+    def test_originals_or_copies_do_it_one_by_one(self) -> None:
+        self.restore(self.originals[0])
+        document = self.read_json("2025-10-27/14-30-45-chunk-2.json")
+        self.assertEqual([chunk["file"][-5:] for chunk in document["chunks"]], [".webm", ".opus"])
+        self.assertFalse(document["compressed"])
+        self.assertEqual(self.run_cli("check").code, 0)
+        self.restore(self.originals[1].with_suffix(".opus"))
+        self.assert_as_before()
+
+    def test_a_path_may_be_given_from_the_library(self) -> None:
+        self.restore("2025-10-27/14-30-45-chunk-1.webm", "2025-10-27/14-30-45-chunk-2.webm")
+        self.assert_as_before()
+
+    def test_what_is_brought_back_stays_until_it_is_asked_for(self) -> None:
+        self.restore(self.originals[0].with_suffix(".json"))
+        self.configure(target_bitrate="64k")
+        self.assertEqual(self.run_cli("--json").summary["compressed"], 0)
+        self.assert_as_before()
+        self.assertEqual(self.run_cli("--retry", "--json").summary["compressed"], 2)
+
+    def test_what_others_have_changed_since_stays(self) -> None:
+        path = self.originals[0].with_suffix(".json")
+        document = json.loads(path.read_text())
+        document["full_transcription"], document["new"] = "mended by hand", [1]
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False))
+        self.restore(path)
+        after = json.loads(path.read_text())
+        self.assertEqual((after["full_transcription"], after["new"]), ("mended by hand", [1]))
+        self.assertEqual(after["chunks"][0]["file"], self.originals[0].name)
+        self.assertEqual((after["compressed"], "compression_ratio" in after), (False, False))
+
+    def test_it_is_done_once(self) -> None:
+        self.restore(self.originals[0].with_suffix(".json"))
+        before = self.files()
+        ran = self.restore(self.originals[0].with_suffix(".json"))
+        self.assertIn("nothing to undo", ran.out)
+        self.assertEqual(self.files(), before)
+
+    def test_a_recording_without_sidecar_comes_back_too(self) -> None:
+        path = self.add("chunk_0", "alone.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        self.restore(path)
+        self.assertEqual([each.name for each in self.library.glob("alone*")], ["alone.webm"])
+
+
+class NoHarm(RestoreCase):
+    def test_a_copy_whose_original_is_gone_is_not_touched(self) -> None:
+        self.originals[0].unlink()
+        before = self.files()
+        ran = self.restore(self.originals[0].with_suffix(".opus"), code=1)
+        self.assertIn("only its copy is left", ran.err)
+        self.assertEqual(self.files(), before)
+
+    def test_an_original_that_is_damaged_or_another_keeps_its_copy(self) -> None:
+        for content in (self.originals[0].read_bytes()[:-3000], self.originals[1].read_bytes(), b""):
+            self.originals[0].write_bytes(content)
+            ran = self.restore(self.originals[0], code=1)
+            self.assertIn("Nothing was removed", ran.err)
+            self.assertTrue(self.originals[0].with_suffix(".opus").exists())
+
+    def test_a_path_outside_or_of_nothing_is_told(self) -> None:
+        outside = self.folder / "other.webm"
+        outside.write_bytes(b"x")
+        (self.library / "link").symlink_to(self.folder)
+        for path in (outside, self.library / "link/other.webm", "nothing.webm", "no/such/folder.webm", "../config.json"):
+            with self.subTest(path=path):
+                self.assertIn("Nothing was removed", self.restore(path, code=1).err)
+        self.assertEqual(outside.read_bytes(), b"x")
+
+    def test_a_broken_sidecar_keeps_everything(self) -> None:
+        path = self.originals[0].with_suffix(".json")
+        path.write_text("{")
+        os.utime(path, (1, 1))
+        before = self.files()
+        for given in (path, self.originals[0]):
+            self.restore(given, code=1)
+            self.assertEqual(self.files(), before)
+
+    def test_it_says_what_it_needs(self) -> None:
+        self.assertEqual(self.run_cli("restore").code, 2)
+
+
+class Notification(LibraryCase):
+    def heard(self) -> Path:
+        return self.folder / "heard.json"
+
+    def test_a_run_that_did_something_tells_the_users_command(self) -> None:
+        self.configure(notify_command="cat > heard.json")
+        self.run_cli()
+        self.assertFalse(self.heard().exists(), "told of nothing")
+        self.add("chunk_0", "a.webm")
+        self.run_cli("--dry-run")
+        self.assertFalse(self.heard().exists(), "told of a dry run")
+        self.assertEqual(self.run_cli().code, 0)
+        summary = json.loads(self.heard().read_text())
+        self.assertEqual((summary["type"], summary["compressed"], summary["exit_code"]), ("summary", 1, 0))
+
+    def test_a_run_that_failed_tells_it_with_its_exit_code(self) -> None:
+        self.configure(notify_command="cat > heard.json")
+        self.add("chunk_0", "a.webm")
+        self.run_cli(env=self.stand_in("sys.exit(1)"))
+        self.assertEqual(json.loads(self.heard().read_text())["exit_code"], 1)
+
+    def test_its_failure_is_logged_and_nothing_more(self) -> None:
+        for command in ("echo no such service >&2; exit 3", "sleep 100 & exit 0", "/no/such/command"):
+            self.add("chunk_0", "a.webm")
+            (self.library / "a.opus").unlink(missing_ok=True)
+            self.configure(notify_command=command)
+            started = time.monotonic()
+            ran = self.run_cli()
+            self.assertEqual((ran.code, ran.err), (0, ""))
+            self.assertLess(time.monotonic() - started, 20)
+        log = (self.folder / "logs/compression.log").read_text()
+        self.assertIn("no such service", log)
+        self.assertEqual(log.count("notify_command failed"), 2)
+
+    def test_a_command_that_is_none_is_named(self) -> None:
+        for value in ("", 3, ["a"]):
+            self.configure(notify_command=value)
+            self.assertIn("notify_command", self.run_cli().err)
+
+
+if __name__ == "__main__":
+    unittest.main()
