@@ -3030,7 +3030,7 @@ class Restore:
             copy = copies[work.source]
             if copy:
                 self.prove(work.source, copy)
-            work.refuse(Reason.RESTORED, "the original is back" if copy else "it is here")
+            work.refuse(Reason.RESTORED, "the original is back" if copy else "back from the archive")
         gone = {copy: self.source(os.path.join(session.folder, copy)).identity for copy in copies.values() if copy}
         self.history.append([work for work in works if copies[work.source]], counts=True)  # a run in between must not take it up
         session.returned = {copy: source.name for source, copy in copies.items() if copy}
@@ -4188,7 +4188,10 @@ class Report:
         moved = self.counts[Action.ARCHIVED] or self.counts[Action.WOULD_ARCHIVE]
         if moved:
             told = f" {'Archived' if self.counts[Action.ARCHIVED] else 'Would be archived'}: {moved}.{told}"
-        if not self.due_count and not moved:
+        if not self.due_count and (moved or self.counts[Action.FAILED]):
+            failed = f" Failed: {self.counts[Action.FAILED]}." if self.counts[Action.FAILED] else ""
+            return f"Nothing to compress.{failed}{young}{told}"
+        if not self.due_count:
             done = f" Compressed: {self.scan.copies}." if self.scan.copies else ""
             empty = "" if self.scan.found or self.scan.copies else f" No recordings in {self.config.recordings_dir}."
             return f"Nothing to do.{empty}{done}{young}{told}"
