@@ -2480,6 +2480,8 @@ class Committer:
         folder = os.path.join(self.library, session.folder)
         newcomers = read_sidecars(self.library, session.folder, session.seen)
         session.resting = {work.source.name for work in works}
+        ours = {os.path.join(folder, sidecar.name) for sidecar in session.sidecars}
+        self.sessions = {each for each in self.sessions if not ours & each.written.keys()}  # compressed by this run: this is newer
         self.rewrite_sidecars(session, self.fresh_sidecars(session, folder, newcomers), folder)
         flush_folder(folder)
         for work in works:
@@ -4189,8 +4191,8 @@ class Report:
         if moved:
             told = f" {'Archived' if self.counts[Action.ARCHIVED] else 'Would be archived'}: {moved}.{told}"
         if not self.due_count and (moved or self.counts[Action.FAILED]):
-            failed = f" Failed: {self.counts[Action.FAILED]}." if self.counts[Action.FAILED] else ""
-            return f"Nothing to compress.{failed}{young}{told}"
+            broken = f" Failed: {self.counts[Action.FAILED]}." if self.counts[Action.FAILED] else ""
+            return f"Nothing to compress.{broken}{young}{told}"
         if not self.due_count:
             done = f" Compressed: {self.scan.copies}." if self.scan.copies else ""
             empty = "" if self.scan.found or self.scan.copies else f" No recordings in {self.config.recordings_dir}."

@@ -58,6 +58,7 @@ class AFolder(ArchiveCase):
         self.assertEqual(ran.summary["archived"], 2)
         document = self.read_json("2025-10-27/14-30-45-chunk-2.json")
         self.assertEqual((document["archived"], document["archive_location"]), (True, f"{self.cold}/2025-10-27"))
+        self.assertEqual(document["compressed_size"], sum((self.cold / copy).stat().st_size for copy in copies))
         self.assertRegex(document["archive_date"], r"^\d{4}-\d\d-\d\dT")
         self.assertEqual([chunk["file"] for chunk in document["chunks"]], [os.path.basename(copy) for copy in copies])
         index = self.read_json("index.json")
