@@ -2773,18 +2773,18 @@ class Archive:
         source, target = os.path.join(self.library, work.source.path), os.path.join(self.location, work.source.path)
         folder = os.path.dirname(target)
         digest = digest_of(source)
-        if not os.path.lexists(target):
-            os.makedirs(folder, exist_ok=True)
-            part = os.path.join(folder, f".{digest[:16]}.part")  # the same in the next run, which writes it anew
-            try:
+        part = os.path.join(folder, f".{digest[:16]}.part")  # the same in the next run, which clears it away
+        try:
+            if not os.path.lexists(target):
+                os.makedirs(folder, exist_ok=True)
                 copy_file(source, part)
                 place(part, target)
-            finally:
-                self.staging.discard(part)
-            for parent in (folder, *map(str, Path(folder).parents)):
-                flush_folder(parent)
-                if parent == self.location:
-                    break
+        finally:
+            self.staging.discard(part)
+        for parent in (folder, *map(str, Path(folder).parents)):
+            flush_folder(parent)
+            if parent == self.location:
+                break
         if digest_of(target) != digest:
             raise Refusal(Reason.ARCHIVE, f"{printable(target)} is there already and is another file")
         return digest
@@ -3045,7 +3045,8 @@ class Restore:
         self.history.append(works, counts=True, entries=self.committer.entries)
         for sidecar in self.committer.fresh_sidecars(session, folder, ()):
             if not any(chunk.endswith(COPY_SUFFIXES) for chunk in sidecar.chunks):
-                self.staging.discard(os.path.join(folder, sidecar.name + ".bak"))
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, sidecar.name + ".bak"))
         for copy, identity in gone.items():
             if identity_of(os.lstat(os.path.join(folder, copy))) == identity:
                 os.unlink(os.path.join(folder, copy))
@@ -3775,9 +3776,8 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.made:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.remove_parent()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove_parent()
 
     def remove_parent(self) -> None:
         with contextlib.suppress(OSError):  # not there, or another shard's work is in it
