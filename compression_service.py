@@ -976,7 +976,8 @@ class Run:
             self.report.exit_code = exit_code_of(error)
             raise
         finally:
-            self.summary = self.report.summary(self.started)
+            self.summary = {**self.report.summary(self.started), "exit_code": self.report.exit_code}
+            self.history.note_run(self.summary)
 
     def compress(self, staging: Staging, stop: Stop) -> None:
         queue = self.plan()
@@ -997,8 +998,7 @@ class Run:
     def notify(self, stop: Stop) -> None:
         """Tell the user's own command of a run that did or failed something; its failure is only logged."""
         if self.config.notify_command and self.summary and self.report.is_worth_telling:
-            text = json.dumps({**self.summary, "exit_code": self.report.exit_code})
-            problem = run_for_user(self.config.notify_command, text, os.path.dirname(self.config.file), stop)
+            problem = run_for_user(self.config.notify_command, json.dumps(self.summary), os.path.dirname(self.config.file), stop)
             if problem:
                 self.report.log.error(f"The notify_command failed: {problem}")
 
@@ -1081,7 +1081,7 @@ class Run:
                     return Source(path, identity_of(status)) if stat.S_ISREG(status.st_mode) else None
         return None
 
-    def is_small(self, known: Known, target: Target) -> bool:
+    def is_small(self, known: CopyRecord, target: Target) -> bool:
         """Whether a copy is at a target's bit rate already, or so near that a step would gain too little."""
         return known.bitrate * (1 - self.config.min_saving_percent / 100) <= target.bitrate
 
@@ -1552,7 +1552,7 @@ def chunk_objects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def is_plain_name(value: Any) -> bool:
     """Whether a name found in a document stays in its own folder; everything else is ignored."""
-    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {"/", "\0"}
+    return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value and "\0" not in value
 
 
 class Policy(NamedTuple):
@@ -3027,7 +3027,10 @@ class Restore:
         if session.flaw:
             raise Refusal(Reason.SIDECAR, session.flaw)
         folder = os.path.join(self.library, session.folder)
-        works = [Work(source, session, self.config.target, "", False, first_size=source.size) for source in copies]
+        works = []
+        for source, copy in copies.items():
+            form = Source(copy or source.path, source.identity).format or self.config.target_format
+            works.append(Work(source, session, Target(form, self.config.target_bitrate), "", False, first_size=source.size))
         for work in works:
             copy = copies[work.source]
             if copy:
@@ -3082,14 +3085,6 @@ def command_restore(config: Config, report: Report) -> None:
 # ------------------------------------------------------------------------------------------------------ history
 
 
-class Known(NamedTuple):
-    """A copy as it was made: bytes, its measured bit rate (bit/s), and the bytes of the browser's recording it goes back to."""
-
-    size: int
-    bitrate: int
-    first_size: int
-
-
 class Moved(NamedTuple):
     """A file that went to the archive (at `location`) or came back (no location): bytes, modification time, SHA-256."""
 
@@ -3118,6 +3113,7 @@ class Remembered(NamedTuple):
     time: float
     copy: Optional[str]
     seconds: float  # of audio
+    code: str  # of the reason
 
     def rests(self, fingerprint: str) -> bool:
         """Whether it is not to be taken up again, as long as the settings that its decision rests on are the same."""
@@ -3125,19 +3121,35 @@ class Remembered(NamedTuple):
         return self.action == Action.RESTORED.value or (settled and self.fingerprint == fingerprint)
 
 
+class CopyRecord(NamedTuple):
+    """What is on record of one copy."""
+
+    first_size: int  # bytes of the recording as the browser wrote it
+    size: int  # bytes of the copy
+    bitrate: int  # bit/s, as measured
+    seconds: float  # of audio
+    date: str  # of its compression, ISO 8601 in UTC
+
+
+RUN_COUNTS = ("found", "due", "compressed", "kept", "failed", "saved", "elapsed_seconds", "exit_code")  # what statistics tell
+RUNS_REMEMBERED = 30
+
+
 class History:
     """history.jsonl: every outcome, appended and flushed. Losing it loses no recording, only what not to try again."""
 
     def __init__(self, config: Config) -> None:
         self.path = os.path.join(config.log_folder, "history.jsonl")
+        self.archived: dict[str, CopyRecord] = {}  # by the path the copy had
+        self.runs: deque[dict[str, Any]] = deque(maxlen=RUNS_REMEMBERED)
         self._loaded = False
         self._last: dict[str, Remembered] = {}
         self._entries: dict[str, list[Any]] = {}
-        self._copies: dict[str, Known] = {}
+        self._copies: dict[str, CopyRecord] = {}
         self._moved: dict[str, Moved] = {}
 
     @property
-    def copies(self) -> dict[str, Known]:
+    def copies(self) -> dict[str, CopyRecord]:
         """Every copy that was made, by path."""
         self.load()
         return self._copies
@@ -3169,10 +3181,14 @@ class History:
                     self.learn(json.loads(line))
 
     def learn(self, record: Mapping[str, Any]) -> None:
-        if record["type"] != "recording":
-            return
-        if record["action"] in (Action.ARCHIVED.value, Action.RESTORED.value):
-            self._moved[record["path"]] = Moved.of(record)
+        """Take in one line; of an odd one as much as comes before what is odd. Types of later versions are passed over."""
+        if record["type"] == "recording":
+            self.learn_outcome(record)
+        elif record["type"] == "run":
+            counts = {key: expect_number(record[key], low=-math.inf) for key in RUN_COUNTS}
+            self.runs.append({"date": expect_date(record["date"]), **counts})
+
+    def learn_outcome(self, record: Mapping[str, Any]) -> None:
         path, identity = record["path"], (record["original_size"], record["mtime_ns"])
         last = self._last.get(path)
         same = last and (last.identity, last.fingerprint) == (identity, record["settings"])
@@ -3180,13 +3196,26 @@ class History:
         attempts = (last.attempts if last and same else 0) + bool(record["counts"]) if failed else 0
         copy = record["copy"] if is_plain_name(record["copy"]) else None
         self._last[path] = Remembered(
-            record["action"], record["settings"], identity, attempts, float(record["time"]), copy, float(record["seconds"])
-        )
-        if copy:
-            known = Known(int(record["compressed_size"]), int(record.get("bitrate", 0)), int(record.get("first_size", identity[0])))
-            self._copies[os.path.join(os.path.dirname(path), copy)] = known
+            record["action"], record["settings"], identity, attempts, float(record["time"]), copy, float(record["seconds"]),
+            str(record.get("code")),
+        )  # fmt: skip
         for id_, complete, size in record.get("index", ()):
             self._entries[id_] = [os.path.dirname(path), complete, size]
+        where = path[: path.rfind("/") + 1] + (copy or "")
+        if copy and record["action"] == Action.COMPRESSED.value:
+            first, size = record.get("first_size", record["original_size"]), record["compressed_size"]
+            sizes = int(expect_number(first)), int(expect_number(size)), int(expect_number(record.get("bitrate", 0)))
+            self._copies[where] = CopyRecord(*sizes, self._last[path].seconds, str(record["date"]))
+            self.archived.pop(where, None)
+        elif record["action"] == Action.ARCHIVED.value:
+            self._moved[path] = Moved.of(record)
+            known = self._copies.pop(path, CopyRecord(identity[0], identity[0], 0, 0.0, str(record["date"])))
+            self.archived[path] = known
+        elif record["action"] == Action.RESTORED.value:
+            self._moved[path] = Moved.of(record)
+            self._copies.pop(where, None)
+            if path in self.archived:
+                self._copies[path] = self.archived.pop(path)
 
     def all(self) -> Iterable[tuple[str, Remembered]]:
         self.load()
@@ -3209,7 +3238,7 @@ class History:
             assert work.reason
             record = {"date": timestamp(), "time": time.time(), **work.outcome(), "mtime_ns": work.source.identity.mtime_ns}
             record["settings"], record["counts"] = work.fingerprint, counts and not work.reason.is_environment
-            record["copy"] = work.copy_name if work.proven else None
+            record["copy"] = work.copy_name if work.proven or work.reason is Reason.RESTORED else None
             record["first_size"], record["bitrate"] = work.first_size, work.copy_bitrate
             if work.reason is Reason.ARCHIVED:
                 record["location"], record["sha256"] = work.detail, work.digest
@@ -3241,15 +3270,44 @@ class History:
         with contextlib.suppress(OSError):  # without it, the next run only looks into the index once more
             self.write([{"type": "index", "date": timestamp(), "identity": identity_of(status)[1:]}])
 
+    def note_run(self, summary: Mapping[str, Any]) -> None:
+        record = {**summary, "type": "run", "date": timestamp(), "time": time.time()}
+        with contextlib.suppress(OSError):  # statistics must not change how a run ends
+            self.write([record])
+
     def knows_index(self, status: os.stat_result) -> bool:
-        """Whether the index is still the file we wrote last; told from the history's last line alone."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-                last = json.loads(file.read().rstrip(b"\n").rpartition(b"\n")[2])
-            return last["type"] == "index" and tuple(last["identity"]) == identity_of(status)[1:]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        """Whether the index is still the file we wrote last; told from the end of the history alone. Where more runs than fit
+        there have come since, the next one only looks into the index once more."""
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            for line in reversed(file.read().splitlines()):
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                    record = json.loads(line)
+                    if record["type"] == "index":
+                        return tuple(record["identity"]) == identity_of(status)[1:]
+        return False
+
+
+def expect_number(value: Any, low: float = 0) -> float:
+    """A size, count or length on record. Raises ValueError."""
+    known = finite(value)
+    if known is None or known < low:
+        raise ValueError(f"a number from {low} up")
+    return known
+
+
+def expect_date(value: Any) -> str:
+    """A moment on record, as timestamp() writes it. Raises ValueError."""
+    expect(isinstance(value, str) and month_of(value), "a date such as 2026-01-31T02:00:00Z")
+    return str(value)
+
+
+ISO_DATE = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])-[0-9]{2}([T ][0-9:.]{5,15}(Z|[+-][0-9:]{4,6})?)?")
+
+
+def month_of(date: str) -> str:
+    """YYYY-MM of an ISO 8601 date, empty if it is none."""
+    return date[:7] if ISO_DATE.fullmatch(date) else ""
 
 
 # ------------------------------------------------------------------------------------------------------- check

@@ -390,7 +390,9 @@ class Records(LibraryCase):
         for line in log:
             self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - INFO - ")
         lines = [json.loads(line) for line in (self.folder / "logs" / "history.jsonl").read_text().splitlines()]
-        self.assertEqual({line["path"]: line["action"] for line in lines}, {"a.webm": "compressed", "b.webm": "kept"})
+        outcomes = {line["path"]: line["action"] for line in lines if line["type"] == "recording"}
+        self.assertEqual(outcomes, {"a.webm": "compressed", "b.webm": "kept"})
+        self.assertEqual([lines[-1][key] for key in ("type", "found", "compressed", "kept", "exit_code")], ["run", 2, 1, 1, 0])
 
     def test_a_lost_or_torn_history_costs_no_recording(self) -> None:
         self.add("chunk_0", "a.webm")
@@ -399,7 +401,7 @@ class Records(LibraryCase):
         (logs / "history.jsonl").write_bytes(b'{"type": "recording", "path"\n\xff\xfe\n[]\n{"type": "rec')
         ran = self.run_cli("--json")
         self.assertEqual((ran.code, ran.summary["compressed"]), (0, 1), ran.err)
-        self.assertEqual(json.loads((logs / "history.jsonl").read_bytes().splitlines()[-1])["path"], "a.webm")
+        self.assertEqual(json.loads((logs / "history.jsonl").read_bytes().splitlines()[-2])["path"], "a.webm")
 
     def test_check_finds_what_is_missing_or_damaged_and_changes_nothing(self) -> None:
         self.add_session()
