@@ -22,6 +22,7 @@ The way of one recording, and the sections of this file in the same order:
     commit           the only section that changes the library     Committer
     history          what became of every file, and when           History
     check            the compressed library against its records    Check
+    statistics       what it takes and what was saved              Statistics, storage_stats()
     tools            the one place that starts a process           Tools
     files, json      the one place that writes durably             place(), Staging, replace_json()
     reporting        the one place that prints and logs            Report
@@ -44,7 +45,9 @@ import errno
 import fcntl
 import fnmatch
 import functools
+import gc
 import hashlib
+import html
 import itertools
 import json
 import logging
@@ -163,6 +166,7 @@ FORMATS = {
     "mp3": Format(".mp3", "mp3", "mp3", "mp3", "libmp3lame", (), 1.003, 600, 0.06, (32_000, 320_000)),
 }
 COPY_SUFFIXES = tuple(form.suffix for form in FORMATS.values())
+AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
 
 # --------------------------------------------------------------------------------------------------- vocabulary
 
@@ -569,9 +573,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         command.add_argument("-c", "--config", metavar="FILE", help="default: compression_config.json beside this script")
         for field in SETTINGS:
-            if field.metadata["flags"] and (
-                (name == "run" and field.name != "paths") or field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",))
-            ):
+            if field.metadata["flags"] and field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",)):
                 add_flag(command, field)
     return parser
 
@@ -790,6 +792,14 @@ def check_shard(value: Any) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def check_html(value: Any) -> str:
+    """Only such a name, so that no slip overwrites a recording."""
+    expect(
+        isinstance(value, str) and value.lower().endswith((".html", ".htm")) and "\0" not in value, "a file name ending in .html"
+    )
+    return str(value)
+
+
 DAYS = number("a number of days from 0 up", 0)
 BOOLEAN = Kind(check_boolean)
 
@@ -837,6 +847,7 @@ class Config:
     verbose: bool = setting(False, BOOLEAN, "-v", "--verbose", key=False, action="store_true", help="log lines on stderr")
     progress: Optional[bool] = setting(None, Kind(lambda value: value), "--progress", "--no-progress", key=False,
                                        action="progress", help="default: on a terminal")  # fmt: skip
+    html: Optional[str] = setting(None, Kind(check_html), "--html", key=False, metavar="FILE", help="write a page of its own")
     tiers: tuple[Tier, ...] = setting((), Kind(check_tiers))
     notify_command: Optional[str] = setting(None, check_optional(Kind(check_command)))
     paths: tuple[str, ...] = setting((), Kind(check_texts), "PATH", key=False, nargs="+",
@@ -3458,6 +3469,447 @@ def command_check(config: Config, report: Report) -> None:
     Check(config, report).execute()
 
 
+# -------------------------------------------------------------------------------------------------- statistics
+
+RESULTS = {0: "done", 1: "something failed", 4: "a needed program is missing", 5: "too little disk space"}  # by exit code
+LATEST_MONTHS = 24  # shown as bars; the object has them all
+SIDECAR_READ = 1 << 16  # bytes at once; a buffer of a megabyte costs five times the read
+
+
+class Statistics:
+    """Adds up a library in one pass. Takes no lock, opens nothing for writing, follows no symlink. Sizes in bytes.
+
+    What a copy saved is the size of its recording as the browser wrote it, less its own: by the history, else by the sidecars
+    of its folder. With its original still beside it, it has saved nothing yet; known to neither, it counts as it is.
+    The length of the audio is what the history measured, else what those sidecars say; where neither knows every file, the sum
+    of the index's durations if that is more, as either may know but a part.
+    What is due is told without reading sidecars: a policy in one of them may still keep a recording, or delay it.
+    """
+
+    def __init__(self, config: Config, now: float) -> None:
+        self.config, self.library = config, config.recordings_dir
+        self.history = History(config)
+        self.cutoff_ns = (now - config.age_threshold_days * DAY) * 1e9
+        self.tally: Counter[str] = Counter()
+        self.seconds = 0.0
+        self.recorded: Counter[str] = Counter()  # bytes as the browser wrote them, by month of the recording
+        self.saved: Counter[str] = Counter()  # bytes, by month of the compression
+        self.kept: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by action and reason code
+        self.problems: list[str] = []
+
+    def gather(self) -> dict[str, Any]:
+        """The object of `stats --json`. Raises OSError where the recordings folder or the history cannot be read."""
+        collects = gc.isenabled()
+        gc.disable()  # hundreds of thousands of records have no cycles to look for: a quarter of the time, measured
+        try:
+            self.history.load()
+            self.archived = dict(self.history.archived)
+            self.walk()
+            for record in self.archived.values():
+                self.tally["archived_size"] += record.size
+                self.credit(record.first_size, record.first_size - record.size, record.date, month_of(record.date))
+            if self.tally["unmeasured"]:
+                self.seconds = max(self.seconds, index_seconds(self.library))
+            return self.result()
+        finally:
+            if collects:
+                gc.enable()
+
+    def walk(self) -> None:
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                self.add_folder(folder, folders)
+            except OSError as error:
+                if not folder:
+                    raise
+                if not isinstance(error, FileNotFoundError):  # a folder that went while we looked is no problem
+                    self.problems.append(f"Folder {printable(folder)} cannot be read: {error.strerror}")
+
+    def add_folder(self, folder: str, folders: list[str]) -> None:
+        prefix = folder + "/" if folder else ""
+        originals: dict[str, os.stat_result] = {}
+        copies: dict[str, os.stat_result] = {}
+        sidecars = []
+        with os.scandir(os.path.join(self.library, folder)) as entries:
+            for entry in entries:
+                name = entry.name
+                suffix = name[-5:].lower()
+                if name[0] == ".":
+                    continue
+                if suffix == SIDECAR_SUFFIX:
+                    sidecars.append(name)
+                elif suffix.endswith(AUDIO_SUFFIXES) and entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):  # a run at work deletes originals
+                        (originals if suffix == SOURCE_SUFFIX else copies)[name] = entry.stat(follow_symlinks=False)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(prefix + name)
+        stems = {name.rpartition(".")[0] for name in copies}
+        for name, status in originals.items():
+            self.add_original(Source(prefix + name, identity_of(status)), name[:-5] in stems, copies)
+        unknown = {name for name, status in copies.items() if not self.add_copy(prefix, name, status, originals)}
+        if unknown:
+            firsts = {name: status.st_size for name, status in originals.items()}
+            firsts.update((name, self.history.copies[prefix + name].first_size) for name in copies if name not in unknown)
+            told = self.read_sessions(prefix, sidecars, copies)
+            for status in self.add_sessions(told, firsts, {name: copies[name] for name in unknown}):
+                self.tally["unrecorded"] += 1
+                self.recorded[month_of_day(status.st_mtime_ns // DAY_NS)] += status.st_size
+
+    def add_original(self, source: Source, has_copy: bool, copies: Mapping[str, object]) -> None:
+        last = self.history.last(source)
+        self.tally["originals"] += 1
+        self.tally["original_size"] += source.size
+        if not has_copy:
+            self.measure(last.seconds if last else 0.0)
+            self.recorded[month_of_day(source.identity.mtime_ns // DAY_NS)] += source.size
+        if last and last.action in (Action.KEPT.value, Action.FAILED.value):
+            self.kept[last.action, last.code].update(count=1, size=source.size)
+        if source.identity.mtime_ns > self.cutoff_ns:
+            self.tally["young"] += 1
+        elif not last or not (last.is_settled or (last.action == Action.COMPRESSED.value and last.copy in copies)):
+            self.tally["due"] += 1
+            self.tally["due_size"] += source.size
+
+    def add_copy(self, prefix: str, name: str, status: os.stat_result, originals: Mapping[str, object]) -> bool:
+        """Returns whether the history knows it."""
+        record, size = self.history.copies.get(prefix + name), status.st_size
+        self.tally["compressed"] += 1
+        self.tally["compressed_size"] += size
+        self.archived.pop(prefix + name, None)
+        self.measure(record.seconds if record else 0.0)
+        if record:
+            saved = 0 if kept_original(name) in originals else record.first_size - size
+            self.tally["known_size"] += size
+            self.tally["first_size"] += record.first_size
+            self.credit(record.first_size, saved, record.date, month_of_day(status.st_mtime_ns // DAY_NS))
+        return record is not None
+
+    def measure(self, seconds: float) -> None:
+        self.tally["recordings"] += 1
+        if 0 < seconds < math.inf:
+            self.seconds += seconds
+        else:
+            self.tally["unmeasured"] += 1
+
+    def credit(self, first_size: int, saved: int, date: str, recorded: str) -> None:
+        self.tally["savings"] += saved
+        self.saved[month_of(date)] += saved
+        self.recorded[recorded] += first_size
+
+    def read_sessions(self, prefix: str, sidecars: list[str], copies: Iterable[str]) -> Iterable[Told]:
+        """What the sidecars of a folder say; those of one session together."""
+        sessions: dict[str, Told] = {}
+        for name in sorted(sidecars):
+            told = read_told(f"{self.library}/{prefix}", name, copies) if prefix or name != INDEX_NAME else None
+            if told:
+                sessions.setdefault(told.key, told).files.update(told.files)
+        return sessions.values()
+
+    def add_sessions(
+        self, sessions: Iterable[Told], firsts: Mapping[str, int], unknown: dict[str, os.stat_result]
+    ) -> Iterable[os.stat_result]:
+        """Credit copies that the history does not know, from what the sidecars say of whole sessions; returns what is left.
+        `firsts`: bytes as the browser wrote them, of every other file."""
+        for told in sessions:
+            first, rest = told.first_size, []
+            for name in told.files:
+                if name in unknown:
+                    rest.append(name)
+                elif name in firsts:
+                    first -= firsts[name]
+                else:
+                    break  # gone, or told of already: what was theirs of the sum cannot be told apart
+            else:
+                if rest and first > 0:
+                    self.add_session(told, first, [(unknown.pop(name), firsts.get(kept_original(name))) for name in rest])
+        return unknown.values()
+
+    def add_session(self, told: Told, first: int, found: list[tuple[os.stat_result, Optional[int]]]) -> None:
+        """`first`: bytes of what was `found` as the browser wrote it; with each copy the bytes of its original, if still there."""
+        saved = first
+        for status, kept in found:
+            self.tally["known_size"] += status.st_size
+            saved -= status.st_size if kept is None else kept
+        self.tally["first_size"] += first
+        self.credit(first, saved, told.date, month_of_day(found[0][0].st_mtime_ns // DAY_NS))
+        if len(found) == len(told.files) and told.seconds:
+            self.tally["unmeasured"] -= len(found)
+            self.seconds += told.seconds
+
+    def result(self) -> dict[str, Any]:
+        tally = self.tally
+        first, target = tally["first_size"], self.config.target
+        ratio = tally["known_size"] / first if first else target.bitrate * target.form.payload / 8 / BYTES_PER_SECOND
+        estimate = round(tally["due_size"] * max(0.0, 1 - ratio))
+        keys = ("compressed_size", "original_size", "savings", "recordings", "compressed", "originals", "young", "unrecorded")
+        return {
+            "total_size": tally["compressed_size"] + tally["original_size"],
+            **{key: tally[key] for key in keys},
+            "compression_ratio": round(ratio, 4) if first else None,
+            "audio_seconds": round(self.seconds, 3),
+            "due": {"count": tally["due"], "size": tally["due_size"], "estimated_saving": estimate},
+            "archived": {"count": len(self.archived), "size": tally["archived_size"]},
+            "kept": [
+                {"action": action, "code": code, "reason": general_sentence(code), **counts}
+                for (action, code), counts in sorted(self.kept.items(), key=lambda item: (-item[1]["count"], item[0]))
+            ],
+            "savings_by_month": {month: self.saved[month] for month in sorted(self.saved) if month},
+            "recorded_by_month": {month: self.recorded[month] for month in sorted(self.recorded) if month},
+            "runs": list(self.history.runs),
+            "problems": self.problems,
+        }
+
+
+class Told(NamedTuple):
+    """What a sidecar says of a compression."""
+
+    key: str  # the same in all sidecars of a session
+    first_size: int  # bytes of all its files as the browser wrote them
+    date: str
+    seconds: float
+    files: set[str]
+
+
+def read_told(folder: str, name: str, copies: Iterable[str]) -> Optional[Told]:
+    """Fit for 100,000 sidecars: three system calls, and no strict check, as nothing is written back. None where one says nothing
+    of a compression, or nothing that can be so."""
+    try:
+        descriptor = os.open(folder + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, SIDECAR_READ)
+        finally:
+            os.close(descriptor)
+        text = read_regular(folder + name) if len(text) == SIDECAR_READ else text
+        document = json.loads(text.decode()) if b'"compression_date"' in text else {}
+        date, first_size, id_ = document.get("compression_date"), document.get("original_size"), document.get("id")
+        if not date or not isinstance(date, str):
+            return None
+        stem = name[: -len(SIDECAR_SUFFIX)]
+        files = {chunk["file"] for chunk in chunk_objects(document) if is_plain_name(chunk.get("file"))}
+        files = files or {stem + suffix for suffix in COPY_SUFFIXES if stem + suffix in copies}
+        key, seconds = id_ if isinstance(id_, str) else "\0" + name, finite(document.get("duration")) or 0.0
+        return Told(key, int(expect_number(first_size)), date, max(0.0, seconds), files)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def index_seconds(library: str) -> float:
+    """The durations of all entries of the index, 0 where it cannot be read."""
+    try:
+        document = json.loads(read_regular(os.path.join(library, INDEX_NAME)))
+    except (OSError, ValueError, RecursionError):
+        return 0.0
+    entries = index_entries(document) if isinstance(document, dict) else []
+    return sum(max(0.0, finite(entry.get("duration")) or 0.0) for entry in entries)
+
+
+DAY_NS = DAY * 10**9
+
+
+@functools.lru_cache(maxsize=4096)
+def month_of_day(day: int) -> str:
+    """YYYY-MM of a day since the epoch, empty for one that no calendar has."""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(day * DAY, timezone.utc).strftime("%Y-%m").zfill(7)
+    return ""
+
+
+def general_sentence(code: str) -> str:
+    """A reason's sentence without what was found in one file."""
+    for reason in Reason:
+        if reason.code == code:
+            return reason.sentence.partition("{}")[0].rstrip(": ")
+    return code.encode("ascii", "backslashreplace").decode()
+
+
+def storage_stats(recordings_dir: str) -> dict[str, Any]:
+    """What a library takes and what its compression saved: the object of `stats --json`, described in README.md.
+
+    Threshold, target and log folder come from compression_config.json beside this script, where there is one. Reads only; may be
+    called from any thread. Raises OSError where the folder cannot be read, ValueError where the config file cannot be used.
+    """
+    try:
+        config = resolve_config(argparse.Namespace(config=None, recordings_dir=os.fspath(recordings_dir)))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return Statistics(config, time.time()).gather()
+
+
+class Row(NamedTuple):
+    """One bar of a picture: a row of a table on paper and on the page."""
+
+    label: str
+    value: float
+    text: str
+
+
+def facts(stats: Mapping[str, Any]) -> list[Row]:
+    """The figures that matter, in words."""
+    due, archived, ratio = stats["due"], stats["archived"], stats["compression_ratio"]
+    less = f", copies take {100 * ratio:.0f} % of what was recorded" if ratio else ""
+    rows = [
+        Row("Recordings", 1, f"{stats['recordings']:,} ({stats['compressed']:,} compressed, {stats['young']:,} too young)"),
+        Row("Audio", 1, f"{stats['audio_seconds'] / 3600:,.1f} hours"),
+        Row("Size now", 1, f"{megabytes(stats['total_size'])}: {megabytes(stats['compressed_size'])} in compressed files, "
+                           f"{megabytes(stats['original_size'])} in originals"),
+        Row("Saved", 1, megabytes(stats["savings"]) + less),
+        Row("Due now", due["count"], f"{due['count']:,} with {megabytes(due['size'])}; compressing them would save about "
+                                     f"{megabytes(due['estimated_saving'])} (an estimate)"),
+        Row("Archived", archived["count"], f"{archived['count']:,} with {megabytes(archived['size'])}, elsewhere"),
+        Row("Unrecorded", stats["unrecorded"], f"{stats['unrecorded']:,} compressed files that no record tells of"),
+        Row("Last run", 1, "; ".join(run_row(run).label + ", " + run_row(run).text for run in stats["runs"][-1:]) or "none yet"),
+    ]  # fmt: skip
+    return [row for row in rows if row.value or row.label == "Due now"]
+
+
+def month_rows(stats: Mapping[str, Any]) -> list[Row]:
+    months = stats["savings_by_month"]
+    return [Row(month, months[month], megabytes(months[month])) for month in list(months)[-LATEST_MONTHS:]]
+
+
+def kept_rows(stats: Mapping[str, Any]) -> list[Row]:
+    return [
+        Row(("failed: " if each["action"] == Action.FAILED.value else "") + each["reason"], each["count"],
+            f"{each['count']:,} with {megabytes(each['size'])}")
+        for each in stats["kept"]
+    ]  # fmt: skip
+
+
+def run_row(run: Mapping[str, Any]) -> Row:
+    code = int(run["exit_code"])
+    result = "stopped" if code > 128 else RESULTS.get(code, f"exit code {code}")
+    counts = f"{run['compressed']:,} compressed, {run['kept']:,} kept, {run['failed']:,} failed"
+    text = f"{result}: {counts}, {megabytes(run['saved'])} saved in {run['elapsed_seconds']:,.0f} s"
+    return Row(run["date"][:16].replace("T", " "), run["saved"], text)
+
+
+def share(row: Row, rows: Sequence[Row]) -> float:
+    """How much of the longest bar a row's bar takes, from 0 to 1."""
+    return max(0.0, row.value) / (max(each.value for each in rows) or 1)
+
+
+def stats_text(stats: Mapping[str, Any]) -> str:
+    lines = [f"{row.label:<12}{row.text}" for row in facts(stats)]
+    for title, rows in (("Saved by month", month_rows(stats)), ("Kept, and why", kept_rows(stats))):
+        width = max((len(row.label) for row in rows), default=0)
+        lines += ["", title] if rows else []
+        lines += [f"  {row.label:<{width}}  {'#' * round(20 * share(row, rows)):<20}  {row.text}" for row in rows]
+    return "\n".join(lines)
+
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--paper:#f6f7f9;--card:#fff;--line:#dfe3e8;--with:#1769c2;
+--without:#8b96a3}
+@media(prefers-color-scheme:dark){
+:root{--ink:#e8ebef;--soft:#a3adb8;--paper:#111418;--card:#1b2027;--line:#323943;--with:#62a8f5;--without:#7f8b98}}
+body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+h1{font-size:1.4rem;margin:.5rem 0 1rem}h2{font-size:1.05rem;margin:0 0 .6rem}p{margin:.3rem 0;color:var(--soft)}
+section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;margin:0 0 1rem}
+table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}th,td,li{overflow-wrap:anywhere}
+th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0}th[scope=row]{width:7.5rem}
+tr+tr>*{border-top:1px solid var(--line)}ul{list-style:none;margin:0;padding:0;font-variant-numeric:tabular-nums}
+li{display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 1rem;margin:0 0 .5rem}
+svg{display:block;width:100%}.bar{height:.5rem}.bar rect,.area{fill:var(--with)}
+.chart{height:12rem;border-bottom:1px solid var(--line)}
+.line{fill:none;stroke:var(--without);stroke-width:2;vector-effect:non-scaling-stroke}
+.ends{color:var(--soft)}summary{cursor:pointer}
+b{display:inline-block;width:.8rem;height:.8rem;border-radius:.2rem;background:var(--with)}.without{background:var(--without)}
+"""
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Storage of the recordings</title><style>{style}</style></head><body>
+<h1>Storage of the recordings</h1><section><table>{facts}</table></section>
+<section><h2>Size over time</h2>{sizes}</section>
+<section><h2>Saved by month</h2>{months}</section>
+<section><h2>Kept, and why</h2>{kept}</section>
+<section><h2>Runs</h2>{runs}</section><p>{foot}</p></body></html>
+"""
+BAR = """<li><strong>{0}</strong><span>{1}</span>
+<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{0}: {1}">
+<rect width="{2:.2f}" height="1"/></svg>"""
+CHART = """<ul><li class="ends">{top}</ul>
+<svg class="chart" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{text}">
+<path class="area" d="{compressed}V100Z"/><path class="line" d="{without}"/></svg>
+<ul><li class="ends"><span>{first}</span><span>{last}</span></ul>
+<p><b class="without"></b> without compression, <b></b> with it. {text}</p>
+<details><summary>The numbers</summary><table><tr><th>Month<th>Without<th>With{rows}</table></details>"""
+
+
+def escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def stats_page(stats: Mapping[str, Any]) -> str:
+    """The page: complete in itself, without a script, every picture's numbers beside it as text."""
+    runs = [run_row(run) for run in reversed(stats["runs"])]
+    return PAGE.format(
+        style=STYLE,
+        facts="".join(f'<tr><th scope="row">{escaped(row.label)}<td>{escaped(row.text)}' for row in facts(stats)),
+        sizes=size_chart(stats),
+        months=bars(month_rows(stats), "Nothing has been compressed yet."),
+        kept=bars(kept_rows(stats), "Nothing was kept for a reason of its own."),
+        runs=bars(runs, "No run is on record yet."),
+        foot=escaped(" ".join([f"As of {timestamp()}.", *stats["problems"]])),
+    )
+
+
+def bars(rows: Sequence[Row], nothing: str) -> str:
+    lines = [BAR.format(escaped(row.label), escaped(row.text), 100 * share(row, rows)) for row in rows]
+    return f"<ul>{''.join(lines)}</ul>" if rows else f"<p>{nothing}</p>"
+
+
+def size_series(stats: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """(month, bytes without compression, bytes with it), summed up to the end of each month, of what the library has now: a
+    recording counts from the month it was recorded in, its saving from the month it was compressed in."""
+    recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
+    months = sorted({*recorded, *saved})
+    without = list(itertools.accumulate(recorded.get(month, 0) for month in months))
+    gained = itertools.accumulate(saved.get(month, 0) for month in months)
+    return [(month, size, max(0, size - less)) for month, size, less in zip(months, without, gained)]
+
+
+def size_chart(stats: Mapping[str, Any]) -> str:
+    series = size_series(stats)
+    if not series:
+        return "<p>No recordings yet.</p>"
+    (first, _, _), (last, without, compressed) = series[0], series[-1]
+    top = max(1, without, *(row[2] for row in series))
+    numbers = [int(month[:4]) * 12 + int(month[5:7]) for month, _, _ in series]
+
+    def steps(sizes: Iterable[int]) -> str:
+        """A path that holds each month's size until the next."""
+        width = numbers[-1] + 1 - numbers[0]
+        points = (
+            f"H{100 * (number - numbers[0]) / width:.2f}V{100 - 100 * size / top:.2f}" for number, size in zip(numbers, sizes)
+        )
+        return f"M0,100{''.join(points)}H100"
+
+    rows = [f'<tr><th scope="row">{month}<td>{megabytes(size)}<td>{megabytes(less)}' for month, size, less in series]
+    text = f"{first} to {last}: {megabytes(without)} without compression, {megabytes(compressed)} with it."
+    return CHART.format(
+        top=megabytes(top), text=text, first=first, last=last, rows="".join(rows),
+        without=steps(row[1] for row in series), compressed=steps(row[2] for row in series),
+    )  # fmt: skip
+
+
+def command_stats(config: Config, report: Report) -> None:
+    if config.html and config.json:
+        raise UsageError("--json and --html are two ways to tell the same; choose one.")
+    require_library(config)
+    stats = Statistics(config, time.time()).gather()
+    if config.html:
+        Path(config.html).write_text(stats_page(stats), encoding="utf-8")
+        report.say(f"Written: {printable(config.html)}")
+    elif config.json:
+        report.write(json.dumps(stats), sys.stdout)
+    else:
+        report.say(stats_text(stats))
+    for problem in stats["problems"]:
+        report.error(problem)
+
+
 # -------------------------------------------------------------------------------------------------------- tools
 
 
@@ -4405,6 +4857,7 @@ def show_tree(report: Report, library: str) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
     "run": ("compress what is due (what happens without a command)", command_run),
+    "stats": ("what the library takes, what was saved, what is due", command_stats),
     "restore": ("undo: bring back a kept original or an archived recording", command_restore),
     "check": ("fully verify the compressed library against its records", command_check),
     "pause": ("make runs leave the library alone", command_pause),
@@ -4413,6 +4866,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
     "demo": ("the whole job on a small library in a temporary folder", command_demo),
 }
 COMMAND_OPTIONS = {
+    "run": tuple(field.name for field in SETTINGS if field.name not in ("html", "paths")),
+    "stats": ("recordings_dir", "json", "html"),
     "restore": ("recordings_dir", "paths", "json", "quiet", "verbose"),
     "check": ("recordings_dir", "jobs", "json", "quiet", "verbose", "progress"),
 }
