@@ -22,7 +22,7 @@ The way of one recording, and the sections of this file in the same order:
     commit           the only section that changes the library     Committer
     history          what became of every file, and when           History
     check            the compressed library against its records    Check
-    statistics       what it takes and what was saved              Statistics, storage_stats()
+    statistics       what it takes and what was saved              Statistics, storage_stats(), StatsApp
     tools            the one place that starts a process           Tools
     files, json      the one place that writes durably             place(), Staging, replace_json()
     reporting        the one place that prints and logs            Report
@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import base64
 import concurrent.futures
 import contextlib
 import ctypes
@@ -58,11 +59,13 @@ import re
 import selectors
 import shutil
 import signal
+import socket
 import stat
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import zlib
@@ -800,6 +803,11 @@ def check_html(value: Any) -> str:
     return str(value)
 
 
+def check_host(value: Any) -> str:
+    expect(isinstance(value, str) and re.fullmatch(r"[\w.:-]+", value), "a host name or address")
+    return str(value)
+
+
 DAYS = number("a number of days from 0 up", 0)
 BOOLEAN = Kind(check_boolean)
 
@@ -848,6 +856,11 @@ class Config:
     progress: Optional[bool] = setting(None, Kind(lambda value: value), "--progress", "--no-progress", key=False,
                                        action="progress", help="default: on a terminal")  # fmt: skip
     html: Optional[str] = setting(None, Kind(check_html), "--html", key=False, metavar="FILE", help="write a page of its own")
+    host: str = setting(
+        "127.0.0.1", Kind(check_host), "--host", key=False, metavar="H", help="default: 127.0.0.1, this machine only"
+    )
+    port: int = setting(8765, number("a port from 0 (any) to 65535", 0, 65535, whole=True), "--port", key=False, metavar="P",
+                        help="default: 8765")  # fmt: skip
     tiers: tuple[Tier, ...] = setting((), Kind(check_tiers))
     notify_command: Optional[str] = setting(None, check_optional(Kind(check_command)))
     paths: tuple[str, ...] = setting((), Kind(check_texts), "PATH", key=False, nargs="+",
@@ -1145,7 +1158,7 @@ class Run:
             return False
         if source.is_copy:
             return self.is_last_of_ours(source, session)
-        return last is not None and last.action != Action.RESTORED.value and last.rests(last.fingerprint)
+        return last is not None and last.action != Action.RESTORED.value and last.is_settled
 
     def in_shard(self, session: Session) -> bool:
         shard = self.config.shard
@@ -3126,10 +3139,15 @@ class Remembered(NamedTuple):
     seconds: float  # of audio
     code: str  # of the reason
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is not to be taken up again, with the same settings."""
+        given_up = self.action == Action.FAILED.value and self.attempts >= ATTEMPTS
+        return self.action in (Action.KEPT.value, Action.RESTORED.value) or given_up
+
     def rests(self, fingerprint: str) -> bool:
-        """Whether it is not to be taken up again, as long as the settings that its decision rests on are the same."""
-        settled = self.action == Action.KEPT.value or (self.action == Action.FAILED.value and self.attempts >= ATTEMPTS)
-        return self.action == Action.RESTORED.value or (settled and self.fingerprint == fingerprint)
+        """The same, under these settings; what was brought back rests under any."""
+        return self.is_settled and (self.action == Action.RESTORED.value or self.fingerprint == fingerprint)
 
 
 class CopyRecord(NamedTuple):
@@ -3473,7 +3491,11 @@ def command_check(config: Config, report: Report) -> None:
 
 RESULTS = {0: "done", 1: "something failed", 4: "a needed program is missing", 5: "too little disk space"}  # by exit code
 LATEST_MONTHS = 24  # shown as bars; the object has them all
+API_PATH = "/api/storage-stats"
+STATS_KEPT = 5.0  # seconds that an answer serves again, so that a storm of reloads walks the library once
+PAGE_RENEWED = 60  # seconds after which a browser loads the page anew
 SIDECAR_READ = 1 << 16  # bytes at once; a buffer of a megabyte costs five times the read
+CLIENT_PATIENCE = 10.0  # seconds for a client to send its request or take the answer
 
 
 class Statistics:
@@ -3737,6 +3759,11 @@ def storage_stats(recordings_dir: str) -> dict[str, Any]:
     return Statistics(config, time.time()).gather()
 
 
+def storage_app(recordings_dir: str) -> StatsApp:
+    """storage_stats() as a WSGI application for another server to mount."""
+    return StatsApp(functools.partial(storage_stats, recordings_dir))
+
+
 class Row(NamedTuple):
     """One bar of a picture: a row of a table on paper and on the page."""
 
@@ -3894,6 +3921,110 @@ def size_chart(stats: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
+class StatsApp:
+    """A read-only WSGI application: the page at `/`, the object at `/api/storage-stats`.
+
+    `gather` returns the object, or raises OSError or ValueError. With `host` set, a request must ask for that name, for localhost
+    or for an address: a page elsewhere whose name is made to point here (DNS rebinding) gets nothing.
+    """
+
+    def __init__(self, gather: Callable[[], dict[str, Any]], host: Optional[str] = None) -> None:
+        self.gather, self.host = gather, host
+        self.lock = threading.Lock()  # one walk at a time; the others wait for its answer
+        self.kept: dict[str, Any] = {}
+        self.kept_until = -math.inf
+
+    def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        status, kind, text, *more = self.answer(environ)
+        body = text.encode()
+        headers = [("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))), *SAFE_HEADERS]
+        start_response(status, headers + [tuple(header.split(": ")) for header in more])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    def answer(self, environ: Mapping[str, Any]) -> tuple[str, ...]:
+        """Status, type and body of the answer, and headers of its own."""
+        path = environ.get("PATH_INFO", "")
+        if self.host is not None and not is_own_host(environ.get("HTTP_HOST", ""), self.host):
+            return "403 Forbidden", "text/plain", "Ask for this server by its address, or start it with --host and this name.\n"
+        if path not in ("", "/", API_PATH):
+            return "404 Not Found", "text/plain", f"There is / and {API_PATH}.\n"
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return "405 Method Not Allowed", "text/plain", "This can only be read.\n", "Allow: GET, HEAD"
+        try:
+            stats = self.current()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "the configuration cannot be used"
+            return "503 Service Unavailable", "text/plain", f"No statistics: {reason}.\n"
+        if path == API_PATH:
+            return "200 OK", "application/json", json.dumps(stats)
+        return "200 OK", "text/html", stats_page(stats), f"Refresh: {PAGE_RENEWED}"
+
+    def current(self) -> dict[str, Any]:
+        with self.lock:
+            if time.monotonic() > self.kept_until:
+                self.kept = self.gather()
+                self.kept_until = time.monotonic() + STATS_KEPT
+            return self.kept
+
+
+SAFE_HEADERS = [
+    # The page's own style and nothing else: whatever a name on it may hold, nothing on it can run or load.
+    ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; style-src 'sha256-"
+                                + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode() + "'"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cache-Control", "no-store"),
+]  # fmt: skip
+
+
+def is_own_host(header: str, host: str) -> bool:
+    """Whether a Host header names us: an address cannot be made to point elsewhere, a name can."""
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(:\d+)?", header.lower())
+    name = match[1] or match[2] if match else ""
+    if name in ("localhost", host.lower()):
+        return True
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            return bool(socket.inet_pton(family, name))
+    return False
+
+
+def listen(config: Config, report: Report, app: StatsApp) -> Any:
+    """A server that answers every client in a thread of its own. Raises ServiceError where the port cannot be had."""
+    import socketserver  # noqa: PLC0415 - these two take 18 ms to load, which no nightly run needs
+    from wsgiref import simple_server  # noqa: PLC0415
+
+    class Handler(simple_server.WSGIRequestHandler):
+        timeout = CLIENT_PATIENCE
+
+        def log_message(self, format: str, *words: Any) -> None:
+            report.log.info(printable(f"{self.client_address[0]} {format % words}"))
+
+    class Server(socketserver.ThreadingMixIn, simple_server.WSGIServer):
+        address_family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        daemon_threads = True  # a slow client does not hold up the end
+        timeout = 0.5  # seconds between looks at the signals
+
+        def server_bind(self) -> None:
+            """Without the name look-up of the one inherited, which takes seconds where no name server answers."""
+            socketserver.TCPServer.server_bind(self)
+            self.server_name, self.server_port = config.host, self.server_address[1]
+            self.setup_environ()
+
+        def handle_error(self, *_: Any) -> None:
+            report.log.info("A client went away.")
+
+    try:
+        server = Server((config.host, config.port), Handler)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such host"
+        raise ServiceError(f"Cannot listen on {config.host} port {config.port}: {reason}. Choose with --host and --port.") from None
+    server.set_app(app)
+    return server
+
+
 def command_stats(config: Config, report: Report) -> None:
     if config.html and config.json:
         raise UsageError("--json and --html are two ways to tell the same; choose one.")
@@ -3908,6 +4039,18 @@ def command_stats(config: Config, report: Report) -> None:
         report.say(stats_text(stats))
     for problem in stats["problems"]:
         report.error(problem)
+
+
+def command_serve(config: Config, report: Report) -> None:
+    require_library(config)
+    app = StatsApp(lambda: Statistics(config, time.time()).gather(), config.host)
+    with stop_signals() as stop, listen(config, report, app) as server:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        report.say(f"Statistics at http://{host}:{server.server_port}/ and {API_PATH}; Ctrl-C ends it.")
+        while not stop.signal:
+            server.handle_request()
+    report.exit_code = 128 + stop.signal
+    report.say(f"Ended by {signal.Signals(stop.signal).name}.")
 
 
 # -------------------------------------------------------------------------------------------------------- tools
@@ -4858,6 +5001,7 @@ def show_tree(report: Report, library: str) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
     "run": ("compress what is due (what happens without a command)", command_run),
     "stats": ("what the library takes, what was saved, what is due", command_stats),
+    "serve": ("show the statistics as a page and as JSON, over HTTP", command_serve),
     "restore": ("undo: bring back a kept original or an archived recording", command_restore),
     "check": ("fully verify the compressed library against its records", command_check),
     "pause": ("make runs leave the library alone", command_pause),
@@ -4866,8 +5010,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
     "demo": ("the whole job on a small library in a temporary folder", command_demo),
 }
 COMMAND_OPTIONS = {
-    "run": tuple(field.name for field in SETTINGS if field.name not in ("html", "paths")),
+    "run": tuple(field.name for field in SETTINGS if field.name not in ("html", "host", "port", "paths")),
     "stats": ("recordings_dir", "json", "html"),
+    "serve": ("recordings_dir", "host", "port", "verbose"),
     "restore": ("recordings_dir", "paths", "json", "quiet", "verbose"),
     "check": ("recordings_dir", "jobs", "json", "quiet", "verbose", "progress"),
 }
