@@ -146,14 +146,14 @@ class Records(StatsCase):
 
     def test_a_restored_original_takes_its_saving_back(self) -> None:
         self.add_bytes(b"x" * BEFORE, "d/a.webm")
-        self.remember(compressed("d/a.webm"), {"type": "restored", "path": "d/a.webm", "copy": "a.opus"})
+        self.remember(compressed("d/a.webm"), compressed("d/a.webm", action="restored", code="restored"))
         self.assert_saved(0, original_size=BEFORE, compression_ratio=None)
         self.add_copy()
         self.assert_saved(0, compressed_size=AFTER, compression_ratio=None, unrecorded=1)
 
     def test_what_an_archived_copy_saved_stays_saved(self) -> None:
         self.remember(compressed("d/a.webm"))
-        self.remember({"type": "archived", "path": "d/a.opus", "size": AFTER, "first_size": BEFORE, "location": "/mnt/cold"})
+        self.remember(compressed("d/a.opus", action="archived", original_size=AFTER, copy=None, location="/mnt/cold/d/a.opus"))
         archived = {"count": 1, "size": AFTER}
         self.assert_saved(400, archived=archived, total_size=0, savings_by_month={"2026-01": 400}, compression_ratio=None)
         self.add_copy()
@@ -168,9 +168,9 @@ class Records(StatsCase):
         odd = [
             "", "{", "[]", "7", '"type"', "null", '{"type": "run"}', "[" * 10_000, json.dumps(run(exit_code=None)),
             json.dumps(run(date="\ud800")), json.dumps(run(saved=10**30)),
-            '{"type": "archived", "path": ["x"], "size": 1, "first_size": 2}',
-            '{"type": "archived", "path": "x", "size": -1, "first_size": 2, "date": "2026-01-31"}',
-            '{"type": "restored", "path": 5, "copy": "a.opus"}', '{"type": "restored", "path": "d/a", "copy": "../d/a.opus"}',
+            json.dumps(compressed("d/a.opus", action="archived", original_size=None)),
+            json.dumps({**compressed("d/a.opus", action="archived"), "path": ["x"]}),
+            json.dumps(compressed("d/a.webm", action="restored", copy="../d/a.opus")),
             '{"type": "of a later version", "path": "d/a.webm"}', json.dumps(compressed("d/a.webm", first_size="7")),
             json.dumps(compressed("d/a.webm", compressed_size=None)), json.dumps(compressed("d/a.webm", first_size=1e300)),
             json.dumps(compressed("d/a.webm", first_size=True)), json.dumps(compressed("d/c.webm", action=["kept"], code={"a": 1})),
