@@ -3214,11 +3214,12 @@ class History:
         if record["type"] == "recording":
             self.learn_outcome(record)
         elif record["type"] == "run":
-            counts = {key: expect_number(record[key], low=-math.inf) for key in RUN_COUNTS}
-            self.runs.append({"date": expect_date(record["date"]), **counts})
+            expect(month_of(record["date"]), "a date")
+            self.runs.append({"date": record["date"], **{key: expect_number(record[key], -math.inf) for key in RUN_COUNTS}})
 
     def learn_outcome(self, record: Mapping[str, Any]) -> None:
         path, identity = record["path"], (record["original_size"], record["mtime_ns"])
+        expect(isinstance(path, str), "a path")
         last = self._last.get(path)
         same = last and (last.identity, last.fingerprint) == (identity, record["settings"])
         failed = record["action"] == Action.FAILED.value
@@ -3323,12 +3324,6 @@ def expect_number(value: Any, low: float = 0) -> float:
     if known is None or known < low:
         raise ValueError(f"a number from {low} up")
     return known
-
-
-def expect_date(value: Any) -> str:
-    """A moment on record, as timestamp() writes it. Raises ValueError."""
-    expect(isinstance(value, str) and month_of(value), "a date such as 2026-01-31T02:00:00Z")
-    return str(value)
 
 
 ISO_DATE = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])-[0-9]{2}([T ][0-9:.]{5,15}(Z|[+-][0-9:]{4,6})?)?")
@@ -3772,23 +3767,23 @@ class Row(NamedTuple):
     text: str
 
 
-def facts(stats: Mapping[str, Any]) -> list[Row]:
+def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures that matter, in words."""
-    due, archived, ratio = stats["due"], stats["archived"], stats["compression_ratio"]
+    due, archived, ratio, runs = stats["due"], stats["archived"], stats["compression_ratio"], stats["runs"]
+    copies, originals = megabytes(stats["compressed_size"]), megabytes(stats["original_size"])
+    saving = f"compressing them would save about {megabytes(due['estimated_saving'])} (an estimate)"
     less = f", copies take {100 * ratio:.0f} % of what was recorded" if ratio else ""
     rows = [
-        Row("Recordings", 1, f"{stats['recordings']:,} ({stats['compressed']:,} compressed, {stats['young']:,} too young)"),
-        Row("Audio", 1, f"{stats['audio_seconds'] / 3600:,.1f} hours"),
-        Row("Size now", 1, f"{megabytes(stats['total_size'])}: {megabytes(stats['compressed_size'])} in compressed files, "
-                           f"{megabytes(stats['original_size'])} in originals"),
-        Row("Saved", 1, megabytes(stats["savings"]) + less),
-        Row("Due now", due["count"], f"{due['count']:,} with {megabytes(due['size'])}; compressing them would save about "
-                                     f"{megabytes(due['estimated_saving'])} (an estimate)"),
-        Row("Archived", archived["count"], f"{archived['count']:,} with {megabytes(archived['size'])}, elsewhere"),
-        Row("Unrecorded", stats["unrecorded"], f"{stats['unrecorded']:,} compressed files that no record tells of"),
-        Row("Last run", 1, "; ".join(run_row(run).label + ", " + run_row(run).text for run in stats["runs"][-1:]) or "none yet"),
-    ]  # fmt: skip
-    return [row for row in rows if row.value or row.label == "Due now"]
+        ("Recordings", f"{stats['recordings']:,} ({stats['compressed']:,} compressed, {stats['young']:,} too young)"),
+        ("Audio", f"{stats['audio_seconds'] / 3600:,.1f} hours"),
+        ("Size now", f"{megabytes(stats['total_size'])}: {copies} in compressed files, {originals} in originals"),
+        ("Saved", megabytes(stats["savings"]) + less),
+        ("Due now", f"{due['count']:,} with {megabytes(due['size'])}; {saving}" if due["count"] else "nothing"),
+        ("Archived", f"{archived['count']:,} with {megabytes(archived['size'])}, elsewhere" if archived["count"] else ""),
+        ("Unrecorded", f"{stats['unrecorded']:,} compressed files that no record tells of" if stats["unrecorded"] else ""),
+        ("Last run", "{0.label}, {0.text}".format(run_row(runs[-1])) if runs else "none yet"),
+    ]
+    return [row for row in rows if row[1]]
 
 
 def month_rows(stats: Mapping[str, Any]) -> list[Row]:
@@ -3818,7 +3813,7 @@ def share(row: Row, rows: Sequence[Row]) -> float:
 
 
 def stats_text(stats: Mapping[str, Any]) -> str:
-    lines = [f"{row.label:<12}{row.text}" for row in facts(stats)]
+    lines = [f"{label:<12}{text}" for label, text in facts(stats)]
     for title, rows in (("Saved by month", month_rows(stats)), ("Kept, and why", kept_rows(stats))):
         width = max((len(row.label) for row in rows), default=0)
         lines += ["", title] if rows else []
@@ -3873,7 +3868,7 @@ def stats_page(stats: Mapping[str, Any]) -> str:
     runs = [run_row(run) for run in reversed(stats["runs"])]
     return PAGE.format(
         style=STYLE,
-        facts="".join(f'<tr><th scope="row">{escaped(row.label)}<td>{escaped(row.text)}' for row in facts(stats)),
+        facts="".join(f'<tr><th scope="row">{label}<td>{escaped(text)}' for label, text in facts(stats)),
         sizes=size_chart(stats),
         months=bars(month_rows(stats), "Nothing has been compressed yet."),
         kept=bars(kept_rows(stats), "Nothing was kept for a reason of its own."),

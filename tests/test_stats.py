@@ -174,6 +174,7 @@ class Records(StatsCase):
             '{"type": "of a later version", "path": "d/a.webm"}', json.dumps(compressed("d/a.webm", first_size="7")),
             json.dumps(compressed("d/a.webm", compressed_size=None)), json.dumps(compressed("d/a.webm", first_size=1e300)),
             json.dumps(compressed("d/a.webm", first_size=True)), json.dumps(compressed("d/c.webm", action=["kept"], code={"a": 1})),
+            json.dumps({**compressed("x"), "path": 7}),
         ]  # fmt: skip
         for line in odd:
             self.remember(line, compressed("d/a.webm"), run(), line)
