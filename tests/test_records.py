@@ -7,7 +7,7 @@ import multiprocessing
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 from unittest import mock
 
 import compression_service as service
@@ -143,6 +143,63 @@ class OddDocuments(LibraryCase):
         self.assertEqual(self.run_cli().code, 0)
         self.assertEqual(outside.read_bytes(), before)
         self.assertEqual([chunk["file"] for chunk in self.read_json("d/x.json")["chunks"]], [*names[:-1], "x.opus"])
+
+
+class IndexAsText(LibraryCase):
+    """The index is edited as text: whatever its style, only what changes is touched."""
+
+    DATE = "2026-01-31T02:00:00Z"
+
+    def updated(self, text: str, **sizes: int) -> Optional[str]:
+        """The index with the entries of these ids compressed to so many bytes, and copies of 600 bytes in the library."""
+        found = service.IndexText(text.encode(), lambda id_: {"compressed": True, "size": sizes[id_]} if id_ in sizes else None)
+        written = found.updated(600, self.DATE)
+        return written.decode() if written is not None else None
+
+    def test_every_byte_that_need_not_change_stays(self) -> None:
+        text = (
+            '{ "recordings":[\r\n\t{"id" : "\\u0061", "size": 1000.0,"note":"gr\u00fc\u00df \\"{[,:\\\\", "compressed": false},'
+            ' 7,\n{"id":"b","size":1E3, "more": [{"id": "a", "size": 5}]}],"of_the_recorder":[1e5, {}], "total_size": 0\n,'
+            '"compressed_size":null, "last_updated" : "x" }\n\n'
+        )
+        expected = text.replace("1000.0", "600").replace("false", "true").replace('"total_size": 0', '"total_size": 1600.0')
+        expected = expected.replace("null", "600").replace('"x"', f'"{self.DATE}"')
+        self.assertEqual(self.updated(text, a=600), expected)
+
+    def test_it_says_what_the_same_document_says_when_changed_as_objects(self) -> None:
+        entries = [index_entry(f"2025-10-27T{number}", 100 + number) for number in range(50)]
+        del entries[3]["size"], entries[4]["compressed"], entries[5]["id"]
+        document = index([*entries[:20], {}, *entries[20:]])
+        del document["last_updated"], document["compressed_size"]
+        sizes = {f"2025-10-27T{number}": number for number in range(3, 50, 7)}
+        for style in ({}, {"indent": 2}, {"indent": "\t"}, {"separators": (",", ":")}):
+            written = self.updated(json.dumps(document, **style), **sizes)
+            assert written
+            expected = json.loads(json.dumps(document))
+            for entry in expected["recordings"]:
+                if entry.get("id") in sizes:
+                    entry.update(compressed=True, size=sizes[entry["id"]])
+            total = sum(entry.get("size", 0) for entry in expected["recordings"])
+            expected.update(total_size=total, compressed_size=600, last_updated=self.DATE)
+            self.assertEqual(json.loads(written), expected)
+            self.assertIsNone(self.updated(written, **sizes))
+
+    def test_an_index_without_anything_gets_its_sums(self) -> None:
+        for text in ("{}", ' {"recordings": []}', '{"recordings": null}', '{"recordings": {"id": 1}}\n'):
+            written = self.updated(text)
+            assert written
+            expected = {**json.loads(text), "total_size": 0, "compressed_size": 600, "last_updated": self.DATE}
+            self.assertEqual(json.loads(written), expected)
+
+    def test_what_is_no_sound_json_is_refused(self) -> None:
+        cut = '{"recordings": [{"id": "a"}, 1], "b": 2}'
+        flawed = [cut[:length].encode() for length in range(len(cut))]
+        flawed += [content for name, content in OddDocuments.ODD.items() if name != "surrogate"]  # that stays as it is
+        flawed += [b'{"recordings": [1,]}', b'{"recordings": [,1]}', b'{"recordings": [1 2]}', b'{"a": 1,}', b'{"a" 1}', b"{1: 1}"]
+        flawed += [b'{"recordings": [], "recordings": []}', b'{"recordings": [{"id": "a", "id": "b"}]}', b"{} {}"]
+        for text in flawed:
+            with self.assertRaises(service.JsonFlaw, msg=text):
+                service.IndexText(text, lambda id_: {"compressed": True, "size": 1})
 
 
 def keep_counting(paths: list[str], done: Any, counts: Any) -> None:
