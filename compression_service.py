@@ -2355,6 +2355,7 @@ class Committer:
         self.entries: dict[str, Totals] = {}  # what the index must say, by id
         self.sessions: set[Session] = set()  # those whose sidecars we wrote
         self.index_length = 0
+        self.index_written: Optional[Identity] = None
         self.placed_size = 0  # bytes of copies that this run has added to those the scan saw
         self.settled_at, self.settle_cost = time.monotonic(), 0.0
 
@@ -2515,13 +2516,16 @@ class Committer:
             self.placed_size -= work.source.size if work.source.is_copy else 0
         self.pending += works
 
-    def renew_sidecars(self, sessions: Iterable[Session]) -> None:
-        """Write again what another program has overwritten from an older read since."""
+    def renew_sidecars(self, sessions: Iterable[Session]) -> bool:
+        """Write again what another program has overwritten from an older read since; returns whether anything was."""
+        renewed = False
         for session in sessions:
             if any(is_other(path, identity) for path, identity in session.written.items()):
                 folder = os.path.join(self.library, session.folder)
                 self.rewrite_sidecars(session, self.fresh_sidecars(session, folder, ()), folder)
                 flush_folder(folder)
+                renewed = True
+        return renewed
 
     def add_up(self, folder: str, names: set[str], done: Iterable[Work], resting: set[str]) -> Totals:
         """Sum a recording's files by what is on disk now, and by what this run has replaced."""
@@ -2595,7 +2599,7 @@ class Committer:
             self.report.scan.copies_size, self.placed_size = scan(self.library, -math.inf).copies_size, 0
         path = os.path.join(self.library, INDEX_NAME)
         if os.path.lexists(path):
-            replace_text(path, self.indexed, self.staging)
+            self.index_written = replace_text(path, self.indexed, self.staging)
             flush_folder(self.library)
 
     def indexed(self, text: bytes) -> Optional[bytes]:
@@ -2650,9 +2654,10 @@ class Committer:
         self.settle()
         path = os.path.join(self.library, INDEX_NAME)
         try:
-            self.renew_sidecars(self.sessions)
+            renewed = self.renew_sidecars(self.sessions)
             if self.entries and os.path.lexists(path):
-                self.update_index()
+                if renewed or self.config.shard or identity_of(os.lstat(path)) != self.index_written:
+                    self.update_index()
                 self.history.note_index(os.lstat(path))
         except (Refusal, JsonFlaw, OSError) as error:
             self.report.error(f"The records could not be looked over at the end; the next run does it: {printable(str(error))}")
@@ -4710,10 +4715,19 @@ def exchange(staged: str, path: str, staging: Staging) -> str:
 
 
 def keep_backup(path: str, text: bytes, staging: Staging) -> None:
-    """Keep a sidecar as it was before our first change, beside it."""
+    """Keep a sidecar as it was before our first change, beside it: the file itself, which ours is to displace."""
     backup = path + ".bak"
     if os.path.lexists(backup):
         return
+    descriptor = open_regular(path)
+    try:
+        flush(descriptor)  # costs nothing where it is on the disk already
+        os.link(path, backup, **NO_FOLLOW)
+        return
+    except OSError:  # no links there, or a name too long: told by what follows
+        pass
+    finally:
+        os.close(descriptor)
     staged = staging.write(text, like=path)
     with contextlib.suppress(FileExistsError):
         place(staged, backup)
