@@ -71,7 +71,7 @@ import time
 import traceback
 import zlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -123,6 +123,8 @@ MAX_TOOL_OUTPUT = 1 << 20  # bytes of messages after which a tool is stopped: it
 SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
 ARCHIVE_BYTES_PER_SECOND = 20_000  # the slowest upload that is still waited for
 SAME_FAILURES = 5  # in a row, after which the cause is taken to lie outside the recordings
+PROGRESS_PAUSE = {True: 10.0, False: 180.0}  # seconds between plain lines: where someone watches, and in a log file
+ENCODE_SHARE = {"opus": 0.75}  # of the time that a recording takes, the rest being its proof, measured; the others have 0.87
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
 LEVELS_FILTER = f"aresample={LEVEL_RATE},aformat=channel_layouts=mono:sample_fmts=s16"
@@ -1211,7 +1213,7 @@ class Night:
         with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool:
             try:
                 while self.start_batches(pool):
-                    self.report.progress(self.run.started)
+                    self.report.progress(self.running.values(), self.transcoder.through)
                     self.commit(self.collect())
             finally:
                 self.stop.requested = bool(self.running) or self.stop.requested  # leaving by an exception: the rest is dropped
@@ -1262,7 +1264,7 @@ class Night:
             with contextlib.suppress(Stopped):
                 future.result()
                 for work in batch.works:
-                    self.report.seconds_done += work.source.guessed_seconds
+                    self.report.finished(work)
                     ready += self.steps.finish(work)
         return ready
 
@@ -2185,6 +2187,16 @@ class Transcoder:
 
     def levels(self, work: Work, suffix: str) -> str:
         return self.staging.path(work.number, suffix)
+
+    def through(self, work: Work) -> float:
+        """Seconds of its audio that a recording at work has behind it, told by how far its files in staging have grown."""
+        if not work.probe or work.reason:
+            return work.seconds
+        encoded = heard = work.probe.timeline * file_size(work.staged or "") / (work.estimate or 1)
+        if self.listens(work):
+            encoded, heard = (file_size(self.levels(work, suffix)) / 2 / LEVEL_RATE for suffix in (".source", ".copy"))
+        share = ENCODE_SHARE.get(work.target.format, 0.87)
+        return min(work.probe.timeline, share * encoded + (1 - share) * heard)
 
     def run(self, arguments: Sequence[str], works: Sequence[Work], on_message: Reason) -> None:
         seconds = sum(work.probe.timeline for work in works if work.probe)
@@ -4806,6 +4818,36 @@ def timestamp() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+@dataclasses.dataclass
+class Pace:
+    """What is known of recordings already looked into: seconds of audio, as guessed from size, to work on, and through."""
+
+    guessed: float = 0.0
+    total: float = 0.0
+    through: float = 0.0
+    before: float = 0.0  # bytes of originals
+    after: float = 0.0  # bytes of their copies
+
+    @property
+    def left(self) -> float:
+        return self.total - self.through
+
+    def add(self, work: Work, through: float) -> None:
+        """Count one recording; what was refused took no time, and one not yet examined is counted as waiting."""
+        if work.probe and (work.proven or not work.reason):
+            share = through / (work.probe.timeline or 1)
+            self.total += work.probe.timeline
+            self.through += through
+            self.before += share * work.source.size
+            self.after += share * (work.copy.size if work.copy else work.estimate)
+        self.guessed += work.source.guessed_seconds if work.probe or work.reason else 0
+
+
 class Report:
     """Owns every tally, every line printed or logged, and the exit code."""
 
@@ -4816,11 +4858,13 @@ class Report:
         self.original = self.compressed = self.estimated = self.originals_due = 0  # bytes
         self.scan = Scan()
         self.due_count = self.remembered = 0
-        self.seconds_due = self.seconds_done = 0.0
+        self.seconds_due = self.busy = self.share = self.told_at = 0.0
+        self.pace, self.finished_count = Pace(), 0
         self.noted: set[str] = set()
-        self.bar = config.progress if config.progress is not None else sys.stderr.isatty()
-        self.bar = self.bar and not config.quiet
-        self.bar_shown = 0
+        self.shows = not config.quiet and config.progress is not False
+        self.watched = sys.stderr.isatty()
+        self.bar = self.watched and self.shows and os.environ.get("TERM", "dumb") != "dumb"
+        self.bar_text = ""
         self.log = logging.Logger("compression", logging.DEBUG)
         self.log.addHandler(logging.NullHandler())  # without one logging prints to stderr by itself
         logging.raiseExceptions = False  # a full disk must not print tracebacks from inside logging
@@ -4842,6 +4886,7 @@ class Report:
         self.add_handler(handler)
 
     def close(self) -> None:
+        self.clear_bar()
         for handler in self.log.handlers:
             with contextlib.suppress(OSError):  # a full disk under the log must not change how the run ends
                 handler.close()
@@ -4863,6 +4908,7 @@ class Report:
     def note_once(self, text: str) -> None:
         if text not in self.noted:
             self.noted.add(text)
+            self.clear_bar()
             self.log.info(text)
             self.say(text)
 
@@ -4888,6 +4934,7 @@ class Report:
         self.due_count = len(works)
         self.originals_due = sum(work.source.size for work in works)
         self.seconds_due = sum(work.source.guessed_seconds for work in works)
+        self.begun = self.looked_at = self.told_at = time.monotonic()
 
     def recording(self, work: Work) -> None:
         """Tell, log and count what became of one recording."""
@@ -4902,12 +4949,12 @@ class Report:
             self.original += work.source.size
             outcome["estimated_size"] = work.estimate
         line = printable(self.line(work, action))
+        self.clear_bar()
         self.log.log(logging.ERROR if action is Action.FAILED else logging.INFO, line)
         if work.trace:
             self.log.error(work.trace)
         if action is Action.FAILED:
             self.exit_code = self.exit_code or (NoSpaceError.exit_code if work.reason is Reason.NO_SPACE else 1)
-        self.clear_bar()
         if self.config.json:
             self.write(json.dumps(outcome), sys.stdout)
         elif not self.config.quiet:
@@ -4999,29 +5046,61 @@ class Report:
             f"Stopped by {signal.Signals(number).name}: originals of unfinished recordings are kept; run again to go on."
         )
 
-    def progress(self, started: float) -> None:
-        """One line that stays put, on a terminal."""
-        if not self.seconds_due:
-            return
-        done = min(1.0, self.seconds_done / self.seconds_due)
-        elapsed = time.monotonic() - started
-        left = f", {elapsed / done - elapsed:.0f} s left" if done > 0.02 else ""
-        text = f"{sum(self.counts.values())}/{self.due_count}  {100 * done:.0f} %{left}"
-        self.show_bar(text)
+    def finished(self, work: Work) -> None:
+        self.finished_count += 1
+        self.pace.add(work, work.seconds)
 
-    def show_bar(self, text: str) -> None:
-        if not self.bar:
+    def progress(self, running: Collection[Batch], through: Callable[[Work], float]) -> None:
+        """How far the run is, from what is finished and from the seconds `through` of what is at work."""
+        if not self.shows or not self.due_count:
             return
-        text = text[: shutil.get_terminal_size().columns - 1]
-        sys.stderr.write("\r" + text + " " * (self.bar_shown - len(text)))
-        sys.stderr.flush()
-        self.bar_shown = len(text)
+        pace, longest, now = dataclasses.replace(self.pace), 0.0, time.monotonic()
+        for batch in running:
+            before = pace.left
+            for work in batch.works:
+                pace.add(work, through(work))
+            longest = max(longest, pace.left - before)  # a batch is one worker's, however many are idle
+        self.busy, self.looked_at = self.busy + (now - self.looked_at) * len(running), now
+        # What waits will be worth working on as often, and be as long for its size, as what has been looked into.
+        waiting = max(0.0, self.seconds_due - pace.guessed) * (pace.total / pace.guessed if pace.guessed else 1)
+        total = pace.total + waiting
+        self.share = max(self.share, pace.through / total if total else self.finished_count / self.due_count)
+        parts = [f"{self.finished_count}/{self.due_count}", f"{100 * self.share:.0f} %"]
+        extra = [f"{megabytes(pace.before)} -> {megabytes(pace.after)}", f"{pace.through / (now - self.begun or 1):.0f} x realtime"]
+        left = max((pace.left + waiting) / self.config.workers, longest) * self.busy / (pace.through or 1)
+        rest = [clock(left) + " left"] if self.share > 0.02 else []
+        self.show_bar(*("  ".join(parts + extra[:count] + rest) for count in (2, 1, 0)))
+
+    def show_bar(self, *texts: str) -> None:
+        """Show the first text that fits on one line, the longest first: on a line that stays put, or else now and then."""
+        now = time.monotonic()
+        if self.bar:
+            columns = self.columns()
+            text = next((text for text in texts if len(text) < columns), texts[-1][: columns - 1])
+            if text != self.bar_text:
+                self.clear_bar()
+                self.draw(text)
+                self.bar_text = text
+        elif self.shows and now - self.told_at >= PROGRESS_PAUSE[self.watched or bool(self.config.progress)]:
+            self.write(texts[0], sys.stderr)
+            self.told_at = now
 
     def clear_bar(self) -> None:
-        if self.bar_shown:
-            sys.stderr.write("\r" + " " * self.bar_shown + "\r")
+        if self.bar_text:
+            rows = (len(self.bar_text) - 1) // self.columns()  # a window made narrower has wrapped what was there
+            self.draw("\r" + f"\033[{rows}A" * bool(rows) + "\033[J")
+            self.bar_text = ""
+
+    def draw(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone must not cost a recording
+            sys.stderr.write(text)
             sys.stderr.flush()
-            self.bar_shown = 0
+
+    def columns(self) -> int:
+        """Of the terminal that the bar is on; the one behind stdout may be another, or none."""
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return 80
 
 
 # --------------------------------------------------------------------------------------------- further commands
