@@ -26,7 +26,7 @@ The way of one recording, and the sections of this file in the same order:
     tools            the one place that starts a process           Tools
     files, json      the one place that writes durably             place(), Staging, replace_json()
     reporting        the one place that prints and logs            Report
-    further commands                                               doctor, demo
+    further commands                                               doctor, schedule, demo
 
 Exit codes: 0 done or nothing to do, 1 something failed (its original is kept), 2 wrong usage or configuration,
 3 another run is at work, 4 a needed program is missing, 5 too little disk space, 129/130/143 stopped by a signal.
@@ -41,6 +41,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import difflib
 import enum
 import errno
 import fcntl
@@ -56,8 +57,10 @@ import logging
 import logging.handlers
 import math
 import os
+import plistlib
 import re
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -75,7 +78,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar
+from typing import Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, cast
 
 VERSION = "1.0"
 T = TypeVar("T")
@@ -124,7 +127,7 @@ SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars
 ARCHIVE_BYTES_PER_SECOND = 20_000  # the slowest upload that is still waited for
 SAME_FAILURES = 5  # in a row, after which the cause is taken to lie outside the recordings
 PROGRESS_PAUSE = {True: 10.0, False: 180.0}  # seconds between plain lines: where someone watches, and in a log file
-ENCODE_SHARE = {"opus": 0.75}  # of the time that a recording takes, the rest being its proof, measured; the others have 0.87
+ENCODE_SHARE = {"opus": 0.8}  # of the time that a recording takes, the rest being its proof, measured; the others have 0.87
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
 LEVELS_FILTER = f"aresample={LEVEL_RATE},aformat=channel_layouts=mono:sample_fmts=s16"
@@ -568,13 +571,44 @@ class Work:
 # ------------------------------------------------------------------------------------------------- command line
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="compression_service.py",
-        description="Make a library of voice recordings smaller, without ever losing a second of it.",
-        epilog="Without a command: run. 'compression_service.py COMMAND --help' tells a command's options.",
-    )
-    parser.add_argument("--version", action="version", version=f"compression_service.py {VERSION}")
+PROGRAM = "compression_service.py"
+HELP_GROUPS = {  # what --help lists, of the commands there are
+    "every day": ("run", "stats", "check"),
+    "when needed": ("pause", "resume", "restore", "serve"),
+    "setting up": ("doctor", "schedule", "demo"),
+}
+EXAMPLES = (
+    ("--dry-run", "change nothing, say what would be done"),
+    ("--older-than 30", "leave alone what is younger"),
+    ("schedule cron", "an entry for every night, to paste"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells wrong usage in one sentence instead of a page, and has a front page that fits on a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. '{self.prog} --help' tells more.")
+
+    def suggest(self, word: str, known: Iterable[str], what: str) -> NoReturn:
+        close = difflib.get_close_matches(word, list(known), 1, 0.65)
+        self.error(f"there is no {what} {word}" + (f" (did you mean {close[0]}?)" if close else ""))
+
+    def format_help(self) -> str:
+        if self.prog != PROGRAM:
+            return super().format_help()
+        lines = [f"usage: {PROGRAM} [COMMAND] [options]", "", self.description or "", ""]
+        for group, names in HELP_GROUPS.items():
+            there = [name for name in names if name in COMMANDS]
+            lines += [f"{group * (name == there[0]):<13}{name:<10}{COMMANDS[name][0]}" for name in there]
+        lines += ["", *(f"  {PROGRAM + ' ' + words:<38}  {text}" for words, text in EXAMPLES)]
+        return "\n".join([*lines, "", "COMMAND --help tells a command's options. --version tells the version.", ""])
+
+
+def build_parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
+    """The whole parser, and that of each command."""
+    parser = Parser(prog=PROGRAM, description="Make a library of voice recordings smaller, without ever losing a second of it.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (text, _) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
@@ -582,7 +616,7 @@ def build_parser() -> argparse.ArgumentParser:
         for field in SETTINGS:
             if field.metadata["flags"] and field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",)):
                 add_flag(command, field)
-    return parser
+    return parser, commands.choices
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
@@ -590,22 +624,41 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> 
     if options.get("action") == "progress":
         group = parser.add_mutually_exclusive_group()
         group.add_argument(flags[0], dest=field.name, action="store_const", const=True, help=text)
-        group.add_argument(flags[1], dest=field.name, action="store_const", const=False, help=argparse.SUPPRESS)
+        group.add_argument(flags[1], dest=field.name, action="store_const", const=False, help="leave it out")
         return
-    if not flags[0].startswith("-"):
-        parser.add_argument(field.name, metavar=flags[0], help=text, **options)
-        return
-    parser.add_argument(*flags, dest=field.name, default=None, help=text, **options)
+    if flags[0].startswith("-"):
+        options["dest"] = field.name
+    parser.add_argument(*flags, default=None, help=text, **options)
+
+
+def parse_words(words: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for: without a command a run, and options may stand before the command. Raises UsageError."""
+    words = list(words)
+    parser, commands = build_parser()
+    if words[:1] not in (["-h"], ["--help"], ["--version"]):
+        if not words or words[0].startswith("-"):
+            words.insert(0, "run")
+            late = next((word for word in commands["run"].parse_known_args(words[1:])[1] if word in commands), None)
+            if late:
+                words = [late, *words[1 : (place := len(words) - 1 - words[::-1].index(late))], *words[place + 1 :]]
+        if words[0] not in commands:
+            parser.suggest(words[0], [*commands, "--help", "--version"], "command")
+    arguments, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        option, own = word.partition("=")[0], cast(Parser, commands[arguments.command])
+        if word.startswith("-") and option in commands["run"]._option_string_actions:
+            own.error(f"{option} is no option of {arguments.command}, only of run")
+        if not word.startswith("-"):
+            own.error(f"{arguments.command} cannot take {word}")
+        own.suggest(option, own._option_string_actions, "option")
+    return arguments
 
 
 def main(args: Optional[Sequence[str]] = None) -> int:
     """Run one command; `args` as in sys.argv[1:]. Returns the exit code."""
-    words = list(sys.argv[1:] if args is None else args)
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
-        words.insert(0, "run")
-    arguments = build_parser().parse_args(words)
     report: Optional[Report] = None
     try:
+        arguments = parse_words(sys.argv[1:] if args is None else args)
         config = resolve_config(arguments)
         report = Report(config)
         COMMANDS[arguments.command][1](config, report)
@@ -812,6 +865,11 @@ def check_host(value: Any) -> str:
     return str(value)
 
 
+def check_scheduler(value: Any) -> str:
+    expect(value in SCHEDULERS, "one of " + ", ".join(SCHEDULERS))
+    return str(value)
+
+
 DAYS = number("a number of days from 0 up", 0)
 BOOLEAN = Kind(check_boolean)
 
@@ -858,7 +916,11 @@ class Config:
     quiet: bool = setting(False, BOOLEAN, "-q", "--quiet", key=False, action="store_true", help="errors only")
     verbose: bool = setting(False, BOOLEAN, "-v", "--verbose", key=False, action="store_true", help="log lines on stderr")
     progress: Optional[bool] = setting(None, Kind(lambda value: value), "--progress", "--no-progress", key=False,
-                                       action="progress", help="default: on a terminal")  # fmt: skip
+                                       action="progress", help="default: on a terminal, else a line every 3 minutes")  # fmt: skip
+    scheduler: Optional[str] = setting(None, Kind(check_scheduler), "scheduler", key=False, nargs="?",
+                                       metavar="cron|launchd|systemd", help="cron and systemd: Linux; launchd: macOS")  # fmt: skip
+    paths: tuple[str, ...] = setting((), Kind(check_texts), "paths", key=False, nargs="+", metavar="PATH",
+                                     help="a kept original, its copy, or a sidecar")  # fmt: skip
     html: Optional[str] = setting(None, Kind(check_html), "--html", key=False, metavar="FILE", help="write a page of its own")
     host: str = setting(
         "127.0.0.1", Kind(check_host), "--host", key=False, metavar="H", help="default: 127.0.0.1, this machine only"
@@ -867,8 +929,6 @@ class Config:
                         help="default: 8765")  # fmt: skip
     tiers: tuple[Tier, ...] = setting((), Kind(check_tiers))
     notify_command: Optional[str] = setting(None, check_optional(Kind(check_command)))
-    paths: tuple[str, ...] = setting((), Kind(check_texts), "PATH", key=False, nargs="+",
-                                     help="a kept original, its copy, or a sidecar")  # fmt: skip
     file: str = ""  # the config file, where there is one
 
     @property
@@ -5148,6 +5208,62 @@ def command_doctor(config: Config, report: Report) -> None:
         tell(False, str(error), ToolMissingError.exit_code)
 
 
+def command_schedule(config: Config, report: Report) -> None:
+    """Print what makes a run every night on this machine. Raises UsageError."""
+    if not config.scheduler:
+        raise UsageError("For which scheduler? Say 'schedule cron' or 'schedule systemd' (Linux), or 'schedule launchd' (macOS).")
+    words = [os.path.abspath(sys.executable), os.path.abspath(__file__), "run", "--quiet"]
+    words += ["-c", config.file] if config.file else []
+    if config.recordings_dir != resolve_config(argparse.Namespace(config=config.file or None)).recordings_dir:
+        words += ["--recordings", config.recordings_dir]
+    if not "".join([*words, config.log_folder]).isprintable():
+        raise UsageError("A line break or another control character in a path: no scheduler takes it. Rename that folder first.")
+    ffmpeg = shutil.which("ffmpeg", path=tool_path())
+    folders = dict.fromkeys(
+        [os.path.dirname(os.path.abspath(ffmpeg)) if ffmpeg else "/usr/bin", "/usr/local/bin", "/usr/bin", "/bin"]
+    )
+    report.say(SCHEDULERS[config.scheduler](words, os.pathsep.join(folders), config.log_folder))
+
+
+def cron_entry(words: Sequence[str], path: str, logs: str) -> str:
+    """One line of a crontab. cron itself turns a bare % into a line break, quoted or not."""
+    command = f"mkdir -p {shlex.quote(logs)} && PATH={shlex.quote(path)} {shlex.join(words)}"
+    line = f"{command} >>{shlex.quote(os.path.join(logs, 'cron.log'))} 2>&1".replace("%", "\\%")
+    return f"# Install: 'crontab -e', and paste the next line. Remove: delete it there.\n0 2 * * * {line}"
+
+
+def launchd_entry(words: Sequence[str], path: str, logs: str) -> str:
+    name, log = "~/Library/LaunchAgents/local.compression-service.plist", os.path.join(logs, "launchd.log")
+    text = plistlib.dumps({
+        "Label": "local.compression-service", "ProgramArguments": list(words), "EnvironmentVariables": {"PATH": path},
+        "StartCalendarInterval": {"Hour": 2, "Minute": 0}, "ProcessType": "Background", "LowPriorityIO": True, "Nice": LOW_PRIORITY,
+        "WorkingDirectory": "/", "StandardOutPath": log, "StandardErrorPath": log,
+    }, sort_keys=False).decode()  # fmt: skip
+    folder = re.sub("-(?=-)", "-''", shlex.quote(logs))  # launchd does not make it; a comment in XML may not hold two hyphens
+    note = f"Install: mkdir -p {folder}; save this as {name}; launchctl load {name}. Remove: launchctl unload {name}; delete it."
+    return text.rstrip().replace("<plist", f"<!-- {note} -->\n<plist", 1)
+
+
+def systemd_entry(words: Sequence[str], path: str, logs: str) -> str:
+    """A shell script that writes a user service and its timer. env comes first, as systemd replaces no $$ in a program's name."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"})
+    start = " ".join(f'"{word.translate(escapes)}"' for word in ("PATH=" + path, *words))
+    service = ["[Unit]", "Description=Compress voice recordings", "", "[Service]", "Type=oneshot", f"Nice={LOW_PRIORITY}"]
+    service += ["IOSchedulingClass=idle", f"ExecStart=/usr/bin/env {start}"]
+    timer = ["[Unit]", "Description=Compress voice recordings every night", "", "[Timer]", "OnCalendar=*-*-* 02:00:00"]
+    timer += ["Persistent=true", "", "[Install]", "WantedBy=timers.target"]
+    place, off = "~/.config/systemd/user", "systemctl --user disable --now compression-service.timer"
+    lines = [f"# Install: paste all of this into a terminal. Remove: {off}; rm {place}/compression-service.*", f"mkdir -p {place}"]
+    for kind, unit in (("service", service), ("timer", timer)):
+        lines += [f"cat >{place}/compression-service.{kind} <<'END_OF_UNIT'", *unit, "END_OF_UNIT"]
+    return "\n".join([*lines, "systemctl --user daemon-reload && systemctl --user enable --now compression-service.timer"])
+
+
+SCHEDULERS: dict[str, Callable[[Sequence[str], str, str], str]] = {
+    "cron": cron_entry, "launchd": launchd_entry, "systemd": systemd_entry,
+}  # fmt: skip
+
+
 def rehearse_encode(tools: Tools, target: Target) -> None:
     """A real encode and decode of half a second, of no recording. Raises Refusal."""
     with tempfile.TemporaryDirectory() as folder:
@@ -5206,22 +5322,24 @@ def show_tree(report: Report, library: str) -> None:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
-    "run": ("compress what is due (what happens without a command)", command_run),
+    "run": ("compress what is due (also without a command)", command_run),
     "stats": ("what the library takes, what was saved, what is due", command_stats),
     "serve": ("show the statistics as a page and as JSON, over HTTP", command_serve),
-    "restore": ("undo: bring back a kept original or an archived recording", command_restore),
+    "restore": ("bring back a kept original or an archived recording", command_restore),
     "check": ("fully verify the compressed library against its records", command_check),
+    "schedule": ("print an entry for cron, launchd or systemd", command_schedule),
     "pause": ("make runs leave the library alone", command_pause),
     "resume": ("let runs go on", command_resume),
     "doctor": ("say what it found: ffmpeg, folders, space, configuration", command_doctor),
     "demo": ("the whole job on a small library in a temporary folder", command_demo),
 }
 COMMAND_OPTIONS = {
-    "run": tuple(field.name for field in SETTINGS if field.name not in ("html", "host", "port", "paths")),
+    "run": tuple(field.name for field in SETTINGS if field.name not in ("html", "host", "port", "paths", "scheduler")),
     "stats": ("recordings_dir", "json", "html"),
     "serve": ("recordings_dir", "host", "port", "verbose"),
     "restore": ("recordings_dir", "paths", "json", "quiet", "verbose"),
     "check": ("recordings_dir", "jobs", "json", "quiet", "verbose", "progress"),
+    "schedule": ("recordings_dir", "scheduler"),
 }
 
 if __name__ == "__main__":
