@@ -4432,6 +4432,18 @@ def find_tool(name: str) -> str:
     return os.path.abspath(found)
 
 
+def installed_schedules() -> list[str]:
+    """Where an entry for this program seems to be: the user's crontab, launchd's and systemd's folders. Asks and reads only."""
+    name, found = os.path.basename(__file__), []
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listing = subprocess.run(["crontab", "-l"], capture_output=True, timeout=5, check=False).stdout.decode("utf-8", "replace")
+        found += ["cron"] if any(name in line and line.lstrip()[:1] != "#" for line in listing.splitlines()) else []
+    for kind, pattern in (("launchd", "Library/LaunchAgents/*.plist"), ("systemd", ".config/systemd/user/*.service")):
+        with contextlib.suppress(OSError, RuntimeError):  # no home folder, or one that we may not read
+            found += [kind] if any(name.encode() in path.read_bytes() for path in Path.home().glob(pattern)) else []
+    return found
+
+
 def allowed_cores() -> int:
     """Cores this process may use: its affinity, and the quota of its control group (version 2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -5168,44 +5180,84 @@ class Report:
 
 def command_doctor(config: Config, report: Report) -> None:
     """One line a check; the exit code is that of the first thing found wrong."""
-    mark = {True: "ok", False: "PROBLEM"}
 
-    def tell(good: bool, text: str, code: int = 1) -> None:
-        report.say(f"{mark[good]:<8} {text}")
-        if not good:
+    def tell(good: Optional[bool], text: str, code: int = UsageError.exit_code) -> None:
+        report.say(f"{ {True: 'ok', False: 'PROBLEM', None: 'hint'}[good]:<8} {printable(text)}")
+        if good is False:
             report.exit_code = report.exit_code or code
 
-    tell(sys.version_info >= (3, 9), f"Python {sys.version.split()[0]} at {sys.executable}")
-    tell(True, f"config: {printable(config.file) or 'none, the defaults'}")
-    for field in SETTINGS:
-        if field.metadata["key"]:
-            report.say(f"           {field.name} = {printable(str(getattr(config, field.name)))}")
+    tell(True, f"Python {sys.version.split()[0]} at {sys.executable}")
+    examine_tools(config, tell)
     library = config.recordings_dir
-    there = os.path.isdir(library)
-    tell(
-        there, f"recordings folder {printable(library)}" + ("" if there else " is not there; set recordings_dir or --recordings"), 2
-    )
-    if there:
-        tell(os.access(library, os.W_OK | os.X_OK), "recordings folder can be written to")
-        free = shutil.disk_usage(library).free
+    if os.path.isdir(library):
+        tell(*try_writing("recordings folder", library))
+        free, paused, others = shutil.disk_usage(library).free, os.path.lexists(pause_path(config)), other_disks(library)
         tell(free > SPACE_MARGIN, f"{megabytes(free)} free on its disk", NoSpaceError.exit_code)
-        paused = os.path.lexists(pause_path(config))
-        tell(True, "paused; 'resume' lets runs go on" if paused else "not paused")
-    existing = next(path for path in (config.log_folder, *map(str, Path(config.log_folder).parents)) if os.path.isdir(path))
-    tell(os.access(existing, os.W_OK | os.X_OK), f"log folder {printable(config.log_folder)} can be written to")
+        tell(
+            not others,
+            f"on another disk, so make it a library of its own: {others[0]}" if others else "it is all on one file system",
+        )
+        tell(None if paused else True, "paused: say 'resume' to let runs go on" if paused else "not paused")
+    else:
+        tell(False, f"recordings folder {library} is not there: mount its disk, or set recordings_dir or --recordings")
+    tell(*try_writing("log folder", config.log_folder))
+    schedules, last = installed_schedules(), last_run(os.path.join(config.log_folder, "history.jsonl"))
+    tell(
+        True if schedules else None,
+        f"schedule: {', '.join(schedules)}" if schedules else "no schedule found: see 'schedule --help'",
+    )
+    tell(True if last else None, last or "no run yet")
+    tell(True, f"settings, from {config.file or 'the defaults, as there is no config file'}:")
+    for name in FILE_KEYS:
+        report.say(f"         {name:<22}{printable(json.dumps(getattr(config, name), ensure_ascii=False))}")
+
+
+def examine_tools(config: Config, tell: Callable[[bool, str, int], None]) -> None:
     try:
         with stop_signals() as stop, Tools(stop) as tools:
             lines: list[str] = []
             tools.run([tools.ffmpeg, "-version"], 0, lines.append)
-            tell(True, f"{lines[0] if lines else 'ffmpeg'} at {tools.ffmpeg}")
+            tell(True, f"{' '.join(lines[0].split()[:3]) if lines else 'ffmpeg'} at {tools.ffmpeg}", 0)
             tools.require(config.target.form)
-            tell(True, f"it has the encoder {config.target.form.encoder}")
             rehearse_encode(tools, config.target)
-            tell(True, f"half a second was encoded to {config.target.format} and decoded")
-    except ToolMissingError as error:
+            tell(True, f"{config.target.form.encoder} works: half a second was encoded to {config.target.format} and decoded", 0)
+    except (ToolMissingError, Refusal) as error:
         tell(False, str(error), ToolMissingError.exit_code)
-    except Refusal as error:
-        tell(False, str(error), ToolMissingError.exit_code)
+    except OSError as error:
+        tell(False, f"the trial could not be made: {describe(error)}", 1)
+
+
+def try_writing(name: str, folder: str) -> tuple[bool, str]:
+    """Whether files can be made in a folder, or in the nearest above that is there; by doing it, as permissions tell too little."""
+    there = next(path for path in (folder, *map(str, Path(folder).parents)) if os.path.isdir(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return True, f"{name} {folder} can be written to"
+    except OSError as error:
+        return False, f"{name} {folder} cannot be written to: {error.strerror}; mend the permissions of {there}"
+
+
+def other_disks(library: str) -> list[str]:
+    """Folders right below the library that are on another file system: copies cannot be put in place there."""
+    device = os.stat(library).st_dev
+    with contextlib.suppress(OSError), os.scandir(library) as entries:
+        return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False) and entry.stat().st_dev != device)
+    return []
+
+
+def last_run(history: str) -> str:
+    """What the end of the history says of the last run, empty if nothing; torn lines are passed over."""
+    with contextlib.suppress(OSError), open(history, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 18)))
+        for line in reversed(file.read().splitlines()):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+                record = json.loads(line) if b'"run"' in line else {}
+                if record.get("type") == "run":
+                    ago = max(0.0, time.time() - float(record["time"])) / 3600
+                    when = f"{ago:.0f} hours" if ago < 48 else f"{ago / 24:.0f} days"
+                    counts = ", ".join(f"{record[name]} {name}" for name in ("compressed", "kept", "failed") if name in record)
+                    return f"last run {when} ago, exit code {record['exit_code']}: {counts or 'no counts'}"
+    return ""
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -5282,14 +5334,16 @@ def command_demo(config: Config, report: Report) -> None:
         demo = dataclasses.replace(Config(), recordings_dir=library, log_file=os.path.join(folder, "logs", "compression.log"))
         with stop_signals() as stop, Tools(stop) as tools:
             make_demo_library(tools, library)
-        report.say("A small library: two old recordings, one from today, one cut short by a crash.\n")
+        report.say("A small library: two old recordings, one from today, one cut short by a crash. It is gone afterwards.\n")
         show_tree(report, library)
-        for title, rehearsal in (("A dry run", True), ("A run", False), ("A second run", False)):
+        parts = {"A dry run (--dry-run) says what would be done": True, "A run": False, "A second run finds all done": False}
+        for title, rehearsal in parts.items():
             report.say(f"\n--- {title} ---")
             part = Report(dataclasses.replace(demo, dry_run=rehearsal))
             Run(part.config, part, time.time()).execute()
             part.close()
             report.exit_code = report.exit_code or part.exit_code
+        # The statistics of this library belong here: command_stats(demo, report).
         report.say("\n--- The library now ---")
         show_tree(report, library)
 
@@ -5330,7 +5384,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
     "schedule": ("print an entry for cron, launchd or systemd", command_schedule),
     "pause": ("make runs leave the library alone", command_pause),
     "resume": ("let runs go on", command_resume),
-    "doctor": ("say what it found: ffmpeg, folders, space, configuration", command_doctor),
+    "doctor": ("try out ffmpeg, folders, space, schedule, configuration", command_doctor),
     "demo": ("the whole job on a small library in a temporary folder", command_demo),
 }
 COMMAND_OPTIONS = {
