@@ -940,6 +940,15 @@ class Config:
         return Target(self.target_format, self.target_bitrate)
 
     @property
+    def first_step(self) -> float:
+        """Days from which copies are made smaller."""
+        return min([tier.after_days for tier in self.tiers if tier.bitrate], default=math.inf)
+
+    @property
+    def archive_tier(self) -> Optional[Tier]:
+        return next((tier for tier in self.tiers if tier.archive), None)
+
+    @property
     def workers(self) -> int:
         return self.jobs or allowed_cores()
 
@@ -1030,8 +1039,6 @@ class Run:
         self.library = config.recordings_dir
         self.history = History(config)
         self.summary: dict[str, Any] = {}
-        self.archive = next((tier for tier in config.tiers if tier.archive), None)
-        self.first_step = min([tier.after_days for tier in config.tiers if tier.bitrate], default=math.inf)  # days
 
     def execute(self) -> None:
         require_library(self.config)
@@ -1077,7 +1084,7 @@ class Run:
             try:
                 if queue:
                     Night(self, queue, Transcoder(self.config, tools, staging), committer, stop).work()
-                if self.archive:
+                if self.config.archive_tier:
                     committer.settle()
                     Mover(self, committer, tools, staging).work(self.plan_moves(queue))
             finally:
@@ -1092,7 +1099,7 @@ class Run:
 
     def plan(self) -> list[Work]:
         """Everything to take up in this run, oldest recording first."""
-        found = scan(self.library, self.now - self.config.age_threshold_days * DAY, self.now - self.first_step * DAY)
+        found = scan(self.library, self.now - self.config.age_threshold_days * DAY, self.now - self.config.first_step * DAY)
         self.clashes = found.clashes
         self.report.found(found)
         sessions = []
@@ -1110,7 +1117,7 @@ class Run:
     def is_done(self, source: Source) -> bool:
         """Whether a copy needs no step, told without reading its sidecars; a policy there can only ask for less."""
         known = self.history.copies.get(source.path) if source.is_copy else None
-        return known is not None and self.is_small(known, due_target(self.config, Policy(), source.age(self.now)))
+        return known is not None and is_small(known, due_target(self.config, Policy(), source.age(self.now)), self.config)
 
     def take_up(self, session: Session) -> Iterator[Work]:
         """What of one session is due now, selected, and not remembered as done, kept or failed."""
@@ -1140,7 +1147,7 @@ class Run:
             self.report.remembered += 1
             return None
         if source.is_copy:
-            if not self.is_last_of_ours(source, session) or (known and self.is_small(known, target)):
+            if not self.is_last_of_ours(source, session) or (known and is_small(known, target, self.config)):
                 return None
             return Work(source, session, target, fingerprint, False, source.identity, known.first_size if known else source.size)
         sure = last is not None and last.action == Action.COMPRESSED.value
@@ -1151,8 +1158,8 @@ class Run:
             copy
             and known
             and known.size == copy.size
-            and source.age(self.now) >= self.first_step
-            and not self.is_small(known, target)
+            and source.age(self.now) >= self.config.first_step
+            and not is_small(known, target, self.config)
         ):
             replaces = copy.identity
         if copy and sure and not replaces and not unlink and known and known.size == copy.size:
@@ -1169,10 +1176,6 @@ class Run:
                     return Source(path, identity_of(status)) if stat.S_ISREG(status.st_mode) else None
         return None
 
-    def is_small(self, known: CopyRecord, target: Target) -> bool:
-        """Whether a copy is at a target's bit rate already, or so near that a step would gain too little."""
-        return known.bitrate * (1 - self.config.min_saving_percent / 100) <= target.bitrate
-
     def is_last_of_ours(self, copy: Source, session: Session) -> bool:
         """Whether a file in a copy's format is one, by history or sidecar, and the only source left: what someone else put
         into the library stays as it is, and a kept original is a better source."""
@@ -1182,13 +1185,14 @@ class Run:
 
     def plan_moves(self, queue: Sequence[Work]) -> Iterator[list[Work]]:
         """The sessions of which every file is old enough for the archive and none is still to be compressed."""
-        if self.archive is None:
+        tier = self.config.archive_tier
+        if tier is None:
             return
-        cutoff = self.now - self.archive.after_days * DAY
+        cutoff = self.now - tier.after_days * DAY
         left = math.inf if self.config.limit is None else self.config.limit - len(queue)
         for folder, sources in sorted(scan(self.library, cutoff, cutoff).due.items()):
             for session in resolve_sessions(self.library, folder, sources):
-                works = self.moves_of(session, self.archive) if self.in_shard(session) else []
+                works = self.moves_of(session, tier) if self.in_shard(session) else []
                 left -= len(works)
                 if works and left >= 0:
                     yield works
@@ -1687,6 +1691,11 @@ def due_target(config: Config, policy: Policy, age: float, copy_format: Optional
     already keeps its format, so that it can be replaced in place."""
     rates = [config.target_bitrate, *(tier.bitrate for tier in config.tiers if tier.bitrate and age >= tier.after_days)]
     return Target(copy_format or policy.format or config.target_format, policy.bitrate or min(rates))
+
+
+def is_small(known: CopyRecord, target: Target, config: Config) -> bool:
+    """Whether a copy is at a target's bit rate already, or so near that a step would gain too little."""
+    return known.bitrate * (1 - config.min_saving_percent / 100) <= target.bitrate
 
 
 def policy_fingerprint(config: Config, target: Target, session: Session) -> str:
@@ -3030,10 +3039,11 @@ class Mover:
 
     def work(self, moves: Iterable[list[Work]]) -> None:
         archive: Optional[Archive] = None
+        tier = self.run.config.archive_tier
         group: list[list[Work]] = []
         for works in moves:
-            assert self.run.archive and self.run.archive.archive
-            archive = archive or Archive(self.run.archive.archive, self.run.library, self.tools, self.staging)
+            assert tier and tier.archive
+            archive = archive or Archive(tier.archive, self.run.library, self.tools, self.staging)
             group.append(works)
             files = [work for works in group for work in works]
             if len(files) >= STEP_FILES or sum(work.source.size for work in files) >= STEP_BYTES:
@@ -3654,6 +3664,7 @@ class Statistics:
     def __init__(self, config: Config, now: float) -> None:
         self.config, self.library = config, config.recordings_dir
         self.history = History(config)
+        self.now = now
         self.cutoff_ns = (now - config.age_threshold_days * DAY) * 1e9
         self.tally: Counter[str] = Counter()
         self.seconds = 0.0
@@ -3749,7 +3760,16 @@ class Statistics:
             self.tally["known_size"] += size
             self.tally["first_size"] += record.first_size
             self.credit(record.first_size, saved, record.date, month_of_day(status.st_mtime_ns // DAY_NS))
+            self.add_step(Source(prefix + name, identity_of(status)), record)
         return record is not None
+
+    def add_step(self, copy: Source, record: CopyRecord) -> None:
+        """Count a copy that a tier would make smaller now."""
+        if copy.age(self.now) >= self.config.first_step:
+            target = due_target(self.config, Policy(), copy.age(self.now), copy.format)
+            if not is_small(record, target, self.config):
+                self.tally.update(due=1, due_size=copy.size, step_size=copy.size)
+                self.tally["step_saving"] += round(copy.size * (1 - target.bitrate / record.bitrate))
 
     def measure(self, seconds: float) -> None:
         self.tally["recordings"] += 1
@@ -3807,7 +3827,7 @@ class Statistics:
         tally = self.tally
         first, target = tally["first_size"], self.config.target
         ratio = tally["known_size"] / first if first else target.bitrate * target.form.payload / 8 / BYTES_PER_SECOND
-        estimate = round(tally["due_size"] * max(0.0, 1 - ratio))
+        estimate = round((tally["due_size"] - tally["step_size"]) * max(0.0, 1 - ratio)) + tally["step_saving"]
         keys = ("compressed_size", "original_size", "savings", "recordings", "compressed", "originals", "young", "unrecorded")
         return {
             "total_size": tally["compressed_size"] + tally["original_size"],
@@ -5343,7 +5363,8 @@ def command_demo(config: Config, report: Report) -> None:
             Run(part.config, part, time.time()).execute()
             part.close()
             report.exit_code = report.exit_code or part.exit_code
-        # The statistics of this library belong here: command_stats(demo, report).
+        report.say("\n--- The statistics ---")
+        command_stats(demo, report)
         report.say("\n--- The library now ---")
         show_tree(report, library)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import unittest
@@ -75,6 +76,9 @@ class AgeDecides(TierCase):
         ran = self.run_cli("--dry-run", "--json")
         outcome = ran.outcomes["a.opus"]
         self.assertEqual(outcome["action"], "would-compress")
+        due = json.loads(self.run_cli("stats", "--json").out)["due"]
+        self.assertEqual((due["count"], due["size"]), (1, len(before["a.opus"])))
+        self.assertAlmostEqual(due["estimated_saving"], len(before["a.opus"]) - outcome["estimated_size"], delta=0.1 * due["size"])
         self.assertEqual(self.files(), before)
         after = self.compressed(31)["a.opus"]
         self.assertAlmostEqual(outcome["estimated_size"] / after, 1, delta=0.07)
