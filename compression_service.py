@@ -1102,17 +1102,23 @@ class Run:
         found = scan(self.library, self.now - self.config.age_threshold_days * DAY, self.now - self.config.first_step * DAY)
         self.clashes = found.clashes
         self.report.found(found)
-        sessions = []
-        for folder, sources in sorted(found.due.items()):
-            try:
-                sessions += resolve_sessions(self.library, folder, [source for source in sources if not self.is_done(source)])
-            except OSError as error:
-                self.report.error(f"Folder {printable(folder)} cannot be read, its recordings were left alone: {describe(error)}")
-        works = [work for session in sessions for work in self.take_up(session)]
+        due = {folder: [source for source in sources if not self.is_done(source)] for folder, sources in found.due.items()}
+        works = [work for session in self.sessions(due) for work in self.take_up(session)]
         works.sort(key=lambda work: (work.session.oldest, work.session.key, work.source.path))
         works = works[: self.config.limit]
         self.report.due(works)
         return works
+
+    def sessions(self, due: Mapping[str, list[Source]]) -> Iterator[Session]:
+        """Those of this shard that have something due, folder by folder."""
+        shard = self.config.shard
+        for folder, sources in sorted(due.items()):
+            try:
+                for session in resolve_sessions(self.library, folder, sources):
+                    if not shard or zlib.crc32(os.fsencode(session.key)) % shard[1] == shard[0] - 1:
+                        yield session
+            except OSError as error:
+                self.report.error(f"Folder {printable(folder)} cannot be read, its recordings were left alone: {describe(error)}")
 
     def is_done(self, source: Source) -> bool:
         """Whether a copy needs no step, told without reading its sidecars; a policy there can only ask for less."""
@@ -1121,19 +1127,18 @@ class Run:
 
     def take_up(self, session: Session) -> Iterator[Work]:
         """What of one session is due now, selected, and not remembered as done, kept or failed."""
-        if not self.in_shard(session):
-            return
         policy, refusal = follow_policies(session)
         for source in session.sources:
             if source.age(self.now) < policy.after_days or not is_selected(source, session, self.config):
                 continue
             work = self.propose(source, session, policy)
-            if work and source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
+            if work is None:
+                continue
+            if source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
                 work.refuse(Reason.NAME_TAKEN, f"another recording would become {printable(source.stem)} too")
-            elif work and refusal:
+            elif refusal:
                 work.refuse_for(refusal)
-            if work:
-                yield work
+            yield work
 
     def propose(self, source: Source, session: Session, policy: Policy) -> Optional[Work]:
         """What is to be done with one file, if it is not known to be done or at rest."""
@@ -1153,17 +1158,11 @@ class Run:
         sure = last is not None and last.action == Action.COMPRESSED.value
         days = (self.now - last.time) / DAY if last and sure else 0
         unlink = self.config.delete_originals and days >= self.config.keep_originals_days
-        replaces = None
-        if (
-            copy
-            and known
-            and known.size == copy.size
-            and source.age(self.now) >= self.config.first_step
-            and not is_small(known, target, self.config)
-        ):
-            replaces = copy.identity
-        if copy and sure and not replaces and not unlink and known and known.size == copy.size:
+        as_made = copy is not None and known is not None and known.size == copy.size
+        step = source.age(self.now) >= self.config.first_step and as_made and known and not is_small(known, target, self.config)
+        if sure and as_made and not step and not unlink:
             return None  # its original is kept
+        replaces = copy.identity if copy and step else None
         return Work(source, session, target, fingerprint, unlink, replaces, source.size, doubtful=not sure)
 
     def find_copy(self, source: Source, last: Optional[Remembered]) -> Optional[Source]:
@@ -1190,12 +1189,11 @@ class Run:
             return
         cutoff = self.now - tier.after_days * DAY
         left = math.inf if self.config.limit is None else self.config.limit - len(queue)
-        for folder, sources in sorted(scan(self.library, cutoff, cutoff).due.items()):
-            for session in resolve_sessions(self.library, folder, sources):
-                works = self.moves_of(session, tier) if self.in_shard(session) else []
-                left -= len(works)
-                if works and left >= 0:
-                    yield works
+        for session in self.sessions(scan(self.library, cutoff, cutoff).due):
+            works = self.moves_of(session, tier)
+            left -= len(works)
+            if works and left >= 0:
+                yield works
 
     def moves_of(self, session: Session, tier: Tier) -> list[Work]:
         """The files of one session, if all of them may go; copies of which a broken sidecar may speak are refused for it."""
@@ -1227,10 +1225,6 @@ class Run:
         if source.is_copy:
             return self.is_last_of_ours(source, session)
         return last is not None and last.action != Action.RESTORED.value and last.is_settled
-
-    def in_shard(self, session: Session) -> bool:
-        shard = self.config.shard
-        return not shard or zlib.crc32(os.fsencode(session.key)) % shard[1] == shard[0] - 1
 
     def must_end(self, stop: Stop) -> bool:
         """Whether nothing new may be begun."""
