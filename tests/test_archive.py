@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 import unittest
-import urllib.request
 from pathlib import Path
 
 from tests.base import DAY, PROJECT, LibraryCase, Ran
@@ -193,38 +193,50 @@ class BackAgain(ArchiveCase):
         self.assertFalse((self.library / "a.opus").exists())
 
 
-@unittest.skipUnless(RCLONE or os.environ.get("CI"), "rclone is not installed (sudo apt-get install rclone)")
-class ARemote(ArchiveCase):
-    """A real WebDAV server on the loopback, and rclone told of it by its environment alone."""
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    def setUp(self) -> None:
-        super().setUp()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.server = subprocess.Popen(
-            [str(RCLONE), "serve", "webdav", str(self.cold), "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "RCLONE_CONFIG": "/dev/null"},
-        )  # fmt: skip
-        self.addCleanup(self.server.wait)
-        self.addCleanup(self.server.kill)
-        self.environment = {
-            **os.environ, "RCLONE_CONFIG": "/dev/null", "RCLONE_CONFIG_COLD_TYPE": "webdav",
-            "RCLONE_CONFIG_COLD_URL": f"http://127.0.0.1:{port}", "RCLONE_CONFIG_COLD_VENDOR": "other",
-        }  # fmt: skip
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        self.target = "cold:voice/2025 ü"
-        self.configure()
+
+@unittest.skipUnless(RCLONE or os.environ.get("CI"), "rclone is not installed (sudo apt-get install rclone)")
+class RemoteCase(ArchiveCase):
+    """A real server on the loopback, and rclone told of it by its environment alone."""
+
+    def serve(self, port: int, *command: str, **settings: str) -> None:
+        """Start a server, and name it `cold:` to rclone."""
+        server = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "RCLONE_CONFIG": "/dev/null"}
+        )
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        self.environment = {key: value for key, value in os.environ.items() if key != "AWS_CA_BUNDLE"}
+        self.environment |= {
+            "RCLONE_CONFIG": "/dev/null",
+            **{f"RCLONE_CONFIG_COLD_{key}": value for key, value in settings.items()},
+        }
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+            time.sleep(0.05)
+        self.fail(f"{command[0]} does not answer")
 
     def run_remote(self, *words: str, code: int = 0) -> Ran:
         ran = self.run_cli(*words, env=self.environment)
         self.assertEqual(ran.code, code, ran.out + ran.err)
         return ran
+
+
+class AWebDavServer(RemoteCase):
+    def setUp(self) -> None:
+        super().setUp()
+        port = free_port()
+        self.serve(
+            port, str(RCLONE), "serve", "webdav", str(self.cold), "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0",
+            TYPE="webdav", URL=f"http://127.0.0.1:{port}", VENDOR="other",
+        )  # fmt: skip
+        self.target = "cold:voice/2025 ü"
+        self.configure()
 
     def test_recordings_go_to_a_remote_and_come_back(self) -> None:
         copies = self.add_old_session()
@@ -281,6 +293,28 @@ class ARemote(ArchiveCase):
         self.assertEqual(done.returncode, 4, done.stdout + done.stderr)
         self.assertIn("apt-get install rclone", done.stderr)
         self.assertTrue((self.library / copies[0]).exists())
+
+
+MOTO = os.environ.get("COMPRESSION_TEST_S3")
+
+
+@unittest.skipUnless(MOTO, "COMPRESSION_TEST_S3 names no moto_server (pip install 'moto[server]' in an environment of its own)")
+class AnS3Bucket(RemoteCase):
+    def test_recordings_go_to_a_bucket_and_come_back(self) -> None:
+        port = free_port()
+        self.serve(
+            port, str(MOTO), "-p", str(port), TYPE="s3", PROVIDER="Other", ENDPOINT=f"http://127.0.0.1:{port}", REGION="us-east-1",
+            ACCESS_KEY_ID="a", SECRET_ACCESS_KEY="b",
+        )  # fmt: skip
+        self.target = "cold:voices/library"
+        self.configure()
+        copies = self.add_old_session()
+        self.run_remote()
+        self.assertFalse((self.library / copies[0]).exists())
+        self.run_remote("restore", copies[0])
+        for copy in copies:
+            self.assertGreater((self.library / copy).stat().st_size, 20_000)
+        self.assertEqual(self.run_cli("check").code, 0)
 
 
 if __name__ == "__main__":
