@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Optional
 
-from tests.base import FFMPEG, RECORDINGS, Ran
+from tests.base import FFMPEG, RECORDINGS, Ran, decode
 from tests.faults import FaultCase, control_characters
 
 SESSION = ["2025-10-27/14-30-45-chunk-1.webm"]
@@ -205,11 +205,84 @@ class FailingFfmpeg(ToolCase):
     def test_a_recording_that_fails_alone_is_tried_by_the_next_two_runs_then_remembered(self) -> None:
         body = COPIES + f"if any(i.endswith({SINGLE!r}) for i in inputs): sys.exit(1)\nos.execv(real, [real, *args])"
         for _ in range(3):
-            ran = self.run_with(body)
+            ran = self.run_with(body, "-j", "1")
             self.assert_kept(ran, SINGLE, "ffmpeg failed", action="failed")
             self.assertEqual(ran.code, 1)
-        ran = self.run_with(body)
+        ran = self.run_with(body, "-j", "1")
         self.assertEqual((ran.code, ran.outcomes), (0, {}))
+
+
+class Piped(ToolCase):
+    """With more cores than recordings, a recording is decoded, encoded and decoded again in three processes at once."""
+
+    MEMBERS = {"decoder": "'pipe:1' in args and 'pipe:0' not in args", "encoder": "'pipe:0' in args and 'pipe:1' in args",
+               "listener": "'pipe:0' in args and 'pipe:1' not in args"}  # fmt: skip
+
+    def run_piped(self, body: str, grace: Optional[float] = None) -> Ran:
+        sign = self.folder / "piped"
+        ran = self.run_with(f"if 'pipe:0' in args: open({str(sign)!r}, 'w').close()\n" + body, "-j", "8", grace=grace)
+        self.assertTrue(sign.exists(), "nothing was piped")
+        return ran
+
+    def assert_all_compressed(self, ran: Ran) -> None:
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        for path in EVERY:
+            self.assert_compressed(path)
+        self.assert_sidecars_true()
+
+    def test_the_copy_is_the_same_to_the_sample(self) -> None:
+        self.add("ch_ctx_suspend_4_3_4s", "stereo.webm")
+        paths = [*EVERY, "stereo.webm"]
+        self.run_with("os.execv(real, [real, *args])", "-j", "1")
+        copies = [self.assert_compressed(path) for path in paths]
+        sounds, sizes = [decode(copy, 48_000) for copy in copies], [copy.stat().st_size for copy in copies]
+        self.doCleanups()
+        self.setUp()
+        self.add("ch_ctx_suspend_4_3_4s", "stereo.webm")
+        self.assert_all_compressed(self.run_piped("os.execv(real, [real, *args])"))
+        for path, sound, size in zip(paths, sounds, sizes):
+            copy = self.assert_compressed(path)
+            self.assertEqual(decode(copy, 48_000), sound, path)
+            self.assertAlmostEqual(copy.stat().st_size, size, delta=100)
+
+    def test_one_after_the_other_is_the_way_where_any_of_them_fails_or_says_anything(self) -> None:
+        for member, is_it in self.MEMBERS.items():
+            for fault in ("sys.exit(3)", "os.kill(os.getpid(), signal.SIGSEGV)", ERROR):
+                with self.subTest(member, fault=fault):
+                    self.doCleanups()
+                    self.setUp()
+                    self.assert_all_compressed(self.run_piped(f"if {is_it}:\n    {fault}\nos.execv(real, [real, *args])"))
+
+    def test_one_after_the_other_is_the_way_where_any_of_them_hangs(self) -> None:
+        for member, is_it in self.MEMBERS.items():
+            with self.subTest(member):
+                self.doCleanups()
+                self.setUp()
+                body = f"if {is_it}: time.sleep(60)\nos.execv(real, [real, *args])"
+                self.assert_all_compressed(self.run_piped(body, grace=2.5))
+
+    def test_another_sound_is_noticed(self) -> None:
+        body = f"if {self.MEMBERS['encoder']}: args = ['volume=-6dB,' + a if a.startswith('aformat') else a for a in args]\n"
+        self.assert_untouched(self.run_piped(body + "os.execv(real, [real, *args])"), "DifferentAudio")
+
+    def test_half_of_the_audio_is_noticed(self) -> None:
+        body = f"if {self.MEMBERS['encoder']}: args[-1:-1] = ['-t', '1.5']\n"
+        self.run_piped(body + "os.execv(real, [real, *args])")  # the decoder is told that no one listens, or the copy is too short
+        for path in EVERY:
+            self.assert_audio_complete(path)
+
+    def test_a_file_that_is_not_what_was_decoded_is_noticed(self) -> None:
+        self.drive(
+            "true_pipe = program.Tools.pipe\n"
+            "def pipe(self, commands, seconds, copy):\n"
+            "    digest = true_pipe(self, commands, seconds, copy)\n"
+            "    with open(copy, 'r+b') as file:\n"
+            "        file.seek(-10, 2)\n"
+            "        file.write(b'x')\n"
+            "    return digest\n"
+            "program.Tools.pipe = pipe"
+        )
+        self.assert_untouched(self.run_piped("os.execv(real, [real, *args])"), "UndecodableCopy", "other bytes in the file")
 
 
 class Batches(ToolCase):
