@@ -4347,6 +4347,8 @@ class Tools:
             os.write(self.watchdog, b"+%d\n" % process.pid)
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, LOW_PRIORITY)
+            with contextlib.suppress(OSError):  # Linux may weigh sessions instead of processes, and this one has its own
+                Path(f"/proc/{process.pid}/autogroup").write_text(str(LOW_PRIORITY))
             with contextlib.suppress(BrokenPipeError):
                 assert process.stdin
                 process.stdin.write(b"\n")
