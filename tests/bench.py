@@ -12,6 +12,7 @@ come apart, the machine was busy. The exit code is 1 if a target was missed.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -355,6 +356,8 @@ def nothing_due(bench: Bench) -> None:
     os.utime(place / "recordings" / "index.json")
     own = bench.inside(place)
     bench.row("    peak memory when the index is new to it", f"{own.peak:.0f} MB", "under 100 MB", own.peak < 100)
+    own = bench.inside(bench.library(sessions(20, 1, count)))
+    bench.row(f"    20 due, {count} in the index: peak memory, CPU", f"{own.peak:.0f} MB, {own.cpu:.2f} s")
 
 
 def own_time(bench: Bench) -> None:
@@ -373,7 +376,54 @@ def own_time_of(bench: Bench, name: str, fill: Callable[[int], Callable[[Path], 
     bench.row("    times the index was written", f"{large.writes} (with {few}: {small.writes})", "at most 20", large.writes <= 20)
 
 
-CASES = {"short": short_recordings, "medium": medium_recordings, "long": long_recording, "nothing": nothing_due, "own": own_time}
+def request(folder: Path) -> None:
+    """What a server does for one: some 25 ms of JSON, disk and hashing."""
+    segments = [{"start": number, "end": number + 1, "text": "Hello world " * 5} for number in range(2_000)]
+    for _ in range(4):
+        text = json.dumps({"segments": segments}, indent=1)
+        (folder / "request.json").write_text(text)
+        hashlib.sha256(json.dumps(json.loads((folder / "request.json").read_text())).encode()).hexdigest()
+
+
+def requests_beside(bench: Bench, command: Optional[list[str]]) -> list[float]:
+    """How long requests take, in ms, sorted, while a command runs (for ten seconds, if there is none)."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) if command else None
+    until, found = time.monotonic() + 10, []
+    time.sleep(1.0)
+    while process.poll() is None if process else time.monotonic() < until:
+        began = time.perf_counter()
+        request(bench.folder)
+        found.append((time.perf_counter() - began) * 1000)
+        time.sleep(0.02)
+    if process and process.returncode:
+        sys.exit("bench: a run beside the server failed")
+    return sorted(found)
+
+
+def server(bench: Bench) -> None:
+    """A server at work beside a run: what the low priority of the tools is for."""
+    fill = copies_of(two_minutes(bench.folder), 4 if bench.quick else 12)
+    loop = all_cores()[1]
+    plain = [
+        "sh",
+        "-c",
+        loop.command(bench.folder / "library")[2].replace("nice -n 10 ", ""),
+        *loop.command(bench.folder / "library")[3:],
+    ]
+    kinds = {"no run": None, "the program": program(bench).command(bench.folder / "library"), f"xargs -P{CORES} ffmpeg": plain}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(bench.rounds):
+        for kind, command in kinds.items():
+            bench.library(fill)
+            times[kind] += requests_beside(bench, command)
+    for kind, found in times.items():
+        found.sort()
+        row = f"{statistics.median(found):.0f} ms, 95 % under {found[len(found) * 95 // 100]:.0f} ms"
+        bench.row(f"a server's requests beside {kind}", row)
+
+
+CASES = {"short": short_recordings, "medium": medium_recordings, "long": long_recording, "nothing": nothing_due, "own": own_time,
+         "server": server}  # fmt: skip
 
 
 def main() -> int:
