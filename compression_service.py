@@ -5038,7 +5038,8 @@ class Report:
         self.original = self.compressed = self.estimated = self.originals_due = 0  # bytes
         self.scan = Scan()
         self.due_count = self.remembered = 0
-        self.seconds_due = self.busy = self.share = self.told_at = 0.0
+        self.seconds_due = self.busy = self.share = 0.0
+        self.begun = self.looked_at = self.told_at = time.monotonic()
         self.pace, self.finished_count = Pace(), 0
         self.noted: set[str] = set()
         self.shows = not config.quiet and config.progress is not False
