@@ -5028,6 +5028,16 @@ class Pace:
         self.guessed += work.source.guessed_seconds if work.probe or work.reason else 0
 
 
+def hand_out(waiting: float, size: float, ends: list[float]) -> float:
+    """When all is done, if each worker is free after one of `ends` and what waits goes out in batches of `size` to whoever is free
+    first. All in seconds of audio for one worker."""
+    size = max(size, waiting / 1000, 1.0)  # finer makes no difference
+    while waiting > 0:
+        ends[ends.index(min(ends))] += min(size, waiting)
+        waiting -= size
+    return max(ends)
+
+
 class Report:
     """Owns every tally, every line printed or logged, and the exit code."""
 
@@ -5235,12 +5245,12 @@ class Report:
         """How far the run is, from what is finished and from the seconds `through` of what is at work."""
         if not self.shows or not self.due_count:
             return
-        pace, longest, now = dataclasses.replace(self.pace), 0.0, time.monotonic()
-        for batch in running:
-            before = pace.left
+        pace, size, ends, now = dataclasses.replace(self.pace), 0.0, [0.0] * self.config.workers, time.monotonic()
+        for number, batch in enumerate(running):
+            left, total = pace.left, pace.total
             for work in batch.works:
                 pace.add(work, through(work))
-            longest = max(longest, pace.left - before)  # a batch is one worker's, however many are idle
+            ends[number], size = pace.left - left, max(size, pace.total - total)
         self.busy, self.looked_at = self.busy + (now - self.looked_at) * len(running), now
         # What waits will be worth working on as often, and be as long for its size, as what has been looked into.
         waiting = max(0.0, self.seconds_due - pace.guessed) * (pace.total / pace.guessed if pace.guessed else 1)
@@ -5248,7 +5258,7 @@ class Report:
         self.share = max(self.share, pace.through / total if total else self.finished_count / self.due_count)
         parts = [f"{self.finished_count}/{self.due_count}", f"{100 * self.share:.0f} %"]
         extra = [f"{megabytes(pace.before)} -> {megabytes(pace.after)}", f"{pace.through / (now - self.begun or 1):.0f} x realtime"]
-        left = max((pace.left + waiting) / self.config.workers, longest) * self.busy / (pace.through or 1)
+        left = hand_out(waiting, size, ends) * self.busy / (pace.through or 1)
         rest = [clock(left) + " left"] if self.share > 0.02 else []
         self.show_bar(*("  ".join(parts + extra[:count] + rest) for count in (2, 1, 0)))
 

@@ -147,3 +147,8 @@ class WithoutATerminal(ProgressCase):
             work.reason = program.Reason.LOW_BIT_RATE if kept else None
             pace.add(work, 5.0)
         self.assertEqual((pace.total, pace.through, pace.left), (20.0, 5.0, 15.0))
+
+    def test_the_time_left_knows_that_a_batch_is_one_worker_s(self) -> None:
+        self.assertEqual(program.hand_out(0, 10, [30.0, 0.0]), 30, "one long recording, however many workers")
+        self.assertEqual(program.hand_out(30, 10, [5.0, 5.0]), 25, "three batches for two workers")
+        self.assertAlmostEqual(program.hand_out(1e7, 0, [0.0] * 4), 2.5e6, delta=1e4)
