@@ -1517,10 +1517,10 @@ def identity_of(status: os.stat_result) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def is_other(path: str, identity: Identity) -> bool:
-    """Whether another file, or other content, has taken a file's place."""
+def is_there(path: str, identity: Identity) -> bool:
+    """Whether a file is still the same, with the same content."""
     try:
-        return identity_of(os.lstat(path)) != identity
+        return identity_of(os.lstat(path)) == identity
     except FileNotFoundError:
         return False
 
@@ -2241,6 +2241,8 @@ class Transcoder:
         except Refusal as refusal:
             if refusal.reason is Reason.TOOL_FAILED:
                 self.tools.require(works[0].target.form)  # asked only now: it costs a process start
+            if any(not is_there(self.path(work), work.source.identity) for work in works):
+                raise Refusal(Reason.CHANGED) from None  # which explains whatever ffmpeg made of it
             raise
 
     def pipe(self, works: list[Work]) -> None:
@@ -2324,10 +2326,8 @@ class Transcoder:
             self.guard(work, self.compare)
 
     def compare(self, work: Work) -> None:
-        if work.decoded:
-            with open(open_regular(work.staged or ""), "rb") as file:
-                if copy_through(file, ()) != work.decoded:
-                    raise UndecodableCopy("what was decoded while it was written", "other bytes in the file")
+        if work.decoded and digest_of(work.staged or "") != work.decoded:
+            raise UndecodableCopy("what was decoded while it was written", "other bytes in the file")
         if self.listens(work):
             assert work.probe
             source, timeline, slack = self.levels(work, ".source"), work.probe.timeline, work.target.form.slack
@@ -2629,7 +2629,7 @@ class Committer:
         """Write again what another program has overwritten from an older read since; returns whether anything was."""
         renewed = False
         for session in sessions:
-            if any(is_other(path, identity) for path, identity in session.written.items()):
+            if any(not is_there(path, identity) for path, identity in session.written.items()):
                 folder = os.path.join(self.library, session.folder)
                 self.rewrite_sidecars(session, self.fresh_sidecars(session, folder, ()), folder)
                 flush_folder(folder)
@@ -3122,11 +3122,7 @@ def copy_file(source: str, target: str) -> None:
 
 def digest_of(path: str) -> str:
     """SHA-256 of a regular file. Raises OSError."""
-    result = hashlib.sha256()
-    with open(open_regular(path), "rb") as file:
-        while part := file.read(1 << 20):
-            result.update(part)
-    return result.hexdigest()
+    return copy_through(open(open_regular(path), "rb"), ())
 
 
 # ------------------------------------------------------------------------------------------------------ restore
