@@ -16,15 +16,16 @@ import compression_service as program
 from tests.base import RECORDINGS
 from tests.faults import FaultCase
 
-# An ffmpeg that writes what it was asked for at ten seconds of audio a second, so that time can be told.
+# An ffmpeg whose level files grow in ten even parts, so that what progress says can be held against the time it takes.
 SLOW = """
 levels = [path[5:] for path in args if re.fullmatch(r'file:.*\\.(source|copy)', path)]
 if not levels: os.execv(real, [real, *args])
-codes = subprocess.call([real, *args])
-whole = {path: open(path, 'rb').read() for path in levels}
-for part in range(1, 11):
+codes = subprocess.call([real, *(word + '.whole' if word[5:] in levels else word for word in args)])
+whole = {path: open(path + '.whole', 'rb').read() for path in levels}
+for path in levels: os.unlink(path + '.whole')
+for part in range(10):
     for path, content in whole.items():
-        open(path, 'wb').write(content[: len(content) * part // 10])
+        open(path, 'ab').write(content[len(content) * part // 10 : len(content) * (part + 1) // 10])
     time.sleep(%s if levels[0].endswith('source') else %s)
 sys.exit(codes)"""
 
