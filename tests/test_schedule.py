@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import unittest
 from pathlib import Path
 
@@ -59,25 +58,6 @@ class Cron(ScheduleCase):
         self.bare("/bin/sh", "-c", command.replace("\\%", "%"), PATH="/usr/bin:/bin", SHELL="/bin/sh", LOGNAME="x")
         self.assert_has_run()
         self.assertEqual((self.place / "logs" / "cron.log").read_text(), "")
-
-    @unittest.skipUnless(
-        os.environ.get("COMPRESSION_TEST_CRON") and os.geteuid() == 0 and shutil.which("cron"),
-        "set COMPRESSION_TEST_CRON, as root with cron installed: it waits for the next whole minute, and replaces root's crontab",
-    )
-    def test_debian_s_cron_runs_it(self) -> None:
-        before = subprocess.run(["crontab", "-l"], capture_output=True, check=False)
-        restore = ["crontab", "-"] if before.returncode == 0 else ["crontab", "-r"]
-        self.addCleanup(subprocess.run, restore, input=before.stdout, check=False)
-        text = self.line().replace("0 2 * * *", "* * * * *") + "\n"
-        subprocess.run(["crontab", "-"], input=text.encode(), check=True)
-        daemon = subprocess.Popen(["cron", "-f"], stdin=subprocess.DEVNULL, cwd="/")
-        self.addCleanup(daemon.wait)
-        self.addCleanup(daemon.kill)
-        until = time.monotonic() + 75
-        while (self.library / "a.webm").exists() and time.monotonic() < until:
-            time.sleep(0.5)
-        time.sleep(1)
-        self.assert_has_run()
 
 
 class Launchd(ScheduleCase):
