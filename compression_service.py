@@ -509,7 +509,6 @@ class Work:
     estimate: int = 0  # bytes
     staged: Optional[str] = None
     copy: Optional[Identity] = None
-    copy_bitrate: int = 0  # bit/s, as measured from its packets
     decoded: str = ""  # SHA-256 of the copy if it was decoded while it was written
     changed_ns: int = 0  # the source's inode change time: another file under its name, even for a moment, leaves a mark in it
     reason: Optional[Reason] = None
@@ -2397,7 +2396,6 @@ def verify_structure(descriptor: int, path: str, work: Work, tools: Tools, min_s
         raise WrongStream(f"{source.channels} channels", f"{found.channels}")
     if abs(found.timeline - source.timeline) > TIMELINE_TOLERANCE + 2 * form.slack:
         raise WrongLength(f"{source.timeline:.3f} s by its source's packets", f"{found.timeline:.3f} s by its own")
-    work.copy_bitrate = round(found.kilobits * 1000)
     limit = work.size_before * (1 - min_saving / 100)
     if size > limit and work.staged:
         raise Refusal(Reason.LITTLE_SAVING, f"its copy has {size} bytes where at most {limit:.0f} were asked")
@@ -3337,9 +3335,13 @@ class CopyRecord(NamedTuple):
 
     first_size: int  # bytes of the recording as the browser wrote it
     size: int  # bytes of the copy
-    bitrate: int  # bit/s, as measured
     seconds: float  # of audio
     date: str  # of its compression, ISO 8601 in UTC
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second, of all its bytes."""
+        return self.size * 8 / self.seconds if self.seconds > 0 else 0.0
 
 
 RUN_COUNTS = ("found", "due", "compressed", "kept", "failed", "saved", "elapsed_seconds", "exit_code")  # what statistics tell
@@ -3416,12 +3418,12 @@ class History:
         where = path[: path.rfind("/") + 1] + (copy or "")
         if copy and record["action"] == Action.COMPRESSED.value:
             first, size = record.get("first_size", record["original_size"]), record["compressed_size"]
-            sizes = int(expect_number(first)), int(expect_number(size)), int(expect_number(record.get("bitrate", 0)))
+            sizes = int(expect_number(first)), int(expect_number(size))
             self._copies[where] = CopyRecord(*sizes, self._last[path].seconds, str(record["date"]))
             self.archived.pop(where, None)
         elif record["action"] == Action.ARCHIVED.value:
             self._moved[path] = Moved.of(record)
-            known = self._copies.pop(path, CopyRecord(identity[0], identity[0], 0, 0.0, str(record["date"])))
+            known = self._copies.pop(path, CopyRecord(identity[0], identity[0], 0.0, str(record["date"])))
             self.archived[path] = known
         elif record["action"] == Action.RESTORED.value:
             self._moved[path] = Moved.of(record)
@@ -3451,7 +3453,7 @@ class History:
             record = {"date": timestamp(), "time": time.time(), **work.outcome(), "mtime_ns": work.source.identity.mtime_ns}
             record["settings"], record["counts"] = work.fingerprint, counts and not work.reason.is_environment
             record["copy"] = work.copy_name if work.proven or work.reason is Reason.RESTORED else None
-            record["first_size"], record["bitrate"] = work.first_size, work.copy_bitrate
+            record["first_size"] = work.first_size
             if work.reason is Reason.ARCHIVED:
                 record["location"], record["sha256"] = work.detail, work.digest
             totals = [(id_, entries[id_]) for id_ in work.session.ids if entries and id_ in entries]
