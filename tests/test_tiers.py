@@ -151,10 +151,7 @@ class BestSource(TierCase):
         self.compressed(8)
         self.grow_older(31)
         environment = self.stand_in(
-            "subprocess.run([real, *args], check=True)\n"
-            f"target = {str(self.library / 'a.opus')!r}\n"
-            "for out in outputs:\n"
-            "    os.utime(target, (1, 1))\n"
+            f"subprocess.run([real, *args], check=True)\ntarget = {str(self.library / 'a.opus')!r}\nos.utime(target, (1, 1))\n"
         )
         before = (self.library / "a.opus").read_bytes()
         ran = self.run_cli("--json", env=environment)
