@@ -233,6 +233,7 @@ class Reason(enum.Enum):
     NAME_TOO_LONG = (Action.FAILED, "a name is too long: {}")
     OTHER_DISK = (Action.FAILED, "on another file system than the recordings folder; make its folder a library of its own{}")
     ARCHIVE = (Action.FAILED, "could not be archived: {}")
+    ARCHIVE_REFUSED = (Action.FAILED, "cannot be archived: {}")
     NOT_RESTORED = (Action.FAILED, "cannot be restored: {}")
     CHANGED = (Action.FAILED, "the recording changed while it was being worked on{}")
     NO_SPACE = (Action.FAILED, "no space left: {}")
@@ -515,6 +516,8 @@ class Work:
     detail: str = ""
     trace: str = ""  # of a defect
     digest: str = ""  # SHA-256 of what was archived
+    owner: tuple[int, int, int] = (0, 0, 0)  # mode, user and group of what was archived
+    moving: bool = False  # to the archive, which has a memory of its own
     number: int = dataclasses.field(default_factory=itertools.count().__next__)  # names its staged files
 
     @property
@@ -1005,6 +1008,10 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     for name in ("recordings_dir", "log_file"):
         values[name] = os.path.abspath(values[name])
     config = Config(file=file if present else "", **values)
+    archive = config.archive_tier.archive if config.archive_tier else None
+    library = config.recordings_dir
+    if archive and not is_remote(archive) and (is_inside(archive, library) or is_inside(library, archive)):
+        raise UsageError(f"tiers: expected an archive apart from {printable(library)}, found {printable(archive)}.")
     for target in (config.target, *(Target(config.target_format, tier.bitrate) for tier in config.tiers if tier.bitrate)):
         if flaw := target.flaw():
             raise UsageError(f"{'target_bitrate' if target == config.target else 'tiers'}: {flaw}.")
@@ -1021,10 +1028,6 @@ def check_steps(values: Mapping[str, Any], origin: str) -> None:
             )
         if tier.bitrate and tier.bitrate >= rate:
             raise UsageError(f'{origin}, key "tiers": expected bit rates below target_bitrate ({rate}), found {tier.bitrate}.')
-    for tier in values["tiers"]:
-        inside = os.path.join(os.path.realpath(values["recordings_dir"]), "")
-        if tier.archive and not is_remote(tier.archive) and os.path.join(os.path.realpath(tier.archive), "").startswith(inside):
-            raise UsageError(f'{origin}, key "tiers": expected an archive outside the recordings folder, found {tier.archive}.')
 
 
 # ---------------------------------------------------------------------------------------------------------- run
@@ -1121,7 +1124,7 @@ class Run:
                 self.report.error(f"Folder {printable(folder)} cannot be read, its recordings were left alone: {describe(error)}")
 
     def is_done(self, source: Source) -> bool:
-        """Whether a copy needs no step, told without reading its sidecars; a policy there can only ask for less."""
+        """Whether a copy needs no step, told without reading its sidecars: a lower rate that one asks for is for originals."""
         known = self.history.copies.get(source.path) if source.is_copy else None
         return known is not None and is_small(known, due_target(self.config, Policy(), source.age(self.now)), self.config)
 
@@ -1134,7 +1137,7 @@ class Run:
             work = self.propose(source, session, policy)
             if work is None:
                 continue
-            if source.path[: -len(SOURCE_SUFFIX)] in self.clashes:
+            if not source.is_copy and os.path.splitext(source.path)[0] in self.clashes:
                 work.refuse(Reason.NAME_TAKEN, f"another recording would become {printable(source.stem)} too")
             elif refusal:
                 work.refuse_for(refusal)
@@ -1143,7 +1146,7 @@ class Run:
     def propose(self, source: Source, session: Session, policy: Policy) -> Optional[Work]:
         """What is to be done with one file, if it is not known to be done or at rest."""
         last = self.history.last(source)
-        copy = source if source.is_copy else self.find_copy(source, last)
+        copy = source if source.is_copy else self.find_copy(source, last, session)
         known = self.history.copies.get(copy.path) if copy else None
         target = due_target(self.config, policy, source.age(self.now), copy and copy.format)
         fingerprint = policy_fingerprint(self.config, target, session)
@@ -1152,7 +1155,9 @@ class Run:
             self.report.remembered += 1
             return None
         if source.is_copy:
-            if not self.is_last_of_ours(source, session) or (known and is_small(known, target, self.config)):
+            if not (self.is_ours(source, session) and self.is_last(source, session)):
+                return None
+            if known and is_small(known, target, self.config):
                 return None
             return Work(source, session, target, fingerprint, False, source.identity, known.first_size if known else source.size)
         sure = last is not None and last.action == Action.COMPRESSED.value
@@ -1165,22 +1170,25 @@ class Run:
         replaces = copy.identity if copy and step else None
         return Work(source, session, target, fingerprint, unlink, replaces, source.size, doubtful=not sure)
 
-    def find_copy(self, source: Source, last: Optional[Remembered]) -> Optional[Source]:
+    def find_copy(self, source: Source, last: Optional[Remembered], session: Session) -> Optional[Source]:
         """The copy that an earlier run made of an original still here: kept, or the run was killed before it was deleted."""
         names = [last.copy] if last and last.copy else [source.stem + suffix for suffix in COPY_SUFFIXES]
         for path in (os.path.join(source.folder, name) for name in names):
-            if path in self.history.copies:
-                with contextlib.suppress(OSError):
-                    status = os.lstat(os.path.join(self.library, path))
-                    return Source(path, identity_of(status)) if stat.S_ISREG(status.st_mode) else None
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(self.library, path))
+                copy = Source(path, identity_of(status))
+                if stat.S_ISREG(status.st_mode) and self.is_ours(copy, session):
+                    return copy
         return None
 
-    def is_last_of_ours(self, copy: Source, session: Session) -> bool:
-        """Whether a file in a copy's format is one, by history or sidecar, and the only source left: what someone else put
-        into the library stays as it is, and a kept original is a better source."""
-        ours = copy.path in self.history.copies or any(copy.name in sidecar.chunks for sidecar in session.sidecars)
+    def is_ours(self, copy: Source, session: Session) -> bool:
+        """Whether a file in a copy's format is one, by history or sidecar: what someone else put into the library is not."""
+        return copy.path in self.history.copies or any(copy.name in sidecar.chunks for sidecar in session.sidecars)
+
+    def is_last(self, copy: Source, session: Session) -> bool:
+        """Whether no original is kept beside a copy, which would be the better source."""
         kept = any(other.stem == copy.stem and not other.is_copy for other in session.sources)
-        return ours and not kept and not os.path.lexists(os.path.join(self.library, kept_original(copy.path)))
+        return not kept and not kept_size(os.path.join(self.library, copy.path))
 
     def plan_moves(self, queue: Sequence[Work]) -> Iterator[list[Work]]:
         """The sessions of which every file is old enough for the archive and none is still to be compressed."""
@@ -1188,11 +1196,12 @@ class Run:
         if tier is None:
             return
         cutoff = self.now - tier.after_days * DAY
+        told = {work.source.path for work in queue}
         left = math.inf if self.config.limit is None else self.config.limit - len(queue)
         for session in self.sessions(scan(self.library, cutoff, cutoff).due):
             works = self.moves_of(session, tier)
-            left -= len(works)
-            if works and left >= 0:
+            if left > 0 and any(not work.reason or work.source.path not in told for work in works):
+                left -= len(works)
                 yield works
 
     def moves_of(self, session: Session, tier: Tier) -> list[Work]:
@@ -1200,20 +1209,25 @@ class Run:
         policy, refusal = follow_policies(session)
         works = []
         for source in session.sources:
+            if source.is_copy and not self.is_ours(source, session):
+                continue  # someone else's, whatever its name
             known = self.history.copies.get(source.path)
             target = due_target(self.config, policy, source.age(self.now), source.format)
-            fingerprint = policy_fingerprint(self.config, target, session)
-            work = Work(source, session, target, fingerprint, True, first_size=known.first_size if known else source.size)
+            fingerprint = policy_fingerprint(self.config, target, session, tier.archive)
+            last = self.history.last(source, moving=True)
+            if policy.keep or (last and last.rests(fingerprint) and not self.config.retry):
+                return []
+            work = Work(source, session, target, fingerprint, True, moving=True)
+            work.first_size = known.first_size if known else source.size
             work.detail = below(tier.archive or "", source.path)
-            last = self.history.last(source)
-            if refusal and source.is_copy and not policy.keep and not (last and last.rests(fingerprint)):
+            if refusal and source.is_copy:
                 work.refuse_for(refusal)
             works.append(work)
         if refusal:
             return [work for work in works if work.reason]
         names = {name for sidecar in session.sidecars for name in sidecar.chunks} - {source.name for source in session.sources}
         young = any(os.path.lexists(os.path.join(self.library, session.folder, name)) for name in names)
-        return works if not young and all(self.may_move(source, session, policy) for source in session.sources) else []
+        return works if not young and all(self.may_move(work.source, session, policy) for work in works) else []
 
     def may_move(self, source: Source, session: Session, policy: Policy) -> bool:
         """Whether a file is selected, in its last form, and not brought back from the archive before."""
@@ -1223,7 +1237,7 @@ class Run:
         if self.history.came_back(source) and not self.config.retry:
             return False
         if source.is_copy:
-            return self.is_last_of_ours(source, session)
+            return self.is_last(source, session)
         return last is not None and last.action != Action.RESTORED.value and last.is_settled
 
     def must_end(self, stop: Stop) -> bool:
@@ -1516,6 +1530,11 @@ def identity_of(status: os.stat_result) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path really is a folder or something in it, whatever links lead there."""
+    return os.path.join(os.path.realpath(path), "").startswith(os.path.join(os.path.realpath(folder), ""))
+
+
 def is_there(path: str, identity: Identity) -> bool:
     """Whether a file is still the same, with the same content."""
     try:
@@ -1694,9 +1713,10 @@ def is_small(known: CopyRecord, target: Target, config: Config) -> bool:
     return known.bitrate * (1 - config.min_saving_percent / 100) <= target.bitrate
 
 
-def policy_fingerprint(config: Config, target: Target, session: Session) -> str:
+def policy_fingerprint(config: Config, target: Target, session: Session, archive: Optional[str] = None) -> str:
     """Changes whenever a decision about this session may come out differently."""
     data = [target.format, target.bitrate, config.min_saving_percent, config.verify_before_delete, session.policies, session.flaw]
+    data += [archive] if archive else []
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -2597,9 +2617,13 @@ class Committer:
         for sidecar in sidecars:
             groups[sidecar.id if sidecar.id is not None else "\0" + sidecar.name].append(sidecar)
         for key, group in groups.items():
-            totals = self.add_up(folder, chunk_names(group, session, renames), session.done, session.resting)
-            if session.location:
-                totals = totals._replace(on_disk=0, archived=True)
+            names = chunk_names(group, session, renames)
+            totals = self.add_up(folder, names, session.done, session.resting)
+            if session.location:  # nothing is left here; what was never compressed is not so by having gone
+                copies = any(name.endswith(COPY_SUFFIXES) for name in names)
+                totals = totals._replace(on_disk=0, archived=True, complete=totals.complete and copies)
+            elif session.returned is None:
+                totals = totals._replace(archived=any(sidecar.archived for sidecar in sidecars))
             for sidecar in group:
                 path = os.path.join(folder, sidecar.name)
                 edit = sidecar_edit(session, path, renames, totals)
@@ -2642,15 +2666,16 @@ class Committer:
         for name in names:
             size = file_size(os.path.join(folder, name))
             work = copies.get(name)
-            compressed += size
+            gone = None if size else self.history.archived.get(os.path.relpath(os.path.join(folder, name), self.library))
+            compressed += gone.size if gone else size
             on_disk += size
-            original += work.first_size if work else size
+            original += work.first_size if work else gone.first_size if gone else size
             if work:
                 on_disk += 0 if work.unlink or work.source.is_copy else work.source.size
             elif name.lower().endswith(SOURCE_SUFFIX):
                 complete = complete and (name in resting or not size)
             else:
-                on_disk += file_size(os.path.join(folder, kept_original(name)))
+                on_disk += kept_size(os.path.join(folder, name))
         return Totals(original, compressed, on_disk, complete)
 
     def must_settle(self) -> bool:
@@ -2751,10 +2776,15 @@ class Committer:
         """What the index must say of one recording, from its sidecars and the disk."""
         group = [sidecar for sidecar in read_sidecars(self.library, folder) if sidecar.id == id_ and not sidecar.flaw]
         names = {name for sidecar in group for name in sidecar.chunks}
-        if any(name.endswith(COPY_SUFFIXES) for name in names):
+        if not names:
+            stems, there = {sidecar.stem for sidecar in group}, os.listdir(os.path.join(self.library, folder))
+            names = {name for name in there if os.path.splitext(name)[0] in stems and name.endswith(COPY_SUFFIXES)}
+        archived = any(sidecar.archived for sidecar in group)
+        copies = any(name.endswith(COPY_SUFFIXES) for name in names)
+        if copies or archived:
             resting = {name for name in names if self.history.is_resting(os.path.join(folder, name))}
             totals = self.add_up(os.path.join(self.library, folder), names, (), resting)
-            self.entries[id_] = totals._replace(archived=any(sidecar.archived for sidecar in group))
+            self.entries[id_] = totals._replace(archived=archived, complete=totals.complete and copies)
 
     def close(self) -> None:
         """At the end of a run: look at the index once more, in case it was overwritten from an older read meanwhile."""
@@ -2777,6 +2807,12 @@ def chunk_names(group: Sequence[Sidecar], session: Session, renames: Mapping[str
         stems = {sidecar.stem for sidecar in group}
         names = {source.name for source in session.sources if source.stem in stems}
     return {renames.get(name, name) for name in names}
+
+
+def kept_size(copy: str) -> int:
+    """Bytes of the original beside a copy, 0 if it is not there."""
+    stem = os.path.splitext(copy)[0]
+    return file_size(stem + SOURCE_SUFFIX) or file_size(stem + SOURCE_SUFFIX.upper())
 
 
 def kept_original(copy_name: str) -> str:
@@ -2829,7 +2865,7 @@ def restored_metadata(
         original = result.get("original_size")
         result["compressed"], result["compressed_size"] = False, totals.compressed
         result["compression_ratio"] = round(totals.compressed / original, 4) if isinstance(original, int) and original else None
-    elif document.get("compression_date") and not copies:
+    elif renames and document.get("compression_date") and not copies:
         unknown = {
             "compressed": False,
             "original_size": document.get("original_size"),
@@ -2965,8 +3001,11 @@ class Archive:
         if self.rclone:
             self.store_remotely(works)
         for work in works:
+            source = os.path.join(self.library, work.source.path)
             try:
-                work.digest = self.store_here(work) if not self.rclone else digest_of(os.path.join(self.library, work.source.path))
+                status = os.lstat(source)
+                work.owner = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+                work.digest = digest_of(source) if self.rclone else self.store_here(work)
             except OSError as error:
                 work.refuse(Reason.ARCHIVE, describe(error))
             except Refusal as refusal:
@@ -2978,11 +3017,16 @@ class Archive:
             raise Refusal(Reason.ARCHIVE, f"the folder {printable(self.location)} is not there; is its disk mounted?")
         source, target = os.path.join(self.library, work.source.path), os.path.join(self.location, work.source.path)
         folder = os.path.dirname(target)
+        if not is_inside(folder, self.location) or is_inside(folder, self.library):
+            raise Refusal(Reason.ARCHIVE_REFUSED, f"{printable(folder)} leads out of the archive")
+        if os.path.lexists(target) and os.path.samestat(os.lstat(target), os.lstat(source)):
+            raise Refusal(Reason.ARCHIVE_REFUSED, f"{printable(target)} is the recording itself")
         digest = digest_of(source)
         part = os.path.join(folder, f".{digest[:16]}.part")  # the same in the next run, which clears it away
         try:
             if not os.path.lexists(target):
                 os.makedirs(folder, exist_ok=True)
+                self.staging.discard(part)
                 copy_file(source, part)
                 place(part, target)
         finally:
@@ -2993,14 +3037,15 @@ class Archive:
             if parent == self.location:
                 break
         if digest_of(target) != digest:
-            raise Refusal(Reason.ARCHIVE, f"{printable(target)} is there already and is another file")
+            raise Refusal(Reason.ARCHIVE_REFUSED, f"{printable(target)} is there already and is another file")
         return digest
 
     def store_remotely(self, works: Sequence[Work]) -> None:
         """Copy files with rclone, never over another, and have it compare what it reads back."""
         problem = ""
-        listing = self.staging.write("".join(f"{printable(work.source.path)}\n" for work in works).encode(), like=self.library)
+        listing = self.staging.write(b"".join(os.fsencode(work.source.path) + b"\n" for work in works), like=self.library)
         try:
+            self.refuse_itself()
             try:
                 self.rclone_run(works, "copy", "--ignore-existing", "--no-traverse", "--files-from-raw", listing)
             except Refusal as refusal:
@@ -3018,14 +3063,32 @@ class Archive:
             self.staging.discard(listing)
         for work in works:
             mark = found.get(work.source.path)
-            if mark != "=":
-                work.refuse(Reason.ARCHIVE, f"{work.detail} is another file" if mark == "*" else problem or "rclone passed it over")
+            if mark == "*":
+                work.refuse(Reason.ARCHIVE_REFUSED, f"{work.detail} is there already and is another file")
+            elif mark != "=":
+                work.refuse(Reason.ARCHIVE if problem else Reason.ARCHIVE_REFUSED, problem or "rclone cannot take its name")
+
+    def refuse_itself(self) -> None:
+        """Where the remote is the library under another name, a file is its own copy: what we put here would be seen there."""
+        mark, lines = self.staging.path(next(self.staging.counter), "." + os.urandom(8).hex()), list[str]()
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            folder = below(self.location, os.path.relpath(self.staging.folder, self.library))
+            self.tools.run([self.rclone, "lsf", *RCLONE, "--", folder], TOOL_GRACE, lines.append)
+        except Refusal as refusal:
+            if refusal.reason is Reason.TOOL_HUNG:
+                raise
+        finally:
+            self.staging.discard(mark)
+        if os.path.basename(mark) in lines:
+            raise Refusal(Reason.ARCHIVE, "the archive is the library itself")
 
     def check(self, works: Sequence[Work], listing: str) -> dict[str, str]:
         """What a comparison of every byte says, by path: `=`, `*` differs, `+` missing, `!` error. Raises Refusal if it hung."""
         lines: list[str] = []
         try:
-            self.rclone_run(works, "check", "--download", "--one-way", "--combined", "-", "--files-from-raw", listing, heard=lines)
+            words = ("--download", "--size-only=false", "--one-way", "--combined", "-", "--files-from-raw", listing)
+            self.rclone_run(works, "check", *words, heard=lines)
         except Refusal as refusal:  # any difference is an error to it
             if refusal.reason is Reason.TOOL_HUNG:
                 raise
@@ -3062,6 +3125,7 @@ class Mover:
     def __init__(self, run: Run, committer: Committer, tools: Tools, staging: Staging) -> None:
         self.run, self.report, self.committer, self.stop = run, run.report, committer, tools.stop
         self.tools, self.staging = tools, staging
+        self.answers = True  # the archive; else what is left need not be tried in this run
 
     def work(self, moves: Iterable[list[Work]]) -> None:
         archive: Optional[Archive] = None
@@ -3080,10 +3144,12 @@ class Mover:
 
     def move(self, archive: Archive, sessions: Sequence[list[Work]]) -> None:
         """A step: several sessions at once, as every call of rclone takes its time."""
-        if self.run.must_end(self.stop):
+        if not self.answers or self.run.must_end(self.stop):
             return
         with contextlib.suppress(Stopped):
-            archive.store([work for works in sessions for work in works if work.reason is None])
+            files = [work for works in sessions for work in works if work.reason is None]
+            archive.store(files)
+            self.answers = not files or any(work.reason is not Reason.ARCHIVE for work in files)
             for works in sessions:
                 self.record(works, archive)
             if self.committer.must_settle():
@@ -3109,10 +3175,14 @@ class Mover:
 
 def copy_file(source: str, target: str) -> None:
     """Copy a regular file with its modification time, and flush it. Raises OSError."""
-    with open(open_regular(source), "rb") as reader, open(target, "wb") as writer:
+    made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)  # never through a link
+    with open(made, "wb") as writer, open(open_regular(source), "rb") as reader:
         shutil.copyfileobj(reader, writer, 1 << 20)
         writer.flush()
-        copy_attributes(os.fstat(reader.fileno()), writer.fileno(), times=True)
+        status = os.fstat(reader.fileno())
+        with contextlib.suppress(PermissionError):  # a NAS has users of its own
+            copy_attributes(status, made, times=False)
+        os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
         flush(writer.fileno())
         if hasattr(os, "posix_fadvise"):  # what is read back to be compared must come from the disk
             os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -3135,6 +3205,8 @@ class Restore:
 
     def execute(self) -> None:
         require_library(self.config)
+        if self.config.dry_run:
+            raise UsageError("The configuration says dry_run, and restore changes files: take it out, or name another with -c.")
         with stop_signals() as stop, library_lock(self.library, None):
             self.report.open_log()
             with Staging(self.library, None) as self.staging, Tools(stop) as self.tools:
@@ -3165,7 +3237,7 @@ class Restore:
         """The folder of a path below the library, and the names of the audio files it stands for. Raises Refusal, OSError."""
         whole = os.path.abspath(path) if os.path.lexists(path) else os.path.join(self.library, path)
         folder = os.path.relpath(os.path.realpath(os.path.dirname(whole)), os.path.realpath(self.library))
-        if folder.split(os.sep)[0] == os.pardir:
+        if not is_inside(os.path.dirname(whole), self.library):
             raise Refusal(Reason.NOT_RESTORED, f"it is not in {printable(self.library)}")
         folder, name = "" if folder == os.curdir else folder, os.path.basename(whole)
         sidecars = read_sidecars(self.library, folder)
@@ -3173,23 +3245,17 @@ class Restore:
             if sidecar.name == name and sidecar.flaw:
                 raise Refusal(Reason.SIDECAR, sidecar.flaw)
             if sidecar.name == name:
-                return folder, set(sidecar.chunks) or {sidecar.stem}
-        stem = os.path.splitext(name)[0]  # of what is archived, all of a session comes back, as its sidecars have one word for it
-        return folder, {name}.union(
-            *(
-                sidecar.chunks
-                for sidecar in sidecars
-                if sidecar.archived and stem in {os.path.splitext(chunk)[0] for chunk in sidecar.chunks}
-            )
-        )
+                names = set(sidecar.chunks) or {sidecar.stem + SOURCE_SUFFIX}
+                return folder, names | archived_with(sidecars, names)
+        return folder, {name} | archived_with(sidecars, {name})
 
     def find(self, folder: str, name: str) -> Iterator[tuple[Source, Optional[str]]]:
         """What a name is to come back as, and the copy that then goes; nothing if there is nothing to undo. Raises Refusal."""
         stem = os.path.splitext(name)[0]
-        for suffix in (*COPY_SUFFIXES, SOURCE_SUFFIX):
+        for suffix in dict.fromkeys((*COPY_SUFFIXES, SOURCE_SUFFIX, os.path.splitext(name)[1])):
             path = os.path.join(folder, stem + suffix)
             moved = self.history.moved.get(path)
-            if moved and not moved.location and suffix != SOURCE_SUFFIX:
+            if moved and not moved.location and suffix in COPY_SUFFIXES and file_size(os.path.join(self.library, path)):
                 return  # it came back from the archive before
             if moved and moved.location:
                 if not os.path.lexists(os.path.join(self.library, path)):
@@ -3198,11 +3264,11 @@ class Restore:
                 return
         there = [each for each in os.listdir(os.path.join(self.library, folder)) if os.path.splitext(each)[0] == stem]
         originals = [each for each in there if each.lower().endswith(SOURCE_SUFFIX)]
-        copies = [each for each in there if each.endswith(COPY_SUFFIXES)]
+        copies = [each for each in there if each.endswith(COPY_SUFFIXES) and file_size(os.path.join(self.library, folder, each))]
         if len(originals) > 1 or len(copies) > 1:
             raise Refusal(Reason.NOT_RESTORED, f"several files are called {printable(stem)}")
         if not originals:
-            left = "only its copy is left" if copies else "no record tells where it is"
+            left = "only its copy is left" if copies else "no record here tells where it went: see archive_location in its sidecar"
             raise Refusal(Reason.NOT_RESTORED, f"the original of {printable(name)} is not here, {left}")
         if copies:
             yield self.source(os.path.join(folder, originals[0])), copies[0]
@@ -3222,6 +3288,9 @@ class Restore:
             if file_size(staged) != moved.size or digest_of(staged) != moved.digest:
                 raise Refusal(Reason.NOT_RESTORED, f"{printable(moved.location)} is not the file that went there")
             os.utime(staged, ns=(moved.mtime_ns, moved.mtime_ns))
+            with contextlib.suppress(PermissionError):
+                os.chown(staged, *moved.owner[1:])
+            os.chmod(staged, moved.owner[0] or 0o644)
             place(staged, os.path.join(self.library, path))
         finally:
             self.staging.discard(staged)
@@ -3234,13 +3303,15 @@ class Restore:
         works = []
         for source, copy in copies.items():
             form = Source(copy or source.path, source.identity).format or self.config.target_format
-            works.append(Work(source, session, Target(form, self.config.target_bitrate), "", False, first_size=source.size))
+            goes = self.source(os.path.join(session.folder, copy)).identity if copy else None
+            works.append(Work(source, session, Target(form, self.config.target_bitrate), "", False, goes, source.size))
         for work in works:
             copy = copies[work.source]
             if copy:
                 self.prove(work.source, copy)
             work.refuse(Reason.RESTORED, "the original is back" if copy else "back from the archive")
-        gone = {copy: self.source(os.path.join(session.folder, copy)).identity for copy in copies.values() if copy}
+        gone = {work.copy_name: work.replaces for work in works if work.replaces}
+        session.resting = {work.source.name for work in works if not work.replaces}
         self.history.append([work for work in works if copies[work.source]], counts=True)  # a run in between must not take it up
         session.returned = {copy: source.name for source, copy in copies.items() if copy}
         sidecars = self.committer.fresh_sidecars(session, folder, ())
@@ -3251,13 +3322,15 @@ class Restore:
         self.committer.update_index()
         self.history.append(works, counts=True, entries=self.committer.entries)
         for sidecar in self.committer.fresh_sidecars(session, folder, ()):
-            if not any(chunk.endswith(COPY_SUFFIXES) for chunk in sidecar.chunks):
-                with contextlib.suppress(FileNotFoundError):
+            if gone and not any(chunk.endswith(COPY_SUFFIXES) for chunk in sidecar.chunks):
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     os.unlink(os.path.join(folder, sidecar.name + ".bak"))
+        self.committer.renew_sidecars([session])  # a server may have written an older one since
         for copy, identity in gone.items():
-            if identity_of(os.lstat(os.path.join(folder, copy))) == identity:
+            if is_there(os.path.join(folder, copy), identity):
                 os.unlink(os.path.join(folder, copy))
         flush_folder(folder)
+        self.committer.renew_sidecars([session])
         for work in works:
             self.report.recording(work)
 
@@ -3282,6 +3355,24 @@ class Restore:
                 self.staging.discard(path)
 
 
+def archived_with(sidecars: Sequence[Sidecar], names: set[str]) -> set[str]:
+    """All files of the archived sessions that some names belong to: they come back together, as their sidecars have one word for
+    it."""
+    found: set[str] = set()
+    ids: set[Optional[str]] = set()
+    while True:
+        stems = {os.path.splitext(name)[0] for name in names | found}
+        more = [
+            sidecar
+            for sidecar in sidecars
+            if sidecar.archived
+            and (sidecar.id in ids or sidecar.stem in stems or stems & {os.path.splitext(chunk)[0] for chunk in sidecar.chunks})
+        ]
+        ids = {sidecar.id for sidecar in more if sidecar.id is not None}
+        if found == (found := found.union(*(sidecar.chunks for sidecar in more))):
+            return found
+
+
 def command_restore(config: Config, report: Report) -> None:
     Restore(config, report).execute()
 
@@ -3290,21 +3381,21 @@ def command_restore(config: Config, report: Report) -> None:
 
 
 class Moved(NamedTuple):
-    """A file that went to the archive (at `location`) or came back (no location): bytes, modification time, SHA-256."""
+    """A file that went to the archive (at `location`) or came back (no location): bytes, modification time, SHA-256, and mode,
+    user and group, which no remote keeps."""
 
     location: str
     size: int
     mtime_ns: int
     digest: str
+    owner: tuple[int, int, int]
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Moved:
-        return cls(
-            str(record.get("location") or ""),
-            int(record["original_size"]),
-            int(record["mtime_ns"]),
-            str(record.get("sha256") or ""),
-        )
+        location, mtime_ns, (mode, user, group) = record.get("location") or "", record["mtime_ns"], record.get("owner") or (0, 0, 0)
+        expect(isinstance(location, str) and "\0" not in location and 0 <= mtime_ns < 1 << 63, "a place and a time")
+        owner = int(mode), int(user), int(group)
+        return cls(location, int(record["original_size"]), mtime_ns, str(record.get("sha256") or ""), owner)
 
 
 class Remembered(NamedTuple):
@@ -3403,13 +3494,14 @@ class History:
 
     def learn_outcome(self, record: Mapping[str, Any]) -> None:
         path, identity = record["path"], (record["original_size"], record["mtime_ns"])
-        expect(isinstance(path, str), "a path")
-        last = self._last.get(path)
+        expect(isinstance(path, str) and all(is_plain_name(part) for part in path.split("/")), "a path in the library")
+        slot = path + "/" if record.get("moving") else path  # no file is called so
+        last = self._last.get(slot)
         same = last and (last.identity, last.fingerprint) == (identity, record["settings"])
         failed = record["action"] == Action.FAILED.value
         attempts = (last.attempts if last and same else 0) + bool(record["counts"]) if failed else 0
         copy = record["copy"] if is_plain_name(record["copy"]) else None
-        self._last[path] = Remembered(
+        self._last[slot] = Remembered(
             record["action"], record["settings"], identity, attempts, float(record["time"]), copy, float(record["seconds"]),
             str(record.get("code")),
         )  # fmt: skip
@@ -3419,8 +3511,9 @@ class History:
         if copy and record["action"] == Action.COMPRESSED.value:
             first, size = record.get("first_size", record["original_size"]), record["compressed_size"]
             sizes = int(expect_number(first)), int(expect_number(size))
-            self._copies[where] = CopyRecord(*sizes, self._last[path].seconds, str(record["date"]))
+            self._copies[where] = CopyRecord(*sizes, self._last[slot].seconds, str(record["date"]))
             self.archived.pop(where, None)
+            self._moved.pop(where, None)
         elif record["action"] == Action.ARCHIVED.value:
             self._moved[path] = Moved.of(record)
             known = self._copies.pop(path, CopyRecord(identity[0], identity[0], 0.0, str(record["date"])))
@@ -3435,15 +3528,17 @@ class History:
         self.load()
         return self._last.items()
 
-    def last(self, source: Source) -> Optional[Remembered]:
-        """What became of this very file (same size and modification time) the last time."""
+    def last(self, source: Source, moving: bool = False) -> Optional[Remembered]:
+        """What became of this very file (same size and modification time) the last time it was to be compressed, or `moving` to
+        the archive."""
         self.load()
-        last = self._last.get(source.path)
+        last = self._last.get(source.path + "/" if moving else source.path)
         return last if last and last.identity == source.identity[2:] else None
 
     def is_resting(self, path: str) -> bool:
         self.load()
-        return path in self._last and self._last[path].action == Action.KEPT.value
+        last = self._last.get(path)
+        return last is not None and (last.action == Action.KEPT.value or (last.action == Action.RESTORED.value and not last.copy))
 
     def append(self, works: Sequence[Work], counts: bool, entries: Optional[Mapping[str, Totals]] = None) -> None:
         """Add one line for each outcome and flush them; `counts` is false where the cause lay outside the recordings."""
@@ -3452,10 +3547,11 @@ class History:
             assert work.reason
             record = {"date": timestamp(), "time": time.time(), **work.outcome(), "mtime_ns": work.source.identity.mtime_ns}
             record["settings"], record["counts"] = work.fingerprint, counts and not work.reason.is_environment
-            record["copy"] = work.copy_name if work.proven or work.reason is Reason.RESTORED else None
+            record["copy"] = work.copy_name if work.proven or (work.reason is Reason.RESTORED and work.replaces) else None
+            record["moving"] = work.moving
             record["first_size"] = work.first_size
             if work.reason is Reason.ARCHIVED:
-                record["location"], record["sha256"] = work.detail, work.digest
+                record["location"], record["sha256"], record["owner"] = work.detail, work.digest, work.owner
             totals = [(id_, entries[id_]) for id_ in work.session.ids if entries and id_ in entries]
             record["index"] = [[id_, total.complete, total.on_disk] for id_, total in totals]
             lines.append(record)
@@ -4519,6 +4615,9 @@ def run_for_user(command: str, text: str, folder: str, stop: Stop) -> str:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
+            if os.fstat(messages.fileno()).st_size > MAX_TOOL_OUTPUT:
+                end_group(process)
+                return "it writes without end"
             if time.monotonic() > deadline or stop.signal != before:
                 end_group(process)
                 return f"no end after {NOTIFY_SECONDS:.0f} s" if stop.signal == before else "the run was stopped meanwhile"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -148,6 +149,61 @@ class AFolder(ArchiveCase):
         self.assert_archived(*copies)
 
 
+class NotItself(ArchiveCase):
+    """A recording must never be taken for its own copy in the archive."""
+
+    def test_a_library_that_is_the_archive_or_around_it_is_refused(self) -> None:
+        for library in (self.cold, self.cold / "deeper", self.folder):
+            (library / "d").mkdir(parents=True, exist_ok=True)
+            path = library / "d/a.webm"
+            shutil.copyfile(self.add("chunk_0", "a.webm", OLD), path)
+            os.utime(path, (OLD, OLD))
+            ran = self.run_cli("--recordings", str(library))
+            self.assertEqual(ran.code, 2, ran.out + ran.err)
+            self.assertTrue(path.exists())
+
+    def test_a_link_in_the_archive_that_leads_out_of_it_is_not_followed(self) -> None:
+        copies = self.add_old_session(1)
+        for target in (self.library / "2025-10-27", self.folder):
+            (self.cold / "2025-10-27").unlink(missing_ok=True)
+            (self.cold / "2025-10-27").symlink_to(target)
+            ran = self.run_well("--json", "--retry", code=1)
+            self.assertIn("leads out", ran.outcomes[copies[0]]["reason"])
+            self.assertTrue((self.library / copies[0]).exists())
+
+    def test_a_link_or_pipe_where_the_part_file_goes_is_not_written_through(self) -> None:
+        copies = self.add_old_session(1)
+        LibraryCase.configure(self)
+        self.run_well()
+        self.configure()
+        victim = self.folder / "victim"
+        victim.write_bytes(b"mine")
+        part = self.cold / "2025-10-27" / f".{hashlib.sha256((self.library / copies[0]).read_bytes()).hexdigest()[:16]}.part"
+        part.parent.mkdir()
+        part.symlink_to(victim)
+        self.run_well()
+        self.assertEqual(victim.read_bytes(), b"mine")
+        self.assert_archived(*copies)
+
+    def test_a_conflict_is_told_three_times_and_then_remembered(self) -> None:
+        copies = self.add_old_session(1)
+        (self.cold / copies[0]).parent.mkdir()
+        (self.cold / copies[0]).write_bytes(b"another")
+        codes = [self.run_cli().code for _ in range(5)]
+        self.assertEqual(codes, [1, 1, 1, 0, 0])
+        (self.cold / copies[0]).unlink()
+        self.run_well("--retry")
+        self.assert_archived(*copies)
+
+    def test_a_session_larger_than_the_limit_does_not_hold_up_the_rest(self) -> None:
+        copies = self.add_old_session(3)
+        LibraryCase.configure(self)
+        self.run_well()
+        self.configure()
+        self.run_well("--limit", "2")
+        self.assert_archived(*copies)
+
+
 class BackAgain(ArchiveCase):
     def test_restore_brings_a_whole_session_back_as_it_was(self) -> None:
         copies = self.add_old_session()
@@ -183,6 +239,55 @@ class BackAgain(ArchiveCase):
         ran = self.run_well("restore", copies[0], code=1)
         self.assertIn("not the file", ran.err)
         self.assertFalse((self.library / copies[0]).exists())
+
+    def test_sidecars_of_one_recording_come_back_together(self) -> None:
+        """Each with its own chunk only, and one id."""
+        names = ["r-chunk-1", "r-chunk-2"]
+        for name in names:
+            self.add("chunk_0", f"{name}.webm", OLD)
+            self.add_json(f"{name}.json", {"id": "r", "chunks": [{"file": f"{name}.webm"}]})
+        self.run_well()
+        self.run_well("restore", "r-chunk-1.json")
+        self.assertEqual(self.run_well("check").code, 0)
+        self.assertEqual([(self.library / f"{name}.opus").exists() for name in names], [True, True])
+
+    def test_a_recording_without_chunks_in_its_sidecar_comes_back_compressed(self) -> None:
+        self.add("chunk_0", "a.webm", OLD)
+        self.add_json("a.json", {"id": "a", "chunks": None})
+        self.run_well()
+        self.run_well("restore", "a.json")
+        document = self.read_json("a.json")
+        self.assertEqual((document["compressed"], "archived" in document), (True, False))
+
+    def test_a_recording_in_capitals_comes_back(self) -> None:
+        self.add_bytes(b"\x1aE\xdf\xa3junk", "K.WEBM", OLD)
+        self.run_well()
+        self.run_well()
+        self.assertFalse((self.library / "K.WEBM").exists())
+        self.run_well("restore", "K.WEBM")
+        self.assertTrue((self.library / "K.WEBM").exists())
+
+    def test_what_came_back_and_was_deleted_is_not_said_to_be_here(self) -> None:
+        copies = self.add_old_session(1)
+        self.run_well()
+        self.run_well("restore", copies[0])
+        (self.library / copies[0]).unlink()
+        self.assertIn("is not here", self.run_well("restore", copies[0], code=1).err)
+
+    def test_an_odd_line_of_the_history_is_not_followed_and_breaks_nothing(self) -> None:
+        copies = self.add_old_session(1)
+        self.run_well()
+        history = self.folder / "logs/history.jsonl"
+        line = next(line for line in history.read_text().splitlines() if '"archived"' in line and '"recording"' in line)
+        record = json.loads(line)
+        odd: list[dict[str, object]] = [{"path": "../outside/a.opus"}, {"path": 5}, {"path": "/etc/x"}, {"mtime_ns": 10**40}]
+        odd += [{"location": "a\0b"}, {"owner": 3}]
+        with open(history, "a") as file:
+            file.writelines(json.dumps({**record, "path": "b.opus", **each}) + "\n" for each in odd)
+        for words in (["check"], ["restore", "b.opus"], ["restore", copies[0]], ["run"], ["stats"]):
+            ran = self.run_cli(*words)
+            self.assertNotIn("Traceback", ran.err)
+        self.assertTrue((self.library / copies[0]).exists())
 
     def test_a_location_in_a_sidecar_is_never_followed(self) -> None:
         (self.folder / "secret").mkdir()
@@ -268,6 +373,27 @@ class AWebDavServer(RemoteCase):
         self.assertIn("another file", ran.outcomes[copies[0]]["reason"])
         self.assertTrue((self.library / copies[0]).exists())
         self.assertEqual(there.read_bytes(), b"other")
+
+    def test_a_remote_that_is_the_library_itself_is_noticed(self) -> None:
+        copies = self.add_old_session(1)
+        self.environment |= {"RCLONE_CONFIG_COLD_TYPE": "local"}
+        self.target = f"cold:{self.library}"
+        self.configure()
+        ran = self.run_remote("--json", code=1)
+        self.assertIn("the library itself", ran.outcomes[copies[0]]["reason"])
+        self.assertTrue((self.library / copies[0]).exists())
+
+    def test_an_environment_that_loosens_the_comparison_does_not(self) -> None:
+        copies = self.add_old_session(1)
+        LibraryCase.configure(self)
+        self.run_remote()
+        self.configure()
+        there = self.cold / "voice/2025 ü" / copies[0]
+        there.parent.mkdir(parents=True)
+        there.write_bytes(b"x" * (self.library / copies[0]).stat().st_size)
+        self.environment |= {"RCLONE_SIZE_ONLY": "true"}
+        self.run_remote(code=1)
+        self.assertTrue((self.library / copies[0]).exists())
 
     def test_an_upload_that_was_killed_is_done_again(self) -> None:
         copies = self.add_old_session()

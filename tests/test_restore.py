@@ -90,6 +90,20 @@ class Undo(RestoreCase):
 
 
 class NoHarm(RestoreCase):
+    def test_a_sidecar_that_lists_no_chunks_brings_back_its_own_recording_only(self) -> None:
+        for name in ("rec.webm", "rec.1.webm"):
+            self.add("chunk_0", name)
+        self.add_json("rec.1.json", {"id": "B"})
+        self.assertEqual(self.run_cli().code, 0)
+        self.restore("rec.1.json")
+        self.assertEqual(sorted(path.name for path in self.library.glob("rec*.opus")), ["rec.opus"])
+
+    def test_a_configuration_for_dry_runs_changes_nothing(self) -> None:
+        self.configure(dry_run=True)
+        before = self.files()
+        self.assertIn("dry_run", self.restore(self.originals[0], code=2).err)
+        self.assertEqual(self.files(), before)
+
     def test_a_copy_whose_original_is_gone_is_not_touched(self) -> None:
         self.originals[0].unlink()
         before = self.files()
@@ -148,7 +162,7 @@ class Notification(LibraryCase):
         self.assertEqual(json.loads(self.heard().read_text())["exit_code"], 1)
 
     def test_its_failure_is_logged_and_nothing_more(self) -> None:
-        for command in ("echo no such service >&2; exit 3", "sleep 100 & exit 0", "/no/such/command"):
+        for command in ("echo no such service >&2; exit 3", "sleep 100 & exit 0", "/no/such/command", "yes"):
             self.add("chunk_0", "a.webm")
             (self.library / "a.opus").unlink(missing_ok=True)
             self.configure(notify_command=command)
@@ -158,7 +172,7 @@ class Notification(LibraryCase):
             self.assertLess(time.monotonic() - started, 20)
         log = (self.folder / "logs/compression.log").read_text()
         self.assertIn("no such service", log)
-        self.assertEqual(log.count("notify_command failed"), 2)
+        self.assertEqual(log.count("notify_command failed"), 3)
 
     def test_a_command_that_is_none_is_named(self) -> None:
         for value in ("", 3, ["a"]):

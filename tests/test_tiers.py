@@ -174,7 +174,7 @@ class OddTiers(LibraryCase):
             ([{"after_days": "30", "bitrate": "64k"}], "number"),
             ([{"after_days": 30, "bitrate": "loud"}], "bit rate"),
             ([{"after_days": 30, "bitrate": "64k", "colour": 1}], "colour"),
-            ([{"after_days": 30, "archive": "recordings/cold"}], "outside"),
+            ([{"after_days": 30, "archive": "recordings/cold"}], "apart"),
             ([{"after_days": 30, "archive": 7}], "path"),
         ]
         self.add("chunk_0", "a.webm")
