@@ -144,7 +144,20 @@ SAFE_INPUT = (
     "-max_alloc", "268435456",
 )  # fmt: skip
 QUIET = ("-hide_banner", "-nostdin", "-xerror", "-v", "level+warning", "-y")
-RCLONE = ("--retries", "2", "--contimeout", "20s", "--timeout", "60s", "--log-level", "ERROR", "--stats", "0")
+RCLONE = (
+    "--retries",
+    "2",
+    "--low-level-retries",
+    "3",
+    "--contimeout",
+    "20s",
+    "--timeout",
+    "60s",
+    "--log-level",
+    "ERROR",
+    "--stats",
+    "0",
+)
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
 TOOL_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", "/usr/bin", "/bin", "/snap/bin",
                 "/home/linuxbrew/.linuxbrew/bin")  # fmt: skip

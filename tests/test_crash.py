@@ -280,11 +280,11 @@ class HarnessTest(CrashCase):
 
     def test_it_notices_json_written_in_place(self) -> None:
         wrong, events = self.make_wrong(
-            "def in_place(path, edit, *others, **options):\n"
-            "    document = edit(program.parse_json(open(path, 'rb').read()))\n"
-            "    if document is not None:\n"
-            "        open(path, 'w').write(program.json.dumps(document, indent=2, ensure_ascii=False))\n"
-            "patch(program, 'replace_json', lambda replace_json: in_place)"
+            "def in_place(path, rewrite, *others, **options):\n"
+            "    text = rewrite(open(path, 'rb').read())\n"
+            "    if text is not None:\n"
+            "        open(path, 'wb').write(text)\n"
+            "patch(program, 'replace_text', lambda replace_text: in_place)"
         )
         in_library = [event for event in events if event.call in WRITE and event.paths[0].endswith(".json")]
         self.assertTrue(in_library, "the patch no longer has an effect")
