@@ -3300,10 +3300,12 @@ class Restore:
                 copy_file(moved.location, staged)
             if file_size(staged) != moved.size or digest_of(staged) != moved.digest:
                 raise Refusal(Reason.NOT_RESTORED, f"{printable(moved.location)} is not the file that went there")
-            os.utime(staged, ns=(moved.mtime_ns, moved.mtime_ns))
-            with contextlib.suppress(PermissionError):
-                os.chown(staged, *moved.owner[1:])
-            os.chmod(staged, moved.owner[0] or 0o644)
+            with open(open_regular(staged), "rb") as file:
+                os.utime(file.fileno(), ns=(moved.mtime_ns, moved.mtime_ns))
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), *moved.owner[1:])
+                os.fchmod(file.fileno(), moved.owner[0] or 0o644)
+                flush(file.fileno())
             place(staged, os.path.join(self.library, path))
         finally:
             self.staging.discard(staged)
