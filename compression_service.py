@@ -480,14 +480,13 @@ class Session:
 class Probe:
     """What is in an audio file, from its packets alone.
 
-    `packets` counts packets by (bytes, samples at `rate` Hz); `timeline` is where the last packet ends, in seconds from the start
+    `packets` counts packets by (bytes, samples at 48 kHz); `timeline` is where the last packet ends, in seconds from the start
     of the first; `gaps` the seconds in between that no packet covers.
     """
 
     demuxer: str
     codec: str
     channels: int
-    rate: int
     packets: Mapping[tuple[int, int], int]
     timeline: float
     gaps: float
@@ -499,7 +498,7 @@ class Probe:
 
     @property
     def audio_seconds(self) -> float:
-        return sum(samples * count for (_, samples), count in self.packets.items()) / self.rate
+        return sum(samples * count for (_, samples), count in self.packets.items()) / OPUS_RATE
 
     @property
     def kilobits(self) -> float:
@@ -1735,24 +1734,16 @@ def policy_fingerprint(config: Config, target: Target, session: Session, archive
 
 # -------------------------------------------------------------------------------------------------------- probe
 
-
-def opus_samples() -> list[int]:
-    """Samples at 48 kHz in one frame of an Opus packet, by its first byte (RFC 6716, section 3.1, table 2)."""
-    silk, hybrid, celt = (480, 960, 1920, 2880), (480, 960), (120, 240, 480, 960)
-    frames = silk * 3 + hybrid * 2 + celt * 4
-    return [frames[toc >> 3] for toc in range(256)]
-
-
-OPUS_FRAME = opus_samples()
+# Samples at 48 kHz in a frame of an Opus packet, by its first five bits: SILK, hybrid, CELT (RFC 6716, section 3.1, table 2).
+OPUS_FRAMES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
 
 def opus_packet_samples(start: bytes) -> int:
     """Samples at 48 kHz in the Opus packet that begins with these bytes; 0 if there is no such packet."""
     if not start:
         return 0
-    code = start[0] & 3
-    count = (1, 2, 2, start[1] & 63 if len(start) > 1 else 0)[code]
-    samples = OPUS_FRAME[start[0]] * count
+    count = (1, 2, 2, start[1] & 63 if len(start) > 1 else 0)[start[0] & 3]
+    samples = OPUS_FRAMES[start[0] >> 3] * count
     return samples if samples <= 5760 else 0  # 120 ms (RFC 6716, section 3.2.5, R5)
 
 
@@ -1775,8 +1766,7 @@ class Window:
 class Tally:
     """Adds up packets as a walker meets them, and turns them into a Probe."""
 
-    def __init__(self, rate: int) -> None:
-        self.rate = rate
+    def __init__(self) -> None:
         self.packets: Counter[tuple[int, int]] = Counter()
         self.first: Optional[float] = None
         self.end = 0.0  # seconds, of the last packet
@@ -1791,12 +1781,23 @@ class Tally:
         elif jump < -1.0:
             raise Refusal(Reason.DAMAGED, f"its timestamps step back by {-jump:.1f} s at {self.end:.1f} s")
         self.packets[size, samples] += 1
-        self.end = seconds + samples / self.rate
+        self.end = seconds + samples / OPUS_RATE
 
     def probe(self, demuxer: str, codec: str, channels: int) -> Probe:
         if self.first is None:
             raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
-        return Probe(demuxer, codec, channels, self.rate, self.packets, self.end - self.first, self.gaps)
+        return Probe(demuxer, codec, channels, self.packets, self.end - self.first, self.gaps)
+
+
+SIGNATURES = {  # how a file begins, by the name of ffmpeg's demuxer for it
+    "matroska": rb"\x1aE\xdf\xa3",
+    "ogg": rb"OggS",
+    "mov": rb".{4}ftyp",
+    "wav": rb"RIFF.{4}WAVE",
+    "flac": rb"fLaC",
+    "aac": rb"\xff[\xf0\xf1\xf8\xf9]",  # ADTS: layer 0, which no MP3 has
+    "mp3": rb"ID3|\xff(?![\xe0\xe1\xe8\xe9])[\xe0-\xff]",
+}
 
 
 def probe(descriptor: int, path: str, tools: Tools) -> Probe:
@@ -1805,26 +1806,16 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
     WebM and Ogg, which browsers record, are walked here: it is exact, the same under every ffmpeg, and cheaper than starting a
     process. Anything else goes through ffmpeg's demuxers. The content decides, never the name.
     """
-    size = os.fstat(descriptor).st_size
-    window = Window(descriptor, size)
-    head = window.at(0, 64)
+    window = Window(descriptor, os.fstat(descriptor).st_size)
+    head = window.at(0, PROBE_WINDOW)
     if not head:
         raise Refusal(Reason.EMPTY)
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return MatroskaWalk(window).probe() or probe_with_ffmpeg(path, "matroska", size, tools)
-    if head.startswith(b"OggS"):
-        return walk_ogg(window) or probe_with_ffmpeg(path, "ogg", size, tools)
-    for demuxer, matches in (
-        ("mov", head[4:8] == b"ftyp"),
-        ("wav", head[:4] == b"RIFF" and head[8:12] == b"WAVE"),
-        ("flac", head[:4] == b"fLaC"),
-        ("mp3", head[:3] == b"ID3" or (head[0] == 0xFF and head[1:2] >= b"\xe0" and head[1] & 6 != 0)),
-        ("aac", head[0] == 0xFF and head[1:2] >= b"\xf0" and head[1] & 6 == 0),
-    ):
-        if matches:
-            return probe_with_ffmpeg(path, demuxer, size, tools)
+    for demuxer, signature in SIGNATURES.items():
+        if re.match(signature, head, re.DOTALL):
+            walked = MatroskaWalk(window).probe() if demuxer == "matroska" else walk_ogg(window) if demuxer == "ogg" else None
+            return walked or probe_with_ffmpeg(path, demuxer, window.size, tools)
     # Blobs of start(timeslice) after the first begin anywhere in a cluster; blocks of track 1 give them away.
-    if len(re.findall(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].)\x81..\x80", window.at(0, PROBE_WINDOW), re.DOTALL)) >= 2:
+    if len(re.findall(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].)\x81..\x80", head, re.DOTALL)) >= 2:
         raise Refusal(Reason.HEADERLESS)
     raise Refusal(Reason.UNREADABLE, "it is not audio in a format that browsers record or people upload")
 
@@ -1833,19 +1824,25 @@ class MatroskaWalk:
     """Walks a WebM file element by element (RFC 8794, RFC 9559), so that every byte of it belongs to a known element."""
 
     EBML, SEGMENT, CLUSTER, TRACKS, INFO, GROUP = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0x1549A966, 0xA0
-    SIMPLE_BLOCK, BLOCK, TIMESTAMP = 0xA3, 0xA1, 0xE7
+    SIMPLE_BLOCK, BLOCK, TIMESTAMP, VOID, CRC = 0xA3, 0xA1, 0xE7, 0xEC, 0xBF
     TOP_LEVEL = {CLUSTER, TRACKS, INFO, 0x114D9B74, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
-    # Position, PrevSize, BlockDuration, ReferenceBlock, BlockAdditions, CodecState, DiscardPadding, Void, CRC-32
-    INNER = {0xA7, 0xAB, 0x9B, 0xFB, 0x75A1, 0xA4, 0x75A2, 0xEC, 0xBF, 0xFA, 0x5854}
+    # Position, PrevSize, BlockDuration, ReferenceBlock, BlockAdditions, CodecState, DiscardPadding and the like
+    INNER = {0xA7, 0xAB, 0x9B, 0xFB, 0x75A1, 0xA4, 0x75A2, 0xFA, 0x5854, VOID, CRC}
+    CHILDREN = {
+        0: {EBML, SEGMENT, VOID},
+        SEGMENT: TOP_LEVEL | {VOID, CRC},
+        CLUSTER: INNER | {SIMPLE_BLOCK, GROUP, TIMESTAMP},
+        GROUP: INNER | {BLOCK},
+    }
 
     def __init__(self, window: Window) -> None:
         self.window = window
-        self.tally = Tally(OPUS_RATE)
-        self.tracks: list[dict[int, bytes]] = []
+        self.tally = Tally()
+        self.track: dict[int, bytes] = {}  # the elements that describe the only track
         self.scale = 1e-3  # seconds a tick
         self.header_seconds = 0.0
         self.cluster = 0  # ticks
-        self.ends: list[tuple[int, int]] = []  # (identity, offset of its end) of the elements around the position; -1: unknown
+        self.ends = [(0, -1)]  # (identity, offset of its end) of the elements around the position; -1: unknown
 
     def probe(self) -> Optional[Probe]:
         """None where the audio is not Opus: its packets then need a demuxer that knows the codec. Raises Refusal."""
@@ -1853,39 +1850,35 @@ class MatroskaWalk:
         try:
             while offset < self.window.size:
                 offset = self.step(offset)
-                if self.tracks and not self.is_opus():
+                if self.track and self.track.get(0x86, b"").rstrip(b"\0") != b"A_OPUS":
                     return None
         except Refusal as refusal:
-            if self.tracks or refusal.reason not in (Reason.DAMAGED, Reason.TRUNCATED):
+            if self.track or refusal.reason not in (Reason.DAMAGED, Reason.TRUNCATED):
                 raise
             raise Refusal(Reason.NO_AUDIO, f"stopped before its first packet; {refusal.detail}") from None
         for identity, end in self.ends:
-            if end > self.window.size:
-                raise self.truncated(identity, end)
-        result = self.tally.probe("matroska", "opus", self.channels())
+            self.check_end(identity, end)
+        audio = dict(self.children(self.track.get(0xE1, b"")))
+        result = self.tally.probe("matroska", "opus", int.from_bytes(audio.get(0x9F, b"\x01"), "big"))
         # Chrome's header is 60 ms short or 1 ms in all; it is never longer than what was really recorded.
         if self.header_seconds > result.timeline + 1.0:
-            raise Refusal(
-                Reason.TRUNCATED, f"its header says {self.header_seconds:.1f} s, but it ends after {result.timeline:.1f} s"
-            )
+            found = f"its header says {self.header_seconds:.1f} s, but it ends after {result.timeline:.1f} s"
+            raise Refusal(Reason.TRUNCATED, found)
         return result
 
     def step(self, offset: int) -> int:
         """Pass one element header (and, unless it holds others, its content). Returns the offset behind it."""
         head = self.window.at(offset, 24)
-        identity, id_length = self.number(head, 0, 4, offset, keep_marker=True)
-        size, size_length = self.number(head, id_length, 8, offset)
-        body = offset + id_length + size_length
-        unknown = size == (1 << 7 * size_length) - 1
-        end = -1 if unknown else body + size
-        self.enter(identity, offset, end, unknown)
+        identity, size, length = self.header(head, 0, offset)
+        body = offset + length
+        end = body + size if size >= 0 else -1
+        self.enter(identity, offset, end)
         if identity in (self.SEGMENT, self.CLUSTER, self.GROUP):
             self.ends.append((identity, end))
             return body
-        if end > self.window.size:
-            raise self.truncated(identity, end)
+        self.check_end(identity, end)
         if identity in (self.SIMPLE_BLOCK, self.BLOCK):
-            self.block(head[id_length + size_length :], body, size)
+            self.block(head[length:], body, size)
         elif identity == self.TIMESTAMP:
             self.cluster = int.from_bytes(self.window.at(body, min(size, 8)), "big")
         elif identity == self.TRACKS:
@@ -1894,66 +1887,61 @@ class MatroskaWalk:
             self.read_info(dict(self.children(self.window.at(body, min(size, PROBE_WINDOW)))))
         return end
 
-    def number(self, head: bytes, start: int, longest: int, offset: int, keep_marker: bool = False) -> tuple[int, int]:
-        """An EBML variable-length number (RFC 8794, section 4) and its length in bytes."""
-        if start >= len(head):
-            raise Refusal(Reason.TRUNCATED, f"it ends inside an element at byte {offset}")
-        length = 9 - head[start].bit_length()
-        if length > longest:
-            zeros = "it holds zeros" if not any(head[start:]) else "it holds what is no element"
-            raise Refusal(Reason.DAMAGED, f"{zeros} from byte {offset} on, after {self.tally.end:.1f} s of audio")
-        if start + length > len(head):
-            raise Refusal(Reason.TRUNCATED, f"it ends inside an element at byte {offset}")
-        value = int.from_bytes(head[start : start + length], "big")
-        return (value if keep_marker else value & ((1 << 7 * length) - 1)), length
+    def header(self, data: bytes, start: int, offset: int) -> tuple[int, int, int]:
+        """Identity and size (-1: unknown) of the element that begins at `start`, and where its content does."""
+        identity, middle = self.number(data, start, 4, offset)
+        size, begin = self.number(data, middle, 8, offset)
+        mask = (1 << 7 * (begin - middle)) - 1
+        size &= mask
+        return identity, -1 if size == mask else size, begin
 
-    def enter(self, identity: int, offset: int, end: int, unknown: bool) -> None:
+    def number(self, data: bytes, start: int, longest: int, offset: int) -> tuple[int, int]:
+        """An EBML variable-length number with its length marker (RFC 8794, section 4), and where it ends."""
+        if start < len(data):
+            end = start + 9 - data[start].bit_length()
+            if end > start + longest:
+                zeros = "it holds zeros" if not any(data[start:]) else "it holds what is no element"
+                raise self.refusal(Reason.DAMAGED, f"{zeros} from byte {offset} on")
+            if end <= len(data):
+                return int.from_bytes(data[start:end], "big"), end
+        raise Refusal(Reason.TRUNCATED, f"it ends inside an element at byte {offset}")
+
+    def enter(self, identity: int, offset: int, end: int) -> None:
         """Check that an element may stand here; close what it closes."""
         if identity == self.EBML and offset > 0:
             raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}, after {self.tally.end:.1f} s")
-        while self.ends and (
-            self.ends[-1][1] == offset
-            or (self.ends[-1][1] == -1 and self.ends[-1][0] != self.SEGMENT and identity in self.TOP_LEVEL)
-        ):
+        while self.ends[-1][1] == offset or (self.ends[-1] == (self.CLUSTER, -1) and identity in self.TOP_LEVEL):
             self.ends.pop()
-        parent, limit = self.ends[-1] if self.ends else (0, -1)
-        allowed = {
-            0: identity in (self.EBML, self.SEGMENT, 0xEC),
-            self.SEGMENT: identity in self.TOP_LEVEL or identity in (0xEC, 0xBF),
-            self.CLUSTER: identity in (self.SIMPLE_BLOCK, self.GROUP, self.TIMESTAMP) or identity in self.INNER,
-            self.GROUP: identity == self.BLOCK or identity in self.INNER,
-        }[parent]
+        parent, limit = self.ends[-1]
         may_be_unknown = identity in (self.SEGMENT, self.CLUSTER)
-        if not allowed or (unknown and not may_be_unknown) or (limit >= 0 and not unknown and end > limit):
-            raise Refusal(
-                Reason.DAMAGED, f"unexpected element {identity:X} at byte {offset}, after {self.tally.end:.1f} s of audio"
-            )
+        if identity not in self.CHILDREN[parent] or (end < 0 and not may_be_unknown) or 0 <= limit < end:
+            raise self.refusal(Reason.DAMAGED, f"unexpected element {identity:X} at byte {offset}")
 
-    def truncated(self, identity: int, end: int) -> Refusal:
-        missing = end - self.window.size
-        what = "packet" if identity in (self.SIMPLE_BLOCK, self.BLOCK) else f"element {identity:X}"
-        return Refusal(
-            Reason.TRUNCATED, f"it ends {missing} bytes short of the end of a {what}, after {self.tally.end:.1f} s of audio"
-        )
+    def check_end(self, identity: int, end: int) -> None:
+        if end > self.window.size:
+            what = "packet" if identity in (self.SIMPLE_BLOCK, self.BLOCK) else f"element {identity:X}"
+            raise self.refusal(Reason.TRUNCATED, f"it ends {end - self.window.size} bytes short of the end of a {what}")
+
+    def refusal(self, reason: Reason, found: str) -> Refusal:
+        return Refusal(reason, f"{found}, after {self.tally.end:.1f} s of audio")
 
     def block(self, head: bytes, body: int, size: int) -> None:
         """One packet of the only track (RFC 9559, section 10): track number, 16-bit time, flags, Opus."""
-        if size < 5 or head[0] != self.tracks_number() or head[3] & 0x06:
+        number = int.from_bytes(self.track.get(0xD7, b"\x01"), "big")
+        if size < 5 or not self.track or head[0] != 0x80 | number or head[3] & 0x06:
             raise Refusal(Reason.DAMAGED, f"a block at byte {body} does not belong to its only track")
-        ticks = self.cluster + int.from_bytes(head[1:3], "big", signed=True)
         samples = opus_packet_samples(head[4:6])
         if not samples:
             raise Refusal(Reason.DAMAGED, f"the block at byte {body} holds no Opus packet (RFC 6716, section 3.4)")
+        ticks = self.cluster + int.from_bytes(head[1:3], "big", signed=True)
         self.tally.add(ticks * self.scale, samples, size - 4)
 
     def children(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         offset = 0
         while offset < len(data):
-            identity, id_length = self.number(data, offset, 4, offset, keep_marker=True)
-            size, size_length = self.number(data, offset + id_length, 8, offset)
-            begin = offset + id_length + size_length
-            yield identity, data[begin : begin + size]
-            offset = begin + size
+            identity, size, begin = self.header(data, offset, offset)
+            offset = begin + size if size >= 0 else len(data)
+            yield identity, data[begin:offset]
 
     def read_info(self, info: Mapping[int, bytes]) -> None:
         if 0x2AD7B1 in info:
@@ -1964,40 +1952,31 @@ class MatroskaWalk:
             self.header_seconds = ticks * self.scale if math.isfinite(ticks) else 0.0
 
     def read_tracks(self, data: bytes) -> None:
-        self.tracks = [dict(self.children(entry)) for identity, entry in self.children(data) if identity == 0xAE]
-        kinds = [int.from_bytes(track.get(0x83, b""), "big") for track in self.tracks]
+        tracks = [dict(self.children(entry)) for identity, entry in self.children(data) if identity == 0xAE]
+        kinds = [int.from_bytes(track.get(0x83, b""), "big") for track in tracks]
         if 1 in kinds:
             raise Refusal(Reason.VIDEO)
         if len(kinds) != 1:
             raise Refusal(Reason.SEVERAL_STREAMS, f"{len(kinds)} tracks")
         if kinds != [2]:
             raise Refusal(Reason.NO_AUDIO, "its only track is not audio")
-
-    def tracks_number(self) -> int:
-        """The first byte of every block of the track."""
-        return 0x80 | int.from_bytes(self.tracks[0].get(0xD7, b"\x01"), "big") if self.tracks else -1
-
-    def is_opus(self) -> bool:
-        return self.tracks[0].get(0x86, b"").rstrip(b"\0") == b"A_OPUS"
-
-    def channels(self) -> int:
-        audio = dict(self.children(self.tracks[0].get(0xE1, b"")))
-        return int.from_bytes(audio.get(0x9F, b"\x01"), "big")
+        self.track = tracks[0]
 
 
 class OggPage(NamedTuple):
     flags: int
     granule: int  # samples at 48 kHz; -1: no packet ends on the page
     serial: int
-    lengths: bytes  # the segment table
     body: int  # offset
+    packets: list[tuple[bytes, int, int]]  # that end on it: first bytes, size, offset behind it
 
 
-CONTINUED, FIRST_PAGE, LAST_PAGE = 1, 2, 4  # flags of a page (RFC 3533, section 6)
+FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page (RFC 3533, section 6)
 
 
 def ogg_pages(window: Window) -> Iterator[OggPage]:
-    offset = 0
+    """Every page of an Ogg file, with the packets put together again. Raises Refusal."""
+    offset, start, size = 0, b"", 0
     while offset < window.size:
         head = window.at(offset, 27)
         if len(head) == 27 and head[:4] != b"OggS":
@@ -2006,9 +1985,17 @@ def ogg_pages(window: Window) -> Iterator[OggPage]:
         body = offset + 27 + len(lengths)
         if len(head) < 27 or len(lengths) < head[26] or body + sum(lengths) > window.size:
             raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
+        offset, packets = body, []
+        for length in lengths:
+            if not size:
+                start = window.at(offset, min(length, 19))
+            size += length
+            offset += length
+            if length < 255:
+                packets.append((start, size, offset))
+                size = 0
         flags, granule, serial = struct.unpack_from("<BqI", head, 5)
-        yield OggPage(flags, granule, serial, lengths, body)
-        offset = body + sum(lengths)
+        yield OggPage(flags, granule, serial, body, packets)
 
 
 def walk_ogg(window: Window) -> Optional[Probe]:
@@ -2017,9 +2004,7 @@ def walk_ogg(window: Window) -> Optional[Probe]:
     Proves that the file is one whole stream: one first page, a last page flagged as such, every byte in a page, every
     packet an Opus packet, and a granule position that never falls behind the packets before it.
     """
-    tally, serial, channels, pre_skip = Tally(OPUS_RATE), -1, 0, 0
-    packets, position, partial, flags = 0, 0, b"", 0
-    partial_size = 0
+    tally, serial, flags, head, packets, position = Tally(), -1, 0, b"", 0, 0
     for page in ogg_pages(window):
         if page.flags & FIRST_PAGE:
             if serial >= 0:
@@ -2027,54 +2012,47 @@ def walk_ogg(window: Window) -> Optional[Probe]:
             serial = page.serial
         if page.serial != serial or flags & LAST_PAGE:
             raise Refusal(Reason.DAMAGED, f"the page at byte {page.body} does not belong to its only stream")
-        flags, offset, on_page = page.flags, page.body, []
-        for length in page.lengths:
-            if not partial_size:
-                partial = window.at(offset, min(length, 19))
-            partial_size += length
-            offset += length
-            if length == 255:
-                continue
-            size, partial_size = partial_size, 0
-            packets += 1
-            if packets == 1:
-                if not partial.startswith(b"OpusHead") or len(partial) < 19:
-                    return None
-                channels, pre_skip = partial[9], int.from_bytes(partial[10:12], "little")
-            elif packets > 2:
-                samples = opus_packet_samples(partial[:2])
-                if not samples:
-                    raise Refusal(Reason.DAMAGED, f"a packet before byte {offset} is no Opus packet (RFC 6716, section 3.4)")
-                on_page.append((size, samples))
-        if on_page and page.granule >= 0:
-            total = sum(samples for _, samples in on_page)
-            # The last page may end before its last packet does; on any other the packets end at the granule position.
-            begin = position if page.flags & LAST_PAGE else page.granule - total
-            if tally.first is not None and begin < position - OPUS_RATE // 50:
-                raise Refusal(Reason.DAMAGED, f"its granule position steps back at byte {page.body}")
-            for size, samples in on_page:
-                tally.add(begin / OPUS_RATE, samples, size)
-                begin += samples
-            position = page.granule if page.flags & LAST_PAGE else begin
+        flags = page.flags
+        if page.packets and not packets:
+            head = page.packets[0][0]
+            if not head.startswith(b"OpusHead") or len(head) < 19:
+                return None
+        position = add_ogg_packets(tally, page, page.packets[max(0, 2 - packets) :], position)  # the first two are headers
+        packets += len(page.packets)
     if packets < 3:
         raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
     if not flags & LAST_PAGE:
         raise Refusal(Reason.TRUNCATED, f"its last page does not end the stream, after {tally.end:.1f} s")
-    found = tally.probe("ogg", "opus", channels)
-    first = tally.first or 0.0
-    return dataclasses.replace(found, timeline=max(0.0, (position - pre_skip) / OPUS_RATE - first))
+    found = tally.probe("ogg", "opus", head[9])
+    pre_skip = int.from_bytes(head[10:12], "little")
+    return dataclasses.replace(found, timeline=max(0.0, (position - pre_skip) / OPUS_RATE - (tally.first or 0.0)))
 
 
-def probe_command(ffmpeg: str, path: str, demuxer: str) -> list[str]:
-    """Every packet of every stream, in a text form that has not changed from ffmpeg 4 to 9."""
-    return [ffmpeg, *QUIET, *SAFE_INPUT, "-f", demuxer, "-i", "file:" + path, "-map", "0", "-c", "copy", "-f", "framecrc", "pipe:1"]
+def add_ogg_packets(tally: Tally, page: OggPage, packets: Sequence[tuple[bytes, int, int]], position: int) -> int:
+    """Count a page's packets, timed by its granule position. Takes and returns where the stream has come to, in samples."""
+    samples = [opus_packet_samples(start) for start, _, _ in packets]
+    if 0 in samples:
+        end = packets[samples.index(0)][2]
+        raise Refusal(Reason.DAMAGED, f"a packet before byte {end} is no Opus packet (RFC 6716, section 3.4)")
+    if not packets or page.granule < 0:
+        return position
+    # The last page may end before its last packet does; on any other the packets end at the granule position.
+    begin = position if page.flags & LAST_PAGE else page.granule - sum(samples)
+    if tally.first is not None and begin < position - OPUS_RATE // 50:
+        raise Refusal(Reason.DAMAGED, f"its granule position steps back at byte {page.body}")
+    for (_, size, _), length in zip(packets, samples):
+        tally.add(begin / OPUS_RATE, length, size)
+        begin += length
+    return page.granule if page.flags & LAST_PAGE else begin
 
 
 def probe_with_ffmpeg(path: str, demuxer: str, size: int, tools: Tools) -> Probe:
     """The packets of an upload (MP4, MP3, WAV, FLAC, AAC) as ffmpeg's demuxer finds them. Raises Refusal."""
     listing = FramecrcListing()
+    # Every packet of every stream, in a text form that has not changed from ffmpeg 4 to 9.
+    command = [tools.ffmpeg, *QUIET, *input_arguments(path, demuxer), "-map", "0", "-c", "copy", "-f", "framecrc", "pipe:1"]
     try:
-        messages = tools.run(probe_command(tools.ffmpeg, path, demuxer), size / BYTES_PER_SECOND, listing.add)
+        messages = tools.run(command, size / BYTES_PER_SECOND, listing.add)
     except Refusal as refusal:
         if "video" in listing.media.values():
             raise Refusal(Reason.VIDEO) from None
@@ -2104,16 +2082,15 @@ class FramecrcListing:
         self.codec = ""
         self.channels = 0
         self.tick = 1 / OPUS_RATE
-        self.tally = Tally(OPUS_RATE)
+        self.tally = Tally()
         self.held: Optional[tuple[int, int, int]] = None  # pts, duration in ticks, bytes of the packet before
         self.usual = 0  # ticks a packet lasts
 
     def add(self, line: str) -> None:
+        fields = line.split(",")
         if line.startswith("#"):
             self.header(line)
-            return
-        fields = line.split(",")
-        if len(fields) >= 6 and len(self.media) == 1:
+        elif len(fields) >= 6 and len(self.media) == 1:
             pts, duration, size = (int(field) for field in fields[2:5])
             self.release(pts)
             self.held = pts, duration, size
@@ -2128,9 +2105,7 @@ class FramecrcListing:
 
     def header(self, line: str) -> None:
         match = re.match(r"#(\w+) (\d+): *(\S+)", line)
-        if not match:
-            return
-        key, stream, value = match.groups()
+        key, stream, value = match.groups() if match else ("", "", "")
         if key == "media_type":
             self.media[stream] = value
         elif key == "codec_id":
@@ -2187,10 +2162,10 @@ def decide(found: Probe, size: int, recorded: Optional[float], target: Target, m
 def estimate_size(found: Probe, target: Target) -> int:
     """Bytes that a copy will have, within 5 % on speech: packets above the target's rate come down to it, those below
     (silence) do not shrink, gaps cost next to nothing."""
-    rate = target.bitrate * target.form.payload / 8 / found.rate  # bytes a sample
+    rate = target.bitrate * target.form.payload / 8 / OPUS_RATE  # bytes a sample
     if target.format == "mp3":  # constant bit rate, silence or not
-        return round(target.form.header + found.timeline * found.rate * rate)
-    least = SILENT_PACKET / (OPUS_RATE // 50) * OPUS_RATE / found.rate
+        return round(target.form.header + found.timeline * OPUS_RATE * rate)
+    least = SILENT_PACKET * 50 / OPUS_RATE
     coded = sum(max(min(size * 1.1, samples * rate), samples * least) * count for (size, samples), count in found.packets.items())
     return round(target.form.header + coded + found.gaps * 50 * SILENT_PACKET)
 
