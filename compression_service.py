@@ -136,35 +136,19 @@ LEVELS_FILTER = f"aresample={LEVEL_RATE},aformat=channel_layouts=mono:sample_fmt
 TIMELINE_FILTER = "aresample=async=1:first_pts=0,aformat=sample_fmts=s16"
 # What browsers record and people upload, and nothing that refers to other files (playlists, concat lists, manifests).
 SAFE_INPUT = (
-    "-protocol_whitelist", "file",
-    "-format_whitelist", "matroska,mov,ogg,wav,mp3,flac,aac",
-    "-codec_whitelist",
+    "-protocol_whitelist", "file", "-format_whitelist", "matroska,mov,ogg,wav,mp3,flac,aac", "-codec_whitelist",
     "opus,libopus,vorbis,aac,alac,mp3,mp3float,flac,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_u8",
-    "-max_streams", "16",
-    "-max_alloc", "268435456",
+    "-max_streams", "16", "-max_alloc", "268435456",
 )  # fmt: skip
 QUIET = ("-hide_banner", "-nostdin", "-xerror", "-v", "level+warning", "-y")
-RCLONE = (
-    "--retries",
-    "2",
-    "--low-level-retries",
-    "3",
-    "--contimeout",
-    "20s",
-    "--timeout",
-    "60s",
-    "--log-level",
-    "ERROR",
-    "--stats",
-    "0",
-)
+RCLONE = ("--retries", "2", "--low-level-retries", "3", "--contimeout", "20s", "--timeout", "60s", "--log-level", "ERROR",
+          "--stats", "0")  # fmt: skip
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
 TOOL_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", "/usr/bin", "/bin", "/snap/bin",
                 "/home/linuxbrew/.linuxbrew/bin")  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A kind of copy: how it is made, and what its length and size may be.
 
     `payload` is the share of the asked bit rate that the encoder really uses on speech (measured), `slack` the seconds by which
@@ -208,9 +192,6 @@ class Action(enum.Enum):
 
 class Reason(enum.Enum):
     """Why, with the sentence for the user; `{}` stands for what was found in this file."""
-
-    action: Action
-    sentence: str
 
     def __init__(self, action: Action, sentence: str) -> None:
         self.action, self.sentence = action, sentence
@@ -265,13 +246,8 @@ class Reason(enum.Enum):
     @property
     def may_be_common(self) -> bool:
         """True where the same failure again and again means one cause for all: a broken ffmpeg, a disk that is gone."""
-        return self.action is Action.FAILED and self not in (
-            Reason.SIDECAR,
-            Reason.NAME_TAKEN,
-            Reason.NAME_TOO_LONG,
-            Reason.OTHER_DISK,
-            Reason.CHANGED,
-        )
+        own = (Reason.SIDECAR, Reason.NAME_TAKEN, Reason.NAME_TOO_LONG, Reason.OTHER_DISK, Reason.CHANGED)
+        return self.action is Action.FAILED and self not in own
 
 
 class ServiceError(Exception):
@@ -319,28 +295,22 @@ class NotProven(Refusal):
         super().__init__(Reason.NOT_PROVEN, f"{type(self).__name__}: expected {expected}, found {found}")
 
 
-class MissingCopy(NotProven):
-    pass
+class MissingCopy(NotProven): ...
 
 
-class WrongStream(NotProven):
-    pass
+class WrongStream(NotProven): ...
 
 
-class UnsoundStream(NotProven):
-    pass
+class UnsoundStream(NotProven): ...
 
 
-class UndecodableCopy(NotProven):
-    pass
+class UndecodableCopy(NotProven): ...
 
 
-class WrongLength(NotProven):
-    pass
+class WrongLength(NotProven): ...
 
 
-class DifferentAudio(NotProven):
-    pass
+class DifferentAudio(NotProven): ...
 
 
 # ------------------------------------------------------------------------------------------------------ records
@@ -400,22 +370,21 @@ class Sidecar(NamedTuple):
     """What one JSON file beside the recordings says of them. With a `flaw` its content cannot be relied on."""
 
     name: str
-    id: Optional[str]
-    chunks: tuple[str, ...]
-    durations: Mapping[str, float]  # seconds on record, by chunk
-    policy: Any
-    language: Optional[str]
-    archived: bool
-    flaw: str
-    text: bytes  # of a flawed document only: it may still name a recording
+    id: Optional[str] = None
+    chunks: Sequence[str] = ()
+    durations: Mapping[str, float] = {}  # seconds on record, by chunk
+    policy: Any = None
+    language: Optional[str] = None
+    archived: bool = False
+    flaw: str = ""
+    text: bytes = b""  # of a flawed document only: it may still name a recording
 
     @property
     def stem(self) -> str:
         return self.name[: -len(SIDECAR_SUFFIX)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What a recording is to become."""
 
     format: str
@@ -428,11 +397,9 @@ class Target:
     def flaw(self) -> str:
         """Why this bit rate is not one of this format, if so."""
         low, high = self.form.rates
-        return (
-            ""
-            if low <= self.bitrate <= high
-            else (f"expected {low // 1000}k to {high // 1000}k for {self.format}, found {self.bitrate // 1000}k")
-        )
+        if low <= self.bitrate <= high:
+            return ""
+        return f"expected {low // 1000}k to {high // 1000}k for {self.format}, found {self.bitrate // 1000}k"
 
 
 @dataclasses.dataclass(eq=False)
@@ -467,13 +434,6 @@ class Session:
     @property
     def policies(self) -> list[Any]:
         return [sidecar.policy for sidecar in self.sidecars if sidecar.policy is not None]
-
-    @property
-    def languages(self) -> set[str]:
-        return {sidecar.language for sidecar in self.sidecars if sidecar.language}
-
-    def recorded_seconds(self, name: str) -> Optional[float]:
-        return max((sidecar.durations[name] for sidecar in self.sidecars if name in sidecar.durations), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -517,7 +477,7 @@ class Work:
     unlink: bool  # whether the original goes at the end
     replaces: Optional[Identity] = None  # the earlier copy that it is to take the place of
     first_size: int = 0  # bytes of the recording as the browser wrote it
-    doubtful: bool = False  # no record says that the copy there is one of this very source
+    is_doubtful: bool = False  # whether the copy that it replaces must first prove to be one of this source
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes
     staged: Optional[str] = None
@@ -535,11 +495,6 @@ class Work:
     @property
     def copy_name(self) -> str:
         return self.source.stem + self.target.form.suffix
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether the copy that it replaces must first prove to be one of this source."""
-        return self.doubtful and self.replaces is not None
 
     @property
     def size_before(self) -> int:
@@ -570,7 +525,6 @@ class Work:
     def outcome(self) -> dict[str, Any]:
         """The object of `--json` and of the history."""
         assert self.reason is not None
-        compressed = self.copy.size if self.proven and self.copy else None
         return {
             "type": "recording",
             "path": self.source.path,
@@ -578,7 +532,7 @@ class Work:
             "reason": self.reason.sentence.format(self.detail),
             "code": self.reason.code,
             "original_size": self.source.size,
-            "compressed_size": compressed,
+            "compressed_size": self.copy.size if self.proven and self.copy else None,
             "seconds": self.seconds,
         }
 
@@ -1180,7 +1134,7 @@ class Run:
         if sure and as_made and not step and not unlink:
             return None  # its original is kept
         replaces = copy.identity if copy and step else None
-        return Work(source, session, target, fingerprint, unlink, replaces, source.size, doubtful=not sure)
+        return Work(source, session, target, fingerprint, unlink, replaces, source.size, is_doubtful=bool(replaces) and not sure)
 
     def find_copy(self, source: Source, last: Optional[Remembered], session: Session) -> Optional[Source]:
         """The copy that an earlier run made of an original still here: kept, or the run was killed before it was deleted."""
@@ -1503,21 +1457,20 @@ class Scan:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(prefix + name)
-                elif suffix == SOURCE_SUFFIX and entry.is_file(follow_symlinks=False):
+                elif suffix.endswith(AUDIO_SUFFIXES) and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
-                    self.found += 1
-                    if name[:-5] in stems:
-                        self.clashes.add(prefix + name[:-5])
-                    stems.add(name[:-5])
-                    if status.st_mtime_ns > self.cutoff_ns:
-                        self.young += 1
+                    if suffix == SOURCE_SUFFIX:
+                        self.found += 1
+                        is_due = status.st_mtime_ns <= self.cutoff_ns
+                        self.young += not is_due
+                        if name[:-5] in stems:
+                            self.clashes.add(prefix + name[:-5])
+                        stems.add(name[:-5])
                     else:
-                        due.append(Source(prefix + name, identity_of(status)))
-                elif suffix.endswith(COPY_SUFFIXES) and entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    self.copies += 1
-                    self.copies_size += status.st_size
-                    if status.st_mtime_ns <= self.copies_cutoff_ns and name.endswith(COPY_SUFFIXES):
+                        self.copies += 1
+                        self.copies_size += status.st_size
+                        is_due = status.st_mtime_ns <= self.copies_cutoff_ns and name.endswith(COPY_SUFFIXES)
+                    if is_due:
                         due.append(Source(prefix + name, identity_of(status)))
         if due:
             self.due[folder] = due
@@ -1559,7 +1512,7 @@ def is_selected(source: Source, session: Session, config: Config) -> bool:
     """Whether the selection flags admit it: by path, by recorded date, by language."""
     if config.only and not any(fnmatch.fnmatchcase(source.path, glob) for glob in config.only):
         return False
-    if config.language and not session.languages & set(config.language):
+    if config.language and not any(sidecar.language in config.language for sidecar in session.sidecars):
         return False
     if config.since or config.until:
         date = recorded_date(source, session)
@@ -1582,7 +1535,7 @@ def recorded_date(source: Source, session: Session) -> str:
 def resolve_sessions(library: str, folder: str, sources: list[Source]) -> list[Session]:
     """Group the due sources of one folder with the sidecars that speak of them. Raises OSError if the folder cannot be read."""
     sidecars = read_sidecars(library, folder)
-    group = {source.name: source.name for source in sources}  # union-find over chunk names, ids and sidecars
+    group: dict[str, str] = {}  # union-find over chunk names, ids and sidecars
 
     def root(node: str) -> str:
         while group.setdefault(node, node) != node:
@@ -1590,25 +1543,22 @@ def resolve_sessions(library: str, folder: str, sources: list[Source]) -> list[S
             node = group[node]
         return node
 
-    good = [sidecar for sidecar in sidecars if not sidecar.flaw]
     by_stem = defaultdict(list)
     for source in sources:
         by_stem[source.stem].append(source.name)
-    for sidecar in good:
-        node = root("\0sidecar " + sidecar.name)
-        links = [name for chunk in sidecar.chunks for name in (chunk, *by_stem.get(os.path.splitext(chunk)[0], ()))]
-        links += by_stem.get(sidecar.stem, ())
-        links += ["\0id " + sidecar.id] if sidecar.id is not None else []
-        for link in links:
+    nodes = {"\0sidecar " + sidecar.name: sidecar for sidecar in sidecars if not sidecar.flaw}
+    for node, sidecar in nodes.items():
+        stems = [sidecar.stem, *(os.path.splitext(chunk)[0] for chunk in sidecar.chunks)]
+        ids = ["\0id " + sidecar.id] if sidecar.id is not None else []
+        for link in (*sidecar.chunks, *(name for stem in stems for name in by_stem.get(stem, ())), *ids):
             group[root(link)] = root(node)
     sessions: dict[str, Session] = {}
     seen = frozenset(sidecar.name for sidecar in sidecars)
     for source in sources:
         sessions.setdefault(root(source.name), Session(folder, [], [], seen)).sources.append(source)
-    for sidecar in good:
-        session = sessions.get(root("\0sidecar " + sidecar.name))
-        if session:
-            session.sidecars.append(sidecar)
+    for node, sidecar in nodes.items():
+        if root(node) in sessions:
+            sessions[root(node)].sidecars.append(sidecar)
     flawed = [sidecar for sidecar in sidecars if sidecar.flaw]
     for session in sessions.values():
         session.flaw = find_flaw(session, flawed)
@@ -1626,42 +1576,30 @@ def find_flaw(session: Session, flawed: Sequence[Sidecar]) -> str:
     return ""
 
 
-def read_sidecars(library: str, folder: str, known: Iterable[str] = ()) -> list[Sidecar]:
+def read_sidecars(library: str, folder: str, known: Collection[str] = ()) -> list[Sidecar]:
     """Every JSON file in one folder but the `known` names, without the master index. Raises OSError."""
     path = os.path.join(library, folder)
-    names = [name for name in os.listdir(path) if name[-5:].lower() == SIDECAR_SUFFIX and name[0] != "."]
-    skip = {*known, INDEX_NAME} if not folder else set(known)
-    found = (read_sidecar(os.path.join(path, name)) for name in sorted(names) if name not in skip)
-    return [sidecar for sidecar in found if sidecar]
+    names = (name for name in sorted(os.listdir(path)) if name[-5:].lower() == SIDECAR_SUFFIX and name[0] != ".")
+    wanted = (name for name in names if name not in known and (folder or name != INDEX_NAME))
+    return [sidecar for sidecar in (read_sidecar(os.path.join(path, name)) for name in wanted) if sidecar]
 
 
 def read_sidecar(path: str) -> Optional[Sidecar]:
     """What a JSON file says, or why it cannot be relied on; None where there is no file of that name."""
     name, text = os.path.basename(path), b""
     try:
-        return describe_sidecar(name, read_settled(path)[1])
+        document = read_settled(path)[1]
     except (FileNotFoundError, IsADirectoryError):
         return None
     except (JsonFlaw, OSError) as error:
         with contextlib.suppress(OSError):
             text = read_regular(path)
-        flaw = describe(error) if isinstance(error, OSError) else str(error)
-        return Sidecar(name, None, (), {}, None, None, False, flaw, text)
-
-
-def describe_sidecar(name: str, document: dict[str, Any]) -> Sidecar:
-    chunks, durations = [], {}
-    for chunk in chunk_objects(document):
-        if is_plain_name(chunk.get("file")):
-            chunks.append(chunk["file"])
-            duration = finite(chunk.get("duration"))
-            if duration is not None:
-                durations[chunk["file"]] = duration
-    id_, language = document.get("id"), document.get("language")
-    return Sidecar(
-        name, id_ if isinstance(id_, str) else None, tuple(chunks), durations, document.get("compression_policy"),
-        language if isinstance(language, str) else None, document.get("archived") is True, "", b"",
-    )  # fmt: skip
+        return Sidecar(name, flaw=describe(error) if isinstance(error, OSError) else str(error), text=text)
+    chunks = [chunk for chunk in chunk_objects(document) if is_plain_name(chunk.get("file"))]
+    durations = {chunk["file"]: chunk["duration"] for chunk in chunks if finite(chunk.get("duration")) is not None}
+    id_, language = (value if isinstance(value, str) else None for value in (document.get("id"), document.get("language")))
+    policy, archived = document.get("compression_policy"), document.get("archived") is True
+    return Sidecar(name, id_, [chunk["file"] for chunk in chunks], durations, policy, language, archived)
 
 
 def chunk_objects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -1686,31 +1624,23 @@ class Policy(NamedTuple):
 POLICY_KINDS = {"keep": BOOLEAN, "bitrate": Kind(check_bitrate), "after_days": DAYS, "format": Kind(check_format)}
 
 
-def combine_policies(policies: Iterable[Any]) -> Policy:
-    """One policy from all sidecars of a session, the most careful wish of each kind. Raises Refusal."""
+def follow_policies(session: Session) -> tuple[Policy, Optional[Refusal]]:
+    """The most careful wish of each kind in a session's sidecars, and why its recordings are left alone if they are."""
+    if session.flaw:
+        return Policy(), Refusal(Reason.SIDECAR, session.flaw)
     wishes: dict[str, list[Any]] = defaultdict(list)
-    for policy in policies:
+    for policy in session.policies:
         if not isinstance(policy, dict):
-            raise Refusal(Reason.POLICY_INVALID, 'expected an object such as {"keep": true}')
+            return Policy(), Refusal(Reason.POLICY_INVALID, 'expected an object such as {"keep": true}')
         for key, value in policy.items():
             if key not in POLICY_KINDS:
-                raise Refusal(Reason.POLICY_INVALID, f'unknown key "{key}"')
+                return Policy(), Refusal(Reason.POLICY_INVALID, f'unknown key "{key}"')
             try:
                 wishes[key].append(POLICY_KINDS[key].check(value))
             except ValueError as error:
-                raise Refusal(Reason.POLICY_INVALID, f'"{key}": expected {error}') from None
-    return Policy(**{key: max(values) for key, values in wishes.items()})
-
-
-def follow_policies(session: Session) -> tuple[Policy, Optional[Refusal]]:
-    """What a session's sidecars ask for, and why its recordings are left alone if they are."""
-    if session.flaw:
-        return Policy(), Refusal(Reason.SIDECAR, session.flaw)
-    try:
-        policy = combine_policies(session.policies)
-        return policy, Refusal(Reason.POLICY_KEEP) if policy.keep else None
-    except Refusal as refusal:
-        return Policy(), refusal
+                return Policy(), Refusal(Reason.POLICY_INVALID, f'"{key}": expected {error}')
+    combined = Policy(**{key: max(values) for key, values in wishes.items()})
+    return combined, Refusal(Reason.POLICY_KEEP) if combined.keep else None
 
 
 def due_target(config: Config, policy: Policy, age: float, copy_format: Optional[str] = None) -> Target:
@@ -1750,17 +1680,14 @@ def opus_packet_samples(start: bytes) -> int:
 class Window:
     """Reads anywhere in a file through one buffer, so that memory stays flat whatever the file's length."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self.descriptor, self.size = descriptor, size
-        self.start, self.buffer = 0, b""
+    def __init__(self, descriptor: int) -> None:
+        self.file = io.BufferedReader(io.FileIO(descriptor, closefd=False), PROBE_WINDOW)
+        self.size = os.fstat(descriptor).st_size
 
     def at(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes at `offset`; fewer only at the end of the file."""
-        begin = offset - self.start
-        if begin < 0 or begin + length > len(self.buffer):
-            self.buffer = os.pread(self.descriptor, max(length, PROBE_WINDOW), offset)
-            self.start, begin = offset, 0
-        return self.buffer[begin : begin + length]
+        self.file.seek(offset)
+        return self.file.read(length)
 
 
 class Tally:
@@ -1789,9 +1716,7 @@ class Tally:
         return Probe(demuxer, codec, channels, self.packets, self.end - self.first, self.gaps)
 
 
-SIGNATURES = {  # how a file begins, by the name of ffmpeg's demuxer for it
-    "matroska": rb"\x1aE\xdf\xa3",
-    "ogg": rb"OggS",
+SIGNATURES = {  # how an upload begins, by the name of ffmpeg's demuxer for it
     "mov": rb".{4}ftyp",
     "wav": rb"RIFF.{4}WAVE",
     "flac": rb"fLaC",
@@ -1806,14 +1731,17 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
     WebM and Ogg, which browsers record, are walked here: it is exact, the same under every ffmpeg, and cheaper than starting a
     process. Anything else goes through ffmpeg's demuxers. The content decides, never the name.
     """
-    window = Window(descriptor, os.fstat(descriptor).st_size)
+    window = Window(descriptor)
     head = window.at(0, PROBE_WINDOW)
     if not head:
         raise Refusal(Reason.EMPTY)
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return MatroskaWalk(window).probe() or probe_with_ffmpeg(path, "matroska", window.size, tools)
+    if head.startswith(b"OggS"):
+        return walk_ogg(window) or probe_with_ffmpeg(path, "ogg", window.size, tools)
     for demuxer, signature in SIGNATURES.items():
         if re.match(signature, head, re.DOTALL):
-            walked = MatroskaWalk(window).probe() if demuxer == "matroska" else walk_ogg(window) if demuxer == "ogg" else None
-            return walked or probe_with_ffmpeg(path, demuxer, window.size, tools)
+            return probe_with_ffmpeg(path, demuxer, window.size, tools)
     # Blobs of start(timeslice) after the first begin anywhere in a cluster; blocks of track 1 give them away.
     if len(re.findall(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].)\x81..\x80", head, re.DOTALL)) >= 2:
         raise Refusal(Reason.HEADERLESS)
@@ -2134,7 +2062,8 @@ def examine(library: str, work: Work, tools: Tools, config: Config) -> None:
         work.probe = probe(descriptor, path, tools)
     finally:
         os.close(descriptor)
-    recorded = work.session.recorded_seconds(work.source.name)
+    name = work.source.name
+    recorded = max((sidecar.durations[name] for sidecar in work.session.sidecars if name in sidecar.durations), default=None)
     work.estimate = decide(work.probe, work.size_before, recorded, work.target, config.min_saving_percent)
 
 
@@ -2144,18 +2073,15 @@ def decide(found: Probe, size: int, recorded: Optional[float], target: Target, m
     `recorded` is the length in seconds that its sidecar gives, if any. Pure: no clock, no disk.
     """
     if found.gaps > max(MAX_SILENCE, found.audio_seconds):
-        raise Refusal(
-            Reason.DAMAGED, f"its timestamps leave {found.gaps:.0f} s of silence around {found.audio_seconds:.1f} s of audio"
-        )
+        leave = f"its timestamps leave {found.gaps:.0f} s of silence around {found.audio_seconds:.1f} s of audio"
+        raise Refusal(Reason.DAMAGED, leave)
     # A record more than twice as long is about something else: paused time, or all chunks together.
     if recorded and recorded / 2 < found.timeline < recorded - max(1.0, recorded * SHORTFALL):
         raise Refusal(Reason.TRUNCATED, f"its sidecar says {recorded:.1f} s, but it ends after {found.timeline:.1f} s")
     estimate = estimate_size(found, target)
     if estimate > size * (1 - min_saving / 100):
-        raise Refusal(
-            Reason.LOW_BIT_RATE,
-            f"{found.kilobits:.0f} kbit/s, of which a copy at {target.bitrate // 1000}k would save less than {min_saving:g} %",
-        )
+        rate = f"{found.kilobits:.0f} kbit/s, of which a copy at {target.bitrate // 1000}k would save less than {min_saving:g} %"
+        raise Refusal(Reason.LOW_BIT_RATE, rate)
     return estimate
 
 
@@ -2393,7 +2319,7 @@ def verify_structure(descriptor: int, path: str, work: Work, tools: Tools, min_s
     if size == 0:
         raise MissingCopy("a copy", "an empty file")
     try:
-        found = walk_ogg(Window(descriptor, size)) if form.demuxer == "ogg" else probe_with_ffmpeg(path, form.demuxer, size, tools)
+        found = walk_ogg(Window(descriptor)) if form.demuxer == "ogg" else probe_with_ffmpeg(path, form.demuxer, size, tools)
     except Refusal as refusal:
         if refusal.reason.action is Action.KEPT:
             raise UnsoundStream(f"one whole {form.codec} stream", str(refusal)) from None
