@@ -355,7 +355,7 @@ class Source(NamedTuple):
     @property
     def is_copy(self) -> bool:
         """Whether it is an earlier copy, that a later tier makes smaller in its place."""
-        return self.format is not None
+        return self.name.endswith(COPY_SUFFIXES)
 
     @property
     def guessed_seconds(self) -> float:
@@ -1514,10 +1514,8 @@ def is_selected(source: Source, session: Session, config: Config) -> bool:
         return False
     if config.language and not any(sidecar.language in config.language for sidecar in session.sidecars):
         return False
-    if config.since or config.until:
-        date = recorded_date(source, session)
-        return (config.since or "") <= date <= (config.until or "9999")
-    return True
+    dated = config.since or config.until
+    return not dated or (config.since or "") <= recorded_date(source, session) <= (config.until or "9999")
 
 
 def recorded_date(source: Source, session: Session) -> str:
@@ -1982,13 +1980,9 @@ def probe_with_ffmpeg(path: str, demuxer: str, size: int, tools: Tools) -> Probe
     try:
         messages = tools.run(command, size / BYTES_PER_SECOND, listing.add)
     except Refusal as refusal:
-        if "video" in listing.media.values():
-            raise Refusal(Reason.VIDEO) from None
         if refusal.reason is Reason.TOOL_FAILED and re.match(r"exit code \d+, .*\[(error|fatal)\]", refusal.detail):
             raise Refusal(Reason.UNREADABLE, f"as {demuxer}: {refusal.detail}") from None  # it ran, and says so of the file
         raise
-    if "video" in listing.media.values():
-        raise Refusal(Reason.VIDEO)
     if len(listing.media) != 1:
         raise Refusal(Reason.SEVERAL_STREAMS, ", ".join(listing.media.values()) or "none that can be read")
     if messages:
@@ -2034,6 +2028,8 @@ class FramecrcListing:
     def header(self, line: str) -> None:
         match = re.match(r"#(\w+) (\d+): *(\S+)", line)
         key, stream, value = match.groups() if match else ("", "", "")
+        if (key, value) == ("media_type", "video"):
+            raise Refusal(Reason.VIDEO)
         if key == "media_type":
             self.media[stream] = value
         elif key == "codec_id":
@@ -2053,18 +2049,14 @@ class FramecrcListing:
 def examine(library: str, work: Work, tools: Tools, config: Config) -> None:
     """Probe one recording and decide; sets its probe and estimate. Raises Refusal, OSError."""
     path = os.path.join(library, work.source.path)
-    descriptor = open_regular(path)
-    try:
-        status = os.fstat(descriptor)
+    with open(open_regular(path), "rb") as file:
+        status = os.fstat(file.fileno())
         if identity_of(status) != work.source.identity:
             raise Refusal(Reason.CHANGED)
         work.changed_ns = status.st_ctime_ns
-        work.probe = probe(descriptor, path, tools)
-    finally:
-        os.close(descriptor)
-    name = work.source.name
-    recorded = max((sidecar.durations[name] for sidecar in work.session.sidecars if name in sidecar.durations), default=None)
-    work.estimate = decide(work.probe, work.size_before, recorded, work.target, config.min_saving_percent)
+        work.probe = probe(file.fileno(), path, tools)
+    durations = [sidecar.durations.get(work.source.name, 0) for sidecar in work.session.sidecars]
+    work.estimate = decide(work.probe, work.size_before, max(durations, default=0), work.target, config.min_saving_percent)
 
 
 def decide(found: Probe, size: int, recorded: Optional[float], target: Target, min_saving: float) -> int:
