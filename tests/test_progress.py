@@ -144,7 +144,7 @@ class WithoutATerminal(ProgressCase):
             size = (RECORDINGS / f"{name}.webm").stat().st_size
             source = program.Source("a.webm", program.Identity(0, 0, size, 0))
             work = program.Work(source, program.Session("", [], []), program.Target("opus", 96_000), "", True)
-            work.probe = program.Probe("matroska", "opus", 1, 48_000, {}, 20.0, 0.0)
+            work.probe = program.Probe("matroska", "opus", 1, {}, 20.0, 0.0)
             work.reason = program.Reason.LOW_BIT_RATE if kept else None
             pace.add(work, 5.0)
         self.assertEqual((pace.total, pace.through, pace.left), (20.0, 5.0, 15.0))
