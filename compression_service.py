@@ -1068,11 +1068,12 @@ class Run:
 
     def plan(self) -> list[Work]:
         """Everything to take up in this run, oldest recording first."""
-        found = scan(self.library, self.now - self.config.age_threshold_days * DAY, self.now - self.config.first_step * DAY)
+        found = scan(
+            self.library, self.now - self.config.age_threshold_days * DAY, self.now - self.config.first_step * DAY, self.is_done
+        )
         self.clashes = found.clashes
         self.report.found(found)
-        due = {folder: [source for source in sources if not self.is_done(source)] for folder, sources in found.due.items()}
-        works = [work for session in self.sessions(due) for work in self.take_up(session)]
+        works = [work for session in self.sessions(found.due) for work in self.take_up(session)]
         works.sort(key=lambda work: (work.session.oldest, work.session.key, work.source.path))
         works = works[: self.config.limit]
         self.report.due(works)
@@ -1436,6 +1437,7 @@ class Scan:
 
     cutoff_ns: float = -math.inf
     copies_cutoff_ns: float = -math.inf
+    is_done: Callable[[Source], bool] = lambda source: False  # of copies
     due: dict[str, list[Source]] = dataclasses.field(default_factory=dict)  # by folder
     found: int = 0
     young: int = 0
@@ -1471,16 +1473,20 @@ class Scan:
                         self.copies_size += status.st_size
                         is_due = status.st_mtime_ns <= self.copies_cutoff_ns and name.endswith(COPY_SUFFIXES)
                     if is_due:
-                        due.append(Source(prefix + name, identity_of(status)))
+                        source = Source(prefix + name, identity_of(status))
+                        if suffix == SOURCE_SUFFIX or not self.is_done(source):
+                            due.append(source)
         if due:
             self.due[folder] = due
 
 
-def scan(library: str, cutoff: float, copies_cutoff: float = -math.inf) -> Scan:
+def scan(
+    library: str, cutoff: float, copies_cutoff: float = -math.inf, is_done: Callable[[Source], bool] = lambda source: False
+) -> Scan:
     """One pass over the library for sources last modified before `cutoff` and copies before `copies_cutoff` (seconds since the
-    epoch). Opens no file, follows no symlink, enters no hidden folder; a folder that cannot be read to its end counts as a
-    problem, never as an empty one."""
-    result = Scan(cutoff * 1e9, copies_cutoff * 1e9)
+    epoch), of these not what `is_done`. Opens no file, follows no symlink, enters no hidden folder; a folder that cannot be
+    read to its end counts as a problem, never as an empty one."""
+    result = Scan(cutoff * 1e9, copies_cutoff * 1e9, is_done)
     folders = [""]
     while folders:
         folder = folders.pop()
