@@ -3536,28 +3536,30 @@ class Check:
 
     def __init__(self, config: Config, report: Report) -> None:
         self.config, self.report, self.library = config, report, config.recordings_dir
+        self.history = History(config)
         self.findings = 0
-        self.sizes: dict[str, int] = {}  # bytes of every copy, by path
+        self.copies: list[str] = []
         self.sums: dict[str, int] = defaultdict(int)  # bytes on disk, by id
 
     def execute(self) -> None:
         require_library(self.config)
         started = time.monotonic()
-        sidecars = sum(self.check_folder(folder) for folder in self.folders())
+        sidecars = 0
+        for folder, audio, documents in walk(self.library, self.finding):
+            self.copies += [os.path.join(folder, name) for name in audio if name.endswith(COPY_SUFFIXES)]
+            sidecars += self.check_sidecars(folder, documents)
         self.check_index()
-        history = History(self.config)
-        self.check_history(history)
+        self.check_history()
         with stop_signals() as stop:
-            if self.sizes:
-                with Tools(stop) as tools:
-                    self.decode_all(tools, history, started)
+            if self.copies:
+                with Tools(stop) as self.tools:
+                    self.decode_all()
             if stop.signal:
                 self.report.stopped(stop.signal)
                 return
         verdict = f"{self.findings} findings" if self.findings else "all sound"
-        self.report.say(
-            f"Checked {len(self.sizes)} copies and {sidecars} sidecars in {time.monotonic() - started:.1f} s: {verdict}."
-        )
+        seconds = time.monotonic() - started
+        self.report.say(f"Checked {len(self.copies)} copies and {sidecars} sidecars in {seconds:.1f} s: {verdict}.")
 
     def finding(self, path: str, text: str) -> None:
         self.findings += 1
@@ -3567,39 +3569,22 @@ class Check:
         else:
             self.report.say(printable(f"{path}: {text}"))
 
-    def folders(self) -> Iterator[str]:
-        def unreadable(error: OSError) -> None:
-            self.finding(os.path.relpath(str(error.filename), self.library), f"cannot be read: {error.strerror}")
-
-        for path, names, _ in os.walk(self.library, onerror=unreadable):
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            yield os.path.relpath(path, self.library) if path != self.library else ""
-
-    def check_folder(self, folder: str) -> int:
+    def check_sidecars(self, folder: str, names: Iterable[str]) -> int:
         """Every sidecar readable, every file it names there. Returns the number of sidecars."""
-        try:
-            names = os.listdir(os.path.join(self.library, folder))
-            sidecars = read_sidecars(self.library, folder)
-        except OSError as error:
-            self.finding(folder, f"cannot be read: {describe(error)}")
-            return 0
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.endswith(COPY_SUFFIXES) and name[0] != "." and os.path.isfile(os.path.join(self.library, path)):
-                self.sizes[path] = file_size(os.path.join(self.library, path))
-        counted: set[tuple[str, str]] = set()
+        whole = os.path.join(self.library, folder)
+        read = (read_sidecar(os.path.join(whole, name)) for name in sorted(names))
+        sidecars = [sidecar for sidecar in read if sidecar]
+        files: dict[str, set[str]] = defaultdict(set)  # by id
         for sidecar in sidecars:
-            path = os.path.join(folder, sidecar.name)
             if sidecar.flaw:
-                self.finding(path, f"cannot be read: {sidecar.flaw}")
+                self.finding(os.path.join(folder, sidecar.name), f"cannot be read: {sidecar.flaw}")
             for chunk in sidecar.chunks:
-                whole = os.path.join(self.library, folder, chunk)
-                if not os.path.lexists(whole) and not sidecar.archived:
-                    self.finding(path, f"names {printable(chunk)}, which is not there")
-                if sidecar.id is not None and (sidecar.id, chunk) not in counted:
-                    counted.add((sidecar.id, chunk))
-                    kept = [kept_original(chunk)] if chunk.endswith(COPY_SUFFIXES) else []
-                    self.sums[sidecar.id] += sum(file_size(os.path.join(self.library, folder, name)) for name in [chunk, *kept])
+                if not sidecar.archived and not os.path.lexists(os.path.join(whole, chunk)):
+                    self.finding(os.path.join(folder, sidecar.name), f"names {printable(chunk)}, which is not there")
+            if sidecar.id is not None:
+                files[sidecar.id].update(sidecar.chunks, map(kept_original, sidecar.chunks))
+        for id_, found in files.items():
+            self.sums[id_] += sum(file_size(os.path.join(whole, name)) for name in found)
         return len(sidecars)
 
     def check_index(self) -> None:
@@ -3616,60 +3601,81 @@ class Check:
             if entry.get("compressed") is True and size is not None and entry.get("size") != size:
                 self.finding(INDEX_NAME, f"says {entry.get('size')} bytes for {printable(entry['id'])}, on disk are {size}")
 
-    def check_history(self, history: History) -> None:
-        for path, last in history.all():
-            copy = os.path.join(os.path.dirname(path), last.copy) if last.copy else ""
-            archived = copy in history.moved and history.moved[copy].location
-            gone = last.action == Action.COMPRESSED.value and copy and copy not in self.sizes and not archived
-            if gone and not os.path.lexists(os.path.join(self.library, path)):
-                self.finding(copy, f"is not there, and neither is its original {printable(path)}")
+    def check_history(self) -> None:
+        for copy in sorted(self.history.copies.keys() - self.copies):
+            if not os.path.lexists(os.path.join(self.library, kept_original(copy))):
+                self.finding(copy, "is not there, and neither is its original")
 
-    def decode_all(self, tools: Tools, history: History, started: float) -> None:
-        paths = deque(sorted(self.sizes))
-        seconds = {os.path.join(os.path.dirname(path), last.copy): last.seconds for path, last in history.all() if last.copy}
-        total = len(paths)
+    def decode_all(self) -> None:
+        paths = sorted(self.copies)
+        size = max(1, min(BATCH_FILES, len(paths) // self.config.workers))
+        batches = [paths[start : start + size] for start in range(0, len(paths), size)]
+        with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool, contextlib.suppress(Stopped):
+            for number, found in enumerate(pool.map(self.decode, batches), 1):
+                self.report.show_bar(f"checked {min(number * size, len(paths))}/{len(paths)}")
+                for path, text in found:
+                    self.finding(path, text)
 
-        def decode(some: list[str]) -> list[tuple[str, str]]:
-            try:
-                return decode_copies(self.library, some, seconds, tools)
-            except (Refusal, OSError) as error:
-                return [(some[0], str(error))] if len(some) == 1 else [found for path in some for found in decode([path])]
-
-        with concurrent.futures.ThreadPoolExecutor(self.config.workers) as pool:
-            size = max(1, min(BATCH_FILES, total // self.config.workers))
-            batches = [[paths.popleft() for _ in range(min(size, len(paths)))] for _ in range(0, total, size)]
-            done = 0
-            with contextlib.suppress(Stopped):
-                for batch, found in zip(batches, pool.map(decode, batches)):
-                    done += len(batch)
-                    self.report.show_bar(f"checked {done}/{total}")
-                    for path, text in found:
-                        self.finding(path, text)
-
-
-def decode_copies(library: str, paths: Sequence[str], seconds: Mapping[str, float], tools: Tools) -> list[tuple[str, str]]:
-    """Decode copies in full, in one process. Returns what is wrong with which; raises Refusal if any may be."""
-    arguments: list[str] = []
-    expected = 0.0
-    for path in paths:
-        whole = os.path.join(library, path)
-        form = next(form for form in FORMATS.values() if path.endswith(form.suffix))
-        descriptor = open_regular(whole)
+    def decode(self, paths: Sequence[str]) -> list[tuple[str, str]]:
+        """What is wrong with which copy: many in one process; if anything is, one by one, so that each answers for itself."""
         try:
-            found = probe(descriptor, whole, tools)
-        finally:
-            os.close(descriptor)
-        known = seconds.get(path)
-        if known and abs(found.timeline - known) > TIMELINE_TOLERANCE + 2 * form.slack:
-            raise Refusal(Reason.DAMAGED, f"lasts {found.timeline:.2f} s, {known:.2f} s are on record")
-        expected += found.timeline
-        arguments += input_arguments(whole, found.demuxer)
-    for number in range(len(paths)):
-        arguments += ["-map", f"{number}:a:0", "-f", "null", "-"]
-    messages = tools.run([tools.ffmpeg, *QUIET, *arguments], expected)
-    if messages:
-        raise Refusal(Reason.DAMAGED, messages)
-    return []
+            self.decode_together(paths)
+            return []
+        except (Refusal, OSError) as error:
+            return [(paths[0], str(error))] if len(paths) == 1 else [flaw for path in paths for flaw in self.decode([path])]
+
+    def decode_together(self, paths: Sequence[str]) -> None:
+        """Raises Refusal if any copy does not decode in full, or not to the length on record; OSError, Stopped."""
+        arguments: list[str] = []
+        seconds = 0.0
+        for path in paths:
+            whole = os.path.join(self.library, path)
+            descriptor = open_regular(whole)
+            try:
+                found = probe(descriptor, whole, self.tools)
+            finally:
+                os.close(descriptor)
+            known = self.history.copies[path].seconds if path in self.history.copies else 0.0
+            slack = next(form.slack for form in FORMATS.values() if path.endswith(form.suffix))
+            if known and abs(found.timeline - known) > TIMELINE_TOLERANCE + 2 * slack:
+                raise Refusal(Reason.DAMAGED, f"lasts {found.timeline:.2f} s, {known:.2f} s are on record")
+            seconds += found.timeline
+            arguments += input_arguments(whole, found.demuxer)
+        for number in range(len(paths)):
+            arguments += ["-map", f"{number}:a:0", "-f", "null", "-"]
+        messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
+        if messages:
+            raise Refusal(Reason.DAMAGED, messages)
+
+
+def walk(library: str, unreadable: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, os.stat_result], list[str]]]:
+    """Every folder, "" first, with its audio files and the names of its JSON files but the index. Opens no file, follows no link,
+    passes over what is hidden. Raises OSError where the library itself cannot be read; tells `unreadable` of a folder in it."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        audio: dict[str, os.stat_result] = {}
+        documents: list[str] = []
+        try:
+            with os.scandir(os.path.join(library, folder)) as entries:
+                for entry in entries:
+                    name, suffix = entry.name, entry.name[-5:].lower()
+                    if name[0] == "." or (name == INDEX_NAME and not folder):
+                        continue
+                    if suffix == SIDECAR_SUFFIX:
+                        documents.append(name)
+                    elif entry.is_dir(follow_symlinks=False):
+                        folders.append(os.path.join(folder, name))
+                    elif suffix.endswith(AUDIO_SUFFIXES) and entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):  # a run at work deletes originals
+                            audio[name] = entry.stat(follow_symlinks=False)
+        except OSError as error:
+            if not folder:
+                raise
+            if not isinstance(error, FileNotFoundError):  # a folder that went while we looked is no problem
+                unreadable(folder, f"cannot be read: {error.strerror}")
+            continue
+        yield folder, audio, documents
 
 
 def command_check(config: Config, report: Report) -> None:
