@@ -3690,200 +3690,140 @@ API_PATH = "/api/storage-stats"
 STATS_KEPT = 5.0  # seconds that an answer serves again, so that a storm of reloads walks the library once
 PAGE_RENEWED = 60  # seconds after which a browser loads the page anew
 SIDECAR_READ = 1 << 16  # bytes at once; a buffer of a megabyte costs five times the read
+DAY_NS = DAY * 10**9
 CLIENT_PATIENCE = 10.0  # seconds for a client to send its request or take the answer
 
 
 class Statistics:
     """Adds up a library in one pass. Takes no lock, opens nothing for writing, follows no symlink. Sizes in bytes.
 
-    What a copy saved is the size of its recording as the browser wrote it, less its own: by the history, else by the sidecars
-    of its folder. With its original still beside it, it has saved nothing yet; known to neither, it counts as it is.
+    What a copy saved is the size of its recording as the browser wrote it, less its own: by the history, else by the sidecars of
+    its session, if all its files are there. With its original still beside it, it has saved nothing yet.
     The length of the audio is what the history measured, else what those sidecars say; where neither knows every file, the sum
     of the index's durations if that is more, as either may know but a part.
     What is due is told without reading sidecars: a policy in one of them may still keep a recording, or delay it.
     """
 
     def __init__(self, config: Config, now: float) -> None:
-        self.config, self.library = config, config.recordings_dir
+        self.config, self.library, self.now = config, config.recordings_dir, now
         self.history = History(config)
-        self.now = now
-        self.cutoff_ns = (now - config.age_threshold_days * DAY) * 1e9
         self.tally: Counter[str] = Counter()
         self.seconds = 0.0
-        self.recorded: Counter[str] = Counter()  # bytes as the browser wrote them, by month of the recording
+        self.recorded: Counter[int] = Counter()  # bytes as the browser wrote them, by day of the recording since the epoch
         self.saved: Counter[str] = Counter()  # bytes, by month of the compression
         self.kept: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # by action and reason code
         self.problems: list[str] = []
 
     def gather(self) -> dict[str, Any]:
         """The object of `stats --json`. Raises OSError where the recordings folder or the history cannot be read."""
-        collects = gc.isenabled()
-        gc.disable()  # hundreds of thousands of records have no cycles to look for: a quarter of the time, measured
-        try:
-            self.history.load()
-            self.archived = dict(self.history.archived)
-            self.walk()
-            for record in self.archived.values():
-                self.tally["archived_size"] += record.size
-                self.credit(record.first_size, record.first_size - record.size, record.date, month_of(record.date))
-            if self.tally["unmeasured"]:
-                self.seconds = max(self.seconds, index_seconds(self.library))
-            return self.result()
-        finally:
-            if collects:
-                gc.enable()
+        self.history.load()
+        for folder, audio, documents in walk(self.library, self.unreadable):
+            self.add_folder(folder, audio, documents)
+        for path, record in self.history.archived.items():
+            self.saved[month_of(record.date)] += record.first_size - record.size
+            self.recorded[self.history.moved[path].mtime_ns // DAY_NS] += record.first_size
+        if self.tally["unmeasured"]:
+            self.seconds = max(self.seconds, index_seconds(self.library))
+        return self.result()
 
-    def walk(self) -> None:
-        folders = [""]
-        while folders:
-            folder = folders.pop()
-            try:
-                self.add_folder(folder, folders)
-            except OSError as error:
-                if not folder:
-                    raise
-                if not isinstance(error, FileNotFoundError):  # a folder that went while we looked is no problem
-                    self.problems.append(f"Folder {printable(folder)} cannot be read: {error.strerror}")
+    def unreadable(self, folder: str, problem: str) -> None:
+        self.problems.append(f"Folder {printable(folder)} {problem}")
 
-    def add_folder(self, folder: str, folders: list[str]) -> None:
+    def add_folder(self, folder: str, audio: Mapping[str, os.stat_result], documents: Iterable[str]) -> None:
+        originals = {name: status for name, status in audio.items() if name[-5:].lower() == SOURCE_SUFFIX}
+        unknown = {name: status for name, status in audio.items() if name not in originals}
+        stems = {name.rpartition(".")[0] for name in unknown}
         prefix = folder + "/" if folder else ""
-        originals: dict[str, os.stat_result] = {}
-        copies: dict[str, os.stat_result] = {}
-        sidecars = []
-        with os.scandir(os.path.join(self.library, folder)) as entries:
-            for entry in entries:
-                name = entry.name
-                suffix = name[-5:].lower()
-                if name[0] == ".":
-                    continue
-                if suffix == SIDECAR_SUFFIX:
-                    sidecars.append(name)
-                elif suffix.endswith(AUDIO_SUFFIXES) and entry.is_file(follow_symlinks=False):
-                    with contextlib.suppress(FileNotFoundError):  # a run at work deletes originals
-                        (originals if suffix == SOURCE_SUFFIX else copies)[name] = entry.stat(follow_symlinks=False)
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(prefix + name)
-        stems = {name.rpartition(".")[0] for name in copies}
         for name, status in originals.items():
-            self.add_original(Source(prefix + name, identity_of(status)), name[:-5] in stems, copies)
-        unknown = {name for name, status in copies.items() if not self.add_copy(prefix, name, status, originals)}
+            self.add_original(Source(prefix + name, identity_of(status)), name[:-5] in stems, unknown.keys())
+        self.tally["compressed"] += len(unknown)
+        self.tally["compressed_size"] += sum(status.st_size for status in unknown.values())
+        for name in [*unknown]:
+            record = self.history.copies.get(prefix + name)
+            self.history.archived.pop(prefix + name, None)
+            if record:
+                self.add_copy(Source(prefix + name, identity_of(unknown.pop(name))), record, kept_original(name) in originals)
         if unknown:
-            firsts = {name: status.st_size for name, status in originals.items()}
-            firsts.update((name, self.history.copies[prefix + name].first_size) for name in copies if name not in unknown)
-            told = self.read_sessions(prefix, sidecars, copies)
-            for status in self.add_sessions(told, firsts, {name: copies[name] for name in unknown}):
-                self.tally["unrecorded"] += 1
-                self.recorded[month_of_day(status.st_mtime_ns // DAY_NS)] += status.st_size
+            sessions = read_sessions(f"{self.library}/{prefix}", documents, unknown.keys())
+            self.add_unknown(unknown, sessions, {name: status.st_size for name, status in originals.items()})
 
-    def add_original(self, source: Source, has_copy: bool, copies: Mapping[str, object]) -> None:
+    def add_original(self, source: Source, has_copy: bool, copies: Collection[str]) -> None:
         last = self.history.last(source)
         self.tally["originals"] += 1
         self.tally["original_size"] += source.size
         if not has_copy:
-            self.measure(last.seconds if last else 0.0)
-            self.recorded[month_of_day(source.identity.mtime_ns // DAY_NS)] += source.size
+            self.measure(1, last.seconds if last else 0.0)
+            self.recorded[source.identity.mtime_ns // DAY_NS] += source.size
         if last and last.action in (Action.KEPT.value, Action.FAILED.value):
             self.kept[last.action, last.code].update(count=1, size=source.size)
-        if source.identity.mtime_ns > self.cutoff_ns:
+        if source.age(self.now) < self.config.age_threshold_days:
             self.tally["young"] += 1
         elif not last or not (last.is_settled or (last.action == Action.COMPRESSED.value and last.copy in copies)):
-            self.tally["due"] += 1
-            self.tally["due_size"] += source.size
+            self.tally.update(due=1, due_size=source.size)
 
-    def add_copy(self, prefix: str, name: str, status: os.stat_result, originals: Mapping[str, object]) -> bool:
-        """Returns whether the history knows it."""
-        record, size = self.history.copies.get(prefix + name), status.st_size
-        self.tally["compressed"] += 1
-        self.tally["compressed_size"] += size
-        self.archived.pop(prefix + name, None)
-        self.measure(record.seconds if record else 0.0)
-        if record:
-            saved = 0 if kept_original(name) in originals else record.first_size - size
-            self.tally["known_size"] += size
-            self.tally["first_size"] += record.first_size
-            self.credit(record.first_size, saved, record.date, month_of_day(status.st_mtime_ns // DAY_NS))
-            self.add_step(Source(prefix + name, identity_of(status)), record)
-        return record is not None
-
-    def add_step(self, copy: Source, record: CopyRecord) -> None:
-        """Count a copy that a tier would make smaller now."""
+    def add_copy(self, copy: Source, record: CopyRecord, kept: bool) -> None:
+        """One that the history knows; `kept`: with its original beside it."""
+        self.measure(1, record.seconds)
+        self.credit(record.first_size, copy.size, 0 if kept else record.first_size - copy.size, record.date, copy.identity.mtime_ns)
         if copy.age(self.now) >= self.config.first_step:
             target = due_target(self.config, Policy(), copy.age(self.now), copy.format)
-            if not is_small(record, target, self.config):
+            if not is_small(record, target, self.config):  # a tier would make it smaller
                 self.tally.update(due=1, due_size=copy.size, step_size=copy.size)
                 self.tally["step_saving"] += round(copy.size * (1 - target.bitrate / record.bitrate))
 
-    def measure(self, seconds: float) -> None:
-        self.tally["recordings"] += 1
+    def add_unknown(self, copies: dict[str, os.stat_result], sessions: Iterable[Told], originals: Mapping[str, int]) -> None:
+        """Copies that the history does not know. A session's sidecars are taken at their word only where all its files are there,
+        no original beside its copy and no copy known otherwise. `originals`: their bytes."""
+        for told in sessions:
+            names = told.files - originals.keys()
+            first = told.first_size - sum(originals[name] for name in told.files - names)
+            if first > 0 and names and names <= copies.keys() and originals.keys().isdisjoint(map(kept_original, names)):
+                found = [copies.pop(name) for name in names]
+                size = sum(status.st_size for status in found)
+                self.credit(first, size, first - size, told.date, min(status.st_mtime_ns for status in found))
+                self.measure(len(names), told.seconds if names == told.files else 0.0)
+        for status in copies.values():
+            self.tally["unrecorded"] += 1
+            self.recorded[status.st_mtime_ns // DAY_NS] += status.st_size
+            self.measure(1, 0.0)
+
+    def measure(self, count: int, seconds: float) -> None:
+        self.tally["recordings"] += count
         if 0 < seconds < math.inf:
             self.seconds += seconds
         else:
-            self.tally["unmeasured"] += 1
+            self.tally["unmeasured"] += count
 
-    def credit(self, first_size: int, saved: int, date: str, recorded: str) -> None:
-        self.tally["savings"] += saved
+    def credit(self, first_size: int, size: int, saved: int, date: str, mtime_ns: int) -> None:
+        """Count what was compressed on a `date` from `first_size` to `size` bytes."""
+        self.tally["first_size"] += first_size
+        self.tally["known_size"] += size
         self.saved[month_of(date)] += saved
-        self.recorded[recorded] += first_size
-
-    def read_sessions(self, prefix: str, sidecars: list[str], copies: Iterable[str]) -> Iterable[Told]:
-        """What the sidecars of a folder say; those of one session together."""
-        sessions: dict[str, Told] = {}
-        for name in sorted(sidecars):
-            told = read_told(f"{self.library}/{prefix}", name, copies) if prefix or name != INDEX_NAME else None
-            if told:
-                sessions.setdefault(told.key, told).files.update(told.files)
-        return sessions.values()
-
-    def add_sessions(
-        self, sessions: Iterable[Told], firsts: Mapping[str, int], unknown: dict[str, os.stat_result]
-    ) -> Iterable[os.stat_result]:
-        """Credit copies that the history does not know, from what the sidecars say of whole sessions; returns what is left.
-        `firsts`: bytes as the browser wrote them, of every other file."""
-        for told in sessions:
-            first, rest = told.first_size, []
-            for name in told.files:
-                if name in unknown:
-                    rest.append(name)
-                elif name in firsts:
-                    first -= firsts[name]
-                else:
-                    break  # gone, or told of already: what was theirs of the sum cannot be told apart
-            else:
-                if rest and first > 0:
-                    self.add_session(told, first, [(unknown.pop(name), firsts.get(kept_original(name))) for name in rest])
-        return unknown.values()
-
-    def add_session(self, told: Told, first: int, found: list[tuple[os.stat_result, Optional[int]]]) -> None:
-        """`first`: bytes of what was `found` as the browser wrote it; with each copy the bytes of its original, if still there."""
-        saved = first
-        for status, kept in found:
-            self.tally["known_size"] += status.st_size
-            saved -= status.st_size if kept is None else kept
-        self.tally["first_size"] += first
-        self.credit(first, saved, told.date, month_of_day(found[0][0].st_mtime_ns // DAY_NS))
-        if len(found) == len(told.files) and told.seconds:
-            self.tally["unmeasured"] -= len(found)
-            self.seconds += told.seconds
+        self.recorded[mtime_ns // DAY_NS] += first_size
 
     def result(self) -> dict[str, Any]:
-        tally = self.tally
+        tally, archived, recorded = self.tally, self.history.archived, Counter[str]()
+        for day, size in self.recorded.items():
+            recorded[month_of_day(day)] += size
         first, target = tally["first_size"], self.config.target
         ratio = tally["known_size"] / first if first else target.bitrate * target.form.payload / 8 / BYTES_PER_SECOND
         estimate = round((tally["due_size"] - tally["step_size"]) * max(0.0, 1 - ratio)) + tally["step_saving"]
-        keys = ("compressed_size", "original_size", "savings", "recordings", "compressed", "originals", "young", "unrecorded")
         return {
             "total_size": tally["compressed_size"] + tally["original_size"],
-            **{key: tally[key] for key in keys},
+            "compressed_size": tally["compressed_size"],
+            "original_size": tally["original_size"],
+            "savings": sum(self.saved.values()),
+            **{key: tally[key] for key in ("recordings", "compressed", "originals", "young", "unrecorded")},
             "compression_ratio": round(ratio, 4) if first else None,
             "audio_seconds": round(self.seconds, 3),
             "due": {"count": tally["due"], "size": tally["due_size"], "estimated_saving": estimate},
-            "archived": {"count": len(self.archived), "size": tally["archived_size"]},
+            "archived": {"count": len(archived), "size": sum(record.size for record in archived.values())},
             "kept": [
                 {"action": action, "code": code, "reason": general_sentence(code), **counts}
                 for (action, code), counts in sorted(self.kept.items(), key=lambda item: (-item[1]["count"], item[0]))
             ],
             "savings_by_month": {month: self.saved[month] for month in sorted(self.saved) if month},
-            "recorded_by_month": {month: self.recorded[month] for month in sorted(self.recorded) if month},
+            "recorded_by_month": {month: recorded[month] for month in sorted(recorded) if month},
             "runs": list(self.history.runs),
             "problems": self.problems,
         }
@@ -3892,63 +3832,61 @@ class Statistics:
 class Told(NamedTuple):
     """What a sidecar says of a compression."""
 
-    key: str  # the same in all sidecars of a session
+    session: str
     first_size: int  # bytes of all its files as the browser wrote them
     date: str
     seconds: float
     files: set[str]
 
 
-def read_told(folder: str, name: str, copies: Iterable[str]) -> Optional[Told]:
-    """Fit for 100,000 sidecars: three system calls, and no strict check, as nothing is written back. None where one says nothing
-    of a compression, or nothing that can be so."""
+def read_sessions(folder: str, names: Iterable[str], copies: Collection[str]) -> Iterable[Told]:
+    """What the sidecars of a folder say of compressions, those of one session together; others say nothing."""
+    sessions: dict[str, Told] = {}
+    for name in sorted(names):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            told = read_told(folder, name, copies)
+            sessions.setdefault(told.session, told).files.update(told.files)
+    return sessions.values()
+
+
+def read_told(folder: str, name: str, copies: Collection[str]) -> Told:
+    """Fit for 100,000 sidecars: three system calls, and no strict checks, as nothing is written back. Raises what odd ones do."""
+    descriptor = os.open(folder + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        descriptor = os.open(folder + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, SIDECAR_READ)
-        finally:
-            os.close(descriptor)
-        text = read_regular(folder + name) if len(text) == SIDECAR_READ else text
-        document = json.loads(text.decode()) if b'"compression_date"' in text else {}
-        date, first_size, id_ = document.get("compression_date"), document.get("original_size"), document.get("id")
-        if not date or not isinstance(date, str):
-            return None
-        stem = name[: -len(SIDECAR_SUFFIX)]
-        files = {chunk["file"] for chunk in chunk_objects(document) if is_plain_name(chunk.get("file"))}
-        files = files or {stem + suffix for suffix in COPY_SUFFIXES if stem + suffix in copies}
-        key, seconds = id_ if isinstance(id_, str) else "\0" + name, finite(document.get("duration")) or 0.0
-        return Told(key, int(expect_number(first_size)), date, max(0.0, seconds), files)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return None
+        text = os.read(descriptor, SIDECAR_READ)
+    finally:
+        os.close(descriptor)
+    text = read_regular(folder + name) if len(text) == SIDECAR_READ else text
+    document = json.loads(text) if b'"compression_date"' in text else {}
+    date, stem = document["compression_date"], name[: -len(SIDECAR_SUFFIX)]
+    expect(date and isinstance(date, str), "a date")
+    files = {chunk["file"] for chunk in chunk_objects(document) if is_plain_name(chunk.get("file"))}
+    files = files or {stem + suffix for suffix in COPY_SUFFIXES if stem + suffix in copies}
+    first_size, seconds = int(expect_number(document["original_size"])), finite(document.get("duration")) or 0.0
+    return Told(str(document.get("id") or name), first_size, date, seconds, files)
 
 
 def index_seconds(library: str) -> float:
     """The durations of all entries of the index, 0 where it cannot be read."""
     try:
-        document = json.loads(read_regular(os.path.join(library, INDEX_NAME)))
-    except (OSError, ValueError, RecursionError):
+        entries = index_entries(json.loads(read_regular(os.path.join(library, INDEX_NAME))))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return 0.0
-    entries = index_entries(document) if isinstance(document, dict) else []
     return sum(max(0.0, finite(entry.get("duration")) or 0.0) for entry in entries)
 
 
-DAY_NS = DAY * 10**9
-
-
-@functools.lru_cache(maxsize=4096)
 def month_of_day(day: int) -> str:
     """YYYY-MM of a day since the epoch, empty for one that no calendar has."""
-    with contextlib.suppress(ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(day * DAY, timezone.utc).strftime("%Y-%m").zfill(7)
-    return ""
+    try:
+        return datetime.fromtimestamp(day * DAY, timezone.utc).isoformat()[:7]
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def general_sentence(code: str) -> str:
     """A reason's sentence without what was found in one file."""
-    for reason in Reason:
-        if reason.code == code:
-            return reason.sentence.partition("{}")[0].rstrip(": ")
-    return code.encode("ascii", "backslashreplace").decode()
+    known = {reason.code: reason.sentence.partition("{}")[0].rstrip(": ") for reason in Reason}
+    return known.get(code) or code.encode("ascii", "backslashreplace").decode()
 
 
 def storage_stats(recordings_dir: str) -> dict[str, Any]:
@@ -4234,6 +4172,7 @@ def command_stats(config: Config, report: Report) -> None:
     if config.html and config.json:
         raise UsageError("--json and --html are two ways to tell the same; choose one.")
     require_library(config)
+    gc.disable()  # hundreds of thousands of records have no cycles to look for: an eighth of the time, measured
     stats = Statistics(config, time.time()).gather()
     if config.html:
         Path(config.html).write_text(stats_page(stats), encoding="utf-8")
