@@ -3934,17 +3934,19 @@ def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
-def month_rows(stats: Mapping[str, Any]) -> list[Row]:
-    months = stats["savings_by_month"]
-    return [Row(month, months[month], megabytes(months[month])) for month in list(months)[-LATEST_MONTHS:]]
-
-
-def kept_rows(stats: Mapping[str, Any]) -> list[Row]:
-    return [
-        Row(("failed: " if each["action"] == Action.FAILED.value else "") + each["reason"], each["count"],
-            f"{each['count']:,} with {megabytes(each['size'])}")
-        for each in stats["kept"]
-    ]  # fmt: skip
+def pictures(stats: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """The bars of each picture, by its title."""
+    months = list(stats["savings_by_month"].items())[-LATEST_MONTHS:]
+    failed = {True: "failed: ", False: ""}
+    return {
+        "Saved by month": [Row(month, saved, megabytes(saved)) for month, saved in months],
+        "Kept, and why": [
+            Row(failed[each["action"] == Action.FAILED.value] + each["reason"], each["count"],
+                f"{each['count']:,} with {megabytes(each['size'])}")
+            for each in stats["kept"]
+        ],
+        "Runs": [run_row(run) for run in reversed(stats["runs"])],
+    }  # fmt: skip
 
 
 def run_row(run: Mapping[str, Any]) -> Row:
@@ -3962,10 +3964,11 @@ def share(row: Row, rows: Sequence[Row]) -> float:
 
 def stats_text(stats: Mapping[str, Any]) -> str:
     lines = [f"{label:<12}{text}" for label, text in facts(stats)]
-    for title, rows in (("Saved by month", month_rows(stats)), ("Kept, and why", kept_rows(stats))):
-        width = max((len(row.label) for row in rows), default=0)
-        lines += ["", title] if rows else []
-        lines += [f"  {row.label:<{width}}  {'#' * round(20 * share(row, rows)):<20}  {row.text}" for row in rows]
+    for title, rows in pictures(stats).items():
+        if rows and title != "Runs":  # the last one is told above
+            width = max(len(row.label) for row in rows)
+            lines += ["", title]
+            lines += [f"  {row.label:<{width}}  {'#' * round(20 * share(row, rows)):<20}  {row.text}" for row in rows]
     return "\n".join(lines)
 
 
@@ -3991,10 +3994,7 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>Storage of the recordings</title><style>{style}</style></head><body>
 <h1>Storage of the recordings</h1><section><table>{facts}</table></section>
-<section><h2>Size over time</h2>{sizes}</section>
-<section><h2>Saved by month</h2>{months}</section>
-<section><h2>Kept, and why</h2>{kept}</section>
-<section><h2>Runs</h2>{runs}</section><p>{foot}</p></body></html>
+<section><h2>Size over time</h2>{sizes}</section>{pictures}<p>{foot}</p></body></html>
 """
 BAR = """<li><strong>{0}</strong><span>{1}</span>
 <svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{0}: {1}">
@@ -4013,31 +4013,29 @@ def escaped(text: str) -> str:
 
 def stats_page(stats: Mapping[str, Any]) -> str:
     """The page: complete in itself, without a script, every picture's numbers beside it as text."""
-    runs = [run_row(run) for run in reversed(stats["runs"])]
     return PAGE.format(
         style=STYLE,
         facts="".join(f'<tr><th scope="row">{label}<td>{escaped(text)}' for label, text in facts(stats)),
         sizes=size_chart(stats),
-        months=bars(month_rows(stats), "Nothing has been compressed yet."),
-        kept=bars(kept_rows(stats), "Nothing was kept for a reason of its own."),
-        runs=bars(runs, "No run is on record yet."),
+        pictures="".join(f"<section><h2>{title}</h2>{bars(rows)}</section>\n" for title, rows in pictures(stats).items()),
         foot=escaped(" ".join([f"As of {timestamp()}.", *stats["problems"]])),
     )
 
 
-def bars(rows: Sequence[Row], nothing: str) -> str:
+def bars(rows: Sequence[Row]) -> str:
     lines = [BAR.format(escaped(row.label), escaped(row.text), 100 * share(row, rows)) for row in rows]
-    return f"<ul>{''.join(lines)}</ul>" if rows else f"<p>{nothing}</p>"
+    return f"<ul>{''.join(lines)}</ul>" if rows else "<p>None yet.</p>"
 
 
 def size_series(stats: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     """(month, bytes without compression, bytes with it), summed up to the end of each month, of what the library has now: a
     recording counts from the month it was recorded in, its saving from the month it was compressed in."""
     recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
-    months = sorted({*recorded, *saved})
-    without = list(itertools.accumulate(recorded.get(month, 0) for month in months))
-    gained = itertools.accumulate(saved.get(month, 0) for month in months)
-    return [(month, size, max(0, size - less)) for month, size, less in zip(months, without, gained)]
+    series, without, less = [], 0, 0
+    for month in sorted({*recorded, *saved}):
+        without, less = without + recorded.get(month, 0), less + saved.get(month, 0)
+        series.append((month, without, max(0, without - less)))
+    return series
 
 
 def size_chart(stats: Mapping[str, Any]) -> str:
@@ -4047,13 +4045,11 @@ def size_chart(stats: Mapping[str, Any]) -> str:
     (first, _, _), (last, without, compressed) = series[0], series[-1]
     top = max(1, without, *(row[2] for row in series))
     numbers = [int(month[:4]) * 12 + int(month[5:7]) for month, _, _ in series]
+    scale = 100 / (numbers[-1] + 1 - numbers[0])
 
     def steps(sizes: Iterable[int]) -> str:
         """A path that holds each month's size until the next."""
-        width = numbers[-1] + 1 - numbers[0]
-        points = (
-            f"H{100 * (number - numbers[0]) / width:.2f}V{100 - 100 * size / top:.2f}" for number, size in zip(numbers, sizes)
-        )
+        points = (f"H{scale * (number - numbers[0]):.2f}V{100 - 100 * size / top:.2f}" for number, size in zip(numbers, sizes))
         return f"M0,100{''.join(points)}H100"
 
     rows = [f'<tr><th scope="row">{month}<td>{megabytes(size)}<td>{megabytes(less)}' for month, size, less in series]
@@ -4078,29 +4074,28 @@ class StatsApp:
         self.kept_until = -math.inf
 
     def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        status, kind, text, *more = self.answer(environ)
+        status, kind, text = self.answer(environ)
         body = text.encode()
-        headers = [("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))), *SAFE_HEADERS]
-        start_response(status, headers + [tuple(header.split(": ")) for header in more])
+        start_response(status, [("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))), *HEADERS])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
-    def answer(self, environ: Mapping[str, Any]) -> tuple[str, ...]:
-        """Status, type and body of the answer, and headers of its own."""
+    def answer(self, environ: Mapping[str, Any]) -> tuple[str, str, str]:
+        """Status, type and body."""
         path = environ.get("PATH_INFO", "")
         if self.host is not None and not is_own_host(environ.get("HTTP_HOST", ""), self.host):
             return "403 Forbidden", "text/plain", "Ask for this server by its address, or start it with --host and this name.\n"
         if path not in ("", "/", API_PATH):
             return "404 Not Found", "text/plain", f"There is / and {API_PATH}.\n"
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return "405 Method Not Allowed", "text/plain", "This can only be read.\n", "Allow: GET, HEAD"
+            return "405 Method Not Allowed", "text/plain", "This can only be read.\n"
         try:
             stats = self.current()
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "the configuration cannot be used"
+            reason = getattr(error, "strerror", "the configuration cannot be used")
             return "503 Service Unavailable", "text/plain", f"No statistics: {reason}.\n"
         if path == API_PATH:
             return "200 OK", "application/json", json.dumps(stats)
-        return "200 OK", "text/html", stats_page(stats), f"Refresh: {PAGE_RENEWED}"
+        return "200 OK", "text/html", stats_page(stats)
 
     def current(self) -> dict[str, Any]:
         with self.lock:
@@ -4110,7 +4105,7 @@ class StatsApp:
             return self.kept
 
 
-SAFE_HEADERS = [
+HEADERS = [
     # The page's own style and nothing else: whatever a name on it may hold, nothing on it can run or load.
     ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; style-src 'sha256-"
                                 + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode() + "'"),
@@ -4119,19 +4114,15 @@ SAFE_HEADERS = [
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Cache-Control", "no-store"),
+    ("Allow", "GET, HEAD"),
+    ("Refresh", str(PAGE_RENEWED)),
 ]  # fmt: skip
 
 
 def is_own_host(header: str, host: str) -> bool:
     """Whether a Host header names us: an address cannot be made to point elsewhere, a name can."""
-    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(:\d+)?", header.lower())
-    name = match[1] or match[2] if match else ""
-    if name in ("localhost", host.lower()):
-        return True
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            return bool(socket.inet_pton(family, name))
-    return False
+    own = rf"(localhost|{re.escape(host)}|\d+\.\d+\.\d+\.\d+|\[[\da-f:.]+\])(:\d+)?"
+    return re.fullmatch(own, header, re.IGNORECASE) is not None
 
 
 def listen(config: Config, report: Report, app: StatsApp) -> Any:
@@ -4162,7 +4153,7 @@ def listen(config: Config, report: Report, app: StatsApp) -> Any:
     try:
         server = Server((config.host, config.port), Handler)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no such host"
+        reason = getattr(error, "strerror", "no such host")
         raise ServiceError(f"Cannot listen on {config.host} port {config.port}: {reason}. Choose with --host and --port.") from None
     server.set_app(app)
     return server
