@@ -2727,10 +2727,6 @@ def kept_size(copy: str) -> int:
     return file_size(stem + SOURCE_SUFFIX) or file_size(stem + SOURCE_SUFFIX.upper())
 
 
-def kept_original(copy_name: str) -> str:
-    return os.path.splitext(copy_name)[0] + SOURCE_SUFFIX
-
-
 def sidecar_edit(
     session: Session, path: str, renames: Mapping[str, str], totals: Totals
 ) -> Callable[[dict[str, Any]], Optional[dict[str, Any]]]:
@@ -3438,10 +3434,6 @@ class History:
             if path in self.archived:
                 self._copies[path] = self.archived.pop(path)
 
-    def all(self) -> Iterable[tuple[str, Remembered]]:
-        self.load()
-        return self._last.items()
-
     def last(self, source: Source, moving: bool = False) -> Optional[Remembered]:
         """What became of this very file (same size and modification time) the last time it was to be compressed, or `moving` to
         the archive."""
@@ -3582,9 +3574,10 @@ class Check:
                 if not sidecar.archived and not os.path.lexists(os.path.join(whole, chunk)):
                     self.finding(os.path.join(folder, sidecar.name), f"names {printable(chunk)}, which is not there")
             if sidecar.id is not None:
-                files[sidecar.id].update(sidecar.chunks, map(kept_original, sidecar.chunks))
-        for id_, found in files.items():
-            self.sums[id_] += sum(file_size(os.path.join(whole, name)) for name in found)
+                files[sidecar.id].update(os.path.join(whole, chunk) for chunk in sidecar.chunks)
+        for id_, paths in files.items():
+            kept = sum(kept_size(path) for path in paths if path.endswith(COPY_SUFFIXES))
+            self.sums[id_] += kept + sum(file_size(path) for path in paths)
         return len(sidecars)
 
     def check_index(self) -> None:
@@ -3603,7 +3596,7 @@ class Check:
 
     def check_history(self) -> None:
         for copy in sorted(self.history.copies.keys() - self.copies):
-            if not os.path.lexists(os.path.join(self.library, kept_original(copy))):
+            if not kept_size(os.path.join(self.library, copy)):
                 self.finding(copy, "is not there, and neither is its original")
 
     def decode_all(self) -> None:
@@ -3739,6 +3732,7 @@ class Statistics:
         originals = {name: status for name, status in audio.items() if name[-5:].lower() == SOURCE_SUFFIX}
         unknown = {name: status for name, status in audio.items() if name not in originals}
         stems = {name.rpartition(".")[0] for name in unknown}
+        kept = {name[:-5] for name in originals}
         prefix = folder + "/" if folder else ""
         for name, status in originals.items():
             self.add_original(Source(prefix + name, identity_of(status)), name[:-5] in stems, unknown.keys())
@@ -3748,7 +3742,7 @@ class Statistics:
             record = self.history.copies.get(prefix + name)
             self.history.archived.pop(prefix + name, None)
             if record:
-                self.add_copy(Source(prefix + name, identity_of(unknown.pop(name))), record, kept_original(name) in originals)
+                self.add_copy(Source(prefix + name, identity_of(unknown.pop(name))), record, name.rpartition(".")[0] in kept)
         if unknown:
             sessions = read_sessions(f"{self.library}/{prefix}", documents, unknown.keys())
             self.add_unknown(unknown, sessions, {name: status.st_size for name, status in originals.items()})
@@ -3780,10 +3774,11 @@ class Statistics:
     def add_unknown(self, copies: dict[str, os.stat_result], sessions: Iterable[Told], originals: Mapping[str, int]) -> None:
         """Copies that the history does not know. A session's sidecars are taken at their word only where all its files are there,
         no original beside its copy and no copy known otherwise. `originals`: their bytes."""
+        kept = {name[:-5] for name in originals}
         for told in sessions:
             names = told.files - originals.keys()
             first = told.first_size - sum(originals[name] for name in told.files - names)
-            if first > 0 and names and names <= copies.keys() and originals.keys().isdisjoint(map(kept_original, names)):
+            if first > 0 and names and names <= copies.keys() and kept.isdisjoint(name.rpartition(".")[0] for name in names):
                 found = [copies.pop(name) for name in names]
                 size = sum(status.st_size for status in found)
                 self.credit(first, size, first - size, told.date, min(status.st_mtime_ns for status in found))
