@@ -3387,11 +3387,10 @@ class History:
         if self._loaded:
             return
         self._loaded = True
-        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+        torn = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # such a line is forgotten
+        with uncollected(), contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
             for line in file:
-                with contextlib.suppress(
-                    ValueError, KeyError, TypeError, OverflowError, RecursionError
-                ):  # a torn line is forgotten
+                with contextlib.suppress(*torn):
                     self.learn(json.loads(line))
 
     def learn(self, record: Mapping[str, Any]) -> None:
@@ -3411,10 +3410,9 @@ class History:
         failed = record["action"] == Action.FAILED.value
         attempts = (last.attempts if last and same else 0) + bool(record["counts"]) if failed else 0
         copy = record["copy"] if is_plain_name(record["copy"]) else None
-        self._last[slot] = Remembered(
-            record["action"], record["settings"], identity, attempts, float(record["time"]), copy, float(record["seconds"]),
-            str(record.get("code")),
-        )  # fmt: skip
+        action, settings, code = (sys.intern(text) for text in (record["action"], record["settings"], str(record.get("code"))))
+        now, seconds = float(record["time"]), float(record["seconds"])
+        self._last[slot] = Remembered(action, settings, identity, attempts, now, copy, seconds, code)
         for id_, complete, size in record.get("index", ()):
             self._entries[id_] = [os.path.dirname(path), complete, size]
         where = path[: path.rfind("/") + 1] + (copy or "")
@@ -3502,6 +3500,18 @@ class History:
                     if record["type"] == "index":
                         return tuple(record["identity"]) == identity_of(status)[1:]
         return False
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Hundreds of thousands of records have no cycles to look for: a sixth of the time, measured."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def expect_number(value: Any, low: float = 0) -> float:
@@ -3709,21 +3719,16 @@ class Statistics:
 
     def gather(self) -> dict[str, Any]:
         """The object of `stats --json`. Raises OSError where the recordings folder or the history cannot be read."""
-        collects = gc.isenabled()
-        gc.disable()  # hundreds of thousands of records have no cycles to look for: a sixth of the time, measured
-        try:
+        with uncollected():
             self.history.load()
             for folder, audio, documents in walk(self.library, self.unreadable):
                 self.add_folder(folder, audio, documents)
-            for path, record in self.history.archived.items():
-                self.saved[month_of(record.date)] += record.first_size - record.size
-                self.recorded[self.history.moved[path].mtime_ns // DAY_NS] += record.first_size
-            if self.tally["unmeasured"]:
-                self.seconds = max(self.seconds, index_seconds(self.library))
-            return self.result()
-        finally:
-            if collects:
-                gc.enable()
+        for path, record in self.history.archived.items():
+            self.saved[month_of(record.date)] += record.first_size - record.size
+            self.recorded[self.history.moved[path].mtime_ns // DAY_NS] += record.first_size
+        if self.tally["unmeasured"]:
+            self.seconds = max(self.seconds, index_seconds(self.library))
+        return self.result()
 
     def unreadable(self, folder: str, problem: str) -> None:
         self.problems.append(f"Folder {printable(folder)} {problem}")
