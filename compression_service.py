@@ -1150,7 +1150,8 @@ class Run:
 
     def is_ours(self, copy: Source, session: Session) -> bool:
         """Whether a file in a copy's format is one, by history or sidecar: what someone else put into the library is not."""
-        return copy.path in self.history.copies or any(copy.name in sidecar.chunks for sidecar in session.sidecars)
+        known = copy.path in self.history.copies or copy.path in self.history.moved
+        return known or any(copy.name in sidecar.chunks for sidecar in session.sidecars)
 
     def is_last(self, copy: Source, session: Session) -> bool:
         """Whether no original is kept beside a copy, which would be the better source."""

@@ -140,10 +140,12 @@ class AFolder(ArchiveCase):
         self.assertTrue((self.library / copies[0]).exists())
 
     def test_a_run_killed_in_between_converges(self) -> None:
-        copies = self.add_old_session()
+        self.add("chunk_0", "without-sidecar.webm", OLD)
+        copies = [*self.add_old_session(), "without-sidecar.opus"]
         self.run_well()
-        (self.library / copies[0]).write_bytes((self.cold / copies[0]).read_bytes())  # as if killed before it was removed
-        os.utime(self.library / copies[0], (OLD, OLD))
+        for copy in (copies[0], copies[2]):  # as if killed before they were removed
+            (self.library / copy).write_bytes((self.cold / copy).read_bytes())
+            os.utime(self.library / copy, (OLD, OLD))
         (self.cold / "2025-10-27/.0123456789abcdef.part").write_bytes(b"half")
         self.run_well()
         self.assert_archived(*copies)
