@@ -582,7 +582,7 @@ def build_parser() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     for name, (text, _) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         command.add_argument("-c", "--config", metavar="FILE", help="default: compression_config.json beside this script")
-        for field in SETTINGS:
+        for field in SETTINGS.values():
             if field.metadata["flags"] and field.name in COMMAND_OPTIONS.get(name, ("recordings_dir",)):
                 add_flag(command, field)
     return parser, commands.choices
@@ -609,7 +609,8 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
             words.insert(0, "run")
             late = next((word for word in commands["run"].parse_known_args(words[1:])[1] if word in commands), None)
             if late:
-                words = [late, *words[1 : (place := len(words) - 1 - words[::-1].index(late))], *words[place + 1 :]]
+                del words[len(words) - 1 - words[::-1].index(late)]
+                words[0] = late
         if words[0] not in commands:
             parser.suggest(words[0], [*commands, "--help", "--version"], "command")
     arguments, unknown = parser.parse_known_args(words)
@@ -643,7 +644,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
 def exit_code_of(error: Exception) -> int:
     if isinstance(error, ServiceError):
         return error.exit_code
-    return NoSpaceError.exit_code if isinstance(error, OSError) and is_no_space(error) else 1
+    return NoSpaceError.exit_code if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else 1
 
 
 def command_run(config: Config, report: Report) -> None:
@@ -718,14 +719,17 @@ def number(expected: str, low: float, high: float = math.inf, whole: bool = Fals
     return Kind(check, number_from_text)
 
 
-def check_boolean(value: Any) -> bool:
+def string(expected: str, accepts: Callable[[str], object]) -> Kind:
+    def check(value: Any) -> Any:
+        expect(isinstance(value, str) and "\0" not in value and accepts(value), expected)
+        return value
+
+    return Kind(check)
+
+
+def check_boolean(value: Any) -> Any:
     expect(isinstance(value, bool), "true or false")
-    return bool(value)
-
-
-def check_path(value: Any) -> str:
-    expect(isinstance(value, str) and value and "\0" not in value, "a path as a string")
-    return str(value)
+    return value
 
 
 def check_bitrate(value: Any) -> int:
@@ -733,19 +737,28 @@ def check_bitrate(value: Any) -> int:
     expected = 'a bit rate from "6k" to "510k", such as "96k"'
     if isinstance(value, str):
         match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)(k?)", value.strip(), re.IGNORECASE)
-        expect(match, expected)
         value = round(float(match[1]) * (1000 if match[2] else 1)) if match else 0
     expect(isinstance(value, int) and not isinstance(value, bool) and 6_000 <= value <= 510_000, expected)
     return int(value)
 
 
-def check_format(value: Any) -> str:
-    expect(isinstance(value, str) and value in FORMATS, "one of " + ", ".join(FORMATS))
-    return str(value)
-
-
-def check_optional(kind: Kind) -> Kind:
+def optional(kind: Kind) -> Kind:
     return Kind(lambda value: None if value is None else kind.check(value), kind.from_text)
+
+
+BOOLEAN = Kind(check_boolean)
+DAYS = number("a number of days from 0 up", 0)
+BITRATE = Kind(check_bitrate)
+PATH = string("a path as a string", bool)
+FORMAT = string("one of " + ", ".join(FORMATS), FORMATS.__contains__)
+COMMAND = string("a command as /bin/sh understands it", str.strip)
+HOST = string("a host name or address", re.compile(r"[\w.:-]+").fullmatch)
+HTML = string("a file name ending in .html", lambda name: name.lower().endswith((".html", ".htm")))  # never a recording
+SCHEDULER = string("one of cron, launchd, systemd", lambda name: name in SCHEDULERS)
+TEXTS = Kind(tuple)
+DATE = string(
+    "a date such as 2025-10-27", lambda text: re.fullmatch(r"\d{4}-\d\d-\d\d", text) and datetime.strptime(text, "%Y-%m-%d")
+)
 
 
 class Tier(NamedTuple):
@@ -772,7 +785,7 @@ def below(location: str, path: str) -> str:
     return (location if location.endswith((":", "/")) else location + "/") + path if path else location
 
 
-TIER_KINDS = {"after_days": number("a number of days above 0", 1e-6), "bitrate": Kind(check_bitrate), "archive": Kind(check_path)}
+TIER_KINDS = {"after_days": number("a number of days above 0", 1e-6), "bitrate": BITRATE, "archive": PATH}
 
 
 def check_tiers(value: Any) -> tuple[Tier, ...]:
@@ -799,48 +812,11 @@ def check_tier(value: Any) -> Tier:
     return Tier(**values)
 
 
-def check_command(value: Any) -> str:
-    expect(isinstance(value, str) and value.strip() and "\0" not in value, "a command as /bin/sh understands it")
-    return str(value)
-
-
-def check_texts(value: Any) -> tuple[str, ...]:
-    return tuple(value)
-
-
-def check_date(value: Any) -> Optional[str]:
-    expect(isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value), "a date such as 2025-10-27")
-    datetime.strptime(value, "%Y-%m-%d")
-    return str(value)
-
-
 def check_shard(value: Any) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
     expect(match and 1 <= int(match[1]) <= int(match[2]), "K/N with K from 1 to N, such as 2/4")
     assert match
     return int(match[1]), int(match[2])
-
-
-def check_html(value: Any) -> str:
-    """Only such a name, so that no slip overwrites a recording."""
-    expect(
-        isinstance(value, str) and value.lower().endswith((".html", ".htm")) and "\0" not in value, "a file name ending in .html"
-    )
-    return str(value)
-
-
-def check_host(value: Any) -> str:
-    expect(isinstance(value, str) and re.fullmatch(r"[\w.:-]+", value), "a host name or address")
-    return str(value)
-
-
-def check_scheduler(value: Any) -> str:
-    expect(value in SCHEDULERS, "one of " + ", ".join(SCHEDULERS))
-    return str(value)
-
-
-DAYS = number("a number of days from 0 up", 0)
-BOOLEAN = Kind(check_boolean)
 
 
 def setting(default: Any, kind: Kind, *flags: str, help: str = "", key: bool = True, **options: Any) -> Any:
@@ -853,13 +829,13 @@ def setting(default: Any, kind: Kind, *flags: str, help: str = "", key: bool = T
 class Config:
     """Every setting of a run, as resolved; a flag beats the config file, which beats the default."""
 
-    recordings_dir: str = setting("recordings", Kind(check_path), "--recordings", metavar="DIR", help="the library")
-    log_file: str = setting("logs/compression.log", Kind(check_path))
+    recordings_dir: str = setting("recordings", PATH, "--recordings", metavar="DIR", help="the library")
+    log_file: str = setting("logs/compression.log", PATH)
     dry_run: bool = setting(False, BOOLEAN, "-n", "--dry-run", action="store_true",
                             help="say what would happen, change nothing at all")  # fmt: skip
     age_threshold_days: float = setting(7, DAYS, "--older-than", metavar="DAYS", help="by modification time")
-    target_bitrate: int = setting(96_000, Kind(check_bitrate), "--bitrate", metavar="RATE", help="such as 96k")
-    target_format: str = setting("opus", Kind(check_format), "--format", metavar="NAME", help="opus, m4a or mp3")
+    target_bitrate: int = setting(96_000, BITRATE, "--bitrate", metavar="RATE", help="such as 96k")
+    target_format: str = setting("opus", FORMAT, "--format", metavar="NAME", help="opus, m4a or mp3")
     delete_originals: bool = setting(True, BOOLEAN, "--keep-originals", action="store_false",
                                      help="leave every original beside its copy")  # fmt: skip
     keep_originals_days: float = setting(0, DAYS)
@@ -867,15 +843,15 @@ class Config:
     min_saving_percent: float = setting(5, number("a percentage from 0 to 99", 0, 99))
     jobs: int = setting(0, number("a whole number from 0 up (0: one a core)", 0, 1024, whole=True), "-j", "--jobs",
                         metavar="N", help="0: one a core")  # fmt: skip
-    only: tuple[str, ...] = setting((), Kind(check_texts), "--only", key=False, action="append", metavar="GLOB",
+    only: tuple[str, ...] = setting((), TEXTS, "--only", key=False, action="append", metavar="GLOB",
                                     help="paths like this, below the recordings folder")  # fmt: skip
-    since: Optional[str] = setting(None, Kind(check_date), "--since", key=False, metavar="DATE", help="recorded then or later")
-    until: Optional[str] = setting(None, Kind(check_date), "--until", key=False, metavar="DATE", help="recorded then or before")
-    language: tuple[str, ...] = setting((), Kind(check_texts), "--language", key=False, action="append", metavar="CODE",
+    since: Optional[str] = setting(None, DATE, "--since", key=False, metavar="DATE", help="recorded then or later")
+    until: Optional[str] = setting(None, DATE, "--until", key=False, metavar="DATE", help="recorded then or before")
+    language: tuple[str, ...] = setting((), TEXTS, "--language", key=False, action="append", metavar="CODE",
                                         help="recordings in this language")  # fmt: skip
     limit: Optional[int] = setting(None, number("a whole number from 1 up", 1, whole=True), "--limit", key=False, metavar="N",
                                    help="take up at most N recordings, oldest first")  # fmt: skip
-    max_run_minutes: Optional[float] = setting(None, check_optional(number("minutes, above 0", 1e-6)), "--max-minutes",
+    max_run_minutes: Optional[float] = setting(None, optional(number("minutes, above 0", 1e-6)), "--max-minutes",
                                                metavar="M", help="start nothing new after that")  # fmt: skip
     shard: Optional[tuple[int, int]] = setting(None, Kind(check_shard), "--shard", key=False, metavar="K/N",
                                                help="the Kth of N parts of the library")  # fmt: skip
@@ -884,20 +860,18 @@ class Config:
     json: bool = setting(False, BOOLEAN, "--json", key=False, action="store_true", help="JSON Lines on stdout")
     quiet: bool = setting(False, BOOLEAN, "-q", "--quiet", key=False, action="store_true", help="errors only")
     verbose: bool = setting(False, BOOLEAN, "-v", "--verbose", key=False, action="store_true", help="log lines on stderr")
-    progress: Optional[bool] = setting(None, Kind(lambda value: value), "--progress", "--no-progress", key=False,
+    progress: Optional[bool] = setting(None, BOOLEAN, "--progress", "--no-progress", key=False,
                                        action="progress", help="default: on a terminal, else a line every 3 minutes")  # fmt: skip
-    scheduler: Optional[str] = setting(None, Kind(check_scheduler), "scheduler", key=False, nargs="?",
+    scheduler: Optional[str] = setting(None, SCHEDULER, "scheduler", key=False, nargs="?",
                                        metavar="cron|launchd|systemd", help="cron and systemd: Linux; launchd: macOS")  # fmt: skip
-    paths: tuple[str, ...] = setting((), Kind(check_texts), "paths", key=False, nargs="+", metavar="PATH",
+    paths: tuple[str, ...] = setting((), TEXTS, "paths", key=False, nargs="+", metavar="PATH",
                                      help="a kept original, its copy, or a sidecar")  # fmt: skip
-    html: Optional[str] = setting(None, Kind(check_html), "--html", key=False, metavar="FILE", help="write a page of its own")
-    host: str = setting(
-        "127.0.0.1", Kind(check_host), "--host", key=False, metavar="H", help="default: 127.0.0.1, this machine only"
-    )
+    html: Optional[str] = setting(None, HTML, "--html", key=False, metavar="FILE", help="write a page of its own")
+    host: str = setting("127.0.0.1", HOST, "--host", key=False, metavar="H", help="default: 127.0.0.1, this machine only")
     port: int = setting(8765, number("a port from 0 (any) to 65535", 0, 65535, whole=True), "--port", key=False, metavar="P",
                         help="default: 8765")  # fmt: skip
     tiers: tuple[Tier, ...] = setting((), Kind(check_tiers))
-    notify_command: Optional[str] = setting(None, check_optional(Kind(check_command)))
+    notify_command: Optional[str] = setting(None, optional(COMMAND))
     file: str = ""  # the config file, where there is one
 
     @property
@@ -922,13 +896,13 @@ class Config:
         return self.jobs or allowed_cores()
 
 
-SETTINGS = [field for field in dataclasses.fields(Config) if field.metadata]
-FILE_KEYS = [field.name for field in SETTINGS if field.metadata["key"]]
+SETTINGS = {field.name: field for field in dataclasses.fields(Config) if field.metadata}
+FILE_KEYS = [name for name, field in SETTINGS.items() if field.metadata["key"]]
 
 
-def check_setting(field: dataclasses.Field[Any], value: Any, origin: str) -> Any:
+def check_setting(name: str, value: Any, origin: str) -> Any:
     try:
-        return field.metadata["kind"].check(value)
+        return SETTINGS[name].metadata["kind"].check(value)
     except ValueError as error:
         raise UsageError(f"{origin}: expected {error}, found {printable(json.dumps(value, default=str))}.") from None
 
@@ -945,8 +919,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     for key, value in document.items():
         if key not in FILE_KEYS:
             raise UsageError(f'Config file {printable(path)}: unknown key "{printable(key)}". Known: {", ".join(FILE_KEYS)}.')
-        field = next(field for field in SETTINGS if field.name == key)
-        values[key] = check_setting(field, value, f'Config file {printable(path)}, key "{key}"')
+        values[key] = check_setting(key, value, f'Config file {printable(path)}, key "{key}"')
     return values
 
 
@@ -957,22 +930,21 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     file = os.path.abspath(arguments.config) if given else os.path.join(here, "compression_config.json")
     base = os.path.dirname(file)
     present = given or os.path.lexists(file)
-    values: dict[str, Any] = {field.name: field.default for field in SETTINGS}
+    values: dict[str, Any] = {name: field.default for name, field in SETTINGS.items()}
     if present:
         values.update(read_config_file(file))
     values["tiers"] = tuple(tier.below(base) for tier in values["tiers"])
     for name in ("recordings_dir", "log_file"):
-        values[name] = os.path.join(base, os.path.expanduser(values[name]))
+        values[name] = os.path.abspath(os.path.join(base, os.path.expanduser(values[name])))
     if present:
-        check_steps(values, f"Config file {printable(file)}")
-    for field in SETTINGS:
-        text = getattr(arguments, field.name, None)
-        if text is None:
-            continue
-        value = field.metadata["kind"].from_text(text) if isinstance(text, str) else text
-        values[field.name] = check_setting(field, value, field.metadata["flags"][-1])
-    for name in ("recordings_dir", "log_file"):
-        values[name] = os.path.abspath(values[name])
+        check_steps(values, f'Config file {printable(file)}, key "tiers"')
+    for name, field in SETTINGS.items():
+        value = getattr(arguments, name, None)
+        if isinstance(value, str):
+            value = field.metadata["kind"].from_text(value)
+        if value is not None:
+            values[name] = check_setting(name, value, field.metadata["flags"][-1])
+    values["recordings_dir"] = os.path.abspath(values["recordings_dir"])  # a flag's is taken from where we are
     config = Config(file=file if present else "", **values)
     archive = config.archive_tier.archive if config.archive_tier else None
     library = config.recordings_dir
@@ -989,11 +961,9 @@ def check_steps(values: Mapping[str, Any], origin: str) -> None:
     for tier in values["tiers"][:1]:
         first, rate = values["age_threshold_days"], values["target_bitrate"]
         if tier.after_days <= first:
-            raise UsageError(
-                f'{origin}, key "tiers": expected ages above age_threshold_days ({first:g}), found {tier.after_days:g}.'
-            )
+            raise UsageError(f"{origin}: expected ages above age_threshold_days ({first:g}), found {tier.after_days:g}.")
         if tier.bitrate and tier.bitrate >= rate:
-            raise UsageError(f'{origin}, key "tiers": expected bit rates below target_bitrate ({rate}), found {tier.bitrate}.')
+            raise UsageError(f"{origin}: expected bit rates below target_bitrate ({rate}), found {tier.bitrate}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- run
@@ -1626,7 +1596,7 @@ class Policy(NamedTuple):
     format: Optional[str] = None
 
 
-POLICY_KINDS = {"keep": BOOLEAN, "bitrate": Kind(check_bitrate), "after_days": DAYS, "format": Kind(check_format)}
+POLICY_KINDS = {"keep": BOOLEAN, "bitrate": BITRATE, "after_days": DAYS, "format": FORMAT}
 
 
 def follow_policies(session: Session) -> tuple[Policy, Optional[Refusal]]:
@@ -4197,12 +4167,12 @@ def command_serve(config: Config, report: Report) -> None:
 # -------------------------------------------------------------------------------------------------------- tools
 
 
+@dataclasses.dataclass
 class Stop:
     """Set by a signal; everything that may take long looks at it."""
 
-    def __init__(self) -> None:
-        self.requested = False
-        self.signal = 0
+    requested: bool = False
+    signal: int = 0
 
 
 @contextlib.contextmanager
@@ -4222,14 +4192,16 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(number, signal.SIG_IGN if stop.signal else handler)
 
 
+Process = subprocess.Popen[bytes]
+Listener = Optional[Callable[[str], None]]  # to a tool's output, line by line
+
+
 class Tools:
     """The one place that starts a process. Each gets a process group of its own, a deadline in proportion to its work, and low
     priority; a watchdog outlives us by a moment to end them all, whatever ended us."""
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
-        self.watchdog = -1
-        self.watcher = 0
 
     def __enter__(self) -> Tools:
         self.ffmpeg = find_tool("ffmpeg")
@@ -4252,7 +4224,7 @@ class Tools:
         if encoders and form.encoder not in encoders:
             raise ToolMissingError(f"{self.ffmpeg} has no encoder {form.encoder}. {INSTALL_FFMPEG}")
 
-    def run(self, command: Sequence[str], seconds: float, on_line: Optional[Callable[[str], None]] = None) -> str:
+    def run(self, command: Sequence[str], seconds: float, on_line: Listener = None) -> str:
         """Run a command that works on `seconds` of audio, its output line by line to `on_line`. Returns the end of its messages,
         empty if it had none. Raises Refusal if it failed or hung, Stopped if the run is to end."""
         with self.starter() as start:
@@ -4278,11 +4250,11 @@ class Tools:
             return digest.result()
 
     @contextlib.contextmanager
-    def starter(self) -> Iterator[Callable[[Sequence[str], Any], subprocess.Popen[bytes]]]:
+    def starter(self) -> Iterator[Callable[[Sequence[str], Any], Process]]:
         """What starts a process with its input open; whatever is left of those started is killed at the end."""
-        processes: list[subprocess.Popen[bytes]] = []
+        processes: list[Process] = []
 
-        def start(command: Sequence[str], stdout: Any) -> subprocess.Popen[bytes]:
+        def start(command: Sequence[str], stdout: Any) -> Process:
             process = subprocess.Popen(
                 # The shell waits for a word, so that nothing starts that the watchdog has not heard of.
                 ["/bin/sh", "-c", 'read -r go && exec "$@"', "sh", *command],
@@ -4312,29 +4284,22 @@ class Tools:
                 end_group(process)
                 os.write(self.watchdog, b"-%d\n" % process.pid)
 
-    def listen(
-        self, processes: Sequence[subprocess.Popen[bytes]], seconds: float, on_line: Optional[Callable[[str], None]] = None
-    ) -> str:
+    def listen(self, processes: Sequence[Process], seconds: float, on_line: Listener = None) -> str:
         messages = Conversation(processes, self.stop, TOOL_GRACE + seconds * TOOL_PACE, on_line).read()
-        for process in processes:
-            if process.returncode:
-                raise self.failure(process.returncode, messages)
-        return messages
-
-    def failure(self, code: int, messages: str) -> Refusal:
-        if "No space left on device" in messages or "Disk quota exceeded" in messages:
-            return Refusal(Reason.NO_SPACE, messages)
-        if "Unknown encoder" in messages:
+        code = next((process.returncode for process in processes if process.returncode), 0)
+        if code and ("No space left on device" in messages or "Disk quota exceeded" in messages):
+            raise Refusal(Reason.NO_SPACE, messages)
+        if code and "Unknown encoder" in messages:
             raise ToolMissingError(f"{self.ffmpeg}: {messages}. {INSTALL_FFMPEG}")
-        return Refusal(Reason.TOOL_FAILED, f"exit code {code}, {messages or 'without a message'}")
+        if code:
+            raise Refusal(Reason.TOOL_FAILED, f"exit code {code}, {messages or 'without a message'}")
+        return messages
 
 
 class Conversation:
     """Listens to processes until they end, say too much, takes too long, or the run is to stop."""
 
-    def __init__(
-        self, processes: Sequence[subprocess.Popen[bytes]], stop: Stop, limit: float, on_line: Optional[Callable[[str], None]]
-    ) -> None:
+    def __init__(self, processes: Sequence[Process], stop: Stop, limit: float, on_line: Listener) -> None:
         self.processes, self.stop, self.limit, self.on_line = processes, stop, limit, on_line
         self.deadline = time.monotonic() + limit
         self.messages = bytearray()
@@ -4342,7 +4307,8 @@ class Conversation:
 
     def read(self) -> str:
         """The end of its messages, for people. Raises Refusal or Stopped."""
-        streams = {process.stderr.fileno(): self.hear_message for process in self.processes if process.stderr}
+        streams: dict[int, Callable[[bytes], None]]
+        streams = {process.stderr.fileno(): self.messages.extend for process in self.processes if process.stderr}
         if self.on_line:
             streams |= {process.stdout.fileno(): self.hear_output for process in self.processes if process.stdout}
         with selectors.DefaultSelector() as selector:
@@ -4364,7 +4330,7 @@ class Conversation:
                 working[0].wait(0.2)
         return tail(self.messages)
 
-    def at_work(self) -> list[subprocess.Popen[bytes]]:
+    def at_work(self) -> list[Process]:
         return [process for process in self.processes if process.poll() is None]
 
     def check(self) -> None:
@@ -4374,9 +4340,6 @@ class Conversation:
             raise Refusal(Reason.TOOL_HUNG, f"no end after {self.limit:.0f} s")
         if len(self.messages) > MAX_TOOL_OUTPUT:
             raise Refusal(Reason.DAMAGED, f"ffmpeg complains without end: {tail(self.messages)}")
-
-    def hear_message(self, data: bytes) -> None:
-        self.messages += data
 
     def hear_output(self, data: bytes) -> None:
         assert self.on_line
@@ -4391,7 +4354,7 @@ def tail(messages: bytearray) -> str:
     return printable("; ".join(line.strip() for line in text.splitlines()[-3:] if line.strip()))
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: Process) -> None:
     """Kill whatever is left of a tool and its children, and reap it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -4515,10 +4478,6 @@ def allowed_cores() -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- files
-
-
-def is_no_space(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def describe(error: OSError) -> str:
@@ -5461,7 +5420,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Config, Report], None]]] = {
     "demo": ("the whole job on a small library in a temporary folder", command_demo),
 }
 COMMAND_OPTIONS = {
-    "run": tuple(field.name for field in SETTINGS if field.name not in ("html", "host", "port", "paths", "scheduler")),
+    "run": tuple(name for name in SETTINGS if name not in ("html", "host", "port", "paths", "scheduler")),
     "stats": ("recordings_dir", "json", "html"),
     "serve": ("recordings_dir", "host", "port", "verbose"),
     "restore": ("recordings_dir", "paths", "json", "quiet", "verbose"),
