@@ -1563,7 +1563,7 @@ def read_sidecar(path: str) -> Optional[Sidecar]:
     """What a JSON file says, or why it cannot be relied on; None where there is no file of that name."""
     name, text = os.path.basename(path), b""
     try:
-        document = read_settled(path)[1]
+        document = read_as(parse_json, path)[1]
     except (FileNotFoundError, IsADirectoryError):
         return None
     except (JsonFlaw, OSError) as error:
@@ -3566,7 +3566,7 @@ class Check:
         if not os.path.lexists(path):
             return
         try:
-            document = read_settled(path)[1]
+            document = read_as(parse_json, path)[1]
         except (JsonFlaw, OSError) as error:
             self.finding(INDEX_NAME, f"cannot be read: {error}")
             return
@@ -4591,7 +4591,7 @@ class Staging:
     def __init__(self, library: str, shard: Optional[tuple[int, int]]) -> None:
         self.parent = os.path.join(library, STAGING_NAME)
         self.folder = os.path.join(self.parent, staging_name(shard))
-        self.counter = itertools.count()  # of JSON files
+        self.counter = itertools.count()
         self.shared = shard is not None
         self.made = self.shared
 
@@ -4605,9 +4605,6 @@ class Staging:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.remove_parent()
-
-    def remove_parent(self) -> None:
         with contextlib.suppress(OSError):  # not there, or another shard's work is in it
             os.rmdir(self.parent)
 
@@ -4741,13 +4738,9 @@ def render_json(document: Mapping[str, Any], original: bytes) -> bytes:
     return (rendered + text[len(text.rstrip()) :]).encode("utf-8")
 
 
-def read_settled(path: str) -> tuple[bytes, dict[str, Any]]:
-    """A JSON document that no other program is in the middle of writing, as bytes and parsed. Raises JsonFlaw, OSError."""
-    return read_as(parse_json, path)
-
-
 def read_as(parse: Callable[[bytes], T], path: str) -> tuple[bytes, T]:
-    """The same, as what `parse` makes of it."""
+    """A JSON file that no other program is in the middle of writing: its bytes, and what `parse` makes of them. Raises JsonFlaw,
+    OSError."""
     deadline = time.monotonic() + HALF_WRITTEN_WAIT
     while True:
         text = read_regular(path)
@@ -4767,10 +4760,8 @@ def replace_json(
 
     def rewrite(text: bytes) -> Optional[bytes]:
         changed = edit(parse_json(text))
-        try:
+        with json_flaws(text):
             return None if changed is None else render_json(changed, text)
-        except RecursionError:
-            raise JsonFlaw("it is nested too deeply") from None
 
     return replace_text(path, rewrite, staging, backup)
 
@@ -4851,14 +4842,14 @@ def library_lock(library: str, shard: Optional[tuple[int, int]]) -> Iterator[Non
     with contextlib.ExitStack() as held:
         hold(held, library, fcntl.LOCK_SH if shard else fcntl.LOCK_EX)
         if shard:
-            own = os.path.join(library, STAGING_NAME, staging_name(shard))
+            own = os.path.join(staging, staging_name(shard))
             os.makedirs(own, mode=0o700, exist_ok=True)
             hold(held, own, fcntl.LOCK_EX)
-            others = [name for name in os.listdir(os.path.dirname(own)) if not name.endswith(f"-of-{shard[1]}")]
+            others = [name for name in os.listdir(staging) if not name.endswith(f"-of-{shard[1]}")]
             try:
                 for name in others:
                     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as briefly:
-                        hold(briefly, os.path.join(os.path.dirname(own), name), fcntl.LOCK_EX)
+                        hold(briefly, os.path.join(staging, name), fcntl.LOCK_EX)
             except BusyError:
                 os.rmdir(own)
                 raise
@@ -5058,10 +5049,8 @@ class Report:
             self.log.error(work.trace)
         if action is Action.FAILED:
             self.exit_code = self.exit_code or (NoSpaceError.exit_code if work.reason is Reason.NO_SPACE else 1)
-        if self.config.json:
-            self.write(json.dumps(outcome), sys.stdout)
-        elif not self.config.quiet:
-            self.write(line, sys.stdout)
+        if self.config.json or not self.config.quiet:
+            self.write(json.dumps(outcome) if self.config.json else line, sys.stdout)
         elif action is Action.FAILED:
             self.write(line, sys.stderr)
 
@@ -5087,7 +5076,7 @@ class Report:
         """Tell and log the end of a run; returns the object of `--json`."""
         self.clear_bar()
         elapsed = time.monotonic() - started
-        document: dict[str, Any] = {
+        document = {
             "type": "summary",
             "found": self.scan.found,
             "young": self.scan.young,
@@ -5104,9 +5093,7 @@ class Report:
             "elapsed_seconds": round(elapsed, 3),
         }
         if self.config.dry_run:
-            document["would_compress"] = self.counts[Action.WOULD_COMPRESS]
-            document["estimated_size"] = self.estimated
-            document["saved"] = 0
+            document.update(would_compress=self.counts[Action.WOULD_COMPRESS], estimated_size=self.estimated, saved=0)
         text = printable(self.summary_text(elapsed))
         self.log.info(text)
         if self.config.json:
@@ -5116,38 +5103,34 @@ class Report:
         return document
 
     def summary_text(self, elapsed: float) -> str:
-        young = f" Younger than {self.config.age_threshold_days:g} days: {self.scan.young}." if self.scan.young else ""
-        told = f" Kept for reasons told before: {self.remembered} (--retry takes them up)." if self.remembered else ""
-        moved = self.counts[Action.ARCHIVED] or self.counts[Action.WOULD_ARCHIVE]
-        if moved:
-            told = f" {'Archived' if self.counts[Action.ARCHIVED] else 'Would be archived'}: {moved}.{told}"
-        if not self.due_count and (moved or self.counts[Action.FAILED]):
-            broken = f" Failed: {self.counts[Action.FAILED]}." if self.counts[Action.FAILED] else ""
-            return f"Nothing to compress.{broken}{young}{told}"
+        counts = self.counts
+        done, would = counts[Action.COMPRESSED], counts[Action.WOULD_COMPRESS]
+        kept, failed = counts[Action.KEPT], counts[Action.FAILED]
+        moved = counts[Action.ARCHIVED] or counts[Action.WOULD_ARCHIVE]
+        told = f" Younger than {self.config.age_threshold_days:g} days: {self.scan.young}." if self.scan.young else ""
+        told += f" {'Archived' if counts[Action.ARCHIVED] else 'Would be archived'}: {moved}." if moved else ""
+        told += f" Kept for reasons told before: {self.remembered} (--retry takes them up)." if self.remembered else ""
+        if not self.due_count and (moved or failed):
+            return f"Nothing to compress.{f' Failed: {failed}.' if failed else ''}{told}"
+        if not self.due_count and self.scan.copies:
+            return f"Nothing to do. Compressed: {self.scan.copies}.{told}"
         if not self.due_count:
-            done = f" Compressed: {self.scan.copies}." if self.scan.copies else ""
-            empty = "" if self.scan.found or self.scan.copies else f" No recordings in {self.config.recordings_dir}."
-            return f"Nothing to do.{empty}{done}{young}{told}"
-        kept, failed = self.counts[Action.KEPT], self.counts[Action.FAILED]
+            empty = "" if self.scan.found else f" No recordings in {self.config.recordings_dir}."
+            return f"Nothing to do.{empty}{told}"
         rest = f", {kept} kept, {failed} failed" if kept or failed else ""
-        waiting = self.due_count - sum(self.counts[each] for each in (Action.COMPRESSED, Action.WOULD_COMPRESS)) - kept - failed
+        waiting = self.due_count - done - would - kept - failed
         rest += f", {waiting} left for the next run" if waiting > 0 else ""
         if self.config.dry_run:
-            count = self.counts[Action.WOULD_COMPRESS]
             sizes = f"{megabytes(self.original)} -> about {megabytes(self.estimated)}"
-            return f"Dry run, nothing was changed: {count} of {self.due_count} due would be compressed{rest}. {sizes}."
-        sizes = f"{megabytes(self.original)} -> {megabytes(self.compressed)}"
+            return f"Dry run, nothing was changed: {would} of {self.due_count} due would be compressed{rest}. {sizes}."
         saved = f"{megabytes(self.original - self.compressed)} saved ({percent_saved(self.original, self.compressed)})"
-        gained = f" {sizes}, {saved}." if self.counts[Action.COMPRESSED] else ""
-        return (
-            f"{self.counts[Action.COMPRESSED]} of {self.due_count} due compressed{rest}, in {elapsed:.1f} s.{gained}{young}{told}"
-        )
+        gained = f" {megabytes(self.original)} -> {megabytes(self.compressed)}, {saved}." if done else ""
+        return f"{done} of {self.due_count} due compressed{rest}, in {elapsed:.1f} s.{gained}{told}"
 
     def stopped(self, number: int) -> None:
         self.exit_code = 128 + number
-        self.note_once(
-            f"Stopped by {signal.Signals(number).name}: originals of unfinished recordings are kept; run again to go on."
-        )
+        name = signal.Signals(number).name
+        self.note_once(f"Stopped by {name}: originals of unfinished recordings are kept; run again to go on.")
 
     def finished(self, work: Work) -> None:
         self.finished_count += 1
@@ -5224,20 +5207,15 @@ def command_doctor(config: Config, report: Report) -> None:
         tell(*try_writing("recordings folder", library))
         free, paused, others = shutil.disk_usage(library).free, os.path.lexists(pause_path(config)), other_disks(library)
         tell(free > SPACE_MARGIN, f"{megabytes(free)} free on its disk", NoSpaceError.exit_code)
-        tell(
-            not others,
-            f"on another disk, so make it a library of its own: {others[0]}" if others else "it is all on one file system",
-        )
+        apart = f"on another disk, so make it a library of its own: {others[0]}" if others else "it is all on one file system"
+        tell(not others, apart)
         tell(None if paused else True, "paused: say 'resume' to let runs go on" if paused else "not paused")
     else:
         tell(False, f"recordings folder {library} is not there: mount its disk, or set recordings_dir or --recordings")
     tell(*try_writing("log folder", config.log_folder))
-    schedules, last = installed_schedules(), last_run(os.path.join(config.log_folder, "history.jsonl"))
-    tell(
-        True if schedules else None,
-        f"schedule: {', '.join(schedules)}" if schedules else "no schedule found: see 'schedule --help'",
-    )
-    tell(True if last else None, last or "no run yet")
+    schedules, last = ", ".join(installed_schedules()), last_run(os.path.join(config.log_folder, "history.jsonl"))
+    tell(bool(schedules) or None, f"schedule: {schedules}" if schedules else "no schedule found: see 'schedule --help'")
+    tell(bool(last) or None, last or "no run yet")
     tell(True, f"settings, from {config.file or 'the defaults, as there is no config file'}:")
     for name in FILE_KEYS:
         report.say(f"         {name:<22}{printable(json.dumps(getattr(config, name), ensure_ascii=False))}")
@@ -5301,10 +5279,8 @@ def command_schedule(config: Config, report: Report) -> None:
         words += ["--recordings", config.recordings_dir]
     if not "".join([*words, config.log_folder]).isprintable():
         raise UsageError("A line break or another control character in a path: no scheduler takes it. Rename that folder first.")
-    ffmpeg = shutil.which("ffmpeg", path=tool_path())
-    folders = dict.fromkeys(
-        [os.path.dirname(os.path.abspath(ffmpeg)) if ffmpeg else "/usr/bin", "/usr/local/bin", "/usr/bin", "/bin"]
-    )
+    ffmpeg = os.path.abspath(shutil.which("ffmpeg", path=tool_path()) or "/usr/bin/ffmpeg")
+    folders = dict.fromkeys([os.path.dirname(ffmpeg), "/usr/local/bin", "/usr/bin", "/bin"])
     report.say(SCHEDULERS[config.scheduler](words, os.pathsep.join(folders), config.log_folder))
 
 
@@ -5342,9 +5318,7 @@ def systemd_entry(words: Sequence[str], path: str, logs: str) -> str:
     return "\n".join([*lines, "systemctl --user daemon-reload && systemctl --user enable --now compression-service.timer"])
 
 
-SCHEDULERS: dict[str, Callable[[Sequence[str], str, str], str]] = {
-    "cron": cron_entry, "launchd": launchd_entry, "systemd": systemd_entry,
-}  # fmt: skip
+SCHEDULERS: dict[str, Callable[..., str]] = {"cron": cron_entry, "launchd": launchd_entry, "systemd": systemd_entry}
 
 
 def rehearse_encode(tools: Tools, target: Target) -> None:
@@ -5362,7 +5336,7 @@ def command_demo(config: Config, report: Report) -> None:
     """The whole job on a library made for it, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
         library = os.path.join(folder, "recordings")
-        demo = dataclasses.replace(Config(), recordings_dir=library, log_file=os.path.join(folder, "logs", "compression.log"))
+        demo = Config(recordings_dir=library, log_file=os.path.join(folder, "logs", "compression.log"))
         with stop_signals() as stop, Tools(stop) as tools:
             make_demo_library(tools, library)
         report.say("A small library: two old recordings, one from today, one cut short by a crash. It is gone afterwards.\n")
