@@ -673,10 +673,8 @@ def pause_path(config: Config) -> str:
 
 def require_library(config: Config) -> None:
     if not os.path.isdir(config.recordings_dir):
-        raise UsageError(
-            f"The recordings folder {printable(config.recordings_dir)} is not there. Is its disk mounted? "
-            "Otherwise name it with --recordings or recordings_dir."
-        )
+        advice = "Is its disk mounted? Otherwise name it with --recordings or recordings_dir."
+        raise UsageError(f"The recordings folder {printable(config.recordings_dir)} is not there. {advice}")
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -4425,8 +4423,9 @@ def run_for_user(command: str, text: str, folder: str, stop: Stop) -> str:
     """Run a shell command of the user's in a folder, with `text` on its stdin. Returns why it failed, empty if it did not."""
     before, deadline = stop.signal, time.monotonic() + NOTIFY_SECONDS
     with tempfile.TemporaryFile() as messages:  # a pipe would be held open by what it leaves in the background
+        shell = ["/bin/sh", "-c", command]
         process = subprocess.Popen(
-            ["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=messages, stderr=messages, start_new_session=True, cwd=folder
+            shell, stdin=subprocess.PIPE, stdout=messages, stderr=messages, start_new_session=True, cwd=folder
         )
         assert process.stdin
         with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -4729,12 +4728,9 @@ def render_json(document: Mapping[str, Any], original: bytes) -> bytes:
     indent = re.match(r"\s*\{\r?\n([ \t]+)", text)
     colon = re.search(r'"(\s*:\s*)', text)
     comma = "," if indent or re.search(r'[\]}"\w],(?=["{\[\d])', text) else ", "
-    rendered = json.dumps(
-        document,
-        ensure_ascii=text.isascii() and "\\u" in text,
-        indent=indent[1] if indent else None,
-        separators=(comma, colon[1] if colon else ": "),
-    )
+    separators = (comma, colon[1] if colon else ": ")
+    escaped = text.isascii() and "\\u" in text
+    rendered = json.dumps(document, ensure_ascii=escaped, indent=indent[1] if indent else None, separators=separators)
     return (rendered + text[len(text.rstrip()) :]).encode("utf-8")
 
 
