@@ -5198,6 +5198,8 @@ def command_doctor(config: Config, report: Report) -> None:
 
     tell(True, f"Python {sys.version.split()[0]} at {sys.executable}")
     examine_tools(config, tell)
+    if config.archive_tier:
+        examine_archive(config.archive_tier, tell)
     library = config.recordings_dir
     if os.path.isdir(library):
         tell(*try_writing("recordings folder", library))
@@ -5214,7 +5216,25 @@ def command_doctor(config: Config, report: Report) -> None:
     tell(bool(last) or None, last or "no run yet")
     tell(True, f"settings, from {config.file or 'the defaults, as there is no config file'}:")
     for name in FILE_KEYS:
-        report.say(f"         {name:<22}{printable(json.dumps(getattr(config, name), ensure_ascii=False))}")
+        report.say(f"         {name:<22}{printable(json.dumps(shown(getattr(config, name)), ensure_ascii=False))}")
+
+
+def shown(value: Any) -> Any:
+    """A setting as it would be written in the configuration."""
+    tiers = isinstance(value, tuple) and all(isinstance(each, Tier) for each in value)
+    return [{key: part for key, part in each._asdict().items() if part is not None} for each in value] if tiers else value
+
+
+def examine_archive(tier: Tier, tell: Callable[[bool, str, int], None]) -> None:
+    place = tier.archive or ""
+    if not is_remote(place):
+        there = os.path.isdir(place)
+        tell(there, f"archive folder {place}" + ("" if there else " is not there: mount its disk, or make it"), 1)
+        return
+    try:
+        tell(True, f"archive {place}, by rclone at {find_tool('rclone')}", 0)
+    except ToolMissingError as error:
+        tell(False, str(error), error.exit_code)
 
 
 def examine_tools(config: Config, tell: Callable[[bool, str, int], None]) -> None:

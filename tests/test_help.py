@@ -104,6 +104,12 @@ class Doctor(LibraryCase):
         self.library.rmdir()
         self.assertIn("recordings_dir or --recordings", self.doctor(2))
 
+    def test_an_archive_that_is_not_there_is_told(self) -> None:
+        self.configure(tiers=[{"after_days": 365, "archive": "cold"}])
+        self.assertIn("mount its disk", self.doctor(1))
+        (self.folder / "cold").mkdir()
+        self.assertIn('"archive": "' + str(self.folder), self.doctor(0))
+
     def test_it_finds_a_schedule_and_the_last_run_between_torn_lines(self) -> None:
         units, logs = self.folder / ".config" / "systemd" / "user", self.folder / "logs"
         units.mkdir(parents=True)
