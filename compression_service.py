@@ -20,9 +20,11 @@ The way of one recording, and the sections of this file in the same order:
     encode           many files in one ffmpeg, into staging        Transcoder
     verify           cheap to dear, a typed error for each         verify_structure(), compare_audio()
     commit           the only section that changes the library     Committer
+    archive          where old recordings go, proven to be there   Archive, Mover
+    restore          second thoughts, crash-safe like a commit     Restore
     history          what became of every file, and when           History
     check            the compressed library against its records    Check
-    statistics       what it takes and what was saved              Statistics, storage_stats(), StatsApp
+    statistics       what it takes and what was saved; the page    Statistics, storage_stats(), StatsApp
     tools            the one place that starts a process           Tools
     files, json      the one place that writes durably             place(), Staging, replace_json()
     reporting        the one place that prints and logs            Report

@@ -134,7 +134,9 @@ class AFolder(ArchiveCase):
         LibraryCase.configure(self)
         self.run_well()
         self.configure()
-        (self.library / copies[0]).with_suffix(".json").write_text("{")
+        sidecar = (self.library / copies[0]).with_suffix(".json")
+        sidecar.write_text("{")
+        os.utime(sidecar, (OLD, OLD))  # no one is in the middle of writing it
         ran = self.run_well("--json", code=1)
         self.assertEqual(ran.outcomes[copies[0]]["code"], "sidecar")
         self.assertTrue((self.library / copies[0]).exists())

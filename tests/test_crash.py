@@ -68,7 +68,10 @@ class CrashCase(LibraryCase):
         self.add("ch_short_60ms", "2025-10-28/alone.webm")
         self.work = Path(tempfile.mkdtemp(prefix="crash-runs-"))
         self.addCleanup(shutil.rmtree, self.work, ignore_errors=True)
-        self.harness = Harness(self.work, self.folder, self.tools)
+        self.use(Harness(self.work, self.folder, self.tools))
+
+    def use(self, harness: Harness) -> None:
+        self.harness = harness
         ran, self.events = self.harness.undisturbed()
         self.assertEqual((ran.code, ran.err), (0, ""))
 
@@ -188,15 +191,16 @@ class LaterStepsTest(PlayCase):
         super().setUp()
         (self.folder / "cold").mkdir()
 
+    def use(self, harness: Harness) -> None:
+        """Each test has a harness of its own, once its library is prepared."""
+
     def prepare(self, *words: str, first: dict[str, object], then: dict[str, object]) -> None:
         """The library after its first runs, and what is then struck."""
         self.configure(**first)
         for _ in range(2):  # what is kept is told in the first and moved in the second
             self.assertEqual(self.run_cli("-j", "1").code, 0)
         self.configure(**then)
-        self.harness = MovingHarness(self.work, self.folder, self.tools, words)
-        ran, self.events = self.harness.undisturbed()
-        self.assertEqual((ran.code, ran.err), (0, ""))
+        super().use(MovingHarness(self.work, self.folder, self.tools, words))
 
     def play_all_faults(self, every: int) -> None:
         self.play(kill_points(self.events), every)
@@ -288,7 +292,9 @@ class HarnessTest(CrashCase):
         )
         in_library = [event for event in events if event.call in WRITE and event.paths[0].endswith(".json")]
         self.assertTrue(in_library, "the patch no longer has an effect")
-        self.assert_noticed("is broken", wrong.play, [point for point in points(events, KILL, WRITE) if not point.worker][::-1])
+        writes = [event for event in events if event.call == "write" and not event.worker]
+        in_place = [Point(KILL, "write", number + 1) for number, event in enumerate(writes) if event.paths[0].endswith(".json")]
+        self.assert_noticed("is broken", wrong.play, in_place)
         self.assertTrue([text for text in disorder(events, DOCUMENTS) if ".json was not put in its place before" in text])
 
     def test_it_notices_an_original_deleted_before_its_sidecar_names_the_copy(self) -> None:

@@ -359,7 +359,9 @@ class Index(LibraryCase):
 
     def test_a_broken_index_stops_the_run_before_it_changes_anything(self) -> None:
         self.add_session()
-        (self.library / "index.json").write_text('{"recordings": [')
+        path = self.library / "index.json"
+        path.write_text('{"recordings": [')
+        os.utime(path, (LONG_AGO, LONG_AGO))  # no one is in the middle of writing it
         before = self.files()
         ran = self.run_cli()
         self.assertEqual(ran.code, 1)

@@ -259,7 +259,7 @@ class Piped(ToolCase):
                 self.doCleanups()
                 self.setUp()
                 body = f"if {is_it}: time.sleep(60)\nos.execv(real, [real, *args])"
-                self.assert_all_compressed(self.run_piped(body, grace=2.5))
+                self.assert_all_compressed(self.run_piped(body, grace=1.5))
 
     def test_another_sound_is_noticed(self) -> None:
         body = f"if {self.MEMBERS['encoder']}: args = ['volume=-6dB,' + a if a.startswith('aformat') else a for a in args]\n"
