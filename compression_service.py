@@ -1627,7 +1627,7 @@ def due_target(config: Config, policy: Policy, age: float, copy_format: Optional
 
 def is_small(known: CopyRecord, target: Target, config: Config) -> bool:
     """Whether a copy is at a target's bit rate already, or so near that a step would gain too little."""
-    return known.bitrate * (1 - config.min_saving_percent / 100) <= target.bitrate
+    return 0 < known.asked <= target.bitrate or known.bitrate * (1 - config.min_saving_percent / 100) <= target.bitrate
 
 
 def policy_fingerprint(config: Config, target: Target, session: Session, archive: Optional[str] = None) -> str:
@@ -3309,6 +3309,7 @@ class CopyRecord(NamedTuple):
     size: int  # bytes of the copy
     seconds: float  # of audio
     date: str  # of its compression, ISO 8601 in UTC
+    asked: int = 0  # bit/s that the encoder was asked for, 0 where that is not on record
 
     @property
     def bitrate(self) -> float:
@@ -3390,7 +3391,8 @@ class History:
         if copy and record["action"] == Action.COMPRESSED.value:
             first, size = record.get("first_size", record["original_size"]), record["compressed_size"]
             sizes = int(expect_number(first)), int(expect_number(size))
-            self._copies[where] = CopyRecord(*sizes, self._last[slot].seconds, str(record["date"]))
+            asked = int(expect_number(record.get("target_bitrate", 0)))
+            self._copies[where] = CopyRecord(*sizes, self._last[slot].seconds, str(record["date"]), asked)
             self.archived.pop(where, None)
             self._moved.pop(where, None)
         elif record["action"] == Action.ARCHIVED.value:
@@ -3425,6 +3427,7 @@ class History:
             record["copy"] = work.copy_name if work.proven or (work.reason is Reason.RESTORED and work.replaces) else None
             record["moving"] = work.moving
             record["first_size"] = work.first_size
+            record["target_bitrate"] = work.target.bitrate if work.reason is Reason.DONE else 0
             if work.reason is Reason.ARCHIVED:
                 record["location"], record["sha256"], record["owner"] = work.detail, work.digest, work.owner
             totals = [(id_, entries[id_]) for id_ in work.session.ids if entries and id_ in entries]

@@ -44,6 +44,11 @@ class AgeDecides(TierCase):
         again = self.run_cli("--json")
         self.assertEqual([line["type"] for line in again.lines], ["summary"])
 
+    def test_one_that_is_mostly_header_is_done_once(self) -> None:
+        self.add("ch_short_60ms", "short.webm")
+        self.compressed(31)
+        self.assertEqual(self.run_cli("--json").outcomes, {})
+
     def test_a_copy_is_made_smaller_in_its_place_and_every_record_follows(self) -> None:
         self.add_session(chunks=2)
         seconds = decoded_seconds(self.library / "2025-10-27/14-30-45-chunk-1.webm")
