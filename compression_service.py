@@ -957,13 +957,13 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
 
 
 def check_steps(values: Mapping[str, Any], origin: str) -> None:
-    """Whether a file's tiers go on from where its first step ends; a flag may then move that step."""
+    """Whether a file's tiers go on from its first step, which they may repeat; a flag may then move that step."""
     for tier in values["tiers"][:1]:
         first, rate = values["age_threshold_days"], values["target_bitrate"]
-        if tier.after_days <= first:
-            raise UsageError(f"{origin}: expected ages above age_threshold_days ({first:g}), found {tier.after_days:g}.")
-        if tier.bitrate and tier.bitrate >= rate:
-            raise UsageError(f"{origin}: expected bit rates below target_bitrate ({rate}), found {tier.bitrate}.")
+        if tier.after_days < first:
+            raise UsageError(f"{origin}: expected ages from age_threshold_days ({first:g}) up, found {tier.after_days:g}.")
+        if tier.bitrate and tier.bitrate > rate:
+            raise UsageError(f"{origin}: expected bit rates from target_bitrate ({rate}) down, found {tier.bitrate}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- run

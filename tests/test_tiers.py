@@ -95,6 +95,15 @@ class AgeDecides(TierCase):
         self.assertIn("small.opus", self.compressed(31))
 
 
+class FirstStep(TierCase):
+    def test_the_first_step_may_be_written_as_a_tier_too(self) -> None:
+        self.configure(tiers=[{"after_days": 7, "bitrate": "96k"}, *TIERS])
+        self.add("chunk_0", "a.webm")
+        first = self.compressed(8)["a.opus"]
+        self.assertEqual(self.compressed(9), {"a.opus": first})
+        self.assertLess(self.compressed(31)["a.opus"], 0.6 * first)
+
+
 class BestSource(TierCase):
     def test_a_kept_original_is_a_better_source_than_its_copy(self) -> None:
         self.configure(tiers=TIERS, delete_originals=False)
