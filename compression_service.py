@@ -1723,6 +1723,12 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
     raise Refusal(Reason.UNREADABLE, "it is not audio in a format that browsers record or people upload")
 
 
+def probe_file(path: str, tools: Tools) -> Probe:
+    """The same of a file by its path. Raises Refusal, OSError."""
+    with open(open_regular(path), "rb") as file:
+        return probe(file.fileno(), path, tools)
+
+
 class MatroskaWalk:
     """Walks a WebM file element by element (RFC 8794, RFC 9559), so that every byte of it belongs to a known element."""
 
@@ -3187,14 +3193,13 @@ class Restore:
             goes = self.source(os.path.join(session.folder, copy)).identity if copy else None
             works.append(Work(source, session, Target(form, self.config.target_bitrate), "", False, goes, source.size))
         for work in works:
-            copy = copies[work.source]
-            if copy:
-                self.prove(work.source, copy)
-            work.refuse(Reason.RESTORED, "the original is back" if copy else "back from the archive")
+            if work.replaces:
+                self.prove(work)
+            work.refuse(Reason.RESTORED, "the original is back" if work.replaces else "back from the archive")
         gone = {work.copy_name: work.replaces for work in works if work.replaces}
         session.resting = {work.source.name for work in works if not work.replaces}
-        self.history.append([work for work in works if copies[work.source]], counts=True)  # a run in between must not take it up
-        session.returned = {copy: source.name for source, copy in copies.items() if copy}
+        self.history.append([work for work in works if work.replaces], counts=True)  # a run in between must not take it up
+        session.returned = {work.copy_name: work.source.name for work in works if work.replaces}
         sidecars = self.committer.fresh_sidecars(session, folder, ())
         self.committer.rewrite_sidecars(session, sidecars, folder)
         flush_folder(folder)
@@ -3215,16 +3220,11 @@ class Restore:
         for work in works:
             self.report.recording(work)
 
-    def prove(self, source: Source, copy: str) -> None:
+    def prove(self, work: Work) -> None:
         """Before a copy may go: its original is whole, and is the same recording. Raises Refusal, Stopped."""
-        original = os.path.join(self.library, source.path)
-        other = os.path.join(self.library, source.folder, copy)
-        form = next(form for form in FORMATS.values() if copy.endswith(form.suffix))
-        descriptor = open_regular(original)
-        try:
-            found = probe(descriptor, original, self.tools)
-        finally:
-            os.close(descriptor)
+        original, form = os.path.join(self.library, work.source.path), work.target.form
+        other = os.path.join(self.library, work.source.folder, work.copy_name)
+        found = probe_file(original, self.tools)
         levels = [self.staging.path(next(self.staging.counter), ".levels") for _ in range(2)]
         arguments = [*input_arguments(original, found.demuxer), *input_arguments(other, form.demuxer)]
         arguments += level_arguments(0, levels[0], TIMELINE_FILTER + ",") + level_arguments(1, levels[1])
@@ -3466,14 +3466,21 @@ class History:
     def knows_index(self, status: os.stat_result) -> bool:
         """Whether the index is still the file we wrote last; told from the end of the history alone. Where more runs than fit
         there have come since, the next one only looks into the index once more."""
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
-            for line in reversed(file.read().splitlines()):
-                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                    record = json.loads(line)
-                    if record["type"] == "index":
-                        return tuple(record["identity"]) == identity_of(status)[1:]
+        for record in newest_records(self.path, "index", 8192):
+            with contextlib.suppress(KeyError, TypeError):
+                return tuple(record["identity"]) == identity_of(status)[1:]
         return False
+
+
+def newest_records(history: str, kind: str, within: int) -> Iterator[dict[str, Any]]:
+    """The records of a type in the last `within` bytes of a history, newest first; torn lines are passed over."""
+    with contextlib.suppress(OSError), open(history, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - within))
+        for line in reversed(file.read().splitlines()):
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line) if kind.encode() in line else None
+                if isinstance(record, dict) and record.get("type") == kind:
+                    yield record
 
 
 @contextlib.contextmanager
@@ -3607,11 +3614,7 @@ class Check:
         seconds = 0.0
         for path in paths:
             whole = os.path.join(self.library, path)
-            descriptor = open_regular(whole)
-            try:
-                found = probe(descriptor, whole, self.tools)
-            finally:
-                os.close(descriptor)
+            found = probe_file(whole, self.tools)
             known = self.history.copies[path].seconds if path in self.history.copies else 0.0
             slack = next(form.slack for form in FORMATS.values() if path.endswith(form.suffix))
             if known and abs(found.timeline - known) > TIMELINE_TOLERANCE + 2 * slack:
@@ -4949,7 +4952,7 @@ class Report:
         self.config = config
         self.exit_code = 0
         self.counts: Counter[Action] = Counter()
-        self.original = self.compressed = self.estimated = self.originals_due = 0  # bytes
+        self.original = self.compressed = self.estimated = 0  # bytes
         self.scan = Scan()
         self.due_count = self.remembered = 0
         self.seconds_due = self.busy = self.share = 0.0
@@ -5027,7 +5030,6 @@ class Report:
 
     def due(self, works: Sequence[Work]) -> None:
         self.due_count = len(works)
-        self.originals_due = sum(work.source.size for work in works)
         self.seconds_due = sum(work.source.guessed_seconds for work in works)
         self.begun = self.looked_at = self.told_at = time.monotonic()
 
@@ -5276,17 +5278,13 @@ def other_disks(library: str) -> list[str]:
 
 
 def last_run(history: str) -> str:
-    """What the end of the history says of the last run, empty if nothing; torn lines are passed over."""
-    with contextlib.suppress(OSError), open(history, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 18)))
-        for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-                record = json.loads(line) if b'"run"' in line else {}
-                if record.get("type") == "run":
-                    ago = max(0.0, time.time() - float(record["time"])) / 3600
-                    when = f"{ago:.0f} hours" if ago < 48 else f"{ago / 24:.0f} days"
-                    counts = ", ".join(f"{record[name]} {name}" for name in ("compressed", "kept", "failed") if name in record)
-                    return f"last run {when} ago, exit code {record['exit_code']}: {counts or 'no counts'}"
+    """What the end of the history says of the last run, empty if nothing."""
+    for record in newest_records(history, "run", 1 << 18):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+            ago = max(0.0, time.time() - float(record["time"])) / 3600
+            when = f"{ago:.0f} hours" if ago < 48 else f"{ago / 24:.0f} days"
+            counts = ", ".join(f"{record[name]} {name}" for name in ("compressed", "kept", "failed") if name in record)
+            return f"last run {when} ago, exit code {record['exit_code']}: {counts or 'no counts'}"
     return ""
 
 
