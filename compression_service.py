@@ -98,12 +98,18 @@ DAY = 86_400  # seconds
 OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 LEVEL_RATE = 4_000  # Hz; enough of the voice band to tell recordings apart, a twelfth of the samples to compare
 LEVEL_WINDOW = 2_000  # samples, half a second: one lost word changes a window, one lost packet does not hide in it
-LEVEL_FLOOR = 6.0  # of 32768, -75 dBFS: below it rounding to 16 bits outweighs the signal
+LEVEL_FLOOR = 6.0 / 32768  # of full scale, -75 dBFS: below it rounding to 16 bits outweighs the signal
 LEVEL_TOLERANCE_DB = 3.0  # the worst good copy of all browsers, versions and formats differed by 1.06 dB
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another recording has about 0
-TIMELINE_TOLERANCE = 0.15  # seconds; aresample=async=1 lets timestamps and samples drift apart by up to 0.1 s
+QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: below it a codec may leave a channel to the other
+FAINT = 1e-5  # of the power within half a second, -50 dB: below it what is loud there, and not the source, is what a codec codes
+LENGTH_ON_RECORD_TOLERANCE = 0.15  # seconds, between what the history says of a copy and what is in it
 LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms, as Chrome writes, encode 13 % faster at the same size and noise
+COPY_OVERLAP = 0.001  # seconds; in what we have made, every stamp is where the packet before it ends, but for rounding
 GAP_SECONDS = 0.1  # a jump in timestamps from here on is filled with silence; less is jitter (WebAudio: 52-70 ms steps)
+LONGEST_LEAD = 10.0  # seconds of silence before a late first packet; a clock that begins later does not begin with the recording
+LARGEST_STEP_BACK = 1.0  # seconds; timestamps that overlap by more are no backlog of a frozen tab but damage
+MOST_GAPS = 1000  # each is a term of an expression that ffmpeg evaluates for every frame
 MAX_SILENCE = 600.0  # seconds of gaps accepted in any recording; beyond, no more than there is audio
 SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
 
@@ -132,17 +138,14 @@ PROGRESS_PAUSE = {True: 10.0, False: 180.0}  # seconds between plain lines: wher
 ENCODE_SHARE = {"opus": 0.8}  # of the time that a recording takes, the rest being its proof, measured; the others have 0.87
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
-LEVELS_FILTER = f"aresample={LEVEL_RATE},aformat=channel_layouts=mono:sample_fmts=s16"
-# Fills gaps with silence and mends jitter, so that every player agrees on every time; 16 bits because browsers record no
-# more, and because digital silence then stays silence (3 % smaller than from float).
-TIMELINE_FILTER = "aresample=async=1:first_pts=0,aformat=sample_fmts=s16"
 # What browsers record and people upload, and nothing that refers to other files (playlists, concat lists, manifests).
 SAFE_INPUT = (
-    "-protocol_whitelist", "file", "-format_whitelist", "matroska,mov,ogg,wav,mp3,flac,aac", "-codec_whitelist",
-    "opus,libopus,vorbis,aac,alac,mp3,mp3float,flac,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_u8",
+    "-protocol_whitelist", "file", "-format_whitelist", "matroska,mov,ogg,wav", "-codec_whitelist",
+    "opus,libopus,aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le",
     "-max_streams", "16", "-max_alloc", "268435456",
 )  # fmt: skip
 QUIET = ("-hide_banner", "-nostdin", "-xerror", "-v", "level+warning", "-y")
+LENIENT = tuple(word for word in QUIET if word != "-xerror")
 RCLONE = ("--retries", "2", "--low-level-retries", "3", "--contimeout", "20s", "--timeout", "60s", "--log-level", "ERROR",
           "--stats", "0")  # fmt: skip
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
@@ -170,9 +173,11 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "opus": Format(".opus", "ogg", "ogg", "opus", "libopus", ("-vbr", "constrained"), 0.968, 250, 0.0005, (6_000, 510_000)),
+    # At any other rate than its own, ffmpeg before 4.2 reckons the pre-skip wrong by some samples.
+    "opus": Format(
+        ".opus", "ogg", "ogg", "opus", "libopus", ("-vbr", "constrained", "-ar", "48000"), 0.968, 250, 0.0, (6_000, 510_000)
+    ),
     "m4a": Format(".m4a", "ipod", "mov", "aac", "aac", ("-movflags", "+faststart"), 1.03, 1_200, 0.05, (16_000, 512_000)),
-    "mp3": Format(".mp3", "mp3", "mp3", "mp3", "libmp3lame", (), 1.003, 600, 0.06, (32_000, 320_000)),
 }
 COPY_SUFFIXES = tuple(form.suffix for form in FORMATS.values())
 AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
@@ -211,6 +216,11 @@ class Reason(enum.Enum):
     UNREADABLE = (Action.KEPT, "unreadable: {}")
     NO_AUDIO = (Action.KEPT, "no audio in it: {}")
     VIDEO = (Action.KEPT, "has video, which a copy of the sound would lose{}")
+    COVER = (Action.KEPT, "has a cover picture or another attachment, which a copy would lose{}")
+    CHANNELS = (Action.KEPT, "has {} channels, and only one or two are compressed")
+    CODEC = (Action.KEPT, "its audio is of a kind that is not compressed: {}")
+    CONTAINER = (Action.KEPT, "it is a file of a kind that is not compressed: {}")
+    FORM = (Action.KEPT, "a form upload saved with its headers; the recording in it begins at byte {}")
     SEVERAL_STREAMS = (Action.KEPT, "several streams, of which a copy would keep one: {}")
     APPENDED = (Action.KEPT, "several recordings appended in one file, of which ffmpeg would keep the first: {}")
     TRUNCATED = (Action.KEPT, "truncated: {}")
@@ -221,6 +231,7 @@ class Reason(enum.Enum):
     POLICY_INVALID = (Action.KEPT, "its sidecar's compression_policy cannot be followed: {}")
 
     TOOL_FAILED = (Action.FAILED, "ffmpeg failed: {}")
+    TOOL_KILLED = (Action.FAILED, "ffmpeg was killed, perhaps by the system for want of memory: {}")
     TOOL_HUNG = (Action.FAILED, "ffmpeg hung and was stopped: {}")
     NOT_PROVEN = (Action.FAILED, "the copy did not prove true and was dropped: {}")
     SIDECAR = (Action.FAILED, "sidecar cannot be read: {}")
@@ -294,7 +305,7 @@ class NotProven(Refusal):
     """A copy that failed one check: what was expected, and what was found."""
 
     def __init__(self, expected: str, found: str) -> None:
-        super().__init__(Reason.NOT_PROVEN, f"{type(self).__name__}: expected {expected}, found {found}")
+        super().__init__(Reason.NOT_PROVEN, f"expected {expected}, found {found}")
 
 
 class MissingCopy(NotProven): ...
@@ -438,20 +449,44 @@ class Session:
         return [sidecar.policy for sidecar in self.sidecars if sidecar.policy is not None]
 
 
+class SampleFormat(NamedTuple):
+    """A form of samples, as its users call it: ffmpeg's filters, codecs and muxers, and Python's arrays."""
+
+    filter: str
+    codec: str
+    muxer: str
+    array: str
+    full_scale: int
+
+
+# 16 bits make copies 3 to 5 % smaller than float, as silence then stays silence; only float holds peaks above full scale.
+SHORT_SAMPLES = SampleFormat("s16", "pcm_s16le", "s16le", "h", 32768)
+FLOAT_SAMPLES = SampleFormat("flt", "pcm_f32le", "f32le", "f", 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """What is in an audio file, from its packets alone.
 
-    `packets` counts packets by (bytes, samples at 48 kHz); `timeline` is where the last packet ends, in seconds from the start
-    of the first; `gaps` the seconds in between that no packet covers.
+    `packets` counts packets by (bytes, samples); `samples` is what a plain decode gives of each channel: all packets less pre-skip
+    and end trim; `gaps` are the places where the timeline has none, as (samples before it, samples of silence); `end` is where
+    the last packet ends by its stamp, and `overlap` the most by which a stamp lies before the end of the packet before it, in
+    seconds; `doubt` the samples by which decoders of such files may differ; `ends_oddly` is true where ffmpeg stumbles over the end
+    of a sound file: a WAV that does not say where it ends, an Ogg stream that ends with an empty packet.
     """
 
     demuxer: str
     codec: str
     channels: int
+    rate: int  # Hz
     packets: Mapping[tuple[int, int], int]
-    timeline: float
-    gaps: float
+    samples: int
+    gaps: tuple[tuple[int, int], ...]
+    end: float
+    overlap: float = 0.0
+    doubt: int = 0
+    has_chapters: bool = False
+    ends_oddly: bool = False
 
     @property
     def payload(self) -> int:
@@ -459,13 +494,28 @@ class Probe:
         return sum(size * count for (size, _), count in self.packets.items())
 
     @property
+    def silence(self) -> int:
+        """Samples that a copy has more than its source, so that all times stay what they were."""
+        return sum(length for _, length in self.gaps)
+
+    @property
+    def timeline(self) -> float:
+        """Seconds that a copy lasts."""
+        return (self.samples + self.silence) / self.rate
+
+    @property
     def audio_seconds(self) -> float:
-        return sum(samples * count for (_, samples), count in self.packets.items()) / OPUS_RATE
+        return self.samples / self.rate
 
     @property
     def kilobits(self) -> float:
         """kbit/s, from payload and packets; no header carries it."""
-        return self.payload * 8 / 1000 / self.audio_seconds if self.audio_seconds else 0.0
+        return self.payload * 8 / 1000 / self.audio_seconds if self.samples else 0.0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its samples do not fit into 16 bits, so that its peaks would be clipped there or its detail lost."""
+        return self.codec in ("pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le")
 
 
 @dataclasses.dataclass(eq=False)
@@ -479,6 +529,8 @@ class Work:
     unlink: bool  # whether the original goes at the end
     replaces: Optional[Identity] = None  # the earlier copy that it is to take the place of
     first_size: int = 0  # bytes of the recording as the browser wrote it
+    chapters: Sequence[str] = ()  # as tags in Ogg
+    is_loud: bool = False  # whether its decode exceeds full scale, so that it must not pass through 16 bits
     is_doubtful: bool = False  # whether the copy that it replaces must first prove to be one of this source
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes
@@ -497,6 +549,17 @@ class Work:
     @property
     def copy_name(self) -> str:
         return self.source.stem + self.target.form.suffix
+
+    @property
+    def found(self) -> Probe:
+        """What is in its source, once that has been looked into."""
+        assert self.probe
+        return self.probe
+
+    @property
+    def samples(self) -> SampleFormat:
+        """How samples are held on their way from its source to its copy, and where the two are compared."""
+        return FLOAT_SAMPLES if self.is_loud or self.found.is_wide else SHORT_SAMPLES
 
     @property
     def size_before(self) -> int:
@@ -835,7 +898,7 @@ class Config:
                             help="say what would happen, change nothing at all")  # fmt: skip
     age_threshold_days: float = setting(7, DAYS, "--older-than", metavar="DAYS", help="by modification time")
     target_bitrate: int = setting(96_000, BITRATE, "--bitrate", metavar="RATE", help="such as 96k")
-    target_format: str = setting("opus", FORMAT, "--format", metavar="NAME", help="opus, m4a or mp3")
+    target_format: str = setting("opus", FORMAT, "--format", metavar="NAME", help="opus or m4a")
     delete_originals: bool = setting(True, BOOLEAN, "--keep-originals", action="store_false",
                                      help="leave every original beside its copy")  # fmt: skip
     keep_originals_days: float = setting(0, DAYS)
@@ -1393,10 +1456,10 @@ class Batches:
 
 
 def space_needed(work: Work) -> int:
-    """Bytes of disk that one recording may take in staging: its copy, and two level files of 8 kB a second."""
+    """Bytes of disk that one recording may take in staging: its copy, and two level files of two channels at most."""
     seconds = work.source.guessed_seconds
     copy = max(work.source.size, round(seconds * work.target.bitrate / 8))
-    return round(copy + seconds * 2 * 2 * LEVEL_RATE)
+    return round(copy + seconds * 2 * 2 * 2 * LEVEL_RATE)
 
 
 # --------------------------------------------------------------------------------------------------------- scan
@@ -1652,6 +1715,26 @@ def opus_packet_samples(start: bytes) -> int:
     return samples if samples <= 5760 else 0  # 120 ms (RFC 6716, section 3.2.5, R5)
 
 
+class OpusHead(NamedTuple):
+    """What decoders follow, whatever the container around it says (RFC 7845, section 5.1)."""
+
+    channels: int
+    pre_skip: int  # samples at 48 kHz that a decoder drops at the start
+
+    @classmethod
+    def parse(cls, head: bytes) -> OpusHead:
+        """Raises Refusal where it is none, or has more channels than two."""
+        if not head.startswith(b"OpusHead") or len(head) < 19:
+            raise Refusal(Reason.DAMAGED, "its Opus header is not one (RFC 7845, section 5.1)")
+        check_channels(head[9])
+        return cls(head[9], int.from_bytes(head[10:12], "little"))
+
+
+def check_channels(count: int) -> None:
+    if count not in (1, 2):
+        raise Refusal(Reason.CHANNELS, str(count))
+
+
 class Window:
     """Reads anywhere in a file through one buffer, so that memory stays flat whatever the file's length."""
 
@@ -1665,62 +1748,108 @@ class Window:
         return self.file.read(length)
 
 
-class Tally:
-    """Adds up packets as a walker meets them, and turns them into a Probe."""
+class Timeline:
+    """Takes packets as a walker meets them, and tells how many samples a plain decode gives and where silence belongs.
 
-    def __init__(self) -> None:
-        self.packets: Counter[tuple[int, int]] = Counter()
-        self.first: Optional[float] = None
-        self.end = 0.0  # seconds, of the last packet
-        self.gaps = 0.0
+    A gap is a step of more than GAP_SECONDS from the end of one packet, by its stamp, to the next stamp; it is as long as that
+    stamp lies behind all that stands before it. Jitter, overlaps and a drifting clock are none: players play them through.
+    """
+
+    def __init__(self, rate: int, pre_skip: int = 0) -> None:
+        self.rate, self.pre_skip = rate, pre_skip
+        self.packets: Counter[tuple[int, int]] = Counter()  # by (bytes, samples)
+        self.samples = 0  # of all packets
+        self.trimmed = 0  # samples at the end that a decoder drops
+        self.silence = 0  # samples, of all gaps
+        self.gaps: list[tuple[int, int]] = []
+        self.origin: Optional[float] = None  # seconds, where the copy begins
+        self.end = 0.0  # seconds, where the last packet ends by its stamp
+        self.overlap = 0.0  # seconds, the most by which a stamp lies before the end of the packet before it
+        # Gaps are whole milliseconds that are whole samples, here and at the rate of the levels.
+        self.tick = rate // math.gcd(rate, 1000)
 
     def add(self, seconds: float, samples: int, size: int) -> None:
-        if self.first is None:
-            self.first = self.end = seconds
-        jump = seconds - self.end
-        if jump > GAP_SECONDS:
-            self.gaps += jump
-        elif jump < -1.0:
-            raise Refusal(Reason.DAMAGED, f"its timestamps step back by {-jump:.1f} s at {self.end:.1f} s")
+        """One packet: its stamp, its samples, its bytes. Raises Refusal."""
+        if self.origin is None:
+            late = seconds > LONGEST_LEAD  # a clock that does not begin with the recording
+            self.origin = self.end = seconds if late else min(seconds, 0.0)
+        step = seconds - self.end
+        if step > GAP_SECONDS:
+            self.add_gap(seconds)
+        self.overlap = max(self.overlap, -step)
+        if self.overlap > LARGEST_STEP_BACK:
+            raise Refusal(Reason.DAMAGED, f"its timestamps step back by {-step:.1f} s at {self.end:.1f} s")
         self.packets[size, samples] += 1
-        self.end = seconds + samples / OPUS_RATE
+        self.samples += samples
+        self.end = seconds + samples / self.rate
 
-    def probe(self, demuxer: str, codec: str, channels: int) -> Probe:
-        if self.first is None:
+    def add_gap(self, seconds: float) -> None:
+        written = (self.samples + self.silence) / self.rate
+        length = round((seconds - (self.origin or 0.0) - written) * self.rate / self.tick) * self.tick
+        if length <= 0:  # what came before ran ahead of its stamps
+            return
+        if len(self.gaps) == MOST_GAPS:
+            raise Refusal(Reason.DAMAGED, f"its timestamps have more than {MOST_GAPS} gaps by {seconds:.1f} s")
+        self.gaps.append((max(0, self.samples - self.pre_skip), length))
+        self.silence += length
+
+    def probe(self, demuxer: str, codec: str, channels: int, doubt: int = 0) -> Probe:
+        """Raises Refusal where there was not one packet."""
+        if self.origin is None:
             raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
-        return Probe(demuxer, codec, channels, self.packets, self.end - self.first, self.gaps)
+        samples = max(0, self.samples - self.pre_skip - self.trimmed)
+        gaps = tuple(self.gaps)
+        return Probe(demuxer, codec, channels, self.rate, self.packets, samples, gaps, self.end, self.overlap, doubt)
 
 
-SIGNATURES = {  # how an upload begins, by the name of ffmpeg's demuxer for it
-    "mov": rb".{4}ftyp",
-    "wav": rb"RIFF.{4}WAVE",
-    "flac": rb"fLaC",
-    "aac": rb"\xff[\xf0\xf1\xf8\xf9]",  # ADTS: layer 0, which no MP3 has
-    "mp3": rb"ID3|\xff(?![\xe0\xe1\xe8\xe9])[\xe0-\xff]",
+# How files begin that are not compressed: what they are called, for people.
+OTHER_CONTAINERS = {
+    "FLAC": rb"fLaC",
+    "ADTS AAC": rb"\xff[\xf0\xf1\xf8\xf9]",  # layer 0, which no MP3 has
+    "MP3": rb"ID3|\xff(?![\xe0\xe1\xe8\xe9])[\xe0-\xff]",
+    "AVI": rb"RIFF.{4}AVI ",
+    "WAV of more than 4 GB (RF64)": rb"RF64|BW64",
+    "WAV of more than 4 GB (Wave64)": rb"riff\x2e\x91",
+    "AIFF": rb"FORM.{4}AIF",
+    "CAF": rb"caff",
+    "AMR": rb"#!AMR",
+    "Windows Media": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    "Flash video": rb"FLV",
+    "Sun audio": rb"\.snd",
+    "MPEG transport stream": rb"\x47.{187}\x47",
+    "a playlist": rb"#EXTM3U|ffconcat|\[playlist\]",
+    "a web page": rb"\s*<(!doctype|html|\?xml|head|body)",
 }
 
 
 def probe(descriptor: int, path: str, tools: Tools) -> Probe:
-    """What is in the file: container, codec, channels, every packet, every byte accounted for. Raises Refusal.
+    """What is in the file: container, codec, channels, every packet, every byte accounted for. Raises Refusal, OSError.
 
-    WebM and Ogg, which browsers record, are walked here: it is exact, the same under every ffmpeg, and cheaper than starting a
-    process. Anything else goes through ffmpeg's demuxers. The content decides, never the name.
+    WebM, Ogg and WAV are walked here: it is exact, the same under every ffmpeg, and cheaper than starting a process. Of MP4 the
+    boxes are walked, and ffmpeg lists the packets. The content decides, never the name.
     """
     window = Window(descriptor)
     head = window.at(0, PROBE_WINDOW)
     if not head:
         raise Refusal(Reason.EMPTY)
     if head.startswith(b"\x1aE\xdf\xa3"):
-        return MatroskaWalk(window).probe() or probe_with_ffmpeg(path, "matroska", window.size, tools)
+        return MatroskaWalk(window).probe()
     if head.startswith(b"OggS"):
-        return walk_ogg(window) or probe_with_ffmpeg(path, "ogg", window.size, tools)
-    for demuxer, signature in SIGNATURES.items():
-        if re.match(signature, head, re.DOTALL):
-            return probe_with_ffmpeg(path, demuxer, window.size, tools)
+        return walk_ogg(window)
+    if head[4:8] == b"ftyp":
+        return probe_mp4(window, path, tools)
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        return walk_wav(window)
+    form = re.match(rb"-+[^\r\n]{1,200}\r?\nContent-Disposition:[^\0]{1,2000}?\r?\n\r?\n", head, re.IGNORECASE)
+    if form:
+        raise Refusal(Reason.FORM, str(form.end()))
     # Blobs of start(timeslice) after the first begin anywhere in a cluster; blocks of track 1 give them away.
     if len(re.findall(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].)\x81..\x80", head, re.DOTALL)) >= 2:
         raise Refusal(Reason.HEADERLESS)
-    raise Refusal(Reason.UNREADABLE, "it is not audio in a format that browsers record or people upload")
+    for name, signature in OTHER_CONTAINERS.items():
+        if re.match(signature, head, re.DOTALL | re.IGNORECASE):
+            raise Refusal(Reason.CONTAINER, name)
+    raise Refusal(Reason.UNREADABLE, "it begins like no audio file that browsers, recorders or phones write")
 
 
 def probe_file(path: str, tools: Tools) -> Probe:
@@ -1734,46 +1863,50 @@ class MatroskaWalk:
 
     EBML, SEGMENT, CLUSTER, TRACKS, INFO, GROUP = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0x1549A966, 0xA0
     SIMPLE_BLOCK, BLOCK, TIMESTAMP, VOID, CRC = 0xA3, 0xA1, 0xE7, 0xEC, 0xBF
-    TOP_LEVEL = {CLUSTER, TRACKS, INFO, 0x114D9B74, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
-    # Position, PrevSize, BlockDuration, ReferenceBlock, BlockAdditions, CodecState, DiscardPadding and the like
-    INNER = {0xA7, 0xAB, 0x9B, 0xFB, 0x75A1, 0xA4, 0x75A2, 0xFA, 0x5854, VOID, CRC}
+    ATTACHMENTS, CHAPTERS, DISCARD_PADDING, ENCODINGS = 0x1941A469, 0x1043A770, 0x75A2, 0x6D80
+    TOP_LEVEL = {CLUSTER, TRACKS, INFO, ATTACHMENTS, CHAPTERS, 0x114D9B74, 0x1C53BB6B, 0x1254C367}
+    # Position, PrevSize, BlockDuration, ReferenceBlock, BlockAdditions, CodecState and the like
+    INNER = {0xA7, 0xAB, 0x9B, 0xFB, 0x75A1, 0xA4, 0xFA, 0x5854, VOID, CRC}
     CHILDREN = {
         0: {EBML, SEGMENT, VOID},
         SEGMENT: TOP_LEVEL | {VOID, CRC},
-        CLUSTER: INNER | {SIMPLE_BLOCK, GROUP, TIMESTAMP},
-        GROUP: INNER | {BLOCK},
+        # fix-webm-duration gives the first cluster a size that spans all those behind it.
+        CLUSTER: INNER | {SIMPLE_BLOCK, GROUP, TIMESTAMP, CLUSTER},
+        GROUP: INNER | {BLOCK, DISCARD_PADDING},
     }
+    PCM = {b"A_PCM/INT/LIT": {8: "pcm_u8", 16: "pcm_s16le", 24: "pcm_s24le", 32: "pcm_s32le"},
+           b"A_PCM/FLOAT/IEEE": {32: "pcm_f32le", 64: "pcm_f64le"}}  # fmt: skip
 
     def __init__(self, window: Window) -> None:
         self.window = window
-        self.tally = Tally()
-        self.track: dict[int, bytes] = {}  # the elements that describe the only track
+        self.track = -1  # number of the only track
+        self.codec, self.channels, self.frame = "", 0, 0  # bytes in a sample of all channels, of PCM
+        self.padding_rate = 0.0  # Hz at which ffmpeg reckons what a decoder drops at the end
+        self.timeline = Timeline(OPUS_RATE)
         self.scale = 1e-3  # seconds a tick
         self.header_seconds = 0.0
         self.cluster = 0  # ticks
+        self.has_chapters = False
         self.ends = [(0, -1)]  # (identity, offset of its end) of the elements around the position; -1: unknown
 
-    def probe(self) -> Optional[Probe]:
-        """None where the audio is not Opus: its packets then need a demuxer that knows the codec. Raises Refusal."""
+    def probe(self) -> Probe:
+        """Raises Refusal."""
         offset = 0
         try:
             while offset < self.window.size:
                 offset = self.step(offset)
-                if self.track and self.track.get(0x86, b"").rstrip(b"\0") != b"A_OPUS":
-                    return None
         except Refusal as refusal:
-            if self.track or refusal.reason not in (Reason.DAMAGED, Reason.TRUNCATED):
+            if self.track >= 0 or refusal.reason not in (Reason.DAMAGED, Reason.TRUNCATED):
                 raise
             raise Refusal(Reason.NO_AUDIO, f"stopped before its first packet; {refusal.detail}") from None
         for identity, end in self.ends:
             self.check_end(identity, end)
-        audio = dict(self.children(self.track.get(0xE1, b"")))
-        result = self.tally.probe("matroska", "opus", int.from_bytes(audio.get(0x9F, b"\x01"), "big"))
-        # Chrome's header is 60 ms short or 1 ms in all; it is never longer than what was really recorded.
-        if self.header_seconds > result.timeline + 1.0:
-            found = f"its header says {self.header_seconds:.1f} s, but it ends after {result.timeline:.1f} s"
-            raise Refusal(Reason.TRUNCATED, found)
-        return result
+        # Chrome's header is 60 ms short or 1 ms in all; it is never behind what was really recorded.
+        if self.header_seconds > self.timeline.end + 1.0:
+            lacks = f"its header says {self.header_seconds:.1f} s, but it ends at {self.timeline.end:.1f} s"
+            raise Refusal(Reason.TRUNCATED, lacks)
+        found = self.timeline.probe("matroska", self.codec, self.channels)
+        return dataclasses.replace(found, has_chapters=self.has_chapters)
 
     def step(self, offset: int) -> int:
         """Pass one element header (and, unless it holds others, its content). Returns the offset behind it."""
@@ -1790,10 +1923,16 @@ class MatroskaWalk:
             self.block(head[length:], body, size)
         elif identity == self.TIMESTAMP:
             self.cluster = int.from_bytes(self.window.at(body, min(size, 8)), "big")
+        elif identity == self.DISCARD_PADDING:  # nanoseconds that the decoder drops of this block
+            padding = int.from_bytes(self.window.at(body, min(size, 8)), "big", signed=True)
+            self.timeline.trimmed += round(abs(padding) * self.padding_rate / 1e9)
         elif identity == self.TRACKS:
             self.read_tracks(self.window.at(body, min(size, PROBE_WINDOW)))
         elif identity == self.INFO:
             self.read_info(dict(self.children(self.window.at(body, min(size, PROBE_WINDOW)))))
+        elif identity == self.ATTACHMENTS:
+            raise Refusal(Reason.COVER)
+        self.has_chapters = self.has_chapters or identity == self.CHAPTERS
         return end
 
     def header(self, data: bytes, start: int, offset: int) -> tuple[int, int, int]:
@@ -1817,13 +1956,16 @@ class MatroskaWalk:
 
     def enter(self, identity: int, offset: int, end: int) -> None:
         """Check that an element may stand here; close what it closes."""
-        if identity == self.EBML and offset > 0:
-            raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}, after {self.tally.end:.1f} s")
-        while self.ends[-1][1] == offset or (self.ends[-1] == (self.CLUSTER, -1) and identity in self.TOP_LEVEL):
+        if offset > 0 and (identity == self.EBML or (identity == self.SEGMENT and self.track >= 0)):
+            raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}, after {self.timeline.end:.1f} s")
+        while any(known == offset for _, known in self.ends[1:]) or (
+            self.ends[-1] == (self.CLUSTER, -1) and identity in self.TOP_LEVEL
+        ):
             self.ends.pop()
-        parent, limit = self.ends[-1]
+        limits = [known for _, known in self.ends if known >= 0]
+        parent = self.ends[-1][0]
         may_be_unknown = identity in (self.SEGMENT, self.CLUSTER)
-        if identity not in self.CHILDREN[parent] or (end < 0 and not may_be_unknown) or 0 <= limit < end:
+        if identity not in self.CHILDREN[parent] or (end < 0 and not may_be_unknown) or any(end > limit for limit in limits):
             raise self.refusal(Reason.DAMAGED, f"unexpected element {identity:X} at byte {offset}")
 
     def check_end(self, identity: int, end: int) -> None:
@@ -1832,18 +1974,44 @@ class MatroskaWalk:
             raise self.refusal(Reason.TRUNCATED, f"it ends {end - self.window.size} bytes short of the end of a {what}")
 
     def refusal(self, reason: Reason, found: str) -> Refusal:
-        return Refusal(reason, f"{found}, after {self.tally.end:.1f} s of audio")
+        return Refusal(reason, f"{found}, after {self.timeline.end:.1f} s of audio")
 
     def block(self, head: bytes, body: int, size: int) -> None:
-        """One packet of the only track (RFC 9559, section 10): track number, 16-bit time, flags, Opus."""
-        number = int.from_bytes(self.track.get(0xD7, b"\x01"), "big")
-        if size < 5 or not self.track or head[0] != 0x80 | number or head[3] & 0x06:
+        """The packets of one block (RFC 9559, section 10): track number, 16-bit time, flags, then one frame or several laced."""
+        if size < 5 or head[0] != 0x80 | self.track:
             raise Refusal(Reason.DAMAGED, f"a block at byte {body} does not belong to its only track")
-        samples = opus_packet_samples(head[4:6])
-        if not samples:
-            raise Refusal(Reason.DAMAGED, f"the block at byte {body} holds no Opus packet (RFC 6716, section 3.4)")
-        ticks = self.cluster + int.from_bytes(head[1:3], "big", signed=True)
-        self.tally.add(ticks * self.scale, samples, size - 4)
+        seconds = (self.cluster + int.from_bytes(head[1:3], "big", signed=True)) * self.scale
+        for start, length in self.frames(body + 4, size - 4, head[3] & 0x06):
+            samples = length // self.frame if self.frame else opus_packet_samples(self.window.at(start, min(length, 2)))
+            if not samples or (self.frame and length % self.frame):
+                raise self.refusal(Reason.DAMAGED, f"the block at byte {body} holds no {self.codec} packet")
+            self.timeline.add(seconds, samples, length)
+            seconds = self.timeline.end
+
+    def frames(self, body: int, size: int, lacing: int) -> Iterator[tuple[int, int]]:
+        """Offset and bytes of each packet in a block; several where it is laced (RFC 9559, section 10.3)."""
+        if not lacing:
+            yield body, size
+            return
+        data = self.window.at(body, min(size, PROBE_WINDOW))
+        count, at = data[0], 1  # one less than there are
+        sizes: list[int] = [(size - 1) // (count + 1)] * count if lacing == 0x04 else []
+        while len(sizes) < count:
+            if lacing == 0x02:  # Xiph: bytes that are added up to one below 255
+                end = re.compile(rb"\xff*[^\xff]", re.DOTALL).match(data, at)
+                sizes.append(sum(end[0]) if end else size)
+                at = end.end() if end else size
+            else:  # EBML: the first in full, each further one by how it differs
+                number, end_at = self.number(data, at, 8, body)
+                bits = 7 * (end_at - at)
+                at = end_at
+                sizes.append(number - (1 << bits) if not sizes else sizes[-1] + number - (1 << bits) - (1 << bits - 1) + 1)
+        sizes.append(size - at - sum(sizes))
+        if min(sizes) <= 0:
+            raise self.refusal(Reason.DAMAGED, f"the laced block at byte {body} does not add up")
+        for length in sizes:
+            yield body + at, length
+            at += length
 
     def children(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         offset = 0
@@ -1855,12 +2023,11 @@ class MatroskaWalk:
     def read_info(self, info: Mapping[int, bytes]) -> None:
         if 0x2AD7B1 in info:
             self.scale = int.from_bytes(info[0x2AD7B1], "big") / 1e9 or 1e-3
-        duration = info.get(0x4489, b"")
-        if len(duration) in (4, 8):
-            ticks = struct.unpack(">f" if len(duration) == 4 else ">d", duration)[0]
-            self.header_seconds = ticks * self.scale if math.isfinite(ticks) else 0.0
+        self.header_seconds = ebml_float(info.get(0x4489, b"")) * self.scale
 
     def read_tracks(self, data: bytes) -> None:
+        if self.track >= 0:
+            raise self.refusal(Reason.DAMAGED, "it has a second list of tracks")
         tracks = [dict(self.children(entry)) for identity, entry in self.children(data) if identity == 0xAE]
         kinds = [int.from_bytes(track.get(0x83, b""), "big") for track in tracks]
         if 1 in kinds:
@@ -1869,7 +2036,42 @@ class MatroskaWalk:
             raise Refusal(Reason.SEVERAL_STREAMS, f"{len(kinds)} tracks")
         if kinds != [2]:
             raise Refusal(Reason.NO_AUDIO, "its only track is not audio")
-        self.track = tracks[0]
+        self.track = int.from_bytes(tracks[0].get(0xD7, b"\x01"), "big")
+        self.read_codec(tracks[0], dict(self.children(tracks[0].get(0xE1, b""))))
+
+    def read_codec(self, track: Mapping[int, bytes], audio: Mapping[int, bytes]) -> None:
+        name = track.get(0x86, b"").rstrip(b"\0")
+        self.padding_rate = ebml_float(audio.get(0xB5, b"")) or 8000
+        if self.ENCODINGS in track:
+            raise Refusal(Reason.CODEC, "packed once more by its container (ContentEncodings)")
+        if name == b"A_OPUS":
+            self.codec, (self.channels, pre_skip) = "opus", OpusHead.parse(track.get(0x63A2, b""))
+            delay = round(int.from_bytes(track.get(0x56AA, b""), "big") * OPUS_RATE / 1e9)  # CodecDelay, in nanoseconds
+            if delay and abs(delay - pre_skip) > 1:  # ffmpeg 9 follows the one, ffmpeg 5 the other
+                raise Refusal(Reason.DAMAGED, f"decoders are told to skip {delay} samples at its start, and {pre_skip} as well")
+            self.timeline = Timeline(OPUS_RATE, pre_skip)
+            return
+        bits = int.from_bytes(audio.get(0x6264, b""), "big")
+        self.codec = self.PCM.get(name, {}).get(bits, "")
+        if not self.codec:
+            known = name.decode("ascii", "replace").removeprefix("A_").replace("_", " ")
+            raise Refusal(Reason.CODEC, f"{known}, {bits} bits" if name in self.PCM else known or "unnamed")
+        self.channels = int.from_bytes(audio.get(0x9F, b"\x01"), "big")
+        check_channels(self.channels)
+        self.frame = self.channels * bits // 8
+        self.timeline = Timeline(check_rate(self.padding_rate))
+
+
+def ebml_float(data: bytes) -> float:
+    """A finite number of 4 or 8 bytes, else 0."""
+    value = struct.unpack(">f" if len(data) == 4 else ">d", data)[0] if len(data) in (4, 8) else 0.0
+    return value if math.isfinite(value) else 0.0
+
+
+def check_rate(rate: float) -> int:
+    if not 1_000 <= rate <= 384_000 or rate != int(rate):
+        raise Refusal(Reason.CODEC, f"sampled at {rate:g} Hz")
+    return int(rate)
 
 
 class OggPage(NamedTuple):
@@ -1881,121 +2083,287 @@ class OggPage(NamedTuple):
 
 
 FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page (RFC 3533, section 6)
+OGG_TAGS = 1 << 16  # bytes from the start, in which the names of all tags stand: only a picture is larger
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+OGG_CODECS = {b"OpusHead": "opus", b"\x01vorbis": "Vorbis", b"\x7fFLAC": "FLAC", b"Speex   ": "Speex", b"\x80theora": "video",
+              b"fishead": "several streams"}  # fmt: skip
+
+
+def ogg_checksum(page: bytes) -> int:
+    """The CRC of a page (RFC 3533, section 6) whose own field is zero. It is zlib's with every bit the other way round."""
+    mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(mirrored.to_bytes(4, "little").translate(REVERSED_BITS), "big")
 
 
 def ogg_pages(window: Window) -> Iterator[OggPage]:
     """Every page of an Ogg file, with the packets put together again. Raises Refusal."""
-    offset, start, size = 0, b"", 0
+    offset, start, size, following = 0, b"", 0, 0
     while offset < window.size:
         head = window.at(offset, 27)
-        if len(head) == 27 and head[:4] != b"OggS":
+        if not b"OggS".startswith(head[:4]):
             raise Refusal(Reason.DAMAGED, f"no Ogg page where one should begin, at byte {offset}")
         lengths = window.at(offset + 27, head[26]) if len(head) == 27 else b""
-        body = offset + 27 + len(lengths)
-        if len(head) < 27 or len(lengths) < head[26] or body + sum(lengths) > window.size:
+        content = window.at(offset + 27 + len(lengths), sum(lengths))
+        if len(head) < 27 or len(lengths) < head[26] or len(content) < sum(lengths):
             raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
-        offset, packets = body, []
+        flags, granule, serial, sequence, checksum = struct.unpack_from("<BqIII", head, 5)
+        if not flags & FIRST_PAGE and sequence != following:
+            raise Refusal(Reason.DAMAGED, f"pages are missing before byte {offset}")
+        following = (sequence + 1) % (1 << 32)
+        if ogg_checksum(head[:22] + bytes(4) + head[26:] + lengths + content) != checksum:
+            raise Refusal(Reason.DAMAGED, f"the page at byte {offset} does not have the content that its checksum says")
+        body = offset = offset + 27 + len(lengths)
+        packets = []
         for length in lengths:
             if not size:
-                start = window.at(offset, min(length, 19))
+                start = content[offset - body :][:19]
             size += length
             offset += length
             if length < 255:
                 packets.append((start, size, offset))
                 size = 0
-        flags, granule, serial = struct.unpack_from("<BqI", head, 5)
         yield OggPage(flags, granule, serial, body, packets)
 
 
-def walk_ogg(window: Window) -> Optional[Probe]:
-    """Walk an Ogg file page by page (RFC 3533, RFC 7845). None where it is not Opus; raises Refusal.
+def walk_ogg(window: Window) -> Probe:
+    """Walk an Ogg Opus file page by page (RFC 3533, RFC 7845). Raises Refusal.
 
-    Proves that the file is one whole stream: one first page, a last page flagged as such, every byte in a page, every
-    packet an Opus packet, and a granule position that never falls behind the packets before it.
+    Proves that the file is one whole stream: one first page, a last page flagged as such, every byte in a page, every page as its
+    checksum says, and every packet an Opus packet.
     """
-    tally, serial, flags, head, packets, position = Tally(), -1, 0, b"", 0, 0
+    timeline, head, serial, flags, packets = Timeline(OPUS_RATE), OpusHead(0, 0), -1, 0, 0
+    position: Optional[int] = None  # samples, where the stream has come to by its granule positions
+    is_empty = False  # the last packet
     for page in ogg_pages(window):
-        if page.flags & FIRST_PAGE:
-            if serial >= 0:
-                raise Refusal(Reason.APPENDED, f"a second stream begins at byte {page.body}, after {tally.end:.1f} s")
-            serial = page.serial
+        if page.flags & FIRST_PAGE and serial >= 0:
+            reason = Reason.APPENDED if packets > 1 else Reason.SEVERAL_STREAMS
+            raise Refusal(reason, f"a second stream begins at byte {page.body}, after {timeline.end:.1f} s")
+        serial = page.serial if serial < 0 else serial
         if page.serial != serial or flags & LAST_PAGE:
             raise Refusal(Reason.DAMAGED, f"the page at byte {page.body} does not belong to its only stream")
         flags = page.flags
         if page.packets and not packets:
-            head = page.packets[0][0]
-            if not head.startswith(b"OpusHead") or len(head) < 19:
-                return None
-        position = add_ogg_packets(tally, page, page.packets[max(0, 2 - packets) :], position)  # the first two are headers
+            head = read_ogg_head(page.packets[0][0], window)
+            timeline = Timeline(OPUS_RATE, head.pre_skip)
+        position = add_ogg_packets(timeline, page, page.packets[max(0, 2 - packets) :], position)  # the first two are headers
         packets += len(page.packets)
-    if packets < 3:
-        raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
-    if not flags & LAST_PAGE:
-        raise Refusal(Reason.TRUNCATED, f"its last page does not end the stream, after {tally.end:.1f} s")
-    found = tally.probe("ogg", "opus", head[9])
-    pre_skip = int.from_bytes(head[10:12], "little")
-    return dataclasses.replace(found, timeline=max(0.0, (position - pre_skip) / OPUS_RATE - (tally.first or 0.0)))
+        is_empty = bool(page.packets) and not page.packets[-1][1]
+    if not flags & LAST_PAGE and packets > 2:
+        raise Refusal(Reason.TRUNCATED, f"its last page does not end the stream, after {timeline.end:.1f} s")
+    found = timeline.probe("ogg", "opus", head.channels)
+    return dataclasses.replace(found, has_chapters=b"CHAPTER0" in window.at(0, OGG_TAGS).upper(), ends_oddly=is_empty)
 
 
-def add_ogg_packets(tally: Tally, page: OggPage, packets: Sequence[tuple[bytes, int, int]], position: int) -> int:
+def read_ogg_head(start: bytes, window: Window) -> OpusHead:
+    name = next((name for begin, name in OGG_CODECS.items() if start.startswith(begin)), "an unknown codec")
+    if name != "opus":
+        raise Refusal(Reason.VIDEO if name == "video" else Reason.CODEC, "" if name == "video" else name)
+    if b"METADATA_BLOCK_PICTURE=" in window.at(0, OGG_TAGS).upper():
+        raise Refusal(Reason.COVER)
+    return OpusHead.parse(start)
+
+
+def add_ogg_packets(
+    timeline: Timeline, page: OggPage, packets: list[tuple[bytes, int, int]], position: Optional[int]
+) -> Optional[int]:
     """Count a page's packets, timed by its granule position. Takes and returns where the stream has come to, in samples."""
-    samples = [opus_packet_samples(start) for start, _, _ in packets]
+    is_last = bool(page.flags & LAST_PAGE)
+    if is_last and packets and not packets[-1][1]:  # some writers end a stream with an empty packet
+        packets = packets[:-1]
+    samples = [opus_packet_samples(start[:size]) for start, size, _ in packets]
     if 0 in samples:
         end = packets[samples.index(0)][2]
         raise Refusal(Reason.DAMAGED, f"a packet before byte {end} is no Opus packet (RFC 6716, section 3.4)")
-    if not packets or page.granule < 0:
+    if page.granule < 0 and packets:
+        raise Refusal(Reason.DAMAGED, f"the page at byte {page.body} does not say when its packets end")
+    if page.granule < 0 or not (packets or is_last):
         return position
-    # The last page may end before its last packet does; on any other the packets end at the granule position.
-    begin = position if page.flags & LAST_PAGE else page.granule - sum(samples)
-    if tally.first is not None and begin < position - OPUS_RATE // 50:
-        raise Refusal(Reason.DAMAGED, f"its granule position steps back at byte {page.body}")
+    # A page's packets end at its granule position; only on the last page it may be less, which trims the end.
+    begin = page.granule - sum(samples)
+    if is_last:
+        timeline.trimmed = max(0, (position or 0) - begin)
+        begin += timeline.trimmed
     for (_, size, _), length in zip(packets, samples):
-        tally.add(begin / OPUS_RATE, length, size)
+        timeline.add(begin / OPUS_RATE, length, size)
         begin += length
-    return page.granule if page.flags & LAST_PAGE else begin
+    return begin
 
 
-def probe_with_ffmpeg(path: str, demuxer: str, size: int, tools: Tools) -> Probe:
-    """The packets of an upload (MP4, MP3, WAV, FLAC, AAC) as ffmpeg's demuxer finds them. Raises Refusal."""
-    listing = FramecrcListing()
+WAV_CODECS = {(1, 8): "pcm_u8", (1, 16): "pcm_s16le", (1, 24): "pcm_s24le", (1, 32): "pcm_s32le", (3, 32): "pcm_f32le",
+              (3, 64): "pcm_f64le"}  # fmt: skip
+OTHER_WAV_CODECS = {2: "ADPCM", 6: "A-law", 7: "mu-law", 17: "ADPCM", 85: "MP3", 255: "AAC"}
+TO_THE_END = (0, 0xFFFFFFFF)  # a size that a streaming writer never came back to fill in
+
+
+def walk_wav(window: Window) -> Probe:
+    """Walk a WAV file chunk by chunk (RIFF, 1991): its length is that of its samples. Raises Refusal."""
+    riff = int.from_bytes(window.at(4, 4), "little")
+    sizes: dict[bytes, int] = {}
+    fmt, offset, is_open = b"", 12, riff in TO_THE_END
+    while offset < window.size:
+        head = window.at(offset, 8)
+        name, size, body = head[:4], int.from_bytes(head[4:], "little"), offset + 8
+        if name == b"RIFF":
+            raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}")
+        if len(head) < 8 or not re.fullmatch(rb"[ -~]{4}", name) or name in sizes.keys() & {b"fmt ", b"data"}:
+            raise Refusal(Reason.DAMAGED, f"the {window.size - offset} bytes from byte {offset} on are no part of it")
+        if name == b"data" and size in TO_THE_END:
+            size, is_open = window.size - body, True
+            second = find_in(window, body, re.compile(rb"RIFF.{4}WAVEfmt ", re.DOTALL))
+            if second is not None:
+                raise Refusal(Reason.APPENDED, f"a second one begins at byte {second}")
+        if body + size > window.size:
+            raise Refusal(Reason.TRUNCATED, f"it ends {body + size - window.size} bytes short of the end of its {name.decode()!r}")
+        if name == b"fmt ":
+            fmt = window.at(body, min(size, 40))
+        elif name.lower() == b"id3 " and b"APIC" in window.at(body, min(size, PROBE_WINDOW)):
+            raise Refusal(Reason.COVER)
+        sizes[name] = size
+        offset = body + size + size % 2
+    if not is_open and abs(riff + 8 - window.size) > 1:  # a last padding byte may be counted or not
+        raise Refusal(Reason.DAMAGED, f"its header says {riff + 8} bytes, it has {window.size}")
+    return dataclasses.replace(probe_pcm(fmt, sizes.get(b"data", 0)), ends_oddly=is_open)
+
+
+def find_in(window: Window, offset: int, pattern: re.Pattern[bytes]) -> Optional[int]:
+    """Where a short pattern first stands in a file from `offset` on."""
+    for start in range(offset, window.size, PROBE_WINDOW):
+        match = pattern.search(window.at(start, PROBE_WINDOW + 64))
+        if match:
+            return start + match.start()
+    return None
+
+
+def probe_pcm(fmt: bytes, size: int) -> Probe:
+    """What `size` bytes of samples in a WAV file's format are. Raises Refusal."""
+    if len(fmt) < 16:
+        raise Refusal(Reason.DAMAGED, "its format is not told before its samples")
+    tag, channels, rate, _, frame, bits = struct.unpack("<HHIIHH", fmt[:16])
+    if tag == 0xFFFE and len(fmt) >= 26:  # extensible: the real tag begins a longer field
+        tag = int.from_bytes(fmt[24:26], "little")
+    codec = WAV_CODECS.get((tag, bits), "")
+    if not codec or channels * bits // 8 != frame:
+        raise Refusal(Reason.CODEC, OTHER_WAV_CODECS.get(tag, f"WAV format {tag}, {bits} bits"))
+    check_channels(channels)
+    if size % frame:
+        raise Refusal(Reason.TRUNCATED, f"it ends inside a sample, after {size // frame / check_rate(rate):.1f} s of audio")
+    timeline = Timeline(check_rate(rate))
+    if size:
+        timeline.add(0.0, size // frame, size)
+    return timeline.probe("wav", codec, channels)
+
+
+MP4_TOP = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"mfra", b"sidx", b"uuid", b"meta", b"pdin",
+           b"prft", b"emsg"}  # fmt: skip
+MP4_CODECS = {b"Opus": "opus", b"mp4a": "aac"}
+
+
+def mp4_boxes(window: Window) -> Iterator[tuple[bytes, int, int]]:
+    """Name, content offset and content bytes of every box on the top level (ISO/IEC 14496-12, 4.2). Raises Refusal."""
+    offset = 0
+    while offset < window.size:
+        head = window.at(offset, 16)
+        size, name, header = int.from_bytes(head[:4], "big"), head[4:8], 8
+        if name not in MP4_TOP:
+            raise Refusal(Reason.DAMAGED, f"the {window.size - offset} bytes from byte {offset} on are no part of it")
+        if name == b"ftyp" and offset:
+            raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}")
+        if size == 1:
+            size, header = int.from_bytes(head[8:], "big"), 16
+        elif size == 0:  # the last one, to the end
+            size = window.size - offset
+        if size < header:
+            raise Refusal(Reason.DAMAGED, f"the box at byte {offset} has an impossible size")
+        if offset + size > window.size:
+            raise Refusal(Reason.TRUNCATED, f"it ends {offset + size - window.size} bytes short of the end of a box")
+        yield name, offset + header, size - header
+        offset += size
+
+
+def probe_mp4(window: Window, path: str, tools: Tools) -> Probe:
+    """MP4 and M4A: the boxes are walked here, the packets listed by ffmpeg; both must come to the same bytes. Raises Refusal."""
+    media, header = 0, b""
+    for name, offset, size in mp4_boxes(window):
+        media += size if name == b"mdat" else 0
+        header = window.at(offset, size) if name == b"moov" else header
+    if not header:
+        raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
+    entry = re.search(rb"stsd.{12}(.{4})", header, re.DOTALL)
+    if re.search(rb"hdlr.{8}vide", header, re.DOTALL):
+        raise Refusal(Reason.VIDEO)
+    if b"covr" in header:
+        raise Refusal(Reason.COVER)
+    if entry and entry[1] not in MP4_CODECS:
+        raise Refusal(Reason.CODEC, entry[1].decode("ascii", "replace"))
+    at = header.find(b"dOps")
+    head = OpusHead(header[at + 5], int.from_bytes(header[at + 6 : at + 8], "big")) if at >= 0 else None
+    listing = list_packets(path, head.pre_skip if head else 0, tools)
+    if listing.codec not in MP4_CODECS.values():
+        raise Refusal(Reason.CODEC, listing.codec)
+    channels = head.channels if head else listing.channels
+    check_channels(channels)
+    # How an AAC decoder starts and ends differs by a frame or two, and so does what edit lists leave out.
+    found = listing.timeline.probe("mov", listing.codec, channels, doubt=2 * listing.longest)
+    tables = sample_sizes(header)  # where there are none, fragments say it, and ffmpeg has listed them
+    missing = media - (sum(tables) if any(tables) else found.payload)
+    if any(tables) and found.payload not in tables:
+        missing = max(tables) - found.payload  # left out by an edit list, or not to be read
+    if missing:
+        raise Refusal(Reason.DAMAGED, f"{missing} of its {window.size} bytes belong to no packet that is played")
+    return dataclasses.replace(found, has_chapters=listing.has_chapters or b"chpl" in header)
+
+
+def sample_sizes(header: bytes) -> list[int]:
+    """Bytes of all packets of each track, by its table (ISO/IEC 14496-12, 8.7.3)."""
+    sums = []
+    for table in re.finditer(rb"stsz.{4}(.{8})", header, re.DOTALL):
+        size, count = struct.unpack(">II", table[1])
+        entries = header[table.end() :][: 4 * count]
+        sums.append(size * count or sum(struct.unpack(f">{len(entries) // 4}I", entries[: len(entries) // 4 * 4])))
+    return sums
+
+
+def list_packets(path: str, pre_skip: int, tools: Tools) -> FramecrcListing:
+    """Every packet of an MP4 file's only stream. Raises Refusal."""
+    listing = FramecrcListing(pre_skip)
     # Every packet of every stream, in a text form that has not changed from ffmpeg 4 to 9.
-    command = [tools.ffmpeg, *QUIET, *input_arguments(path, demuxer), "-map", "0", "-c", "copy", "-f", "framecrc", "pipe:1"]
+    command = [tools.ffmpeg, *QUIET, *input_arguments(path, "mov"), "-map", "0", "-c", "copy", "-f", "framecrc", "pipe:1"]
     try:
-        messages = tools.run(command, size / BYTES_PER_SECOND, listing.add)
+        messages = tools.run(command, os.path.getsize(path) / BYTES_PER_SECOND, listing.add)
     except Refusal as refusal:
-        if refusal.reason is Reason.TOOL_FAILED and re.match(r"exit code \d+, .*\[(error|fatal)\]", refusal.detail):
-            raise Refusal(Reason.UNREADABLE, f"as {demuxer}: {refusal.detail}") from None  # it ran, and says so of the file
-        raise
-    if len(listing.media) != 1:
+        if refusal.reason is not Reason.TOOL_FAILED or is_broken(tools, Target("opus", 96_000)):
+            raise
+        raise Refusal(Reason.UNREADABLE, f"as MP4: {refusal.detail}") from None
+    if list(listing.media.values()) != ["audio"]:
         raise Refusal(Reason.SEVERAL_STREAMS, ", ".join(listing.media.values()) or "none that can be read")
+    foreign = re.search(r"Codec \((\w+)\) not on whitelist", messages)
+    if foreign:
+        raise Refusal(Reason.CODEC, foreign[1])
     if messages:
         raise Refusal(Reason.DAMAGED, messages)
     listing.release()
-    found = listing.tally.probe(demuxer, listing.codec, listing.channels)
-    unaccounted = size - found.payload
-    # A complete upload has a header, perhaps tags, and an index of some bytes a packet beside its audio.
-    if unaccounted > 65_536 + 40 * sum(found.packets.values()):
-        raise Refusal(Reason.DAMAGED, f"{unaccounted} of its {size} bytes belong to no packet")
-    return found
+    return listing
 
 
 class FramecrcListing:
     """Reads ffmpeg's framecrc output line by line: stream headers, then `stream, dts, pts, duration, size, crc`."""
 
-    def __init__(self) -> None:
+    def __init__(self, pre_skip: int) -> None:
+        self.pre_skip = pre_skip
         self.media: dict[str, str] = {}
         self.codec = ""
         self.channels = 0
+        self.has_chapters = False
         self.tick = 1 / OPUS_RATE
-        self.tally = Tally()
+        self.timeline = Timeline(OPUS_RATE, pre_skip)
         self.held: Optional[tuple[int, int, int]] = None  # pts, duration in ticks, bytes of the packet before
-        self.usual = 0  # ticks a packet lasts
+        self.usual = self.longest = 0  # samples in a packet
 
     def add(self, line: str) -> None:
         fields = line.split(",")
         if line.startswith("#"):
             self.header(line)
-        elif len(fields) >= 6 and len(self.media) == 1:
+        elif len(fields) >= 6 and fields[0] in self.media:
             pts, duration, size = (int(field) for field in fields[2:5])
             self.release(pts)
             self.held = pts, duration, size
@@ -2004,24 +2372,31 @@ class FramecrcListing:
         """Count the packet held back until the next one tells how long it lasts: ffmpeg before 6 gives none in fragmented MP4."""
         if self.held:
             pts, duration, size = self.held
+            if not self.timeline.packets:  # an edit list tells by a negative stamp what decoders drop
+                self.timeline.pre_skip = max(self.timeline.pre_skip, round(-pts * self.tick * self.timeline.rate))
             step = next_pts - pts if next_pts is not None else 0
-            self.usual = duration or (step if 0 < step * self.tick <= GAP_SECONDS else self.usual)
-            self.tally.add(pts * self.tick, round(self.usual * self.tick * OPUS_RATE), size)
+            ticks = duration or (step if 0 < step * self.tick <= GAP_SECONDS else 0)
+            self.usual = round(ticks * self.tick * self.timeline.rate) or self.usual
+            self.longest = max(self.longest, self.usual)
+            self.timeline.add(pts * self.tick, self.usual, size)
 
     def header(self, line: str) -> None:
         match = re.match(r"#(\w+) (\d+): *(\S+)", line)
         key, stream, value = match.groups() if match else ("", "", "")
-        if (key, value) == ("media_type", "video"):
-            raise Refusal(Reason.VIDEO)
         if key == "media_type":
             self.media[stream] = value
+        elif key == "codec_id" and value == "bin_data":  # the text of chapters, which ffmpeg reads as such
+            del self.media[stream]
+            self.has_chapters = True
         elif key == "codec_id":
             self.codec = value
-        elif key == "tb":
+        elif key == "tb" and not self.media:
             numerator, denominator = value.split("/")
             self.tick = int(numerator) / int(denominator)
+        elif key == "sample_rate":
+            self.timeline = Timeline(check_rate(int(value)), self.pre_skip)
         elif key == "channel_layout_name":
-            self.channels = {"mono": 1, "stereo": 2}.get(value, 0)
+            self.channels = {"mono": 1, "stereo": 2}.get(value, 3)
         elif key == "channel_layout" and not self.channels:  # ffmpeg 4 and 5: a mask in hexadecimal
             self.channels = bin(int(value, 16)).count("1")
 
@@ -2047,12 +2422,14 @@ def decide(found: Probe, size: int, recorded: Optional[float], target: Target, m
 
     `recorded` is the length in seconds that its sidecar gives, if any. Pure: no clock, no disk.
     """
-    if found.gaps > max(MAX_SILENCE, found.audio_seconds):
-        leave = f"its timestamps leave {found.gaps:.0f} s of silence around {found.audio_seconds:.1f} s of audio"
+    silence = found.silence / found.rate
+    if silence > max(MAX_SILENCE, found.audio_seconds):
+        leave = f"its timestamps leave {silence:.0f} s of silence around {found.audio_seconds:.1f} s of audio"
         raise Refusal(Reason.DAMAGED, leave)
     # A record more than twice as long is about something else: paused time, or all chunks together.
-    if recorded and recorded / 2 < found.timeline < recorded - max(1.0, recorded * SHORTFALL):
-        raise Refusal(Reason.TRUNCATED, f"its sidecar says {recorded:.1f} s, but it ends after {found.timeline:.1f} s")
+    lasts = max(found.end, found.timeline)
+    if recorded and recorded / 2 < lasts < recorded - max(1.0, recorded * SHORTFALL):
+        raise Refusal(Reason.TRUNCATED, f"its sidecar says {recorded:.1f} s, but it ends after {lasts:.1f} s")
     estimate = estimate_size(found, target)
     if estimate > size * (1 - min_saving / 100):
         rate = f"{found.kilobits:.0f} kbit/s, of which a copy at {target.bitrate // 1000}k would save less than {min_saving:g} %"
@@ -2063,12 +2440,10 @@ def decide(found: Probe, size: int, recorded: Optional[float], target: Target, m
 def estimate_size(found: Probe, target: Target) -> int:
     """Bytes that a copy will have, within 5 % on speech: packets above the target's rate come down to it, those below
     (silence) do not shrink, gaps cost next to nothing."""
-    rate = target.bitrate * target.form.payload / 8 / OPUS_RATE  # bytes a sample
-    if target.format == "mp3":  # constant bit rate, silence or not
-        return round(target.form.header + found.timeline * OPUS_RATE * rate)
-    least = SILENT_PACKET * 50 / OPUS_RATE
+    rate = target.bitrate * target.form.payload / 8 / found.rate  # bytes a sample
+    least = SILENT_PACKET * 50 / found.rate
     coded = sum(max(min(size * 1.1, samples * rate), samples * least) * count for (size, samples), count in found.packets.items())
-    return round(target.form.header + coded + found.gaps * 50 * SILENT_PACKET)
+    return round(target.form.header + coded + found.silence * least)
 
 
 # ------------------------------------------------------------------------------------------------------- encode
@@ -2092,7 +2467,7 @@ class Transcoder:
                 self.guard(work, self.finish_copy)
         self.divide(works, self.verify)
         for work in works:
-            for suffix in (".source", ".copy", ".before"):
+            for suffix in (".source", ".copy", ".before", PEAKS):
                 self.staging.discard(self.levels(work, suffix))
             if not work.proven:
                 self.staging.discard(work.staged)
@@ -2136,49 +2511,87 @@ class Transcoder:
         examine(self.library, work, self.tools, self.config)
         if work.replaces or not os.path.lexists(self.copy_path(work)):
             work.staged = self.staging.path(work.number, work.target.form.suffix)
+        if work.found.has_chapters:
+            lines: list[str] = []
+            source = input_arguments(self.path(work), work.found.demuxer)
+            self.tools.run([self.tools.ffmpeg, *QUIET, *source, "-f", "ffmetadata", "pipe:1"], 0, lines.append)
+            work.chapters = parse_chapters("\n".join(lines))
 
     def encode(self, works: list[Work]) -> None:
-        """One decode of each source, into its copy and its level file."""
+        """One decode of each source, into its copy and its level file; once more in float where peaks exceed full scale."""
+        self.encode_once(works)
+        loud = [work for work in works if self.is_clipped(work)]
+        for work in loud:
+            work.is_loud = True
+        if loud:
+            self.encode_once(loud)
+
+    def encode_once(self, works: list[Work]) -> None:
         arguments: list[str] = []
         for work in works:
-            arguments += input_arguments(self.path(work), self.demuxer(work))
+            arguments += input_arguments(self.path(work), work.found.demuxer)
         for number, work in enumerate(works):
-            arguments += encode_arguments(number, work, self.levels(work, ".source") if self.listens(work) else None)
+            arguments += encode_arguments(number, work, self.levels(work, ".source"))
         try:
             self.run(arguments, works, Reason.DAMAGED)
         except Refusal as refusal:
-            if refusal.reason is Reason.TOOL_FAILED:
-                self.tools.require(works[0].target.form)  # asked only now: it costs a process start
             if any(not is_there(self.path(work), work.source.identity) for work in works):
                 raise Refusal(Reason.CHANGED) from None  # which explains whatever ffmpeg made of it
+            if refusal.reason is Reason.TOOL_FAILED:
+                self.tools.require(works[0].target.form)  # asked only now: it costs a process start
+                if len(works) == 1:
+                    self.blame_source(works[0], refusal)
             raise
+
+    def blame_source(self, work: Work, refusal: Refusal) -> None:
+        """Raise Refusal for damage where ffmpeg failed at a recording, but not at a sound of our own."""
+        if not is_broken(self.tools, work.target):
+            raise Refusal(Reason.DAMAGED, f"ffmpeg cannot decode it ({refusal.detail})") from None
+
+    def is_clipped(self, work: Work) -> bool:
+        """Whether its source has peaks above full scale, which its copy does not have yet."""
+        return file_size(self.levels(work, PEAKS)) > 0 and work.samples is SHORT_SAMPLES
 
     def pipe(self, works: list[Work]) -> None:
         """Decode one recording, encode it and decode the copy in three processes at once: 0.7 of the time of one process that does
         no more than transcode, where one step after the other takes 1.3. If anything is wrong, one after the other is to tell."""
         (work,) = works
-        layout = {1: "mono", 2: "stereo"}.get(work.probe.channels if work.probe else 0)
-        if not self.full or not work.staged or not work.probe or not layout or work.target.form.muxer != "ogg":
-            return self.encode(works)
+        if not self.full or not work.staged or work.target.form.muxer != "ogg" or work.found.ends_oddly:
+            self.encode(works)
+            return
         ffmpeg, copy = [self.tools.ffmpeg, *QUIET], self.levels(work, ".copy")
-        decode = [*input_arguments(self.path(work), self.demuxer(work))]
-        decode += encode_arguments(0, work, self.levels(work, ".source"), PIPED)
-        encode = ["-guess_layout_max", "0", "-f", "nut", "-i", "pipe:0", "-map_metadata", "0"]
+        source = input_arguments(self.path(work), work.found.demuxer)
+        decode = source + encode_arguments(0, work, self.levels(work, ".source"), piped_arguments(work))
+        layout = {1: "mono", 2: "stereo"}[work.found.channels]
+        encode = [
+            "-thread_queue_size",
+            "64",
+            "-guess_layout_max",
+            "0",
+            "-f",
+            "nut",
+            "-i",
+            "pipe:0",
+            *source,
+            "-map",
+            "0:a:0",
+            *tag_arguments(1, work),
+        ]
         encode += ["-af", f"aformat=channel_layouts={layout}", *encoder_arguments(work), "pipe:1"]
-        verify = ["-f", work.target.form.demuxer, "-i", "pipe:0", *level_arguments(0, copy)]
+        verify = ["-f", work.target.form.demuxer, "-i", "pipe:0", *level_arguments(0, copy, work)]
         commands = [[*ffmpeg, *arguments] for arguments in (decode, encode, verify)]
         try:
-            work.decoded = self.tools.pipe(commands, work.probe.timeline, work.staged)
+            work.decoded = self.tools.pipe(commands, work.found.timeline, work.staged, self.staging.folder)
+            if not self.is_clipped(work):
+                return
         except (Refusal, OSError):
-            self.encode(works)
+            pass
+        work.decoded = ""
+        self.encode(works)
 
     def listens(self, work: Work) -> bool:
         """Whether its copy is decoded: always where one was there already that may be anything."""
         return self.full or work.staged is None or work.is_doubtful
-
-    def demuxer(self, work: Work) -> str:
-        assert work.probe
-        return work.probe.demuxer
 
     def levels(self, work: Work, suffix: str) -> str:
         return self.staging.path(work.number, suffix)
@@ -2189,13 +2602,15 @@ class Transcoder:
             return work.seconds
         encoded = heard = work.probe.timeline * file_size(work.staged or "") / (work.estimate or 1)
         if self.listens(work):
-            encoded, heard = (file_size(self.levels(work, suffix)) / 2 / LEVEL_RATE for suffix in (".source", ".copy"))
+            second = LEVEL_RATE * work.found.channels * array.array(work.samples.array).itemsize
+            encoded, heard = (file_size(self.levels(work, suffix)) / second for suffix in (".source", ".copy"))
         share = ENCODE_SHARE.get(work.target.format, 0.87)
         return min(work.probe.timeline, share * encoded + (1 - share) * heard)
 
     def run(self, arguments: Sequence[str], works: Sequence[Work], on_message: Reason) -> None:
         seconds = sum(work.probe.timeline for work in works if work.probe)
-        messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
+        options = LENIENT if any(work.found.ends_oddly for work in works) else QUIET
+        messages = self.tools.run([self.tools.ffmpeg, *options, *arguments], seconds, folder=self.staging.folder)
         if messages:
             raise Refusal(on_message, messages)
 
@@ -2222,7 +2637,7 @@ class Transcoder:
         for work, path, _ in copies:
             arguments += input_arguments(path, work.target.form.demuxer)
         for number, (work, _, suffix) in enumerate(copies):
-            arguments += level_arguments(number, self.levels(work, suffix))
+            arguments += level_arguments(number, self.levels(work, suffix), work)
         try:
             if copies:
                 self.run(arguments, [work for work, _, _ in copies], Reason.NOT_PROVEN)
@@ -2237,12 +2652,11 @@ class Transcoder:
         if work.decoded and digest_of(work.staged or "") != work.decoded:
             raise UndecodableCopy("what was decoded while it was written", "other bytes in the file")
         if self.listens(work):
-            assert work.probe
-            source, timeline, slack = self.levels(work, ".source"), work.probe.timeline, work.target.form.slack
-            compare_audio(source, self.levels(work, ".copy"), timeline, slack, self.tools.stop)
+            source = self.levels(work, ".source")
+            compare_audio(source, self.levels(work, ".copy"), work, self.tools.stop)
             if work.is_doubtful:
                 try:
-                    compare_audio(source, self.levels(work, ".before"), timeline, slack, self.tools.stop)
+                    compare_audio(source, self.levels(work, ".before"), work, self.tools.stop)
                 except NotProven as error:
                     raise Refusal(Reason.NAME_TAKEN, f"{work.copy_name} is not a copy of it ({error.detail})") from None
         work.reason = Reason.DONE if work.staged else Reason.ADOPTED
@@ -2253,33 +2667,82 @@ def input_arguments(path: str, demuxer: str) -> list[str]:
     return [*SAFE_INPUT, "-f", demuxer, "-i", "file:" + path]
 
 
-# NUT carries rate, channels and tags with the samples, but not whether one channel is mono, which ffmpeg would guess aloud.
-PIPED = ("-c:a", "pcm_s16le", "-f", "nut", "pipe:1")
+PEAKS = ".peaks"  # what ffmpeg writes where a source exceeds full scale: a file that else stays empty
+
+
+def piped_arguments(work: Work) -> list[str]:
+    """Samples on their way to another ffmpeg: NUT carries rate and channels with them, but not whether one channel is mono, which
+    ffmpeg would guess aloud."""
+    return ["-c:a", work.samples.codec, "-f", "nut", "pipe:1"]
 
 
 def encoder_arguments(work: Work) -> list[str]:
     form = work.target.form
     arguments = ["-c:a", form.encoder, "-b:a", str(work.target.bitrate), *form.options]
-    if form.codec == "opus" and work.probe and work.probe.timeline >= LONG_PACKETS_FROM:
+    if form.codec == "opus" and work.found.timeline >= LONG_PACKETS_FROM:
         arguments += ["-frame_duration", "60"]
     return [*arguments, "-f", form.muxer]
 
 
-def encode_arguments(number: int, work: Work, levels: Optional[str], output: Sequence[str] = ()) -> list[str]:
-    """Outputs for input `number`: the copy (or another `output`), and with `levels` the source's 4 kHz mono samples from the same
-    decode."""
+def tag_arguments(number: int, work: Work) -> list[str]:
+    """Its source's tags, from container and stream, and its chapters; else ffmpeg takes those of the first input that has any."""
+    arguments = ["-map_metadata", str(number), "-map_metadata", f"{number}:s:a:0"]
+    if work.target.form.muxer != "ogg":
+        return [*arguments, "-map_chapters", str(number)]
+    # ffmpeg before 4.2 writes no chapters into Ogg, where they are tags.
+    # The encoder's own tag is taken out first: ffmpeg would put the last one in its place, and a name before its chapter.
+    named = [word for tag in ("encoder=", *work.chapters) for word in ("-metadata", tag)]
+    return [*arguments, "-map_chapters", "-1", *named]
+
+
+def parse_chapters(text: str) -> list[str]:
+    """The tags that chapters are in Ogg, `CHAPTER000=00:00:01.500` and `CHAPTER000NAME=…`, from ffmpeg's ffmetadata text."""
+    tags = []
+    for number, part in enumerate(text.split("\n[CHAPTER]\n")[1:1001]):
+        values = dict(re.findall(r"^(\w+)=((?:\\.|[^\\\n])*)", part, re.MULTILINE | re.DOTALL))
+        ticks, scale = values.get("TIMEBASE", "1/1").split("/")
+        seconds, milliseconds = divmod(round(int(values["START"]) * 1000 * int(ticks) / int(scale)), 1000)
+        clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{milliseconds:03}"
+        tags.append(f"CHAPTER{number:03}={clock}")
+        if values.get("title"):
+            tags.append(f"CHAPTER{number:03}NAME=" + re.sub(r"\\(.)", r"\1", values["title"], flags=re.DOTALL))
+    return tags
+
+
+def timeline_filter(found: Probe) -> str:
+    """Puts silence into the gaps of a source and nothing anywhere else: every frame is stamped by the samples before it.
+
+    What its own timestamps say plays no part, so that nothing can be trimmed or moved. A gap begins a millisecond early, as a frame
+    that begins late would be put before it; frames are indivisible, and none is shorter than 2.5 ms.
+    """
+    early = found.rate // 1000
+    gaps = "".join(f"+{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)
+    return f"asetpts='(N{gaps})/SR/TB',aresample=async=1:min_hard_comp=0.0005:first_pts=0"
+
+
+def encode_arguments(number: int, work: Work, levels: str, output: Sequence[str] = ()) -> list[str]:
+    """Outputs for input `number`: the copy (or another `output`), and from the same decode, before any filter of ours, the
+    source's 4 kHz samples. Peaks above full scale are noted in a file beside those."""
     if not work.staged:
-        return level_arguments(number, levels, TIMELINE_FILTER + ",") if levels else []
-    graph = f"[{number}:a:0]{TIMELINE_FILTER}"
-    graph += f",asplit[a{number}][b{number}];[b{number}]{LEVELS_FILTER}[c{number}]" if levels else f"[a{number}]"
-    arguments = ["-filter_complex", graph, "-map", f"[a{number}]", "-map_metadata", str(number)]
-    arguments += output or [*encoder_arguments(work), "file:" + work.staged]
-    return arguments + (["-map", f"[c{number}]", "-c:a", "pcm_s16le", "-f", "s16le", "file:" + levels] if levels else [])
+        return level_arguments(number, levels, work)
+    form, name = work.samples, os.path.basename(levels).partition(".")[0] + PEAKS  # in the folder that ffmpeg works in
+    graph = f"[{number}:a:0]asplit[a{number}][b{number}]"
+    graph += f";[a{number}]{timeline_filter(work.found)},aformat=sample_fmts={form.filter}[c{number}]"
+    graph += f";[b{number}]silencedetect=noise=1:duration=0.00001,ametadata=print:key=lavfi.silence_end:file={name}"
+    graph += f",{level_filter(work)}[d{number}]"
+    arguments = ["-filter_complex", graph, "-map", f"[c{number}]"]
+    arguments += output or [*tag_arguments(number, work), *encoder_arguments(work), "file:" + work.staged]
+    return [*arguments, "-map", f"[d{number}]", "-c:a", form.codec, "-f", form.muxer, "file:" + levels]
 
 
-def level_arguments(number: int, path: str, before: str = "") -> list[str]:
-    """One output: input `number` decoded in full, as 4 kHz mono samples."""
-    return ["-map", f"{number}:a:0", "-af", before + LEVELS_FILTER, "-c:a", "pcm_s16le", "-f", "s16le", "file:" + path]
+def level_filter(work: Work) -> str:
+    return f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts={work.samples.filter}"
+
+
+def level_arguments(number: int, path: str, work: Work) -> list[str]:
+    """One output: input `number` decoded in full, as 4 kHz samples of all its channels."""
+    form = work.samples
+    return ["-map", f"{number}:a:0", "-af", level_filter(work), "-c:a", form.codec, "-f", form.muxer, "file:" + path]
 
 
 # ------------------------------------------------------------------------------------------------------- verify
@@ -2294,56 +2757,114 @@ def verify_structure(descriptor: int, path: str, work: Work, tools: Tools, min_s
     if size == 0:
         raise MissingCopy("a copy", "an empty file")
     try:
-        found = walk_ogg(Window(descriptor)) if form.demuxer == "ogg" else probe_with_ffmpeg(path, form.demuxer, size, tools)
+        window = Window(descriptor)
+        found = walk_ogg(window) if form.demuxer == "ogg" else probe_mp4(window, path, tools)
     except Refusal as refusal:
         if refusal.reason.action is Action.KEPT:
             raise UnsoundStream(f"one whole {form.codec} stream", str(refusal)) from None
         raise
-    if found is None or found.codec != form.codec:
-        raise WrongStream(form.codec, found.codec if found else "another codec")
-    if source.channels and found.channels != source.channels:
+    if found.codec != form.codec:
+        raise WrongStream(form.codec, found.codec)
+    if found.channels != source.channels:
         raise WrongStream(f"{source.channels} channels", f"{found.channels}")
-    if abs(found.timeline - source.timeline) > TIMELINE_TOLERANCE + 2 * form.slack:
-        raise WrongLength(f"{source.timeline:.3f} s by its source's packets", f"{found.timeline:.3f} s by its own")
+    # To the sample where the source's packets tell them all and no rate is converted, which may round one up.
+    expected = (source.samples + source.silence) * found.rate / source.rate
+    slack = source.doubt * found.rate / source.rate + form.slack * found.rate + (found.rate != source.rate)
+    if abs(found.samples - expected) > slack or found.gaps or found.overlap > COPY_OVERLAP:
+        asked = f"{expected / found.rate:.3f} s ({expected:.0f} samples) without a gap, by its source's packets"
+        steps = f"{len(found.gaps)} gaps, an overlap of {found.overlap:.3f} s"
+        raise WrongLength(asked, f"{found.timeline:.3f} s ({found.samples} samples) with {steps}")
     limit = work.size_before * (1 - min_saving / 100)
     if size > limit and work.staged:
         raise Refusal(Reason.LITTLE_SAVING, f"its copy has {size} bytes where at most {limit:.0f} were asked")
 
 
-def compare_audio(source_levels: str, copy_levels: str, timeline: float, slack: float, stop: Stop) -> None:
-    """Compare what was decoded: the source against its own `timeline` (seconds), then the copy against the source, length
-    (within `slack` seconds) and wave, window by window. Raises NotProven, Stopped."""
-    with open(source_levels, "rb") as source, open(copy_levels, "rb") as copy:
-        expected, found = (os.fstat(file.fileno()).st_size / 2 / LEVEL_RATE for file in (source, copy))
-        if abs(expected - timeline) > TIMELINE_TOLERANCE:
-            raise WrongLength(f"{timeline:.3f} s by the source's packets", f"{expected:.3f} s decoded from it")
-        if abs(found - expected) > slack:
-            raise WrongLength(f"{expected:.3f} s", f"{found:.3f} s")
-        window = 0
-        while True:
-            a, b = (array.array("h", file.read(2 * LEVEL_WINDOW)) for file in (source, copy))
-            if len(a) < LEVEL_WINDOW // 10 or stop.requested:
-                break
-            compare_window(a, b, window * LEVEL_WINDOW / LEVEL_RATE)
-            window += 1
-    if stop.requested:
-        raise Stopped
+class Levels:
+    """A level file, read window by window, with `silence` (frame it begins at, frames) put in; a frame has a sample a channel."""
+
+    def __init__(self, path: str, frame: int, silence: Iterable[tuple[int, int]] = ()) -> None:
+        self.file, self.frame = open(path, "rb"), frame  # noqa: SIM115 - closed with us
+        self.frames = os.fstat(self.file.fileno()).st_size // frame
+        self.parts: deque[tuple[int, bool]] = deque()
+        position = 0
+        for at, length in silence:
+            self.parts += [(at - position, False), (length, True)]
+            position = at
+        self.parts.append((max(0, self.frames - position), False))
+
+    def read(self, frames: int) -> bytes:
+        data = b""
+        while self.parts and frames:
+            left, is_silence = self.parts.popleft()
+            count = min(left, frames)
+            data += bytes(count * self.frame) if is_silence else self.file.read(count * self.frame)
+            frames -= count
+            if left > count:
+                self.parts.appendleft((left - count, is_silence))
+        return data
+
+    def __enter__(self) -> Levels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
 
-def compare_window(source: array.array[int], copy: array.array[int], seconds: float) -> None:
-    """Whether half a second of the copy sounds as loud as the source's, and is the same wave."""
+def compare_audio(source_levels: str, copy_levels: str, work: Work, stop: Stop) -> None:
+    """Compare what was decoded: the source with its own packets, then the copy with the source, in length and wave, window by
+    window and channel by channel, with silence where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
+    found, form = work.found, work.samples
+    frame, scale = array.array(form.array).itemsize * found.channels, LEVEL_RATE / found.rate
+    silence = [(round(at * scale), round(length * scale)) for at, length in found.gaps]
+    with Levels(source_levels, frame, silence) as source, Levels(copy_levels, frame) as copy:
+        if abs(source.frames - found.samples * scale) > 1 + found.doubt * scale:
+            decoded = f"{source.frames / LEVEL_RATE:.3f} s decoded from it"
+            raise WrongLength(f"{found.audio_seconds:.3f} s by the source's packets", decoded)
+        expected = source.frames + sum(length for _, length in silence)
+        if abs(copy.frames - expected) > 1 + work.target.form.slack * LEVEL_RATE:
+            raise WrongLength(f"{expected / LEVEL_RATE:.3f} s", f"{copy.frames / LEVEL_RATE:.3f} s")
+        # A tail of less than a fifth of a window belongs to the one before: alone it is too short to be measured.
+        last = max(0, (expected - LEVEL_WINDOW // 5) // LEVEL_WINDOW)
+        sizes = [LEVEL_WINDOW] * last + [2 * LEVEL_WINDOW]
+        sounds = [split_channels(source.read(sizes[0]), found.channels, form)]
+        for number, frames in enumerate(sizes):
+            if stop.requested:
+                raise Stopped
+            if number < last:
+                sounds.append(split_channels(source.read(sizes[number + 1]), found.channels, form))
+            other = split_channels(copy.read(frames), found.channels, form)
+            now, floor = sounds[min(number, 1)], (LEVEL_FLOOR * form.full_scale) ** 2
+            around = max(mean_power(channel) for sound in sounds for channel in sound)
+            quiet = max(floor, FAINT * around, QUIET_CHANNEL * max(map(mean_power, now)))
+            for a, b in zip(now, other):
+                compare_window(a, b, quiet, max(quiet, QUIET_CHANNEL * around), number * LEVEL_WINDOW / LEVEL_RATE)
+            sounds = sounds[-2:]
+
+
+def split_channels(levels: bytes, channels: int, form: SampleFormat) -> list[list[float]]:
+    samples: array.array[Any] = array.array(form.array, levels)
+    return [samples[at::channels].tolist() for at in range(channels)]
+
+
+def mean_power(samples: Sequence[float]) -> float:
+    return math.hypot(*samples) ** 2 / (len(samples) or 1)  # in C: a third of the time that sums of products take
+
+
+def compare_window(source: Sequence[float], copy: Sequence[float], quiet: float, spread: float, seconds: float) -> None:
+    """Whether half a second of one channel of the copy sounds as loud as the source's, and is the same wave. Each channel is
+    compared for itself: a mix of both hides what is in one, or in their difference. Where the source has less power than `quiet`,
+    the copy has no more than `spread`, as codecs let loud sounds reach a little way into the silence around them."""
     count = min(len(source), len(copy))
-    floor = count * LEVEL_FLOOR**2
-    a, b = source[:count].tolist(), copy[:count].tolist()
-    power_a, power_b = math.hypot(*a) ** 2, math.hypot(*b) ** 2  # in C: 27 ms for two minutes, where sums of products take 70
-    if max(power_a, power_b) <= floor:
+    a, b = source[:count], copy[:count]
+    power_a, power_b = mean_power(a), mean_power(b)
+    if power_a <= quiet and power_b <= 2 * spread:
         return
-    difference = 10 * math.log10(max(power_b, floor / 4) / max(power_a, floor / 4))
+    difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
     if abs(difference) > LEVEL_TOLERANCE_DB:
         raise DifferentAudio(f"the source's loudness at {seconds:.1f} s", f"{difference:+.1f} dB")
     # By the law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
-    correlation = (power_a + power_b - math.dist(a, b) ** 2) / 2 / math.sqrt(power_a * power_b)
-    if correlation < MIN_CORRELATION:
+    correlation = (power_a + power_b - math.dist(a, b) ** 2 / count) / 2 / math.sqrt(power_a * power_b or 1)
+    if power_a > quiet and correlation < MIN_CORRELATION:
         raise DifferentAudio(f"the source's sound at {seconds:.1f} s", f"another (correlation {correlation:.2f})")
 
 
@@ -3224,13 +3745,13 @@ class Restore:
         """Before a copy may go: its original is whole, and is the same recording. Raises Refusal, Stopped."""
         original, form = os.path.join(self.library, work.source.path), work.target.form
         other = os.path.join(self.library, work.source.folder, work.copy_name)
-        found = probe_file(original, self.tools)
+        work.probe = probe_file(original, self.tools)
         levels = [self.staging.path(next(self.staging.counter), ".levels") for _ in range(2)]
-        arguments = [*input_arguments(original, found.demuxer), *input_arguments(other, form.demuxer)]
-        arguments += level_arguments(0, levels[0], TIMELINE_FILTER + ",") + level_arguments(1, levels[1])
+        arguments = [*input_arguments(original, work.probe.demuxer), *input_arguments(other, form.demuxer)]
+        arguments += [word for number in range(2) for word in level_arguments(number, levels[number], work)]
         try:
-            self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], found.timeline)
-            compare_audio(levels[0], levels[1], found.timeline, form.slack, self.tools.stop)
+            self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], work.probe.timeline)
+            compare_audio(levels[0], levels[1], work, self.tools.stop)
         finally:
             for path in levels:
                 self.staging.discard(path)
@@ -3617,7 +4138,7 @@ class Check:
             found = probe_file(whole, self.tools)
             known = self.history.copies[path].seconds if path in self.history.copies else 0.0
             slack = next(form.slack for form in FORMATS.values() if path.endswith(form.suffix))
-            if known and abs(found.timeline - known) > TIMELINE_TOLERANCE + 2 * slack:
+            if known and abs(found.timeline - known) > LENGTH_ON_RECORD_TOLERANCE + 2 * slack:
                 raise Refusal(Reason.DAMAGED, f"lasts {found.timeline:.2f} s, {known:.2f} s are on record")
             seconds += found.timeline
             arguments += input_arguments(whole, found.demuxer)
@@ -4230,18 +4751,18 @@ class Tools:
         if encoders and form.encoder not in encoders:
             raise ToolMissingError(f"{self.ffmpeg} has no encoder {form.encoder}. {INSTALL_FFMPEG}")
 
-    def run(self, command: Sequence[str], seconds: float, on_line: Listener = None) -> str:
-        """Run a command that works on `seconds` of audio, its output line by line to `on_line`. Returns the end of its messages,
-        empty if it had none. Raises Refusal if it failed or hung, Stopped if the run is to end."""
-        with self.starter() as start:
+    def run(self, command: Sequence[str], seconds: float, on_line: Listener = None, folder: str = "/") -> str:
+        """Run a command in a folder, on `seconds` of audio, its output line by line to `on_line`. Returns what it says of the
+        recordings, empty if nothing. Raises Refusal if it failed or hung, Stopped if the run is to end."""
+        with self.starter(folder) as start:
             process = start(command, subprocess.PIPE if on_line else subprocess.DEVNULL)
             close(process.stdin)
             return self.listen([process], seconds, on_line)
 
-    def pipe(self, commands: Sequence[Sequence[str]], seconds: float, copy: str) -> str:
+    def pipe(self, commands: Sequence[Sequence[str]], seconds: float, copy: str, folder: str) -> str:
         """Run three commands at once: the output of the first goes into the second, that of the second into the file `copy` and
         the third. Returns the SHA-256 of what the third was given. Raises as `run` does, and Refusal for any message."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool, self.starter() as start:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, self.starter(folder) as start:
             third = start(commands[2], subprocess.DEVNULL)
             second = start(commands[1], subprocess.PIPE)
             first = start(commands[0], second.stdin)
@@ -4256,7 +4777,7 @@ class Tools:
             return digest.result()
 
     @contextlib.contextmanager
-    def starter(self) -> Iterator[Callable[[Sequence[str], Any], Process]]:
+    def starter(self, folder: str) -> Iterator[Callable[[Sequence[str], Any], Process]]:
         """What starts a process with its input open; whatever is left of those started is killed at the end."""
         processes: list[Process] = []
 
@@ -4268,7 +4789,7 @@ class Tools:
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                cwd="/",
+                cwd=folder,
                 env={**os.environ, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
             )
             processes.append(process)
@@ -4297,6 +4818,8 @@ class Tools:
             raise Refusal(Reason.NO_SPACE, messages)
         if code and "Unknown encoder" in messages:
             raise ToolMissingError(f"{self.ffmpeg}: {messages}. {INSTALL_FFMPEG}")
+        if code in (-signal.SIGKILL, -signal.SIGTERM):  # someone did that; a crash over a recording has other signals
+            raise Refusal(Reason.TOOL_KILLED, f"by signal {-code}")
         if code:
             raise Refusal(Reason.TOOL_FAILED, f"exit code {code}, {messages or 'without a message'}")
         return messages
@@ -4334,7 +4857,10 @@ class Conversation:
             self.check()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 working[0].wait(0.2)
-        return tail(self.messages)
+        return said(self.messages) or ("" if not self.failed() else tail(self.messages))
+
+    def failed(self) -> bool:
+        return any(process.returncode for process in self.processes)
 
     def at_work(self) -> list[Process]:
         return [process for process in self.processes if process.poll() is None]
@@ -4354,9 +4880,30 @@ class Conversation:
             self.on_line(line.decode("utf-8", "replace"))
 
 
+# Lines that ffmpeg itself has tagged; those of a wrapper or of the dynamic linker are no word on a recording.
+TAGGED = re.compile(rb"^(?:\[[^\]\n]*\] )*\[(?:warning|error|fatal|panic)\] .*", re.MULTILINE)
+SAID_OF_SOUND_FILES = re.compile(
+    rb"Guessed Channel Layout"  # every WAV file without a channel mask, PCM in WebM
+    rb"|Estimating duration from bitrate"  # what no header says; packets are counted
+    rb"|\d+ buffers queued in"  # a long gap is a long frame
+    rb"|Thread message queue blocking"  # a decoder that waits for the encoder behind the pipe
+    # Of files that end oddly, whose packets are counted; of others -xerror makes these an exit code.
+    rb"|Ignoring maximum wav data size|Packet corrupt|corrupt input packet|Packet processing failed|Error during demuxing"
+    rb"|\[error\] file:.*: Invalid data found when processing input"
+    rb"|Unknown-sized element at \S+ inside parent with finite size"  # mended by fix-webm-duration; walked byte by byte
+)
+
+
+def said(messages: bytearray) -> str:
+    """What ffmpeg says of the recordings: its own warnings and errors, but for those that it has for sound files too."""
+    lines = (match[0] for match in TAGGED.finditer(messages))
+    return tail(bytearray(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line))))
+
+
 def tail(messages: bytearray) -> str:
     """The last few messages of a tool on one printable line, without the addresses it prints."""
     text = re.sub(r"\[([^\]@]*) @ 0x[0-9a-f]+\] ", r"[\1] ", bytes(messages[-2000:]).decode("utf-8", "replace"))
+    text = re.sub(r"\[(?:info|warning|error|fatal|panic)\] ", "", text)
     return printable("; ".join(line.strip() for line in text.splitlines()[-3:] if line.strip()))
 
 
@@ -5349,6 +5896,15 @@ def rehearse_encode(tools: Tools, target: Target) -> None:
         messages = tools.run([tools.ffmpeg, *QUIET, *input_arguments(path, target.form.demuxer), "-f", "null", "-"], 1)
         if messages or not file_size(path):
             raise Refusal(Reason.TOOL_FAILED, messages or "it wrote nothing")
+
+
+def is_broken(tools: Tools, target: Target) -> bool:
+    """Whether ffmpeg fails at a sound of our own too, so that its failure says nothing of a recording."""
+    try:
+        rehearse_encode(tools, target)
+    except Refusal:
+        return True
+    return False
 
 
 def command_demo(config: Config, report: Report) -> None:

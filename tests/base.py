@@ -80,10 +80,11 @@ class LibraryCase(unittest.TestCase):
         target.write_text(json.dumps(document, ensure_ascii=False, **style), encoding="utf-8")
         return target
 
-    def add_session(self, folder: str = "2025-10-27", name: str = "14-30-45", chunks: int = 2) -> list[Path]:
-        """A recording of real chunks with one sidecar beside each, every one listing all chunks, and its index entry."""
+    def add_session(self, folder: str = "2025-10-27", name: str = "14-30-45", chunks: int = 2, first: int = 0) -> list[Path]:
+        """A recording of real chunks with one sidecar beside each, every one listing all chunks, and its index entry. They are
+        chunk_0, whose peaks exceed full scale, and chunk_1 in turn, from `first`."""
         names = [f"{name}-chunk-{number + 1}.webm" for number in range(chunks)]
-        paths = [self.add(f"chunk_{number % 2}", f"{folder}/{chunk}") for number, chunk in enumerate(names)]
+        paths = [self.add(f"chunk_{(number + first) % 2}", f"{folder}/{chunk}") for number, chunk in enumerate(names)]
         for chunk in names:
             self.add_json(f"{folder}/{chunk[:-5]}.json", sidecar(f"{folder}T{name}", names), indent=2)
         entry = index_entry(f"{folder}T{name}", sum(path.stat().st_size for path in paths), chunks)
@@ -136,7 +137,7 @@ class LibraryCase(unittest.TestCase):
             f"#!{sys.executable}\n"
             "import os, re, signal, subprocess, sys, time\n"
             f"args, real = sys.argv[1:], {FFMPEG!r}\n"
-            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\d+\\.(opus|m4a|mp3)', a)]\n"
+            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\d+\\.(opus|m4a)', a)]\n"
             "outputs = [path for path in media if args[args.index('file:' + path) - 1] != '-i']\n"
             f"{body}\n"
         )
@@ -211,8 +212,8 @@ def index_entry(id_: str, size: int, chunks: int = 1) -> dict[str, Any]:
 
 
 def decode(path: Path, rate: int = 4000) -> bytes:
-    """A media file as 16-bit mono samples."""
-    command = [FFMPEG, "-v", "error", "-nostdin", "-i", f"file:{path}", "-af", "aresample=async=1:first_pts=0", "-ac", "1"]
+    """A media file as 16-bit mono samples: every one that a plain decode gives, whatever its timestamps say."""
+    command = [FFMPEG, "-v", "error", "-nostdin", "-i", f"file:{path}", "-af", "asetpts=N/SR/TB", "-ac", "1"]
     return subprocess.run([*command, "-ar", str(rate), "-f", "s16le", "-"], capture_output=True, check=True).stdout
 
 

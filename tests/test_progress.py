@@ -68,7 +68,7 @@ class ProgressCase(FaultCase):
 
 class OnATerminal(ProgressCase):
     def test_one_long_recording_moves_and_the_time_left_is_right(self) -> None:
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         written = self.on_terminal(env=self.slow(0.24, 0.06))
         percents = self.percents(written)
         self.assertGreater(len([each for each in percents if 0 < each < 100]), 3, written)
@@ -80,12 +80,12 @@ class OnATerminal(ProgressCase):
                 self.assertAlmostEqual(left, 3.0 * (1 - share / 100), delta=1.3, msg=written)
 
     def test_it_shows_the_sizes_and_the_speed(self) -> None:
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         bars = self.bars(self.on_terminal(env=self.slow(0.06, 0.06)))
         self.assertRegex(bars[-1], r"^[01]/1  \d+ %  0\.\d\d MB -> 0\.\d\d MB  \d+ x realtime")
 
     def test_no_line_is_wider_than_the_terminal_even_when_it_changes(self) -> None:
-        self.add("chunk_0", "日本語の録音.webm")
+        self.add("chunk_1", "日本語の録音.webm")
         written = self.on_terminal(columns=80, then=40, env=self.slow(0.2, 0.02))
         bars = self.bars(written)
         self.assertLess(len(bars[-1]), 40)
@@ -97,7 +97,7 @@ class OnATerminal(ProgressCase):
                 self.assertLess(len(bar), columns)
 
     def test_nothing_of_it_is_left_on_the_last_lines(self) -> None:
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         written = self.on_terminal("-v")
         last = written.rindex("\033[J")
         self.assertEqual(self.bars(written[last:]), [])
@@ -105,7 +105,7 @@ class OnATerminal(ProgressCase):
             self.assertRegex(written, re.escape(bar) + r"\r\033\[J", "each is cleared before anything else is written")
 
     def test_a_dumb_terminal_gets_plain_lines(self) -> None:
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         self.drive("program.PROGRESS_PAUSE = {True: 0.0, False: 1e9}")
         written = self.on_terminal(env={"TERM": "dumb"})
         self.assertTrue(self.bars(written))
@@ -113,29 +113,29 @@ class OnATerminal(ProgressCase):
         self.assertNotIn("\r", written.replace("\r\n", ""))
 
     def test_no_colour_is_ever_used_and_no_progress_is_none(self) -> None:
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         self.assertNotRegex(self.on_terminal("-n", env={"NO_COLOR": "1"}), r"\033\[[\d;]*m")
         for flag in ("--no-progress", "--quiet"):
-            self.add("chunk_0", f"{flag}.webm")
+            self.add("chunk_1", f"{flag}.webm")
             self.assertEqual(self.bars(self.on_terminal(flag)), [])
 
 
 class WithoutATerminal(ProgressCase):
     def test_a_line_comes_every_few_minutes_and_only_then(self) -> None:
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         self.assertEqual(self.run_cli().err, "")
         self.drive("program.PROGRESS_PAUSE = {True: 1e9, False: 0.0}")
-        self.add("chunk_0", "b.webm")
+        self.add("chunk_1", "b.webm")
         err = self.run_cli("--json").err
         self.assertEqual(self.bars(err), err.splitlines())
         self.assertTrue(err)
-        self.add("chunk_0", "c.webm")
+        self.add("chunk_1", "c.webm")
         self.assertEqual(self.run_cli("--no-progress").err, "")
         self.assertGreaterEqual(program.PROGRESS_PAUSE[False], 120)
 
     def test_asked_for_it_says_more(self) -> None:
         self.drive("program.PROGRESS_PAUSE = {True: 0.0, False: 1e9}")
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         self.assertTrue(self.bars(self.run_cli("--progress").err))
 
     def test_what_is_kept_does_not_count_as_audio_done(self) -> None:
@@ -144,7 +144,7 @@ class WithoutATerminal(ProgressCase):
             size = (RECORDINGS / f"{name}.webm").stat().st_size
             source = program.Source("a.webm", program.Identity(0, 0, size, 0))
             work = program.Work(source, program.Session("", [], []), program.Target("opus", 96_000), "", True)
-            work.probe = program.Probe("matroska", "opus", 1, {}, 20.0, 0.0)
+            work.probe = program.Probe("matroska", "opus", 1, 48_000, {}, 960_000, (), 20.0)
             work.reason = program.Reason.LOW_BIT_RATE if kept else None
             pace.add(work, 5.0)
         self.assertEqual((pace.total, pace.through, pace.left), (20.0, 5.0, 15.0))

@@ -21,7 +21,7 @@ class TierCase(LibraryCase):
         """Every recording of the library was last modified so many days ago."""
         then = time.time() - days * DAY
         for path in self.library.rglob("*"):
-            if path.suffix in (".webm", ".opus", ".m4a", ".mp3"):
+            if path.suffix in (".webm", ".opus", ".m4a"):
                 os.utime(path, (then, then))
 
     def compressed(self, days: float, *options: str) -> dict[str, int]:
@@ -74,7 +74,7 @@ class AgeDecides(TierCase):
         self.assertLess(sum(third.values()), 0.8 * sum(second.values()))
 
     def test_a_dry_run_says_what_the_next_step_would_save(self) -> None:
-        self.add("chunk_0", "a.webm")
+        self.add("chunk_1", "a.webm")
         self.compressed(8)
         self.grow_older(31)
         before = self.files()

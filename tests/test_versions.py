@@ -18,7 +18,8 @@ class Versions(LibraryCase):
     def test_every_build_compresses_and_keeps_the_same_recordings_and_writes_the_same_sizes(self) -> None:
         if os.environ.get("CI"):
             self.assertGreaterEqual(len(BUILDS), 2, "CI must bring an old and a new ffmpeg")
-        sizes = [self.outcomes(build) for build in [*BUILDS, ""]]
+        # In batches, and with more cores than recordings, where each goes through three processes.
+        sizes = [self.outcomes(build, jobs) for build in [*BUILDS, ""] for jobs in ("1", "64")]
         for found in sizes:
             self.assertEqual({name for name, size in found.items() if size}, {f"{name}.webm" for name in COMPRESSED})
             self.assertEqual({name for name, size in found.items() if not size}, {f"{name}.webm" for name in KEPT})
@@ -26,21 +27,21 @@ class Versions(LibraryCase):
                 if size:
                     self.assertAlmostEqual(size / (sizes[0][name] or 1), 1, delta=0.03, msg=name)
 
-    def outcomes(self, build: str) -> dict[str, int]:
+    def outcomes(self, build: str, jobs: str) -> dict[str, int]:
         env = dict(os.environ)
         if build:
             tools = self.folder / f"tools-{abs(hash(build))}"
-            tools.mkdir()
-            (tools / "ffmpeg").symlink_to(Path(build).resolve())
+            if not tools.exists():
+                tools.mkdir()
+                (tools / "ffmpeg").symlink_to(Path(build).resolve())
             env["PATH"] = f"{tools}:{env['PATH']}"
         for path in self.library.iterdir():
             path.unlink()
         for name in [*COMPRESSED, *KEPT]:
             self.add(name, f"{name}.webm")
-        ran = self.run_cli("--json", "--retry", env=env)
+        ran = self.run_cli("--json", "--retry", "-j", jobs, env=env)
         self.assertEqual(ran.code, 0, ran.out + ran.err)
-        for suffix in ("m4a", "mp3"):
-            self.add("chunk_0", "chunk_0.webm")
-            other = self.run_cli("--json", "--retry", "--format", suffix, "--bitrate", "64k", "--only", "chunk_0.webm", env=env)
-            self.assertEqual(other.summary["compressed"], 1, other.out + other.err)
+        self.add("chunk_0", "chunk_0.webm")
+        other = self.run_cli("--json", "--retry", "--format", "m4a", "--bitrate", "64k", "--only", "chunk_0.webm", env=env)
+        self.assertEqual(other.summary["compressed"], 1, other.out + other.err)
         return {path: line["compressed_size"] for path, line in ran.outcomes.items()}
