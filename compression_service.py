@@ -97,8 +97,11 @@ DAY = 86_400  # seconds
 
 OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 LEVEL_RATE = 4_000  # Hz; enough of the voice band to tell recordings apart, a twelfth of the samples to compare
+LEVEL_FILTER = f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=flt"  # every sample, whatever its timestamp
+LEVEL_OUTPUT = ("-c:a", "pcm_f32le", "-f", "f32le")
+LEVEL_BYTES = 4  # a sample
 LEVEL_WINDOW = 2_000  # samples, half a second: one lost word changes a window, one lost packet does not hide in it
-LEVEL_FLOOR = 6.0 / 32768  # of full scale, -75 dBFS: below it rounding to 16 bits outweighs the signal
+LEVEL_FLOOR = 6.0 / 32768  # of full scale, -75 dBFS: below it is what a codec adds, and rounding to the 16 bits of most sources
 LEVEL_TOLERANCE_DB = 3.0  # the worst good copy of all browsers, versions and formats differed by 1.06 dB
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another recording has about 0
 QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: below it a codec may leave a channel to the other
@@ -175,7 +178,7 @@ class Format(NamedTuple):
 FORMATS = {
     # At any other rate than its own, ffmpeg before 4.2 reckons the pre-skip wrong by some samples.
     "opus": Format(
-        ".opus", "ogg", "ogg", "opus", "libopus", ("-vbr", "constrained", "-ar", "48000"), 0.968, 250, 0.0, (6_000, 510_000)
+        ".opus", "ogg", "ogg", "opus", "libopus", ("-vbr", "constrained", "-ar", "48000"), 0.997, 250, 0.0, (6_000, 510_000)
     ),
     "m4a": Format(".m4a", "ipod", "mov", "aac", "aac", ("-movflags", "+faststart"), 1.03, 1_200, 0.05, (16_000, 512_000)),
 }
@@ -449,21 +452,6 @@ class Session:
         return [sidecar.policy for sidecar in self.sidecars if sidecar.policy is not None]
 
 
-class SampleFormat(NamedTuple):
-    """A form of samples, as its users call it: ffmpeg's filters, codecs and muxers, and Python's arrays."""
-
-    filter: str
-    codec: str
-    muxer: str
-    array: str
-    full_scale: int
-
-
-# 16 bits make copies 3 to 5 % smaller than float, as silence then stays silence; only float holds peaks above full scale.
-SHORT_SAMPLES = SampleFormat("s16", "pcm_s16le", "s16le", "h", 32768)
-FLOAT_SAMPLES = SampleFormat("flt", "pcm_f32le", "f32le", "f", 1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """What is in an audio file, from its packets alone.
@@ -512,11 +500,6 @@ class Probe:
         """kbit/s, from payload and packets; no header carries it."""
         return self.payload * 8 / 1000 / self.audio_seconds if self.samples else 0.0
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether its samples do not fit into 16 bits, so that its peaks would be clipped there or its detail lost."""
-        return self.codec in ("pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le")
-
 
 @dataclasses.dataclass(eq=False)
 class Work:
@@ -530,7 +513,6 @@ class Work:
     replaces: Optional[Identity] = None  # the earlier copy that it is to take the place of
     first_size: int = 0  # bytes of the recording as the browser wrote it
     chapters: Sequence[str] = ()  # as tags in Ogg
-    is_loud: bool = False  # whether its decode exceeds full scale, so that it must not pass through 16 bits
     is_doubtful: bool = False  # whether the copy that it replaces must first prove to be one of this source
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes
@@ -555,11 +537,6 @@ class Work:
         """What is in its source, once that has been looked into."""
         assert self.probe
         return self.probe
-
-    @property
-    def samples(self) -> SampleFormat:
-        """How samples are held on their way from its source to its copy, and where the two are compared."""
-        return FLOAT_SAMPLES if self.is_loud or self.found.is_wide else SHORT_SAMPLES
 
     @property
     def size_before(self) -> int:
@@ -1459,7 +1436,7 @@ def space_needed(work: Work) -> int:
     """Bytes of disk that one recording may take in staging: its copy, and two level files of two channels at most."""
     seconds = work.source.guessed_seconds
     copy = max(work.source.size, round(seconds * work.target.bitrate / 8))
-    return round(copy + seconds * 2 * 2 * 2 * LEVEL_RATE)
+    return round(copy + seconds * 2 * 2 * LEVEL_BYTES * LEVEL_RATE)
 
 
 # --------------------------------------------------------------------------------------------------------- scan
@@ -2467,7 +2444,7 @@ class Transcoder:
                 self.guard(work, self.finish_copy)
         self.divide(works, self.verify)
         for work in works:
-            for suffix in (".source", ".copy", ".before", PEAKS):
+            for suffix in (".source", ".copy", ".before"):
                 self.staging.discard(self.levels(work, suffix))
             if not work.proven:
                 self.staging.discard(work.staged)
@@ -2518,15 +2495,7 @@ class Transcoder:
             work.chapters = parse_chapters("\n".join(lines))
 
     def encode(self, works: list[Work]) -> None:
-        """One decode of each source, into its copy and its level file; once more in float where peaks exceed full scale."""
-        self.encode_once(works)
-        loud = [work for work in works if self.is_clipped(work)]
-        for work in loud:
-            work.is_loud = True
-        if loud:
-            self.encode_once(loud)
-
-    def encode_once(self, works: list[Work]) -> None:
+        """One decode of each source, into its copy and its level file."""
         arguments: list[str] = []
         for work in works:
             arguments += input_arguments(self.path(work), work.found.demuxer)
@@ -2548,10 +2517,6 @@ class Transcoder:
         if not is_broken(self.tools, work.target):
             raise Refusal(Reason.DAMAGED, f"ffmpeg cannot decode it ({refusal.detail})") from None
 
-    def is_clipped(self, work: Work) -> bool:
-        """Whether its source has peaks above full scale, which its copy does not have yet."""
-        return file_size(self.levels(work, PEAKS)) > 0 and work.samples is SHORT_SAMPLES
-
     def pipe(self, works: list[Work]) -> None:
         """Decode one recording, encode it and decode the copy in three processes at once: 0.7 of the time of one process that does
         no more than transcode, where one step after the other takes 1.3. If anything is wrong, one after the other is to tell."""
@@ -2561,7 +2526,7 @@ class Transcoder:
             return
         ffmpeg, copy = [self.tools.ffmpeg, *QUIET], self.levels(work, ".copy")
         source = input_arguments(self.path(work), work.found.demuxer)
-        decode = source + encode_arguments(0, work, self.levels(work, ".source"), piped_arguments(work))
+        decode = source + encode_arguments(0, work, self.levels(work, ".source"), PIPED)
         layout = {1: "mono", 2: "stereo"}[work.found.channels]
         encode = [
             "-thread_queue_size",
@@ -2578,16 +2543,12 @@ class Transcoder:
             *tag_arguments(1, work),
         ]
         encode += ["-af", f"aformat=channel_layouts={layout}", *encoder_arguments(work), "pipe:1"]
-        verify = ["-f", work.target.form.demuxer, "-i", "pipe:0", *level_arguments(0, copy, work)]
+        verify = ["-f", work.target.form.demuxer, "-i", "pipe:0", *level_arguments(0, copy)]
         commands = [[*ffmpeg, *arguments] for arguments in (decode, encode, verify)]
         try:
-            work.decoded = self.tools.pipe(commands, work.found.timeline, work.staged, self.staging.folder)
-            if not self.is_clipped(work):
-                return
+            work.decoded = self.tools.pipe(commands, work.found.timeline, work.staged)
         except (Refusal, OSError):
-            pass
-        work.decoded = ""
-        self.encode(works)
+            self.encode(works)
 
     def listens(self, work: Work) -> bool:
         """Whether its copy is decoded: always where one was there already that may be anything."""
@@ -2602,7 +2563,7 @@ class Transcoder:
             return work.seconds
         encoded = heard = work.probe.timeline * file_size(work.staged or "") / (work.estimate or 1)
         if self.listens(work):
-            second = LEVEL_RATE * work.found.channels * array.array(work.samples.array).itemsize
+            second = LEVEL_RATE * work.found.channels * LEVEL_BYTES
             encoded, heard = (file_size(self.levels(work, suffix)) / second for suffix in (".source", ".copy"))
         share = ENCODE_SHARE.get(work.target.format, 0.87)
         return min(work.probe.timeline, share * encoded + (1 - share) * heard)
@@ -2610,7 +2571,7 @@ class Transcoder:
     def run(self, arguments: Sequence[str], works: Sequence[Work], on_message: Reason) -> None:
         seconds = sum(work.probe.timeline for work in works if work.probe)
         options = LENIENT if any(work.found.ends_oddly for work in works) else QUIET
-        messages = self.tools.run([self.tools.ffmpeg, *options, *arguments], seconds, folder=self.staging.folder)
+        messages = self.tools.run([self.tools.ffmpeg, *options, *arguments], seconds)
         if messages:
             raise Refusal(on_message, messages)
 
@@ -2637,7 +2598,7 @@ class Transcoder:
         for work, path, _ in copies:
             arguments += input_arguments(path, work.target.form.demuxer)
         for number, (work, _, suffix) in enumerate(copies):
-            arguments += level_arguments(number, self.levels(work, suffix), work)
+            arguments += level_arguments(number, self.levels(work, suffix))
         try:
             if copies:
                 self.run(arguments, [work for work, _, _ in copies], Reason.NOT_PROVEN)
@@ -2667,13 +2628,8 @@ def input_arguments(path: str, demuxer: str) -> list[str]:
     return [*SAFE_INPUT, "-f", demuxer, "-i", "file:" + path]
 
 
-PEAKS = ".peaks"  # what ffmpeg writes where a source exceeds full scale: a file that else stays empty
-
-
-def piped_arguments(work: Work) -> list[str]:
-    """Samples on their way to another ffmpeg: NUT carries rate and channels with them, but not whether one channel is mono, which
-    ffmpeg would guess aloud."""
-    return ["-c:a", work.samples.codec, "-f", "nut", "pipe:1"]
+# NUT carries rate and channels with the samples, but not whether one channel is mono, which ffmpeg would guess aloud.
+PIPED = ("-c:a", "pcm_f32le", "-f", "nut", "pipe:1")
 
 
 def encoder_arguments(work: Work) -> list[str]:
@@ -2722,27 +2678,19 @@ def timeline_filter(found: Probe) -> str:
 
 def encode_arguments(number: int, work: Work, levels: str, output: Sequence[str] = ()) -> list[str]:
     """Outputs for input `number`: the copy (or another `output`), and from the same decode, before any filter of ours, the
-    source's 4 kHz samples. Peaks above full scale are noted in a file beside those."""
+    source's levels. Nothing on the way is held in 16 bits, as decoders give peaks above full scale too."""
     if not work.staged:
-        return level_arguments(number, levels, work)
-    form, name = work.samples, os.path.basename(levels).partition(".")[0] + PEAKS  # in the folder that ffmpeg works in
+        return level_arguments(number, levels)
     graph = f"[{number}:a:0]asplit[a{number}][b{number}]"
-    graph += f";[a{number}]{timeline_filter(work.found)},aformat=sample_fmts={form.filter}[c{number}]"
-    graph += f";[b{number}]silencedetect=noise=1:duration=0.00001,ametadata=print:key=lavfi.silence_end:file={name}"
-    graph += f",{level_filter(work)}[d{number}]"
+    graph += f";[a{number}]{timeline_filter(work.found)},aformat=sample_fmts=flt[c{number}];[b{number}]{LEVEL_FILTER}[d{number}]"
     arguments = ["-filter_complex", graph, "-map", f"[c{number}]"]
     arguments += output or [*tag_arguments(number, work), *encoder_arguments(work), "file:" + work.staged]
-    return [*arguments, "-map", f"[d{number}]", "-c:a", form.codec, "-f", form.muxer, "file:" + levels]
+    return [*arguments, "-map", f"[d{number}]", *LEVEL_OUTPUT, "file:" + levels]
 
 
-def level_filter(work: Work) -> str:
-    return f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts={work.samples.filter}"
-
-
-def level_arguments(number: int, path: str, work: Work) -> list[str]:
-    """One output: input `number` decoded in full, as 4 kHz samples of all its channels."""
-    form = work.samples
-    return ["-map", f"{number}:a:0", "-af", level_filter(work), "-c:a", form.codec, "-f", form.muxer, "file:" + path]
+def level_arguments(number: int, path: str) -> list[str]:
+    """One output: input `number` decoded in full, as levels."""
+    return ["-map", f"{number}:a:0", "-af", LEVEL_FILTER, *LEVEL_OUTPUT, "file:" + path]
 
 
 # ------------------------------------------------------------------------------------------------------- verify
@@ -2813,8 +2761,8 @@ class Levels:
 def compare_audio(source_levels: str, copy_levels: str, work: Work, stop: Stop) -> None:
     """Compare what was decoded: the source with its own packets, then the copy with the source, in length and wave, window by
     window and channel by channel, with silence where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
-    found, form = work.found, work.samples
-    frame, scale = array.array(form.array).itemsize * found.channels, LEVEL_RATE / found.rate
+    found = work.found
+    frame, scale = LEVEL_BYTES * found.channels, LEVEL_RATE / found.rate
     silence = [(round(at * scale), round(length * scale)) for at, length in found.gaps]
     with Levels(source_levels, frame, silence) as source, Levels(copy_levels, frame) as copy:
         if abs(source.frames - found.samples * scale) > 1 + found.doubt * scale:
@@ -2826,23 +2774,22 @@ def compare_audio(source_levels: str, copy_levels: str, work: Work, stop: Stop) 
         # A tail of less than a fifth of a window belongs to the one before: alone it is too short to be measured.
         last = max(0, (expected - LEVEL_WINDOW // 5) // LEVEL_WINDOW)
         sizes = [LEVEL_WINDOW] * last + [2 * LEVEL_WINDOW]
-        sounds = [split_channels(source.read(sizes[0]), found.channels, form)]
+        sounds = [split_channels(source.read(sizes[0]), found.channels)]
         for number, frames in enumerate(sizes):
             if stop.requested:
                 raise Stopped
             if number < last:
-                sounds.append(split_channels(source.read(sizes[number + 1]), found.channels, form))
-            other = split_channels(copy.read(frames), found.channels, form)
-            now, floor = sounds[min(number, 1)], (LEVEL_FLOOR * form.full_scale) ** 2
-            around = max(mean_power(channel) for sound in sounds for channel in sound)
-            quiet = max(floor, FAINT * around, QUIET_CHANNEL * max(map(mean_power, now)))
+                sounds.append(split_channels(source.read(sizes[number + 1]), found.channels))
+            other = split_channels(copy.read(frames), found.channels)
+            now, around = sounds[min(number, 1)], max(mean_power(channel) for sound in sounds for channel in sound)
+            quiet = max(LEVEL_FLOOR**2, FAINT * around, QUIET_CHANNEL * max(map(mean_power, now)))
             for a, b in zip(now, other):
                 compare_window(a, b, quiet, max(quiet, QUIET_CHANNEL * around), number * LEVEL_WINDOW / LEVEL_RATE)
             sounds = sounds[-2:]
 
 
-def split_channels(levels: bytes, channels: int, form: SampleFormat) -> list[list[float]]:
-    samples: array.array[Any] = array.array(form.array, levels)
+def split_channels(levels: bytes, channels: int) -> list[list[float]]:
+    samples = array.array("f", levels)
     return [samples[at::channels].tolist() for at in range(channels)]
 
 
@@ -3748,7 +3695,7 @@ class Restore:
         work.probe = probe_file(original, self.tools)
         levels = [self.staging.path(next(self.staging.counter), ".levels") for _ in range(2)]
         arguments = [*input_arguments(original, work.probe.demuxer), *input_arguments(other, form.demuxer)]
-        arguments += [word for number in range(2) for word in level_arguments(number, levels[number], work)]
+        arguments += [word for number in range(2) for word in level_arguments(number, levels[number])]
         try:
             self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], work.probe.timeline)
             compare_audio(levels[0], levels[1], work, self.tools.stop)
@@ -4751,18 +4698,18 @@ class Tools:
         if encoders and form.encoder not in encoders:
             raise ToolMissingError(f"{self.ffmpeg} has no encoder {form.encoder}. {INSTALL_FFMPEG}")
 
-    def run(self, command: Sequence[str], seconds: float, on_line: Listener = None, folder: str = "/") -> str:
-        """Run a command in a folder, on `seconds` of audio, its output line by line to `on_line`. Returns what it says of the
+    def run(self, command: Sequence[str], seconds: float, on_line: Listener = None) -> str:
+        """Run a command that works on `seconds` of audio, its output line by line to `on_line`. Returns what it says of the
         recordings, empty if nothing. Raises Refusal if it failed or hung, Stopped if the run is to end."""
-        with self.starter(folder) as start:
+        with self.starter() as start:
             process = start(command, subprocess.PIPE if on_line else subprocess.DEVNULL)
             close(process.stdin)
             return self.listen([process], seconds, on_line)
 
-    def pipe(self, commands: Sequence[Sequence[str]], seconds: float, copy: str, folder: str) -> str:
+    def pipe(self, commands: Sequence[Sequence[str]], seconds: float, copy: str) -> str:
         """Run three commands at once: the output of the first goes into the second, that of the second into the file `copy` and
         the third. Returns the SHA-256 of what the third was given. Raises as `run` does, and Refusal for any message."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool, self.starter(folder) as start:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, self.starter() as start:
             third = start(commands[2], subprocess.DEVNULL)
             second = start(commands[1], subprocess.PIPE)
             first = start(commands[0], second.stdin)
@@ -4777,7 +4724,7 @@ class Tools:
             return digest.result()
 
     @contextlib.contextmanager
-    def starter(self, folder: str) -> Iterator[Callable[[Sequence[str], Any], Process]]:
+    def starter(self) -> Iterator[Callable[[Sequence[str], Any], Process]]:
         """What starts a process with its input open; whatever is left of those started is killed at the end."""
         processes: list[Process] = []
 
@@ -4789,7 +4736,7 @@ class Tools:
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                cwd=folder,
+                cwd="/",
                 env={**os.environ, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
             )
             processes.append(process)

@@ -58,7 +58,6 @@ key=$(for word; do
     case "$last $word" in
         "-i file:"*) cksum <"${word#file:}" ;;
         *" file:"*) ;;
-        *' ['*:file=*) printf '%s\\n' "${word%%:file=*}${word#*.peaks}" ;;
         *) printf '%s\\n' "$word" ;;
     esac
     last=$word
@@ -70,7 +69,6 @@ each() {
         case "$last $word" in
             "-i "*) ;;
             *" file:"*) number=$((number + 1)); "$copy" "${word#file:}" "$to/$number" || exit ;;
-            *' ['*:file=*) number=$((number + 1)) name=${word##*:file=}; "$copy" "${name%%,*}" "$to/$number" || exit ;;
         esac
         last=$word
     done

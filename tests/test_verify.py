@@ -140,22 +140,21 @@ class Wave(LibraryCase):
     def setUp(self) -> None:
         super().setUp()
         command = [FFMPEG, "-v", "error", "-nostdin", "-i", str(RECORDINGS / "ch_slices_concat.webm"), "-ac", "1"]
-        self.samples = subprocess.run([*command, "-ar", "4000", "-f", "s16le", "-"], capture_output=True, check=True).stdout
-        self.seconds = len(self.samples) / 2 / service.LEVEL_RATE
+        self.samples = subprocess.run([*command, "-ar", "4000", "-f", "f32le", "-"], capture_output=True, check=True).stdout
 
     def compare(self, copy: bytes, packets: int = 0, gaps: tuple[tuple[int, int], ...] = (), channels: int = 1) -> None:
         """`packets`: samples that the source's packets have, if not those that were decoded; `gaps` at 4 kHz."""
         paths = [self.folder / "source", self.folder / "copy"]
         for path, content in zip(paths, (self.samples, copy)):
             path.write_bytes(content)
-        rate, samples = service.LEVEL_RATE, packets or len(self.samples) // 2 // channels
+        rate, samples = service.LEVEL_RATE, packets or len(self.samples) // 4 // channels
         found = service.Probe("ogg", "opus", channels, rate, {}, samples, gaps, 0.0)
         service.compare_audio(str(paths[0]), str(paths[1]), work_of(found), service.Stop())
 
     def changed(self, begin: float, end: float, factor: float) -> bytes:
-        samples = array("h", self.samples)
+        samples = array("f", self.samples)
         for at in range(int(begin * service.LEVEL_RATE), int(end * service.LEVEL_RATE)):
-            samples[at] = int(samples[at] * factor)
+            samples[at] *= factor
         return samples.tobytes()
 
     def test_the_same_sound_passes(self) -> None:
@@ -174,17 +173,17 @@ class Wave(LibraryCase):
             self.compare(self.changed(3.6, 4.1, 0))
 
     def test_a_shift_of_a_fiftieth_of_a_second_is_noticed(self) -> None:
-        shift = 2 * service.LEVEL_RATE // 50
+        shift = 4 * service.LEVEL_RATE // 50
         with self.assertRaises(service.DifferentAudio):
             self.compare(self.samples[shift:] + self.samples[:shift])
 
     def test_a_shift_of_0_7_seconds_is_noticed(self) -> None:
-        shift = int(2 * service.LEVEL_RATE * 0.7)
+        shift = int(4 * service.LEVEL_RATE * 0.7)
         with self.assertRaises(service.DifferentAudio):
             self.compare(self.samples[shift:] + self.samples[:shift])
 
     def test_the_same_loudness_with_other_content_is_noticed(self) -> None:
-        samples = array("h", self.samples)
+        samples = array("f", self.samples)
         for at in range(0, len(samples) - 200, 200):
             samples[at : at + 200] = samples[at : at + 200][::-1]
         with self.assertRaisesRegex(service.DifferentAudio, "correlation"):
@@ -192,15 +191,15 @@ class Wave(LibraryCase):
 
     def test_a_copy_shorter_by_a_packet_is_noticed(self) -> None:
         with self.assertRaises(service.WrongLength):
-            self.compare(self.samples[: -2 * service.LEVEL_RATE // 50])
+            self.compare(self.samples[: -4 * service.LEVEL_RATE // 50])
 
     def test_a_source_that_did_not_decode_to_its_own_length_proves_nothing(self) -> None:
         with self.assertRaisesRegex(service.WrongLength, "by the source's packets"):
-            self.compare(self.samples, packets=len(self.samples) // 2 + 4_000)
+            self.compare(self.samples, packets=len(self.samples) // 4 + 4_000)
 
     def test_silence_has_to_be_where_the_source_has_a_gap_and_nowhere_else(self) -> None:
         at, length = 12_000, 4_000
-        right = self.samples[: 2 * at] + bytes(2 * length) + self.samples[2 * at :]
+        right = self.samples[: 4 * at] + bytes(4 * length) + self.samples[4 * at :]
         self.compare(right, gaps=((at, length),))
         for other in (at - 2_400, at + 2_400):
             with self.assertRaises(service.DifferentAudio):
@@ -209,7 +208,7 @@ class Wave(LibraryCase):
             self.compare(right)
 
     def test_a_tenth_of_a_second_cut_and_filled_in_elsewhere_is_noticed(self) -> None:
-        tenth = 2 * service.LEVEL_RATE // 10
+        tenth = 4 * service.LEVEL_RATE // 10
         for cut, filled in ((10, 30), (30, 10), (10, 18)):
             kept = self.samples[: cut * tenth] + self.samples[(cut + 1) * tenth :]
             with self.subTest(cut=cut, filled=filled), self.assertRaises(service.DifferentAudio):
@@ -221,11 +220,11 @@ class Channels(Wave):
 
     def setUp(self) -> None:
         super().setUp()
-        self.left = array("h", self.samples)
-        self.right = array("h", [*self.left[3_000:], *self.left[:3_000]])  # another sound, as loud
+        self.left = array("f", self.samples)
+        self.right = self.left[3_000:] + self.left[:3_000]  # another sound, as loud
 
     def stereo(self, left: Iterable[float], right: Iterable[float]) -> bytes:
-        return array("h", [int(sample) for pair in zip(left, right) for sample in pair]).tobytes()
+        return array("f", [sample for pair in zip(left, right) for sample in pair]).tobytes()
 
     def refused(self, source: bytes, *copies: bytes) -> None:
         self.samples = source
