@@ -237,10 +237,10 @@ program.shutil.disk_usage = usage""")
         self.assert_compressed(paths[0])
 
     def test_room_for_one_batch_is_enough_for_a_library_larger_than_the_room(self) -> None:
-        self.disk(5 << 20)
-        paths = self.recordings(17, "ch_mp4mime_10s")
+        self.disk(6 << 20)
+        paths = self.recordings(20, "ch_mp4mime_10s")
         size = sum(len(content) for content in self.files().values())
-        free = shutil.disk_usage(self.library).free if self.mounted else (5 << 20) - size
+        free = shutil.disk_usage(self.library).free if self.mounted else (6 << 20) - size
         self.assertLess(free, size)
         self.assert_finishes(paths)
 
