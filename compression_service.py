@@ -97,10 +97,14 @@ DAY = 86_400  # seconds
 
 OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 LEVEL_RATE = 4_000  # Hz; enough of the voice band to tell recordings apart, a twelfth of the samples to compare
-LEVEL_FILTER = f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=flt"  # every sample, whatever its timestamp
+# Every sample, whatever its timestamp; encoders take out what is constant, a sound card's offset.
+LEVEL_FILTER = f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=fltp,highpass=f=30,aformat=sample_fmts=flt"
 LEVEL_OUTPUT = ("-c:a", "pcm_f32le", "-f", "f32le")
 LEVEL_BYTES = 4  # a sample
 LEVEL_WINDOW = 2_000  # samples, half a second: one lost word changes a window, one lost packet does not hide in it
+LEVEL_PART = 200  # samples, 50 ms: a word's end that is lost for a tenth of a second hides in half a second
+LEVEL_EDGE = 240  # samples, 60 ms: the longest packet of an encoder, so how far a sound may spread
+LOST_PART = 0.1  # of the power of half a second: what is louder is looked at, and lost where less than a twentieth of it is left
 LEVEL_FLOOR = 6.0 / 32768  # of full scale, -75 dBFS: below it is what a codec adds, and rounding to the 16 bits of most sources
 LEVEL_TOLERANCE_DB = 3.0  # the worst good copy of all browsers, versions and formats differed by 1.06 dB
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another recording has about 0
@@ -113,7 +117,7 @@ GAP_SECONDS = 0.1  # a jump in timestamps from here on is filled with silence; l
 LONGEST_LEAD = 10.0  # seconds of silence before a late first packet; a clock that begins later does not begin with the recording
 LARGEST_STEP_BACK = 1.0  # seconds; timestamps that overlap by more are no backlog of a frozen tab but damage
 MOST_GAPS = 1000  # each is a term of an expression that ffmpeg evaluates for every frame
-MAX_SILENCE = 600.0  # seconds of gaps accepted in any recording; beyond, no more than there is audio
+MAX_SILENCE = 600.0  # seconds of gaps: ffmpeg makes each as one frame, which takes a megabyte of memory a second in stereo
 SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
 
 SILENT_PACKET = 4.54  # bytes for 20 ms of silence in Ogg Opus: a packet of 3, its lacing, its share of a page header
@@ -226,6 +230,7 @@ class Reason(enum.Enum):
     FORM = (Action.KEPT, "a form upload saved with its headers; the recording in it begins at byte {}")
     SEVERAL_STREAMS = (Action.KEPT, "several streams, of which a copy would keep one: {}")
     APPENDED = (Action.KEPT, "several recordings appended in one file, of which ffmpeg would keep the first: {}")
+    GAPS = (Action.KEPT, "its timestamps leave more without audio than is filled with silence: {}")
     TRUNCATED = (Action.KEPT, "truncated: {}")
     DAMAGED = (Action.KEPT, "damaged: {}")
     LOW_BIT_RATE = (Action.KEPT, "already small: {}")
@@ -1704,6 +1709,8 @@ class OpusHead(NamedTuple):
         if not head.startswith(b"OpusHead") or len(head) < 19:
             raise Refusal(Reason.DAMAGED, "its Opus header is not one (RFC 7845, section 5.1)")
         check_channels(head[9])
+        if head[18] > 1:
+            raise Refusal(Reason.CODEC, f"Opus whose channels have no layout (mapping family {head[18]})")
         return cls(head[9], int.from_bytes(head[10:12], "little"))
 
 
@@ -1736,6 +1743,7 @@ class Timeline:
         self.rate, self.pre_skip = rate, pre_skip
         self.packets: Counter[tuple[int, int]] = Counter()  # by (bytes, samples)
         self.samples = 0  # of all packets
+        self.last = 0  # samples of the last packet
         self.trimmed = 0  # samples at the end that a decoder drops
         self.silence = 0  # samples, of all gaps
         self.gaps: list[tuple[int, int]] = []
@@ -1757,8 +1765,13 @@ class Timeline:
         if self.overlap > LARGEST_STEP_BACK:
             raise Refusal(Reason.DAMAGED, f"its timestamps step back by {-step:.1f} s at {self.end:.1f} s")
         self.packets[size, samples] += 1
+        self.last = samples
         self.samples += samples
         self.end = seconds + samples / self.rate
+
+    def trim(self, samples: int) -> None:
+        """What a decoder drops of the last packet; where it is told to drop more than that, ffmpeg drops nothing."""
+        self.trimmed += samples if samples <= self.last else 0
 
     def add_gap(self, seconds: float) -> None:
         written = (self.samples + self.silence) / self.rate
@@ -1766,7 +1779,7 @@ class Timeline:
         if length <= 0:  # what came before ran ahead of its stamps
             return
         if len(self.gaps) == MOST_GAPS:
-            raise Refusal(Reason.DAMAGED, f"its timestamps have more than {MOST_GAPS} gaps by {seconds:.1f} s")
+            raise Refusal(Reason.GAPS, f"more than {MOST_GAPS} gaps by {seconds:.1f} s")
         self.gaps.append((max(0, self.samples - self.pre_skip), length))
         self.silence += length
 
@@ -1774,7 +1787,9 @@ class Timeline:
         """Raises Refusal where there was not one packet."""
         if self.origin is None:
             raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
-        samples = max(0, self.samples - self.pre_skip - self.trimmed)
+        samples = self.samples - self.pre_skip - self.trimmed
+        if samples <= 0:
+            raise Refusal(Reason.NO_AUDIO, "a decoder is told to skip all that it holds")
         gaps = tuple(self.gaps)
         return Probe(demuxer, codec, channels, self.rate, self.packets, samples, gaps, self.end, self.overlap, doubt)
 
@@ -1864,6 +1879,7 @@ class MatroskaWalk:
         self.header_seconds = 0.0
         self.cluster = 0  # ticks
         self.has_chapters = False
+        self.doubt = 0  # samples
         self.ends = [(0, -1)]  # (identity, offset of its end) of the elements around the position; -1: unknown
 
     def probe(self) -> Probe:
@@ -1882,7 +1898,7 @@ class MatroskaWalk:
         if self.header_seconds > self.timeline.end + 1.0:
             lacks = f"its header says {self.header_seconds:.1f} s, but it ends at {self.timeline.end:.1f} s"
             raise Refusal(Reason.TRUNCATED, lacks)
-        found = self.timeline.probe("matroska", self.codec, self.channels)
+        found = self.timeline.probe("matroska", self.codec, self.channels, self.doubt)
         return dataclasses.replace(found, has_chapters=self.has_chapters)
 
     def step(self, offset: int) -> int:
@@ -1902,7 +1918,7 @@ class MatroskaWalk:
             self.cluster = int.from_bytes(self.window.at(body, min(size, 8)), "big")
         elif identity == self.DISCARD_PADDING:  # nanoseconds that the decoder drops of this block
             padding = int.from_bytes(self.window.at(body, min(size, 8)), "big", signed=True)
-            self.timeline.trimmed += round(abs(padding) * self.padding_rate / 1e9)
+            self.timeline.trim(round(abs(padding) * self.padding_rate / 1e9))
         elif identity == self.TRACKS:
             self.read_tracks(self.window.at(body, min(size, PROBE_WINDOW)))
         elif identity == self.INFO:
@@ -2024,8 +2040,7 @@ class MatroskaWalk:
         if name == b"A_OPUS":
             self.codec, (self.channels, pre_skip) = "opus", OpusHead.parse(track.get(0x63A2, b""))
             delay = round(int.from_bytes(track.get(0x56AA, b""), "big") * OPUS_RATE / 1e9)  # CodecDelay, in nanoseconds
-            if delay and abs(delay - pre_skip) > 1:  # ffmpeg 9 follows the one, ffmpeg 5 the other
-                raise Refusal(Reason.DAMAGED, f"decoders are told to skip {delay} samples at its start, and {pre_skip} as well")
+            self.doubt = abs(delay - pre_skip) if delay else 0  # ffmpeg 9 follows the one, ffmpeg 5 the other
             self.timeline = Timeline(OPUS_RATE, pre_skip)
             return
         bits = int.from_bytes(audio.get(0x6264, b""), "big")
@@ -2159,6 +2174,8 @@ def add_ogg_packets(
     begin = page.granule - sum(samples)
     if is_last:
         timeline.trimmed = max(0, (position or 0) - begin)
+        if timeline.trimmed > sum(samples):
+            raise Refusal(Reason.DAMAGED, f"its last page ends before the page before it, after {timeline.end:.1f} s")
         begin += timeline.trimmed
     for (_, size, _), length in zip(packets, samples):
         timeline.add(begin / OPUS_RATE, length, size)
@@ -2199,7 +2216,7 @@ def walk_wav(window: Window) -> Probe:
         offset = body + size + size % 2
     if not is_open and abs(riff + 8 - window.size) > 1:  # a last padding byte may be counted or not
         raise Refusal(Reason.DAMAGED, f"its header says {riff + 8} bytes, it has {window.size}")
-    return dataclasses.replace(probe_pcm(fmt, sizes.get(b"data", 0)), ends_oddly=is_open)
+    return dataclasses.replace(probe_pcm(fmt, sizes.get(b"data", 0)), has_chapters=b"cue " in sizes, ends_oddly=is_open)
 
 
 def find_in(window: Window, offset: int, pattern: re.Pattern[bytes]) -> Optional[int]:
@@ -2233,6 +2250,8 @@ def probe_pcm(fmt: bytes, size: int) -> Probe:
 MP4_TOP = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"mfra", b"sidx", b"uuid", b"meta", b"pdin",
            b"prft", b"emsg"}  # fmt: skip
 MP4_CODECS = {b"Opus": "opus", b"mp4a": "aac"}
+# Samples that a packet may have (RFC 6716, table 2; ISO/IEC 14496-3, 4.5.1.1 and its low-delay and SBR variants).
+MP4_FRAMES = {"opus": (120, 240, 480, 960, 1920, 2880, 3840, 4800, 5760), "aac": (1024, 2048, 960, 1920, 512, 480)}
 
 
 def mp4_boxes(window: Window) -> Iterator[tuple[bytes, int, int]]:
@@ -2280,7 +2299,7 @@ def probe_mp4(window: Window, path: str, tools: Tools) -> Probe:
     channels = head.channels if head else listing.channels
     check_channels(channels)
     # How an AAC decoder starts and ends differs by a frame or two, and so does what edit lists leave out.
-    found = listing.timeline.probe("mov", listing.codec, channels, doubt=2 * listing.longest)
+    found = listing.timeline.probe("mov", listing.codec, channels, doubt=2 * listing.usual)
     tables = sample_sizes(header)  # where there are none, fragments say it, and ffmpeg has listed them
     missing = media - (sum(tables) if any(tables) else found.payload)
     if any(tables) and found.payload not in tables:
@@ -2318,7 +2337,7 @@ def list_packets(path: str, pre_skip: int, tools: Tools) -> FramecrcListing:
         raise Refusal(Reason.CODEC, foreign[1])
     if messages:
         raise Refusal(Reason.DAMAGED, messages)
-    listing.release()
+    listing.finish()
     return listing
 
 
@@ -2333,29 +2352,31 @@ class FramecrcListing:
         self.has_chapters = False
         self.tick = 1 / OPUS_RATE
         self.timeline = Timeline(OPUS_RATE, pre_skip)
-        self.held: Optional[tuple[int, int, int]] = None  # pts, duration in ticks, bytes of the packet before
-        self.usual = self.longest = 0  # samples in a packet
+        self.stamps, self.durations, self.sizes = array.array("q"), array.array("q"), array.array("q")  # ticks, ticks, bytes
+        self.usual = 0  # samples in a packet
 
     def add(self, line: str) -> None:
         fields = line.split(",")
         if line.startswith("#"):
             self.header(line)
         elif len(fields) >= 6 and fields[0] in self.media:
-            pts, duration, size = (int(field) for field in fields[2:5])
-            self.release(pts)
-            self.held = pts, duration, size
+            for column, field in zip((self.stamps, self.durations, self.sizes), fields[2:5]):
+                column.append(int(field))
 
-    def release(self, next_pts: Optional[int] = None) -> None:
-        """Count the packet held back until the next one tells how long it lasts: ffmpeg before 6 gives none in fragmented MP4."""
-        if self.held:
-            pts, duration, size = self.held
-            if not self.timeline.packets:  # an edit list tells by a negative stamp what decoders drop
-                self.timeline.pre_skip = max(self.timeline.pre_skip, round(-pts * self.tick * self.timeline.rate))
-            step = next_pts - pts if next_pts is not None else 0
-            ticks = duration or (step if 0 < step * self.tick <= GAP_SECONDS else 0)
-            self.usual = round(ticks * self.tick * self.timeline.rate) or self.usual
-            self.longest = max(self.longest, self.usual)
-            self.timeline.add(pts * self.tick, self.usual, size)
+    def finish(self) -> None:
+        """Count the packets. How long one plays is its codec's to say, not its stamps', which jitter, leave gaps and overlap; and
+        ffmpeg before 6 gives no durations at all in fragmented MP4."""
+        scale = self.tick * self.timeline.rate
+        steps = sorted(after - pts for pts, after in zip(self.stamps, self.stamps[1:])) or [
+            self.durations[0] if self.durations else 0
+        ]
+        frames = MP4_FRAMES.get(self.codec, (1024,))
+        self.usual = min(frames, key=lambda frame: abs(frame - steps[len(steps) // 2] * scale))
+        if self.stamps:  # an edit list tells by a negative stamp what decoders drop
+            self.timeline.pre_skip = max(self.timeline.pre_skip, round(-self.stamps[0] * scale))
+        for pts, duration, size in zip(self.stamps, self.durations, self.sizes):
+            told = round(duration * scale)
+            self.timeline.add(pts * self.tick, told if self.codec == "opus" and told in frames else self.usual, size)
 
     def header(self, line: str) -> None:
         match = re.match(r"#(\w+) (\d+): *(\S+)", line)
@@ -2400,9 +2421,8 @@ def decide(found: Probe, size: int, recorded: Optional[float], target: Target, m
     `recorded` is the length in seconds that its sidecar gives, if any. Pure: no clock, no disk.
     """
     silence = found.silence / found.rate
-    if silence > max(MAX_SILENCE, found.audio_seconds):
-        leave = f"its timestamps leave {silence:.0f} s of silence around {found.audio_seconds:.1f} s of audio"
-        raise Refusal(Reason.DAMAGED, leave)
+    if silence > MAX_SILENCE:
+        raise Refusal(Reason.GAPS, f"{silence:.0f} s around {found.audio_seconds:.1f} s of audio")
     # A record more than twice as long is about something else: paused time, or all chunks together.
     lasts = max(found.end, found.timeline)
     if recorded and recorded / 2 < lasts < recorded - max(1.0, recorded * SHORTFALL):
@@ -2672,8 +2692,10 @@ def timeline_filter(found: Probe) -> str:
     that begins late would be put before it; frames are indivisible, and none is shorter than 2.5 ms.
     """
     early = found.rate // 1000
-    gaps = "".join(f"+{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)
-    return f"asetpts='(N{gaps})/SR/TB',aresample=async=1:min_hard_comp=0.0005:first_pts=0"
+    terms = ["N", *(f"{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)]
+    while len(terms) > 1:  # a tree: ffmpeg parses no more than a hundred terms in a row
+        terms = ["(" + "+".join(terms[at : at + 50]) + ")" for at in range(0, len(terms), 50)]
+    return f"asetpts='({terms[0]})/SR/TB',aresample=async=1:min_hard_comp=0.0005:first_pts=0"
 
 
 def encode_arguments(number: int, work: Work, levels: str, output: Sequence[str] = ()) -> list[str]:
@@ -2783,8 +2805,14 @@ def compare_audio(source_levels: str, copy_levels: str, work: Work, stop: Stop) 
             other = split_channels(copy.read(frames), found.channels)
             now, around = sounds[min(number, 1)], max(channel.power for sound in sounds for channel in sound)
             quiet = max(LEVEL_FLOOR**2, FAINT * around, QUIET_CHANNEL * max(channel.power for channel in now))
+            spread, seconds = max(quiet, QUIET_CHANNEL * around), number * LEVEL_WINDOW / LEVEL_RATE
             for a, b in zip(now, other):
-                compare_window(a, b, quiet, max(quiet, QUIET_CHANNEL * around), number * LEVEL_WINDOW / LEVEL_RATE)
+                try:
+                    compare_window(a, b, quiet, spread, seconds)
+                except DifferentAudio:  # what is loud in the next window may reach a little way into this one
+                    if a.power > spread or len(a.samples) <= 2 * LEVEL_EDGE:
+                        raise
+                    compare_window(a.inner, b.inner, quiet, spread, seconds)
             sounds = sounds[-2:]
 
 
@@ -2794,11 +2822,22 @@ class Channel(NamedTuple):
     samples: list[float]
     power: float
 
+    @classmethod
+    def of(cls, samples: list[float]) -> Channel:
+        return cls(samples, math.hypot(*samples) ** 2 / (len(samples) or 1))  # in C: a third of the time of a sum of products
+
+    @property
+    def inner(self) -> Channel:
+        return Channel.of(self.samples[LEVEL_EDGE:-LEVEL_EDGE])
+
+    @property
+    def parts(self) -> list[Channel]:
+        return [Channel.of(self.samples[start : start + LEVEL_PART]) for start in range(0, len(self.samples), LEVEL_PART)]
+
 
 def split_channels(levels: bytes, channels: int) -> list[Channel]:
     samples = array.array("f", levels)
-    parts = [samples[at::channels].tolist() for at in range(channels)]
-    return [Channel(part, math.hypot(*part) ** 2 / (len(part) or 1)) for part in parts]  # in C: a third of the time of a sum
+    return [Channel.of(samples[at::channels].tolist()) for at in range(channels)]
 
 
 def compare_window(source: Channel, copy: Channel, quiet: float, spread: float, seconds: float) -> None:
@@ -2808,6 +2847,9 @@ def compare_window(source: Channel, copy: Channel, quiet: float, spread: float, 
     power_a, power_b = source.power, copy.power
     if power_a <= quiet and power_b <= 2 * spread:
         return
+    for number, (part, other) in enumerate(zip(source.parts, copy.parts)):
+        if part.power > max(quiet, LOST_PART * power_a) and other.power < part.power * LOST_PART / 2:
+            raise DifferentAudio(f"the source's sound at {seconds + number * LEVEL_PART / LEVEL_RATE:.2f} s", "none")
     difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
     if abs(difference) > LEVEL_TOLERANCE_DB:
         raise DifferentAudio(f"the source's loudness at {seconds:.1f} s", f"{difference:+.1f} dB")
@@ -4765,8 +4807,9 @@ class Tools:
     def listen(self, processes: Sequence[Process], seconds: float, on_line: Listener = None) -> str:
         messages = Conversation(processes, self.stop, TOOL_GRACE + seconds * TOOL_PACE, on_line).read()
         code = next((process.returncode for process in processes if process.returncode), 0)
-        if code and ("No space left on device" in messages or "Disk quota exceeded" in messages):
-            raise Refusal(Reason.NO_SPACE, messages)
+        for reason, words in FAULTS_OF_THE_DISK.items():
+            if any(word in messages for word in words):
+                raise Refusal(reason, messages)
         if code and "Unknown encoder" in messages:
             raise ToolMissingError(f"{self.ffmpeg}: {messages}. {INSTALL_FFMPEG}")
         if code in (-signal.SIGKILL, -signal.SIGTERM):  # someone did that; a crash over a recording has other signals
@@ -4831,11 +4874,25 @@ class Conversation:
             self.on_line(line.decode("utf-8", "replace"))
 
 
+# What strerror says of a disk, whatever the exit code: no word on a recording.
+FAULTS_OF_THE_DISK = {
+    Reason.NO_SPACE: ("No space left on device", "Disk quota exceeded"),
+    Reason.INPUT_OUTPUT: (
+        "Input/output error",
+        "Stale file handle",
+        "Transport endpoint is not connected",
+        "Read-only file system",
+    ),
+}
 # Lines that ffmpeg itself has tagged; those of a wrapper or of the dynamic linker are no word on a recording.
 TAGGED = re.compile(rb"^(?:\[[^\]\n]*\] )*\[(?:warning|error|fatal|panic)\] .*", re.MULTILINE)
 SAID_OF_SOUND_FILES = re.compile(
     rb"Guessed Channel Layout"  # every WAV file without a channel mask, PCM in WebM
     rb"|Estimating duration from bitrate"  # what no header says; packets are counted
+    rb"|malformed location metadata"  # a tag that M4A has no place for
+    rb"|Task finished with error code"  # ffmpeg 9, behind what it said of the cause
+    rb"|Too many bits \S+ > \d+ per frame requested"  # AAC below 16 kHz: the encoder takes what it may
+    rb"|timestamp discontinuity"  # ffmpeg 9, of an Ogg gap beyond ten seconds; stamps play no part
     rb"|\d+ buffers queued in"  # a long gap is a long frame
     rb"|Thread message queue blocking"  # a decoder that waits for the encoder behind the pipe
     # Of files that end oddly, whose packets are counted; of others -xerror makes these an exit code.

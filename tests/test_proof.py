@@ -49,7 +49,7 @@ class ProofCase(FaultCase):
         """Run; its copy then has every sample of the source in order, with silence in the gaps and nowhere else."""
         source = samples_of(self.library / name, channels)
         ran = self.run_cli("--json", *arguments)
-        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        self.assertEqual((ran.code, ran.outcomes[name]["action"]), (0, "compressed"), ran.out + ran.err)
         copy = self.assert_compressed(name)
         found, expected, at = samples_of(copy, channels), array("f"), 0
         for position, length in gaps:
@@ -132,6 +132,41 @@ class EverySample(ProofCase):
         self.put([Packet(stamp if n < 40 else stamp - 1_500, data) for n, (stamp, data) in enumerate(self.packets())])
         self.assert_kept(self.run_cli("--json"), "a.webm", "step back by 1.5 s")
 
+    def test_more_gaps_than_a_filter_takes_terms_in_a_row(self) -> None:
+        samples = array("h", (int(20_000 * value) for value in samples_of(RECORDINGS / "chunk_1.webm", 1))).tobytes()
+        audio = element(0xB5, struct.pack(">d", RATE)) + element(0x9F, number(1)) + element(0x6264, number(16))
+        packets = [Packet(145 * n, samples[2_400 * n : 2_400 * (n + 1)]) for n in range(120)]  # 25 ms each
+        self.put(packets, head=b"", codec=b"A_PCM/INT/LIT", audio=audio)
+        self.assert_whole(gaps=[(1_200 * n, 5_760) for n in range(1, 120)])
+
+    def test_a_gap_in_mp4_is_filled_as_well(self) -> None:
+        source = self.put([Packet(stamp + (n >= 30) * 2_500, data) for n, (stamp, data) in enumerate(self.packets())])
+        for name, flags in (("plain", "faststart"), ("fragments", "frag_keyframe+empty_moov")):
+            path = self.library / f"{name}.webm"
+            ffmpeg("-i", str(source), "-c", "copy", "-strict", "-2", "-movflags", flags, "-f", "mp4", str(path))
+            self.add_bytes(path.read_bytes(), path.name)
+        source.unlink()
+        samples = {path.name: len(samples_of(path, 1)) for path in self.library.iterdir()}
+        self.assertEqual(self.run_cli("--json").summary["compressed"], 2)
+        for name, count in samples.items():
+            self.assertAlmostEqual(len(samples_of(self.assert_compressed(name), 1)), count + 120_000, delta=480, msg=name)
+
+    def test_an_hour_of_sleep_is_not_filled_and_is_told(self) -> None:
+        self.put([Packet(stamp + (n >= 30) * 3_600_000, data) for n, (stamp, data) in enumerate(self.packets())])
+        self.assert_kept(self.run_cli("--json"), "a.webm", "3600 s", "silence")
+
+    def test_a_microphone_with_an_offset_is_compressed_without_it(self) -> None:
+        source = self.make("-af", "dcshift=0.3", "-c:a", "pcm_s16le", "-f", "wav")
+        samples = len(samples_of(source, 1))
+        self.run_cli("--json")
+        self.assertEqual(len(samples_of(self.assert_compressed("a.webm"), 1)), samples)
+
+    def test_a_tenth_of_a_second_of_speech_that_is_muted_where_it_stands_is_refused(self) -> None:
+        self.add("ch_slices_concat", "a.webm")
+        muted = "volume=0:enable='between(t,2.6,2.72)'"
+        self.drive(f"true = program.timeline_filter\nprogram.timeline_filter = lambda found: true(found) + {(',' + muted)!r}")
+        self.assert_refused("a.webm", "did not prove true")
+
     def test_the_old_filter_which_cuts_is_refused(self) -> None:
         self.add(FROZEN, "a.webm")
         self.drive("program.timeline_filter = lambda found: 'aresample=async=1:first_pts=0'")
@@ -188,6 +223,19 @@ class Layouts(ProofCase):
             struct.pack_into("<I", each, 22, ogg_checksum(bytes(each)))
         self.add_bytes(content[:last] + page + end, "a.webm")
         self.assert_whole()
+
+    def test_an_end_trim_of_more_than_the_last_page_is_damage_and_nobody_has_failed(self) -> None:
+        from compression_service import ogg_checksum  # noqa: PLC0415
+
+        content = bytearray((RECORDINGS / "ff_chunk_1.webm").read_bytes())
+        last = content.rindex(b"OggS")
+        struct.pack_into("<q", content, last + 6, 48_000)
+        content[last + 22 : last + 26] = bytes(4)
+        struct.pack_into("<I", content, last + 22, ogg_checksum(bytes(content[last:])))
+        self.add_bytes(bytes(content), "a.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0)
+        self.assert_kept(ran, "a.webm", "damaged", "last page")
 
     def test_tables_and_edit_lists_of_mp4_by_others(self) -> None:
         for name, words in {

@@ -220,6 +220,15 @@ class FailingFfmpeg(ToolCase):
         ran = self.run_with(body + "os.execv(real, [real, *args])", "-j", "1")
         self.assertEqual((ran.code, ran.outcomes), (0, {}))
 
+    def test_a_disk_that_cannot_be_read_is_no_damage_of_the_recording(self) -> None:
+        fault = "print('[error] file:x: Input/output error', file=sys.stderr); sys.exit(1)"
+        ran = self.run_with(
+            COPIES + f"if any(i.endswith({SINGLE!r}) for i in inputs): {fault}\nos.execv(real, [real, *args])", "-j", "1"
+        )
+        self.assert_kept(ran, SINGLE, "input/output error", action="failed")
+        self.assertEqual(ran.code, 1)
+        self.assert_recovers()
+
     def test_lines_that_ffmpeg_did_not_tag_are_no_word_on_a_recording(self) -> None:
         body = "print('/usr/lib/libfoo.so: no version information available', file=sys.stderr, flush=True)\n"
         ran = self.run_with(body + "os.execv(real, [real, *args])")
@@ -273,7 +282,7 @@ class Piped(ToolCase):
                 self.doCleanups()
                 self.setUp()
                 body = f"if {is_it}: time.sleep(60)\nos.execv(real, [real, *args])"
-                self.assert_all_compressed(self.run_piped(body, grace=1.5))
+                self.assert_all_compressed(self.run_piped(body, grace=2.5))
 
     def test_another_sound_is_noticed(self) -> None:
         body = f"if {self.MEMBERS['encoder']}: args = ['volume=-6dB,' + a if a.startswith('aformat') else a for a in args]\n"

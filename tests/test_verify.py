@@ -297,12 +297,12 @@ class Sources(LibraryCase):
         struct.pack_into(">f", whole, at, 9_000.0)
         self.assertIn("9.0 s", self.refused(bytes(whole), service.Reason.TRUNCATED))
 
-    def test_a_jump_to_the_end_of_the_clock_is_damage_not_weeks_of_silence(self) -> None:
+    def test_a_jump_to_the_end_of_the_clock_is_not_filled_with_weeks_of_silence(self) -> None:
         found = source("chunk_0")
         leaped = dataclasses.replace(found, gaps=((0, 2_147_480 * found.rate),))
         with self.assertRaises(service.Refusal) as caught:
             service.decide(leaped, 49_217, None, service.Target("opus", 96_000), 5)
-        self.assertIs(caught.exception.reason, service.Reason.DAMAGED)
+        self.assertIs(caught.exception.reason, service.Reason.GAPS)
 
 
 class Commands(unittest.TestCase):
