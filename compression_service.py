@@ -123,6 +123,7 @@ SHORTFALL = 0.05  # a recording this much shorter than its own record of it has 
 SILENT_PACKET = 4.54  # bytes for 20 ms of silence in Ogg Opus: a packet of 3, its lacing, its share of a page header
 
 PROBE_WINDOW = 1 << 20  # bytes read at a time while walking a container
+LARGEST_INDEX = 64 << 20  # bytes of an MP4 file's moov box: ten for a packet
 LARGEST_JSON = 256 << 20  # bytes; no recorder writes more, and a sparse file must not fill the memory
 HALF_WRITTEN_WAIT = 3.0  # seconds to wait for another program to finish writing a JSON file
 JSON_ATTEMPTS = 200  # a writer at 50 writes a second leaves 20 ms between two; this many misses mean something else
@@ -2281,6 +2282,8 @@ def probe_mp4(window: Window, path: str, tools: Tools) -> Probe:
     media, header = 0, b""
     for name, offset, size in mp4_boxes(window):
         media += size if name == b"mdat" else 0
+        if name == b"moov" and size > LARGEST_INDEX:
+            raise Refusal(Reason.DAMAGED, f"its index is said to have {size} bytes")
         header = window.at(offset, size) if name == b"moov" else header
     if not header:
         raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
@@ -2361,15 +2364,13 @@ class FramecrcListing:
             self.header(line)
         elif len(fields) >= 6 and fields[0] in self.media:
             for column, field in zip((self.stamps, self.durations, self.sizes), fields[2:5]):
-                column.append(int(field))
+                column.append(int(field) if field.strip(" -").isdigit() else 0)  # NOPTS: none is known
 
     def finish(self) -> None:
         """Count the packets. How long one plays is its codec's to say, not its stamps', which jitter, leave gaps and overlap; and
         ffmpeg before 6 gives no durations at all in fragmented MP4."""
         scale = self.tick * self.timeline.rate
-        steps = sorted(after - pts for pts, after in zip(self.stamps, self.stamps[1:])) or [
-            self.durations[0] if self.durations else 0
-        ]
+        steps = sorted(after - pts for pts, after in zip(self.stamps, self.stamps[1:])) or [*self.durations, 0]
         frames = MP4_FRAMES.get(self.codec, (1024,))
         self.usual = min(frames, key=lambda frame: abs(frame - steps[len(steps) // 2] * scale))
         if self.stamps:  # an edit list tells by a negative stamp what decoders drop
@@ -2845,13 +2846,15 @@ def compare_window(source: Channel, copy: Channel, quiet: float, spread: float, 
     compared for itself: a mix of both hides what is in one, or in their difference. Where the source has less power than `quiet`,
     the copy has no more than `spread`, as codecs let loud sounds reach a little way into the silence around them."""
     power_a, power_b = source.power, copy.power
+    if not math.isfinite(power_a):  # such a thing compares as equal to anything
+        raise Refusal(Reason.DAMAGED, f"it holds samples that are no numbers at {seconds:.1f} s")
     if power_a <= quiet and power_b <= 2 * spread:
         return
     for number, (part, other) in enumerate(zip(source.parts, copy.parts)):
         if part.power > max(quiet, LOST_PART * power_a) and other.power < part.power * LOST_PART / 2:
             raise DifferentAudio(f"the source's sound at {seconds + number * LEVEL_PART / LEVEL_RATE:.2f} s", "none")
     difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
-    if abs(difference) > LEVEL_TOLERANCE_DB:
+    if not abs(difference) <= LEVEL_TOLERANCE_DB:
         raise DifferentAudio(f"the source's loudness at {seconds:.1f} s", f"{difference:+.1f} dB")
     # By the law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
     count = min(len(source.samples), len(copy.samples))

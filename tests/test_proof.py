@@ -363,6 +363,16 @@ class FullScale(ProofCase):
         ffmpeg("-i", str(RECORDINGS / "chunk_1.webm"), "-af", "volume=16dB", "-c:a", "pcm_f32le", str(source))
         self.assert_peaks(source)
 
+    def test_samples_that_are_no_numbers_prove_nothing(self) -> None:
+        for name, odd in (("nan", math.nan), ("inf", math.inf)):
+            content = bytearray(self.make("-c:a", "pcm_f32le", "-f", "wav", name=f"{name}.webm").read_bytes())
+            struct.pack_into("<f", content, content.index(b"data") + 8 + 4 * RATE, odd)
+            self.add_bytes(bytes(content), f"{name}.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0, ran.out)
+        for name in ("nan", "inf"):
+            self.assert_kept(ran, f"{name}.webm", "no numbers")
+
     def test_an_opus_recording_that_decodes_above_full_scale_keeps_its_peaks(self) -> None:
         source = self.folder / "loud.webm"
         ffmpeg("-i", str(RECORDINGS / "chunk_1.webm"), "-af", "volume=12dB", "-c:a", "libopus", "-b:a", "256k", str(source))
