@@ -110,7 +110,7 @@ for o in outputs:
 
     def test_a_lost_half_second_filled_with_silence_is_noticed(self) -> None:
         ran = self.run_with(SPOILT + "for o in outputs: s = pcm(o); s[SECOND:SECOND * 3 // 2] = bytes(SECOND // 2); encode(o, s)")
-        self.assert_untouched(ran, "the source's ", "at 1.0 s")
+        self.assert_untouched(ran, "the source's ", " at 1.")
 
     def test_audio_shifted_by_0_7_seconds_is_noticed(self) -> None:
         ran = self.run_with(SPOILT + "for o in outputs: s = pcm(o); late = SECOND * 7 // 10; encode(o, bytes(late) + s[:-late])")
