@@ -1,0 +1,6364 @@
+#!/usr/bin/env python3
+"""compression_service.py - make voice recordings smaller, without ever losing a second of one.
+
+It walks a library of WebM recordings made by a browser-based transcription recorder, converts those
+older than a week to Opus with ffmpeg, proves every copy against its source, and only then deletes
+the original. Sidecar metadata, master index, log and history are kept true at every step.
+
+The promise: at every instant, whatever is killed or unplugged, the audio of every recording exists
+complete, as its original or as a verified copy, and every sidecar names files that exist. What
+cannot be proven is kept.
+
+Three ideas carry the program.
+
+A take is a stem in a folder. `2025-10-27/14-30-45-chunk-1` is one take, whatever files it has just
+now: an original, a copy, what the history remembers of it. Everything asks the take: `Take.state`.
+
+Documents are derived, not tracked. What a sidecar or an index entry must say is a pure function of
+the takes as they will be after a move (`facts_of`, `sidecar_members`). Making them true is one step
+that can be repeated: for every move, after a kill, and where a server has overwritten them.
+
+Every change is a move. `next_move` is pure and picks the row, `Committer.commit` carries it out:
+
+    move      when                                 placed                        removed last
+    compress  an original, old enough, no copy     staged -> x.opus, never over  x.webm
+    adopt     an original beside a copy of ours    nothing; the copy is proven   x.webm
+              not on record as proven, or whose
+              time to go has come
+    smaller   a tier asks for less                 staged, exchanged with it     old copy; x.webm
+    archive   a recording all at rest and old      in the archive, read back     the file here
+    restore   asked for: an original kept here     nothing; the copy is proven   the copy
+    restore   asked for: archived                  fetched, staged -> its name   nothing
+
+An original goes only where settings let it. Whatever is cut short is picked up by the next run from
+what is on disk: a copy without its record is adopted, a 'restored' that was begun is finished.
+
+The way of one recording, and the sections of this file in the same order:
+
+    command line    options and commands                            main()
+    configuration   flag, then file, then default                   Config, resolve_config()
+    run             one run's work, start to summary                Run, Queue
+    trials          what a run needs, tried before it                try_commits(), try_ffmpeg()
+    library         the walk; sidecars, takes, recordings           Library, resolve_recordings()
+    plan            which move is next, pure                        next_move(), decide()
+    probe           what is in a file, every byte accounted for     probe(), provenance()
+    prove           encode, walk, decode, compare                   Transcoder, compare_audio()
+    commit          the only section that changes the library       Committer
+    documents       JSON edited as text; what it must say           JsonText, facts_of(), rewrite()
+    archive         where old recordings go, proven to be there     Archive
+    restore         a recording comes back as a whole               command_restore()
+    check           the library against its records                 command_check()
+    history         what became of every take                       History
+    statistics      what it takes and what was saved; the page      storage_stats()
+    tools           the one place that starts a process             Tools
+    files           the one place that writes durably               place(), exchange(), Staging
+    report          the one place that prints and logs              Report
+    set-up          doctor, schedule, demo
+
+Exit codes: 0 done or nothing to do; 1 something failed (its original is kept); 2 wrong usage or
+configuration, or no such library; 3 another run is at work; 4 a needed program is missing or does
+not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import base64
+import bisect
+import codecs
+import collections
+import concurrent.futures
+import contextlib
+import ctypes
+import dataclasses
+import difflib
+import enum
+import errno
+import fcntl
+import fnmatch
+import functools
+import grp
+import hashlib
+import html
+import io
+import itertools
+import json
+import math
+import os
+import plistlib
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from logging.handlers import RotatingFileHandler
+from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
+
+VERSION = "2.0"
+PROGRAM = "compression_service.py"
+DAY = 86_400  # seconds
+
+# ------------------------------------------------------------------------- constants and formats
+# A number stands here if more than one section uses it or a reader may want to change it; each
+# says where it comes from. What only one section needs stands at the head of that section.
+
+SOURCE_SUFFIX = ".webm"
+SIDECAR_SUFFIX = ".json"
+BACKUP_SUFFIX = ".bak"  # behind a sidecar's name: as it was before our first change
+INDEX_NAME = "index.json"
+OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, level files
+STAGED = re.compile(r"\.compression-(?P<token>[0-9a-f]{8})-\d+\.part")  # beside its target
+STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
+
+OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
+BYTES_PER_SECOND = 16_000  # of a browser's default recording: a first guess at length from size
+BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
+BATCH_SECONDS = 600.0  # audio in one process; longer files gain nothing from sharing a start
+STEP_FILES = 64  # takes of one recording that are put in place before its sidecars are written
+SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
+LARGEST_JSON = 256 << 20  # bytes; a sparse file must not fill the memory
+ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
+
+
+class Format(NamedTuple):
+    """A kind of copy: how it is made, and what its length and size may be.
+
+    `payload` is the share of the asked bit rate that the encoder really uses on speech (measured),
+    `slack` the seconds by which its decoded length may differ from what went in: none for Opus
+    (RFC 7845 trims to the sample), a frame or two for AAC.
+    """
+
+    suffix: str
+    muxer: str
+    demuxer: str
+    codec: str
+    encoder: str
+    options: tuple[str, ...]
+    payload: float
+    header: int  # bytes
+    slack: float  # seconds
+    rates: tuple[int, int]  # bit/s, lowest and highest
+
+
+FORMATS = {
+    "opus": Format(
+        suffix=".opus",
+        muxer="ogg",
+        demuxer="ogg",
+        codec="opus",
+        encoder="libopus",
+        options=(
+            "-vbr",
+            "constrained",
+            "-ar",
+            "48000",
+        ),  # plain VBR takes 117-126 kbit/s of speech at 96k
+        payload=0.997,
+        header=250,
+        slack=0.0,
+        rates=(6_000, 510_000),  # RFC 6716, section 2.1.1
+    ),
+    "m4a": Format(
+        suffix=".m4a",
+        muxer="ipod",
+        demuxer="mov",
+        codec="aac",
+        encoder="aac",
+        options=("-movflags", "+faststart"),
+        payload=1.03,
+        header=1_200,
+        slack=0.05,
+        rates=(16_000, 512_000),
+    ),
+}
+FORMAT_OF = {form.suffix: name for name, form in FORMATS.items()}
+COPY_SUFFIXES = tuple(FORMAT_OF)
+AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
+
+# ------------------------------------------------------------------------------------ vocabulary
+# The words that appear in output, log and history, and the errors by which sections speak to each
+# other. Strings stand here and nowhere else: everything below compares members, never texts.
+
+
+class Action(enum.Enum):
+    """What became of a recording, as printed, logged and remembered."""
+
+    COMPRESSED = "compressed"
+    WOULD_COMPRESS = "would-compress"
+    KEPT = "kept"
+    FAILED = "failed"
+    ARCHIVED = "archived"
+    WOULD_ARCHIVE = "would-archive"
+    RESTORED = "restored"
+
+
+class Move(enum.Enum):
+    """The ways a take can change; the table is in the docstring of this file."""
+
+    COMPRESS = "compress"
+    ADOPT = "adopt"
+    SMALLER = "smaller"
+    ARCHIVE = "archive"
+    RESTORE = "restore"
+
+
+class State(enum.Enum):
+    """What a take is just now, from its files and its past alone."""
+
+    WAITING = "waiting"  # an original, still to be compressed (or too young yet)
+    RESTING = "resting"  # an original that stays one, for a reason on record
+    COMPRESSED = "compressed"  # a proven copy stands for it, whether or not the original is here
+    RESTORED = "restored"  # its original came back, and stands for it again
+    ARCHIVED = "archived"  # nothing here, and a place where it is
+    MISSING = "missing"  # nothing here, and no place: not synchronised yet, or deleted by its owner
+
+
+class Reason(enum.Enum):
+    """Why, with the sentence for the user; `{}` stands for what was found in this file."""
+
+    def __init__(self, action: Action, sentence: str) -> None:
+        self.action, self.sentence = action, sentence
+
+    DONE = (Action.COMPRESSED, "proven and put in place{}")
+    ADOPTED = (Action.COMPRESSED, "its copy was there already, and was proven again{}")
+    DUE = (Action.WOULD_COMPRESS, "due{}")
+    ARCHIVED = (Action.ARCHIVED, "in {}")
+    ARCHIVE_DUE = (Action.WOULD_ARCHIVE, "to {}")
+    RESTORED = (Action.RESTORED, "{}; --retry lets runs take it up again")
+
+    EMPTY = (Action.KEPT, "the file is empty{}")
+    HEADERLESS = (Action.KEPT, "a later part of a recording, unreadable without its first part{}")
+    UNREADABLE = (Action.KEPT, "unreadable: {}")
+    NO_AUDIO = (Action.KEPT, "no audio in it: {}")
+    VIDEO = (Action.KEPT, "has video, which a copy of the sound would lose{}")
+    COVER = (Action.KEPT, "has a cover picture or another attachment, which a copy would lose{}")
+    SEVERAL_STREAMS = (Action.KEPT, "several streams, of which a copy would keep one: {}")
+    UNSUPPORTED = (Action.KEPT, "not a kind that is compressed: {}")
+    FORM_UPLOAD = (Action.KEPT, "a form upload saved with its headers, not a recording{}")
+    APPENDED = (Action.KEPT, "several recordings appended, of which ffmpeg keeps the first: {}")
+    TRUNCATED = (Action.KEPT, "truncated: {}")
+    DAMAGED = (Action.KEPT, "damaged: {}")
+    LOW_BIT_RATE = (Action.KEPT, "already small: {}")
+    LITTLE_SAVING = (Action.KEPT, "too little to gain: {}")
+    POLICY_KEEP = (Action.KEPT, "its sidecar's compression_policy says keep{}")
+    POLICY_INVALID = (Action.KEPT, "its sidecar's compression_policy cannot be followed: {}")
+    SIDECAR = (Action.KEPT, "its sidecar cannot be edited: {}")
+
+    SIDECAR_FAILED = (Action.FAILED, "its copy is there, but its sidecar cannot be written: {}")
+    TOOL_FAILED = (Action.FAILED, "ffmpeg failed: {}")
+    TOOL_HUNG = (Action.FAILED, "a program hung and was stopped: {}")
+    TOOL_KILLED = (Action.FAILED, "a program was killed, perhaps as memory is short{}")
+    NOT_PROVEN = (Action.FAILED, "the copy did not prove true and was dropped: {}")
+    NOT_REMOVED = (Action.FAILED, "its copy is there, but the original cannot be deleted: {}")
+    NAME_TAKEN = (Action.FAILED, "name already taken: {}")
+    NAME_TOO_LONG = (Action.FAILED, "a name is too long: {}")
+    OWNER = (Action.FAILED, "its copy could not be given to its owner: {}")
+    ARCHIVE = (Action.FAILED, "could not be archived: {}")
+    ARCHIVE_REFUSED = (Action.FAILED, "cannot be archived: {}")
+    NOT_RESTORED = (Action.FAILED, "cannot be restored: {}")
+    CHANGED = (Action.FAILED, "the recording changed while it was being worked on{}")
+    NO_SPACE = (Action.FAILED, "no space left: {}")
+    INPUT_OUTPUT = (Action.FAILED, "input/output error: {}")
+    DEFECT = (Action.FAILED, "a defect of this program (its traceback is in the log): {}")
+
+    @property
+    def code(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+    @property
+    def is_environment(self) -> bool:
+        """Whether the cause lies outside the recording, so that it must not count against it."""
+        return self in (Reason.OWNER, Reason.ARCHIVE, Reason.NO_SPACE, Reason.INPUT_OUTPUT)
+
+    @property
+    def may_be_ffmpeg(self) -> bool:
+        """Whether ffmpeg may be to blame: then it is tried on a sound of our own (trials)."""
+        return self in (Reason.DAMAGED, Reason.TOOL_FAILED, Reason.TOOL_HUNG, Reason.NOT_PROVEN)
+
+
+class ServiceError(Exception):
+    """Ends the run with its own exit code and a sentence that says what to do."""
+
+    exit_code = 1
+
+
+class UsageError(ServiceError):
+    exit_code = 2
+
+
+class BusyError(ServiceError):
+    exit_code = 3
+
+
+class ToolError(ServiceError):
+    """A needed program is missing, or does not work."""
+
+    exit_code = 4
+
+
+class NoSpaceError(ServiceError):
+    exit_code = 5
+
+
+class Stopped(Exception):
+    """The run was asked to stop while a tool was at work; whatever it wrote is dropped."""
+
+
+class Refusal(Exception):
+    """This take stays as it is: the reason, and what was found."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason.sentence.format(detail))
+        self.reason, self.detail = reason, detail
+
+
+class NotProven(Refusal):
+    """A copy failed a check: what was expected, and what was found. The copy is dropped."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(Reason.NOT_PROVEN, f"expected {expected}, found {found}")
+
+
+class Flaw(Exception):
+    """A JSON document that cannot be read, or not be edited without a guess; says why."""
+
+
+# --------------------------------------------------------------------------------------- records
+# What the sections hand to each other. All but Work are immutable; none opens a file. Paths are
+# relative to the library unless a name says otherwise; sizes are bytes, rates bit/s, times seconds.
+
+
+class File(NamedTuple):
+    """A regular file as a walk saw it: by size and mtime it is the same file as on record."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def suffix(self) -> str:
+        return os.path.splitext(self.name)[1]
+
+
+class Identity(NamedTuple):
+    """All that must be unchanged of a source between probe and unlink, or else its SHA-256 decides:
+    a hard link, a chmod, made-up inode numbers change the first three and no content."""
+
+    device: int
+    inode: int
+    ctime_ns: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        return cls(
+            status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size, status.st_mtime_ns
+        )
+
+
+class Place(NamedTuple):
+    """Where an archived file is, what it was called here, and what it must prove to be when it
+    comes back; a remote keeps no mode and no owner, so they stand here."""
+
+    location: str = ""  # the folder there, as `archive_location` says it
+    name: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    sha256: str = ""
+    mode: int = 0
+    owner: tuple[int, int] = (0, 0)  # uid, gid
+    time: float = 0.0  # seconds since the epoch
+
+
+class Past(NamedTuple):
+    """All that the history remembers of one take. Each line of history.jsonl holds the whole of it,
+    so the last line of a take is its past, and nothing is ever merged.
+
+    Original and copy share one modification time, so `mtime_ns` with `first_size` is the original
+    that it speaks of, and with `size` the copy.
+    """
+
+    action: str = ""  # of the last outcome; Action's value
+    code: str = ""  # of its reason
+    move: str = ""  # that it was the outcome of; Move's value
+    settings: str = ""  # that it holds under: `settings_of()`
+    attempts: int = 0  # failures in a row, not counting those whose cause lay outside
+    time: float = 0.0  # of the last outcome, since the epoch
+    mtime_ns: int = 0
+    first_size: int = 0  # of the recording as the browser wrote it; 0 where no record says
+    suffix: str = ""  # of the copy, "" without one
+    size: int = 0  # of the copy
+    bitrate: int = 0  # that the copy was asked for
+    seconds: float = 0.0  # of the recording, silence with it
+    compressed: float = 0.0  # when its copy was proven, since the epoch
+    ids: tuple[str, ...] = ()  # of its recording: by these the index finds its folder
+    place: Optional[Place] = None  # in the archive, until it has come back
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Past:
+        """From the object `past` in a line of the history, of which nothing odd may become a path
+        or a date. Raises what is ODD."""
+        said = {**record, "ids": map(sys.intern, record.get("ids", ()))}
+        place = remembered(Place(), said.pop("place", {}))
+        past = remembered(cls(), said)
+        is_plain = os.path.basename(place.name) == place.name not in (".", "..")
+        is_suffix = past.suffix in ("", *COPY_SUFFIXES)
+        is_time = all(0 <= moment < LATEST for moment in (past.compressed, place.time))
+        if not (is_plain and is_suffix and is_time) or "\0" in place.name:
+            raise ValueError("an odd name or time")
+        return past._replace(place=place if place.name else None)
+
+    def record(self) -> dict[str, Any]:
+        """For a line of the history: what differs from a past that remembers nothing."""
+        values = {key: value for key, value in self._asdict().items() if value}
+        if self.place:
+            values["place"] = self.place._asdict()
+        return values
+
+    def speaks_of(self, file: File) -> bool:
+        return file.mtime_ns == self.mtime_ns and file.size in (self.first_size, self.size)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last outcome is one that stays, as long as nothing it rests on changes."""
+        if self.action == Action.FAILED.value:
+            return self.attempts >= ATTEMPTS
+        return self.action in (Action.KEPT.value, Action.RESTORED.value)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing but archiving is left to be tried, which presupposes that."""
+        return self.is_settled or self.move == Move.ARCHIVE.value
+
+    @property
+    def is_restored(self) -> bool:
+        return self.action == Action.RESTORED.value
+
+
+NO_PAST = Past()
+Record = TypeVar("Record", Place, Past)
+
+
+def remembered(usual: Record, said: Mapping[str, Any]) -> Record:
+    """`usual` with what a line of the history says, each value made what it usually is. Raises what
+    is ODD, as a line may be torn, of a later version or edited by hand."""
+    values: dict[str, Any] = {}
+    for name, value in said.items():
+        kind = type(getattr(usual, name))
+        if isinstance(value, bool) or isinstance(value, str) != (kind is str):
+            raise TypeError(name)
+        # A string is held once, as 100,000 lines have the same few.
+        values[name] = sys.intern(value) if kind is str else kind(value)
+    return usual._replace(**values)
+
+
+ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
+class Take(NamedTuple):
+    """One stem in one folder: the files it has, which copies are ours, and its past.
+
+    `ours` holds the copies that carry our tag (with its bit rate) or that a sidecar calls by name
+    (with 0); one that is on record needs neither. Any other file in a copy's format is a
+    stranger's.
+    """
+
+    stem: str  # path below the library, without a suffix: the key of the history
+    originals: tuple[File, ...] = ()  # more than one is a clash: x.webm beside x.WEBM
+    copies: tuple[File, ...] = ()
+    past: Past = NO_PAST
+    ours: Mapping[str, int] = {}
+
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(self.stem)
+
+    @property
+    def name(self) -> str:
+        """The stem without its folder."""
+        return os.path.basename(self.stem)
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        return (*self.originals, *self.copies)
+
+    def with_files(self, files: Iterable[File]) -> Take:
+        """The same take with other files."""
+        files = tuple(files)
+        return self._replace(
+            originals=tuple(file for file in files if file.suffix.lower() == SOURCE_SUFFIX),
+            copies=tuple(file for file in files if file.suffix in FORMAT_OF),
+        )
+
+    @property
+    def original(self) -> Optional[File]:
+        """The one that its past speaks of, if there are several."""
+        known = (file for file in self.originals if self.past.speaks_of(file))
+        return next(known, self.originals[0] if self.originals else None)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its past speaks of the original that is here, and not of an earlier one."""
+        return self.original is not None and self.past.speaks_of(self.original)
+
+    @property
+    def proven_copy(self) -> Optional[File]:
+        """The copy that is on record as proven, by size and mtime."""
+        known = File(self.name + self.past.suffix, self.past.size, self.past.mtime_ns)
+        return known if self.past.suffix and known in self.copies else None
+
+    @property
+    def copy(self) -> Optional[File]:
+        """The copy that is ours: the proven one, else one that says it is."""
+        ours = (file for file in self.copies if file.name in self.ours)
+        return self.proven_copy or next(ours, None)
+
+    @property
+    def bitrate(self) -> int:
+        """That its copy was asked for, by record or tag; 0 where neither says."""
+        if self.proven_copy or not self.copy:
+            return self.past.bitrate
+        return self.ours[self.copy.name]
+
+    @property
+    def is_half_restored(self) -> bool:
+        """Whether 'restored' is on record and not finished: a copy to go, or a file to fetch."""
+        has_copy_left = self.is_known and self.proven_copy is not None
+        return self.past.is_restored and (has_copy_left or self.past.place is not None)
+
+    @property
+    def state(self) -> State:
+        if not self.original:
+            away = State.ARCHIVED if self.past.place else State.MISSING
+            return State.COMPRESSED if self.copy else away
+        if not self.is_known:
+            return State.WAITING
+        if self.past.is_restored:
+            return State.RESTORED if self.past.suffix else State.RESTING
+        if self.proven_copy:
+            return State.COMPRESSED
+        return State.RESTING if self.past.is_at_rest else State.WAITING
+
+    @property
+    def file(self) -> Optional[File]:
+        """The file that stands for it in every document; None where nothing is here."""
+        return self.copy if self.state is State.COMPRESSED else self.original
+
+    def name_now(self, name: str) -> str:
+        """By what a document must call what it calls `name`, a file of this stem: names change only
+        between the original and the copy that stands for it, or the other way after a restore. A
+        stranger's name, and that of another original, stay."""
+        suffix, file, state = os.path.splitext(name)[1], self.file, self.state
+        is_other = any(each.name == name for each in self.originals if each != self.original)
+        is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
+        is_left = state is State.COMPRESSED and is_original
+        is_back = state is State.RESTORED and suffix == self.past.suffix
+        return file.name if file and (is_left or is_back) else name
+
+
+class Policy(NamedTuple):
+    """What a recording's sidecars ask for, the most careful wish of each kind; `flaw` where one
+    cannot be followed, `unreadable` where a document that speaks of it cannot be edited."""
+
+    keep: bool = False
+    bitrate: Optional[int] = None  # then holds at any age
+    after_days: float = 0
+    format: Optional[str] = None
+    flaw: str = ""
+    unreadable: str = ""
+
+
+NO_POLICY = Policy()
+
+
+class Sidecar(NamedTuple):
+    """What planning keeps of one JSON file beside recordings; at commit its text is read anew.
+
+    `files` are the names in its folder that its text holds under whatever key, `own` those of its
+    recording: in `chunks` if there are any, so that a "next" does not join two recordings. `listed`
+    is whether it is a sidecar that gets members, and not only names to be renamed. `stuck` are the
+    names that cannot be changed there: keys, and with a `flaw` all that its bytes hold.
+    """
+
+    name: str
+    id: Optional[str] = None
+    files: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
+    stuck: frozenset[str] = frozenset()
+    listed: bool = False
+    durations: Mapping[str, float] = {}  # seconds on record, by file name
+    language: Optional[str] = None
+    policy: Any = None  # as it stands there, to be checked
+    flaw: str = ""
+
+    @property
+    def stem(self) -> str:
+        return stem_of(self.name)
+
+
+class Recording(NamedTuple):
+    """The recorder's notion: takes of one folder that share sidecars or an id. Its documents are
+    written together, and it is archived and restored as a whole."""
+
+    folder: str
+    takes: tuple[Take, ...]  # also those that a sidecar names and that are not here
+    sidecars: tuple[Sidecar, ...] = ()
+    policy: Policy = NO_POLICY
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(sorted({sidecar.id for sidecar in self.sidecars if sidecar.id is not None}))
+
+    @property
+    def key(self) -> str:
+        """The same in every run, whatever has been compressed already."""
+        return min(take.stem for take in self.takes)
+
+
+class Folder:
+    """One folder as the walk saw it."""
+
+    def __init__(self, path: str, history: History) -> None:
+        self.path, self.history = path, history
+        self.audio: list[File] = []
+        self.documents: dict[str, int] = {}  # mtime_ns of its JSON files but the index, by name
+        self.below: list[str] = []  # paths of the folders in it
+        self.leftovers: list[str] = []  # names, staged by runs that are gone
+        self.links = 0
+
+    @functools.cached_property
+    def takes(self) -> dict[str, Take]:
+        """By name without suffix, with their pasts; only where somebody asks, as a folder at rest
+        is told by its files alone."""
+        files: dict[str, list[File]] = {}
+        for file in sorted(self.audio):
+            files.setdefault(stem_of(file.name), []).append(file)
+        takes = {}
+        for name, group in files.items():
+            stem = os.path.join(self.path, name)
+            takes[name] = Take(stem, past=self.history.past(stem)).with_files(group)
+        return takes
+
+
+class Target(NamedTuple):
+    """What a take is to become."""
+
+    format: str
+    bitrate: int
+
+    @property
+    def form(self) -> Format:
+        return FORMATS[self.format]
+
+    @property
+    def tag(self) -> str:
+        """Who made the copy: its `encoded_by` and `encoding_tool`."""
+        return f"{PROGRAM} {self.bitrate / 1000:g}k"
+
+
+class Tier(NamedTuple):
+    """A further step, for what is at least `after_days` old: a lower bit rate, or an archive."""
+
+    after_days: float
+    bitrate: Optional[int] = None
+    archive: Optional[str] = None  # an absolute folder, or an rclone remote `name:path`
+
+
+class Plan(NamedTuple):
+    """One row of the table of moves, for one take; with a `refusal` that it is kept, and why."""
+
+    move: Move
+    source: Optional[File]  # what is encoded, proven against or archived; None: to be fetched
+    target: Target
+    settings: str  # that this rests on
+    goes: tuple[File, ...] = ()  # removed last
+    refusal: Optional[Refusal] = None
+
+
+class Moment(NamedTuple):
+    """The time of a run, and that of the one before on record: an original kept for some days goes
+    only when both say that they are over, so that one jump of the clock deletes nothing."""
+
+    now: float
+    previous: float
+
+    def days_since(self, mtime_ns: int) -> float:
+        return (self.now - mtime_ns / 1e9) / DAY
+
+
+@dataclasses.dataclass
+class Probe:
+    """What is in an audio file, from its packets alone: a walker adds them as it meets them.
+
+    `packets` counts packets by (bytes, samples); `gaps` are (at sample, length in samples) of the
+    silence that the timeline has and the packets have not. A gap is a step of more than GAP_SECONDS
+    from the end of one packet, by its stamp, to the next stamp; it is as long as that stamp lies
+    behind all that stands before it. Jitter, overlaps and a drifting clock are none: players play
+    them through.
+    """
+
+    demuxer: str
+    codec: str
+    channels: int
+    rate: int  # Hz
+    pre_skip: int = 0  # samples at the start that a decoder drops
+    trimmed: int = 0  # and at the end
+    doubt: int = 0  # samples by which decoders of such files may differ
+    packets: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
+    length: int = 0  # samples of all packets
+    gaps: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    origin: float = 0.0  # seconds, where a copy begins
+    end: float = 0.0  # seconds, where the last packet ends by its stamp
+    overlap: float = 0.0  # seconds, the most by which a stamp lies before the end of the one before
+    has_chapters: bool = False
+    ends_oddly: bool = False  # so that ffmpeg stumbles over the end of a sound file
+
+    def add(self, seconds: float, samples: int, size: int) -> None:
+        """One packet: its stamp, its samples, its bytes. Raises Refusal."""
+        if not self.packets:
+            is_late = seconds > LONGEST_LEAD  # a clock that does not begin with the recording
+            self.origin = self.end = seconds if is_late else min(seconds, 0.0)
+        step = seconds - self.end
+        if step > GAP_SECONDS:
+            # Whole milliseconds that are whole samples, here and at the rate of the levels.
+            tick = self.rate // math.gcd(self.rate, 1000)
+            written = self.length / self.rate + self.silence
+            gap = round((seconds - self.origin - written) * self.rate / tick) * tick
+            if gap > 0:  # else what came before ran ahead of its stamps
+                self.gaps.append((max(0, self.length - self.pre_skip), gap))
+        self.overlap = max(self.overlap, -step)
+        if self.overlap > LARGEST_STEP_BACK:
+            raise damaged(f"its timestamps step back by {-step:.1f} s at {self.end:.1f} s")
+        if len(self.gaps) > MOST_GAPS:
+            raise damaged(f"its timestamps have more than {MOST_GAPS} gaps by {seconds:.1f} s")
+        self.packets[size, samples] += 1
+        self.length += samples
+        self.end = seconds + samples / self.rate
+
+    @property
+    def samples(self) -> int:
+        """What a plain decode gives of each channel."""
+        return max(0, self.length - self.pre_skip - self.trimmed)
+
+    @property
+    def payload(self) -> int:
+        """Bytes of coded audio."""
+        return sum(size * count for (size, _), count in self.packets.items())
+
+    @property
+    def seconds(self) -> float:
+        """Of audio, without silence."""
+        return self.samples / self.rate
+
+    @property
+    def silence(self) -> float:
+        """Seconds of gaps."""
+        return sum(length for _, length in self.gaps) / self.rate
+
+    @property
+    def timeline(self) -> float:
+        """Seconds of the copy: audio and silence."""
+        return self.seconds + self.silence
+
+    @property
+    def kilobits(self) -> float:
+        """kbit/s, from payload and packets; no header carries it."""
+        return self.payload * 8 / 1000 / self.seconds if self.seconds else 0.0
+
+
+GAP_SECONDS = 0.1  # of stamps, from here on silence; less is jitter (WebAudio steps by 52-70 ms)
+LONGEST_LEAD = 10.0  # seconds of silence at the start; beyond, its clock began before it
+LARGEST_STEP_BACK = 1.0  # seconds; more is no backlog of a frozen tab but damage
+MOST_GAPS = 1000  # each is a term of an expression that ffmpeg evaluates for every frame
+
+
+@dataclasses.dataclass(eq=False)
+class Work:
+    """One move of one take on its way through a run; filled in from section to section."""
+
+    take: Take
+    recording: Recording
+    plan: Plan
+    identity: Optional[Identity] = None  # of the source, when it was probed
+    sha256: str = ""  # of the source's bytes, from the same descriptor
+    probe: Optional[Probe] = None
+    estimate: int = 0  # bytes that the copy will have
+    staged: str = ""  # absolute path; "" where nothing is to be placed
+    copy: Optional[File] = None  # what stands for the take afterwards, once proven
+    place: Optional[Place] = None  # in the archive, once it is proven to be there
+    reason: Optional[Reason] = None  # set once: what became of it
+    detail: str = ""
+    trace: str = ""  # of a defect, for the log
+
+    @property
+    def path(self) -> str:
+        """Of the source, below the library."""
+        source = self.plan.source or self.take.past.place
+        return os.path.join(self.take.folder, source.name if source else self.take.name)
+
+    @property
+    def target_path(self) -> str:
+        """Where the copy stands or will stand, below the library."""
+        is_fetched = self.plan.move is Move.RESTORE and self.plan.source is None
+        return self.path if is_fetched else self.take.stem + self.plan.target.form.suffix
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is proven, and only the commit is left."""
+        return self.reason is None and (self.copy is not None or self.place is not None)
+
+    @property
+    def outcome_reason(self) -> Reason:
+        """What became of it, or will once the commit is through."""
+        return self.reason or REASON_OF[self.plan.move]
+
+    def refuse(self, error: Exception) -> None:
+        """Set reason and detail for whatever kept it from going on: a Refusal's own; of an OSError
+        by its errno (no space, name too long, else input/output); of anything else a defect."""
+        if isinstance(error, Refusal):
+            self.reason, self.detail = error.reason, error.detail
+        elif isinstance(error, OSError):
+            self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
+            self.detail = describe(error)
+        else:
+            self.reason, self.detail = Reason.DEFECT, f"{type(error).__name__}: {error}"
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            self.trace = "".join(lines)
+
+    def past_after(self, now: float) -> Past:
+        """What the history will say of the take: pure. Sizes, bit rate and `compressed` of a copy
+        that it had stay when a later step is kept or fails; a failure under the same settings
+        counts one attempt more unless its reason `is_environment`. A failed restore changes
+        nothing."""
+        reason, plan, last = self.outcome_reason, self.plan, self.take.past
+        source, action = plan.source, reason.action
+        if plan.move is Move.RESTORE and action is not Action.RESTORED:
+            return last
+        known = last if source is None or last.speaks_of(source) else NO_PAST
+        attempts = 0
+        if action is Action.FAILED:
+            is_again = (known.move, known.settings) == (plan.move.value, plan.settings)
+            attempts = known.attempts * is_again + (not reason.is_environment)
+        past = known._replace(
+            action=action.value,
+            code=reason.code,
+            move=plan.move.value,
+            settings=plan.settings,
+            attempts=attempts,
+            time=now,
+            seconds=self.seconds,
+            ids=self.recording.ids or last.ids,
+            place=self.place,
+        )
+        if source:
+            is_original = source.suffix.lower() == SOURCE_SUFFIX
+            first_size = source.size if is_original else known.first_size
+            past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
+        if action is Action.COMPRESSED and self.copy:
+            # Of a copy that was there already, rate and date are those on record or in its tag.
+            is_adopted = plan.move is Move.ADOPT
+            return past._replace(
+                suffix=self.copy.suffix,
+                size=self.copy.size,
+                mtime_ns=self.copy.mtime_ns,
+                bitrate=self.take.bitrate if is_adopted else plan.target.bitrate,
+                compressed=(is_adopted and known.compressed) or now,
+            )
+        if action is Action.RESTORED and source and not plan.goes:
+            # A copy that stays, as it did not prove to be the original's, is on record as none.
+            return past._replace(size=0)
+        return past
+
+    @property
+    def seconds(self) -> float:
+        return round(self.probe.timeline, 3) if self.probe else self.take.past.seconds
+
+    def take_after(self, now: float) -> Take:
+        """The take as it will be once the move is through: its files and `past_after`. From these,
+        and from nothing else, commit derives the documents."""
+        take = self.take._replace(past=self.past_after(now))
+        if self.outcome_reason.action not in DONE_ACTIONS:
+            return take
+        new = (self.copy,) if self.copy else ()
+        gone = {file.name for file in (*self.plan.goes, *new)}
+        return take.with_files((*(file for file in take.files if file.name not in gone), *new))
+
+    def outcome(self) -> dict[str, Any]:
+        """The object of `--json`, which is also the head of its line in the history."""
+        reason, place = self.outcome_reason, self.place
+        is_done = reason.action in DONE_ACTIONS
+        copy = self.copy if is_done else None
+        file = os.path.join(self.take.folder, copy.name) if copy else self.path
+        outcome = {
+            "type": "recording",
+            "path": self.path,
+            "file": os.path.join(place.location, place.name) if place and not copy else file,
+            "action": reason.action.value,
+            "reason": reason.sentence.format(self.detail),
+            "original_size": self.plan.source.size if self.plan.source else 0,
+            "compressed_size": copy.size if copy else None,
+            "seconds": self.seconds,
+        }
+        if reason is Reason.DUE:
+            outcome["estimated_size"] = self.estimate
+        return outcome
+
+
+DONE_ACTIONS = (Action.COMPRESSED, Action.ARCHIVED, Action.RESTORED)
+REASON_OF = {
+    Move.COMPRESS: Reason.DONE,
+    Move.ADOPT: Reason.ADOPTED,
+    Move.SMALLER: Reason.DONE,
+    Move.ARCHIVE: Reason.ARCHIVED,
+    Move.RESTORE: Reason.RESTORED,
+}
+REASON_OF_ERRNO = {
+    errno.ENOSPC: Reason.NO_SPACE,
+    errno.EDQUOT: Reason.NO_SPACE,
+    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
+    errno.ELOOP: Reason.CHANGED,  # a link where a file was: we follow none
+    errno.EEXIST: Reason.NAME_TAKEN,
+}
+
+
+def describe(error: OSError) -> str:
+    """What happened, and to which file."""
+    names = (error.filename, error.filename2)
+    paths = ", ".join(os.fsdecode(name) for name in names if isinstance(name, (str, bytes)))
+    return f"{error.strerror or error}" + (f" ({paths})" if paths else "")
+
+
+# ---------------------------------------------------------------------------------- command line
+# Words in, one command called, an exit code out. Errors that have a name become one sentence here
+# and nowhere else. Must never touch the library, and never leave by sys.exit from below main().
+
+EXIT_CODES = (
+    "Exit codes: 0 done or nothing to do; 1 something failed, its original is kept; 2 wrong usage "
+    "or configuration, or no such library; 3 another run is at work; 4 a needed program is missing "
+    "or does not work; 5 too little disk space; 129, 130, 143 stopped by a signal."
+)
+
+
+class Command(NamedTuple):
+    """A subcommand: its help, the settings it has flags for, and what it does."""
+
+    help: str
+    settings: Sequence[str]
+    run: Callable[[Config, Report], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells wrong usage in one sentence instead of a page. Raises UsageError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. '{self.prog} --help' tells more.")
+
+
+def main(args: Optional[Sequence[str]] = None) -> int:
+    """Run one command; `args` as in sys.argv[1:]. Returns the exit code."""
+    reserve_standard_streams()
+    report = Report(Config())
+    try:
+        arguments = parse_words(sys.argv[1:] if args is None else args)
+        report = Report(Config(json=getattr(arguments, "json", None) or False))
+        report = Report(resolve_config(arguments))
+        COMMANDS[arguments.command].run(report.config, report)
+    except (ServiceError, OSError) as error:
+        report.failed(error)
+    except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
+        return 128 + signal.SIGINT
+    finally:
+        report.clear_bar()
+    return report.exit_code
+
+
+def reserve_standard_streams() -> None:
+    """Where one is closed, the next file that is opened would get its number, and our messages."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def parse_words(words: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for: without a command, a run. Raises UsageError."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Make voice recordings smaller, without ever losing a second of one. "
+        "Options stand behind the command; without a command, it is run.",
+        epilog="COMMAND --help tells its options and exit codes.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog=EXIT_CODES,
+            allow_abbrev=False,
+        )
+        default = "compression_config.json beside the program"
+        sub.add_argument("-c", "--config", metavar="FILE", help=f"settings (default: {default})")
+        for each in ("recordings_dir", *command.settings):
+            add_flag(sub, SETTINGS[each])
+    has_command = words and (words[0] in ("-h", "--help", "--version") or words[0][:1] != "-")
+    return parser.parse_args(words if has_command else ["run", *words])
+
+
+def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+    """One setting's flags, whose help also tells its default and its key in the config file."""
+    kind, words, text, key = field.metadata.values()
+    flags = [word for word in words if word[0] == "-"]
+    notes = [f"default: {field.default}"] if type(field.default) in (int, str) else []
+    options: dict[str, Any] = {"dest": field.name} if flags else {}
+    if kind is BOOLEAN:
+        action = "store_false" if field.default else "store_true"
+        options["action"] = argparse.BooleanOptionalAction if field.default is None else action
+    else:
+        options.update(metavar=words[-1], type=functools.partial(from_text, kind))
+    if kind is TEXTS and flags:
+        options["action"] = "append"
+        notes.append("repeatable")
+    elif kind is TEXTS:
+        options["nargs"] = "*"
+    if key:
+        notes.append(f"config key: {field.name}")
+    options["help"] = f"{text} ({', '.join(notes)})" if notes else text
+    parser.add_argument(*(flags or [field.name]), default=None, **options)
+
+
+def from_text(kind: Kind, text: str) -> Any:
+    """A flag's value: its text, or what that is as JSON. Raises what argparse tells."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        with contextlib.suppress(ValueError):
+            return kind(json.loads(text))
+        found = f"expected {error}, found {printable(text)}"
+        raise argparse.ArgumentTypeError(found) from None
+
+
+# --------------------------------------------------------------------------------- configuration
+# One declaration a setting: default, type, flags. Reads the config file; touches nothing else.
+# A wrong key or value is named with what was expected, before anything of the library is looked at.
+
+# Turns a JSON value into the value used, or raises ValueError with what was expected.
+Kind = Callable[[Any], Any]
+LONGEST = 1e6  # days or minutes; more is a slip of the keyboard, and no clock can add it up
+
+
+def setting(default: Any, kind: Kind, words: str = "", help: str = "", key: bool = True) -> Any:
+    """Declares a field of Config: its flags and what stands behind them, as "-j --jobs N", their
+    help, and whether the config file has it as a key."""
+    metadata = {"kind": kind, "words": words.split(), "help": help, "key": key}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+flag = functools.partial(setting, key=False)  # only the command line sets it
+
+
+def among(expected: str, types: Sequence[type], test: Callable[[Any], object]) -> Kind:
+    """Values of these types that pass a test."""
+
+    def check(value: Any) -> Any:
+        with contextlib.suppress(ValueError):
+            if type(value) in types and test(value):
+                return value
+        raise ValueError(expected)
+
+    return check
+
+
+def within(expected: str, lowest: float, highest: float, *types: type) -> Kind:
+    return among(expected, types, lambda value: lowest <= value <= highest)
+
+
+def matching(expected: str, pattern: str) -> Kind:
+    return among(expected, (str,), re.compile(pattern, re.DOTALL).fullmatch)
+
+
+def or_null(kind: Kind) -> Kind:
+    return lambda value: None if value is None else kind(value)
+
+
+def check_bitrate(value: Any) -> int:
+    """Bit/s from "96k" or 96000."""
+    lowest, highest = FORMATS["opus"].rates
+    if re.fullmatch(r"\d{4,6}|\d{1,3}[kK]", str(value)):
+        rate = int(str(value).lower().replace("k", "000"))
+        if lowest <= rate <= highest:
+            return rate
+    raise ValueError('a bit rate from "6k" to "510k", such as "96k"')
+
+
+def is_date(text: str) -> bool:
+    return len(text) == 10 and bool(datetime.strptime(text, "%Y-%m-%d"))
+
+
+BOOLEAN = among("true or false", (bool,), lambda value: True)
+DAYS = within("a number of days from 0 up", 0, LONGEST, int, float)
+MINUTES = or_null(within("minutes above 0, or null", 1e-3, LONGEST, int, float))
+PERCENT = within("a percentage from 0 to 99", 0, 99, int, float)
+JOBS = within("a whole number from 0 up", 0, 1024, int)
+LIMIT = within("a whole number from 1 up", 1, LONGEST, int)
+PORT = within("a port from 0 (any) to 65535", 0, 65535, int)
+PATH = matching("a path", r"[^\0]+")
+FORMAT = matching("opus or m4a", "|".join(FORMATS))
+SHELL = or_null(matching("a command as /bin/sh understands it, or null", r".*\S.*"))
+HTML_NAME = matching("a file name ending in .html", r"(?i).+\.html?")
+PERIOD = matching("a time such as 90m, 2h or 3d", "[0-9]{1,6}[mhd]")
+SCHEDULER = matching("cron, launchd or systemd", "cron|launchd|systemd")
+ISO_DATE = among("a date such as 2025-10-27", (str,), is_date)
+TEXTS: Kind = str  # any number of them
+POLICY_KINDS = {"keep": BOOLEAN, "bitrate": check_bitrate, "after_days": DAYS, "format": FORMAT}
+TIER_KINDS = {"after_days": DAYS, "bitrate": check_bitrate, "archive": PATH}
+
+
+def check_members(value: Any, kinds: Mapping[str, Kind], example: str) -> dict[str, Any]:
+    """The members of an object of settings. Raises ValueError with what was expected."""
+    if not isinstance(value, dict):
+        raise ValueError(f"an object such as {example}")
+    members = {}
+    for key, member in value.items():
+        if key not in kinds:
+            nearest = difflib.get_close_matches(key, kinds, 1, 0)[0]
+            raise ValueError(f'no key "{key}" (the nearest there is: "{nearest}")')
+        try:
+            members[key] = kinds[key](member)
+        except ValueError as error:
+            raise ValueError(f'for "{key}" {error}') from None
+    return members
+
+
+def check_tiers(value: Any) -> tuple[Tier, ...]:
+    """Tiers by age, in whatever order they were written."""
+    example = '{"after_days": 30, "bitrate": "64k"}'
+    if not isinstance(value, list):
+        raise ValueError(f"a list such as [{example}]")
+    members = [check_members(each, TIER_KINDS, example) for each in value]
+    for tier in members:
+        if len(tier) != 2 or "after_days" not in tier:
+            raise ValueError('in every tier "after_days", and either "bitrate" or "archive"')
+    return tuple(sorted((Tier(**tier) for tier in members), key=lambda tier: tier.after_days))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of a run, as resolved; a flag beats the config file, which beats the default.
+    Fields are declared with `setting(...)`; paths are absolute, rates bit/s."""
+
+    recordings_dir: str = setting("recordings", PATH, "--recordings DIR", "the library")
+    log_file: str = setting("logs/compression.log", PATH)
+    dry_run: bool = setting(
+        False, BOOLEAN, "-n --dry-run", "say what would happen, change nothing at all"
+    )
+    age_threshold_days: float = setting(
+        7, DAYS, "--older-than DAYS", "leave alone what was modified since"
+    )
+    target_bitrate: int = setting(96_000, check_bitrate, "--bitrate RATE", "bit/s, or such as 96k")
+    target_format: str = setting(
+        "opus", FORMAT, "--format NAME", "opus, or m4a for players without Opus"
+    )
+    delete_originals: bool = setting(
+        True, BOOLEAN, "--keep-originals", "leave every original beside its copy"
+    )
+    keep_originals_days: float = setting(0, DAYS)
+    verify_before_delete: bool = setting(True, BOOLEAN)
+    min_saving_percent: float = setting(5, PERCENT)
+    jobs: int = setting(0, JOBS, "-j --jobs N", "recordings at work at once; 0 is one a core")
+    only: Sequence[str] = flag((), TEXTS, "--only GLOB", "paths like this below the library")
+    since: Optional[str] = flag(None, ISO_DATE, "--since DATE", "recorded then or later")
+    until: Optional[str] = flag(None, ISO_DATE, "--until DATE", "recorded then or before")
+    language: Sequence[str] = flag((), TEXTS, "--language CODE", "recorded in this language")
+    limit: Optional[int] = flag(None, LIMIT, "--limit N", "at most N recordings, oldest first")
+    max_run_minutes: Optional[float] = setting(
+        None, MINUTES, "--max-minutes M", "start nothing new after that"
+    )
+    retry: bool = flag(False, BOOLEAN, "--retry", "take up again what earlier runs kept or failed")
+    json: bool = flag(False, BOOLEAN, "--json", "JSON, one object a line")
+    quiet: bool = flag(False, BOOLEAN, "-q --quiet", "errors only")
+    verbose: bool = flag(False, BOOLEAN, "-v --verbose", "more detail")
+    progress: Optional[bool] = flag(
+        None, BOOLEAN, "--progress", "how far it is; without this word, on a terminal only"
+    )
+    tiers: tuple[Tier, ...] = setting((), check_tiers)
+    notify_command: Optional[str] = setting(None, SHELL)
+    paths: Sequence[str] = flag((), TEXTS, "PATH", "a kept original, its copy, a sidecar, a folder")
+    last_run: bool = flag(False, BOOLEAN, "--last-run", "all that the last run has changed")
+    html: Optional[str] = flag(None, HTML_NAME, "--html FILE", "write them as a page")
+    host: str = flag("127.0.0.1", PATH, "--host H", "address to listen on")
+    port: int = flag(8765, PORT, "--port P", "0 is any that is free")
+    scheduler: Optional[str] = flag(
+        None, SCHEDULER, "cron|launchd|systemd", "what is to run it every night"
+    )
+    pause_for: Optional[str] = flag(None, PERIOD, "--for TIME", "such as 90m, 2h or 3d")
+    file: str = ""  # the config file, where there is one
+
+    @property
+    def archive_tier(self) -> Optional[Tier]:
+        """At most one, and the last."""
+        return next((tier for tier in self.tiers if tier.archive), None)
+
+    def tier_rate(self, age: float) -> Optional[int]:
+        """Bit/s that the last tier asks for what is `age` days old; None where none does."""
+        rates = [tier.bitrate for tier in self.tiers if tier.bitrate and age >= tier.after_days]
+        return min(rates, default=None)
+
+    def rate_at(self, age: float) -> int:
+        """Bit/s that a recording of `age` days is to have, without a policy."""
+        return min(self.target_bitrate, self.tier_rate(age) or self.target_bitrate)
+
+
+SETTINGS = {field.name: field for field in dataclasses.fields(Config) if field.metadata}
+FILE_KINDS: Mapping[str, Kind] = {
+    name: field.metadata["kind"] for name, field in SETTINGS.items() if field.metadata["key"]
+}
+
+
+def resolve_config(arguments: argparse.Namespace) -> Config:
+    """Flags, checked when they were parsed, over the config file over the defaults. Raises
+    UsageError naming the key, what was expected and, for an unknown one, the nearest known."""
+    beside = os.path.join(os.path.dirname(os.path.realpath(__file__)), "compression_config.json")
+    file = os.path.abspath(arguments.config or beside)
+    is_there = arguments.config is not None or os.path.lexists(file)
+    config = read_config(file) if is_there else Config()
+    flags = {key: value for key, value in vars(arguments).items() if value is not None}
+    absolute = functools.partial(absolute_from, os.path.dirname(file))
+    library = flags.get("recordings_dir")  # taken from where we are
+    places = {
+        "recordings_dir": os.path.abspath(library) if library else absolute(config.recordings_dir),
+        "log_file": absolute(config.log_file),
+        "tiers": tuple(tier._replace(archive=absolute(tier.archive)) for tier in config.tiers),
+        "file": file if is_there else "",
+    }
+    known = {key: value for key, value in flags.items() if key in SETTINGS}
+    config = dataclasses.replace(config, **{**known, **places})
+    lowest, highest = FORMATS[config.target_format].rates
+    for rate in (config.target_bitrate, *(tier.bitrate for tier in config.tiers)):
+        if rate and not lowest <= rate <= highest:
+            span = f"{lowest // 1000}k to {highest // 1000}k"
+            raise UsageError(f"{config.target_format}: expected bit rates from {span}.")
+    here = config.recordings_dir
+    for tier in config.tiers:
+        there = tier.archive or ""
+        if there[:1] == "/" and os.path.commonpath((here, there)) in (here, there):
+            raise UsageError(f"tiers: expected an archive apart from {printable(here)}.")
+    return config
+
+
+def absolute_from(folder: str, path: Optional[str]) -> Optional[str]:
+    """A path of the config file; an rclone remote, `name:path` with a name as rclone allows it,
+    stays."""
+    if path is None or re.match(r"[\w.+@][\w.+@ -]*:", path):
+        return path
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+
+
+def read_config(path: str) -> Config:
+    """The settings that a config file holds, checked. Raises UsageError naming the key and what was
+    expected."""
+    problem = f"Config file {printable(path)}: {{}}. Nothing was touched."
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            document = json.load(file, object_pairs_hook=only_once)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(problem.format(error)) from None
+    try:
+        config = Config(**check_members(document, FILE_KINDS, '{"target_bitrate": "96k"}'))
+        check_steps(config)
+    except ValueError as error:
+        raise UsageError(problem.format(f"expected {printable(str(error))}")) from None
+    return config
+
+
+def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two different orders under one key neither is followed."""
+    document = dict(members)
+    if len(document) < len(members):
+        raise ValueError("a key stands there twice")
+    return document
+
+
+def check_steps(config: Config) -> None:
+    """Raises ValueError where a tier is no step on from what was before it. The first step may be
+    written as a tier too."""
+    age, rate = config.age_threshold_days - 1e-6, config.target_bitrate + 1
+    for tier in config.tiers:
+        is_step = tier.after_days > age and rate > (tier.bitrate or 0)
+        if not is_step:
+            raise ValueError(
+                'for "tiers" ages that rise and bit rates that fall, from "age_threshold_days" and '
+                '"target_bitrate" on, and an archive last'
+            )
+        age, rate = tier.after_days, tier.bitrate or 0
+
+
+def policy_of(sidecars: Iterable[Sidecar], unreadable: str) -> Policy:
+    """The most careful wish of each kind, checked by the same kinds as the configuration."""
+    combined: dict[str, Any] = {}
+    for sidecar in sidecars:
+        asked = {} if sidecar.policy is None else sidecar.policy
+        try:
+            wishes = check_members(asked, POLICY_KINDS, '{"keep": true}')
+        except ValueError as error:
+            return Policy(flaw=f"expected {error}", unreadable=unreadable)
+        for key, wish in wishes.items():
+            combined[key] = max(wish, combined.get(key, wish))
+    return Policy(**combined, unreadable=unreadable)
+
+
+# ------------------------------------------------------------------------------------------- run
+# One run from lock to summary: plan, then batches through probe and prove on every core, commits by
+# the main thread alone as recordings become ready. May start threads. Must never change the library
+# itself, and never lose an outcome: every Work that was planned ends in the report.
+
+LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
+NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
+
+
+class Run:
+    """What every part of a run needs: `config`, `report`, `library`, `history`, `moment`, and while
+    at work `stop`, `tools`, `staging`, `committer`. Made by command_run and command_restore."""
+
+    stop: Stop
+    tools: Tools
+    staging: Staging
+    committer: Committer
+    transcoder: Transcoder
+
+    def __init__(self, config: Config, report: Report) -> None:
+        self.config, self.report = config, report
+        self.library = Library(config.recordings_dir)
+        self.history = History(self.library)
+        self.now, self.started = time.time(), time.monotonic()
+        self.workers = config.jobs or allowed_cores()
+        self.is_locked = False
+        self.index: Optional[list[int]] = None  # size and mtime_ns, as a run has left it
+        self.begun = 0  # recordings, for --limit
+        self.steps: dict[Work, list[Work]] = {}  # of each that is not committed: with which it is
+        self.jobs: dict[Work, Job] = {}  # at work just now
+        self.seconds_done = 0.0  # of audio, as guessed from sizes
+
+    @functools.cached_property
+    def moment(self) -> Moment:
+        """The history is loaded by it."""
+        runs = self.history.runs
+        return Moment(self.now, runs[-1]["time"] if runs else 0)
+
+    def execute(self) -> None:
+        """The whole of `run`. Log line, summary, history's run record and notification follow also
+        where it could not begin, is paused, or finds no library; so errors are told here."""
+        message = ""
+        try:
+            self.library.require(self.config.log_file)
+            if self.library.paused(self.now):
+                message = f"Paused: nothing was done. '{PROGRAM} resume' lets runs go on."
+                self.report.open_log()
+                self.report.once(message)
+            elif self.config.dry_run:
+                self.rehearse()
+            else:
+                self.begin()
+        except (ServiceError, OSError) as error:
+            self.report.open_log()
+            message = self.report.failed(error)
+        self.report.open_log()
+        summary = self.report.summary(message)
+        if self.is_locked:
+            self.note(summary)
+        if not self.config.dry_run and (message or self.report.has_news):
+            self.notify(summary)
+
+    def note(self, summary: Mapping[str, Any]) -> None:
+        """The record of this run, by the time when it began."""
+        when = {"date": iso(self.now), "time": self.now}
+        self.history.note([{**summary, "type": "run", **when, "index": self.index}])
+
+    def begin(self) -> None:
+        """Our own folder is first made when something is due, so that is planned before."""
+        history = self.library.own("history.jsonl")
+        works = [] if os.path.lexists(history) else plan_run(self)
+        if works or os.path.lexists(history) or next(plan_archive(self), None):
+            with self.open():
+                # It is there already, or another run was faster.
+                self.work(plan_run(self) if os.path.lexists(history) else works)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Lock, log, stop signals, staging, tools, committer: for a run and for restore."""
+        with stop_signals() as self.stop:
+            with self.library.lock(), Staging(self.library) as self.staging:
+                self.is_locked = True
+                self.history = History(self.library)
+                self.report.open_log()
+                self.tools = Tools(self.stop)
+                self.committer = Committer(self)
+                self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
+                with contextlib.suppress(Stopped):
+                    yield
+            self.tell_stop()
+
+    def tell_stop(self) -> None:
+        if self.stop.signal:
+            name = signal.Signals(self.stop.signal).name
+            kept = "what was not finished is as it was; run again to go on."
+            self.report.error(f"Stopped by {name}: {kept}", 128 + self.stop.signal)
+
+    def work(self, works: Sequence[Work]) -> None:
+        self.report.begin(works, self.workers)
+        self.begun = len(works)
+        if works:
+            try_commits(self.library, self.history, None)
+        begun_before = [work.recording for work in works if work.plan.move is Move.RESTORE]
+        bring_back(self, list({each.key: each for each in begun_before}.values()))
+        try:
+            self.compress([work for work in works if work.plan.move is not Move.RESTORE])
+            for archive, together in self.archivable():
+                archive.store(together)
+                self.commit(together)
+        finally:
+            self.finish_documents()
+
+    def finish_documents(self) -> None:
+        """The end of the work: what was not written is looked at again by the next run."""
+        self.committer.settle(at_once=True)
+        note_rest(self)
+        if not self.committer.ids and not self.report.exit_code:
+            self.index = self.library.index_state()
+
+    def compress(self, works: Sequence[Work]) -> None:
+        """Keep every worker busy with batches, and commit what comes back step by step; where an
+        error ends it, what was proven before is brought to its end."""
+        self.steps = steps_of(works)
+        self.finish_steps(works)  # those that were refused as a whole
+        try:
+            self.transcode_all(Queue([work for work in works if not work.reason], self.workers))
+            self.settle(list(self.steps))
+        finally:
+            self.settle([work for work in self.steps if work.is_ready])
+
+    def transcode_all(self, queue: Queue) -> None:
+        running: dict[concurrent.futures.Future[None], Sequence[Work]] = {}
+        with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+            try:
+                while True:
+                    while len(running) < self.workers:
+                        batch = self.next_batch(queue, itertools.chain(*running.values()))
+                        if not batch:
+                            break
+                        running[pool.submit(self.transcode, batch)] = batch
+                    if not running:
+                        return
+                    first = concurrent.futures.FIRST_COMPLETED
+                    for future in concurrent.futures.wait(running, 0.5, first).done:
+                        batch = running.pop(future)
+                        future.result()
+                        self.seconds_done += sum(map(guessed_seconds, batch))
+                        self.find_cause(batch)
+                        self.finish_steps(batch)
+                    self.report.progress(self.seconds_done + self.seconds_at_work(), queue.seconds)
+            except BaseException:
+                self.stop.is_over = True  # an error ends the run: what is at work is dropped
+                raise
+
+    def next_batch(self, queue: Queue, at_work: Iterable[Work]) -> Sequence[Work]:
+        """What the disk has room for beside those at work; empty to wait for them, or at the
+        end."""
+        if not queue.waiting or self.must_end():
+            return ()
+        reserved = SPACE_MARGIN + sum(map(space_needed, at_work))
+        batch = queue.take(shutil.disk_usage(self.library.root).free - reserved)
+        if batch or reserved > SPACE_MARGIN:
+            return batch
+        self.settle(list(self.steps))  # which gives space back
+        self.committer.settle(at_once=True)
+        free = shutil.disk_usage(self.library.root).free
+        return queue.take(free - reserved) or [queue.waiting.popleft()]  # which is told in prepare
+
+    def finish_steps(self, works: Iterable[Work]) -> None:
+        """Commit each step of these that is through."""
+        begun = [self.steps[work] for work in works if work in self.steps]
+        for step in {id(step): step for step in begun}.values():
+            if all(work.is_ready or work.reason for work in step):
+                self.settle(step)
+
+    def settle(self, works: Iterable[Work]) -> None:
+        """Commit those that are through, folder by folder; only the main thread comes here."""
+        through = [work for work in works if work.is_ready or work.reason]
+        self.commit([work for work in through if self.steps.pop(work, None)])
+
+    def commit(self, works: Iterable[Work]) -> None:
+        by_folder: dict[str, list[Work]] = {}
+        for work in works:
+            by_folder.setdefault(work.take.folder, []).append(work)
+        for folder, group in by_folder.items():
+            self.committer.commit(folder, group)
+        if by_folder:
+            self.committer.settle(at_once=False)
+
+    def no_space(self, work: Work, detail: str) -> NoSpaceError:
+        folder = self.library.path(work.take.folder)
+        done = "What is not done is as it was; make room and run again."
+        return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
+
+    def seconds_at_work(self) -> float:
+        share = 0.0
+        for work, job in list(self.jobs.items()):
+            through = self.transcoder.seconds_through(job) / (job.probe.timeline or 1)
+            share += min(1.0, through) * guessed_seconds(work)
+        return share
+
+    def transcode(self, works: Sequence[Work]) -> None:
+        """One batch, in a thread: examine each, stage, prove; every Work leaves ready or refused.
+        The one boundary around one recording. Raises Stopped, ServiceError."""
+        jobs: dict[Work, Job] = {}
+        try:
+            for work in works:
+                with boundary(work):
+                    self.examine(work)
+                    jobs[work] = self.prepare(work)
+            self.jobs.update(jobs)
+            self.transcoder.process(list(jobs.values()))
+            for work, job in jobs.items():
+                with boundary(work):
+                    self.finish(work, job)
+        finally:
+            for work, job in jobs.items():
+                self.jobs.pop(work, None)
+                self.staging.discard(job.source_levels)
+                self.staging.discard(job.copy_levels)
+                if not work.is_ready:
+                    self.staging.discard(work.staged)
+
+    def examine(self, work: Work) -> None:
+        """Open the source once: identity, SHA-256, probe, decide. Raises Refusal, OSError. A dry
+        run does this and no more."""
+        source, path = work.plan.source, self.library.path(work.path)
+        with open(open_regular(path), "rb") as file:
+            work.identity = Identity.of(os.fstat(file.fileno()))
+            if source is None or work.identity[-2:] != source[1:]:
+                raise Refusal(Reason.CHANGED)
+            work.probe = probe(file.fileno(), path, self.tools)
+            name = work.take.file.name if work.take.file else ""
+            recorded = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
+            lasts = max(recorded, default=0.0)
+            saving = -math.inf if work.plan.move is Move.ADOPT else self.config.min_saving_percent
+            work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
+            work.sha256 = digest_from(file)  # only now: a sparse file may be larger than the disk
+
+    def prepare(self, work: Work) -> Job:
+        """What is to be proven, with a staged file for a copy that is to be made. Raises Refusal,
+        OSError, NoSpaceError."""
+        assert work.probe
+        free = shutil.disk_usage(self.library.root).free
+        needed = SPACE_MARGIN + space_needed(work)
+        if free < needed:
+            found = f"{size_text(free)} free, where {size_text(needed)} are needed"
+            raise self.no_space(work, found)
+        source, path = self.library.path(work.path), self.library.path(work.target_path)
+        encodes = work.plan.move is not Move.ADOPT
+        if encodes:
+            work.staged = path = self.staging.beside(path)
+            give_attributes_of(source, path)  # or nothing is worth encoding
+            os.chmod(path, 0o600)  # until it is whole
+        levels = (self.staging.levels(), self.staging.levels())
+        return Job(source, work.probe, work.plan.target, path, encodes, *levels)
+
+    def finish(self, work: Work, job: Job) -> None:
+        """After its proof: a copy is flushed with its attributes. Raises Refusal, OSError."""
+        if isinstance(job.problem, NotProven) and not job.encodes:
+            other = f"{work.target_path} is not a copy of it ({job.problem.detail})"
+            raise Refusal(Reason.NAME_TAKEN, other)
+        if job.problem:
+            raise job.problem
+        if job.encodes and not self.staging.is_ours(job.copy):
+            raise NotProven("the staged file that was made for it", "another under its name")
+        if not work.take.proven_copy or job.encodes:
+            give_attributes_of(job.source, job.copy)
+        with open(open_regular(job.copy), "rb") as file:
+            flush(file.fileno())
+        size, mtime_ns = file_at(job.copy)[1:]
+        before = size_before(work)
+        if job.encodes and size > before * (1 - self.config.min_saving_percent / 100):
+            sizes = f"{size_text(before)} would become {size_text(size)}"
+            raise Refusal(Reason.LITTLE_SAVING, sizes)
+        work.copy = File(os.path.basename(work.target_path), size, mtime_ns)
+
+    def find_cause(self, works: Sequence[Work]) -> None:
+        """After failures that may lie outside the recordings, try what they needed. Raises the
+        ServiceError that ends the run, before any of them counts; else they are the recordings'
+        own, and what ffmpeg cannot read is damaged."""
+        refused = [(work, work.reason) for work in works if work.reason]
+        suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
+        if suspects:
+            try_ffmpeg(self.tools, suspects[0].plan.target)
+        for work, reason in refused:
+            if reason is Reason.NO_SPACE:
+                raise self.no_space(work, work.detail)
+            if reason.is_environment:
+                try_commits(self.library, self.history, None)
+            if reason is Reason.TOOL_FAILED:
+                work.reason = Reason.DAMAGED
+                work.detail = f"ffmpeg cannot decode it ({work.detail})"
+
+    def archivable(self) -> Iterator[tuple[Archive, list[Work]]]:
+        """Whole recordings, several together, as a remote takes its time to begin. Raises
+        ServiceError where the archive does not answer."""
+        archive, limit = configured_archive(self), self.config.limit or math.inf
+        if archive is None:
+            return
+        together: list[Work] = []
+        for works in plan_archive(self):
+            if not archive or self.must_end() or self.begun >= limit:
+                break
+            if not together:
+                archive.try_it()
+            self.begun += len(works)
+            together += works
+            if len(together) >= BATCH_FILES:
+                yield archive, together
+                together = []
+        if archive and together:
+            yield archive, together
+
+    def must_end(self) -> bool:
+        """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
+        the plan's.)"""
+        minutes = self.config.max_run_minutes or math.inf
+        is_late = time.monotonic() - self.started > minutes * 60
+        is_paused = self.library.paused(time.time())
+        if is_late:
+            self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
+        elif is_paused:
+            self.report.once("Paused while at work; what is left waits for 'resume'.")
+        return self.stop.requested or is_late or is_paused
+
+    def rehearse(self) -> None:
+        """The dry run: everything up to the decision, and what a run would try."""
+        with stop_signals() as self.stop:
+            self.tools = Tools(self.stop)
+            works = plan_run(self)
+            self.report.begin(works, self.workers)
+            self.begun = len(works)
+            if works:
+                read_signs(self.library)
+                try_ffmpeg(self.tools, works[0].plan.target)
+            for work in works:
+                if self.must_end():
+                    break
+                with boundary(work):
+                    if not work.reason and work.plan.move is not Move.RESTORE:
+                        self.examine(work)
+                        foresee_commit(self.library, work)
+                        work.reason = Reason.DUE
+                if work.reason:  # else a restore, begun long since
+                    self.report.outcome(work)
+            for archive, together in self.archivable():
+                for work in together:
+                    if not work.reason:
+                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
+                    self.report.outcome(work)
+        self.tell_stop()
+
+    def notify(self, summary: Mapping[str, Any]) -> None:
+        """Give the summary to the user's own command; that it failed is told, and changes
+        nothing."""
+        if self.config.notify_command:
+            shell = ["/bin/sh", "-c", self.config.notify_command]
+            folder = os.path.dirname(self.config.file) or "/"
+            reader, writer = os.pipe()
+            try:
+                os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
+                os.close(writer)
+                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder=folder, stdin=reader)
+            except (Refusal, ToolError) as error:
+                self.report.once(f"The notify_command failed: {error}")
+            finally:
+                os.close(reader)
+
+
+@contextlib.contextmanager
+def boundary(work: Work) -> Iterator[None]:
+    """Whatever goes wrong with one recording is its own: a defect costs it its turn, not the
+    run."""
+    try:
+        yield
+    except (Stopped, ServiceError):
+        raise
+    except Exception as error:
+        work.refuse(error)
+
+
+def give_attributes_of(source: str, copy: str) -> None:
+    """Those of one file to another, by path. Raises Refusal, OSError."""
+    with open(open_regular(source), "rb") as one, open(open_regular(copy), "rb") as other:
+        give_attributes(one.fileno(), other.fileno(), times=True)
+
+
+def size_before(work: Work) -> int:
+    """Bytes that a copy must save from: of the copy before it, or of the original."""
+    is_smaller = work.plan.move is Move.SMALLER
+    before = work.take.copy if is_smaller and work.take.copy else work.plan.source
+    return before.size if before else 0
+
+
+def guessed_seconds(work: Work) -> float:
+    """Of audio, before anything is opened."""
+    return work.plan.source.size / BYTES_PER_SECOND if work.plan.source else 0.0
+
+
+def space_needed(work: Work) -> int:
+    """Bytes that one work may take while at work: its copy, and two level files."""
+    if work.probe:
+        return round(work.estimate + work.probe.timeline * work.probe.channels * LEVEL_BYTES)
+    return round(size_before(work) + 2 * guessed_seconds(work) * LEVEL_BYTES)
+
+
+def allowed_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def steps_of(works: Iterable[Work]) -> dict[Work, list[Work]]:
+    """Which works are committed together: all of a recording, or few steps of a very large one, as
+    each of its sidecars is written once a step."""
+    steps: dict[Work, list[Work]] = {}
+    for _, group in itertools.groupby(works, lambda work: work.recording.key):
+        whole = list(group)
+        most = max(STEP_FILES, len(whole) // 16, len(whole[0].recording.sidecars))
+        for at in range(0, len(whole), most):
+            step = whole[at : at + most]
+            steps.update(dict.fromkeys(step, step))
+    return steps
+
+
+class Queue:
+    """Hands out works in batches of about the same length that the disk has room for."""
+
+    def __init__(self, works: Sequence[Work], workers: int) -> None:
+        self.waiting = collections.deque(works)
+        self.seconds = sum(map(guessed_seconds, works))
+        batches = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
+        rounds = max(1, math.ceil(batches / workers))
+        # A hundredth more, or a last small batch would be left over.
+        self.share = 1.01 * self.seconds / (rounds * workers)
+
+    def take(self, room: int) -> Sequence[Work]:
+        """The next batch that fits into so many bytes; empty if none does."""
+        works: list[Work] = []
+        seconds = 0.0
+        while self.waiting and len(works) < BATCH_FILES:
+            room -= space_needed(self.waiting[0])
+            seconds += guessed_seconds(self.waiting[0])
+            is_enough = works and seconds > self.share
+            if is_enough or room < 0:
+                break
+            works.append(self.waiting.popleft())
+        return works
+
+
+def command_run(config: Config, report: Report) -> None:
+    Run(config, report).execute()
+
+
+# ---------------------------------------------------------------------------------------- trials
+# What a run's commits will need, tried on files of our own: by a run before anything is encoded, by
+# doctor always. A dry run, which may write nothing, reads what tells as much. Each raises the one
+# ServiceError that run, dry run and doctor then say alike; none may touch a recording.
+
+
+def try_commits(library: Library, history: History, first: Optional[Work]) -> None:
+    """Append to the history, make, link, exchange and remove a name of ours in our own folder, and
+    give it to the owner of the first work's source. Raises ServiceError, NoSpaceError. (A run tries
+    folder and owner of each recording just before that is encoded, as others may do.)"""
+    folder, staging = library.own(""), Staging(library)
+    try:
+        os.close(library.open_own("history.jsonl", os.O_WRONLY | os.O_APPEND))
+        one, two = staging.levels(), staging.levels()
+        with open(one, "wb", buffering=0) as file:
+            file.write(bytes(4096))
+            flush(file.fileno())
+        if exchange(one, two):
+            os.unlink(one)
+        place(two, one)
+        if first and first.plan.source:
+            give_attributes_of(library.path(first.path), one)
+        flush_folder(folder)
+    except OSError as error:
+        raise failed_trial(folder, error.errno or 0) from None
+    except Refusal as refusal:
+        raise ServiceError(f"{refusal}. {OWNER_ADVICE.format(refusal.detail)}") from None
+    finally:
+        for path in list(staging.made):
+            staging.discard(path)
+
+
+def failed_trial(where: str, number: int) -> ServiceError:
+    """The sentence about a place that a run must be able to write to."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        advice = "Nothing was changed; make room and run again."
+        return NoSpaceError(f"The disk of {where} is full. {advice}")
+    advice = "Nothing was changed; let this user write there and run again."
+    return ServiceError(f"{where} cannot be written to: {os.strerror(number)}. {advice}")
+
+
+def read_signs(library: Library) -> None:
+    """The same from modes, mounts and free space alone. Raises as try_commits does."""
+    places = (library.root, library.own(""), library.own("history.jsonl"))
+    for path in filter(os.path.lexists, places):
+        disk = os.statvfs(path)
+        has_no_names = disk.f_files and not disk.f_favail
+        if disk.f_flag & os.ST_RDONLY:
+            raise failed_trial(path, errno.EROFS)
+        if disk.f_bavail * disk.f_frsize < SPACE_MARGIN or has_no_names:
+            raise failed_trial(path, errno.ENOSPC)
+        if not os.access(path, os.W_OK):
+            raise failed_trial(path, errno.EACCES)
+
+
+def foresee_commit(library: Library, work: Work) -> None:
+    """Whether a copy could be made beside a source and given to its owner, told without writing.
+    Raises Refusal, OSError."""
+    folder = library.path(work.take.folder)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+    with open(open_regular(library.path(work.path)), "rb") as file:
+        before, acl = os.fstat(file.fileno()), access_list(file.fileno())
+    user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
+    if user not in (0, before.st_uid):
+        group = before.st_gid if before.st_gid in groups else groups[0]
+        ours = os.stat_result((before.st_mode, 0, 0, 0, user, group, 0, 0, 0, 0))
+        mode_without_owner(before, ours, acl, READ)
+
+
+def try_ffmpeg(tools: Tools, target: Target) -> None:
+    """Decode, encode and decode again a second of a sound of our own, all of it through pipes, so
+    that no file plays a part and a dry run may do it too. Raises ToolError."""
+    sound = ("-f", "lavfi", "-i", f"sine=duration=1:sample_rate={OPUS_RATE}", "-f", "nut")
+    codec = ("-c:a", target.form.encoder, "-b:a", str(target.bitrate), "-f", "matroska")
+    words = (
+        (*sound, "pipe:1"),
+        ("-f", "nut", "-i", "pipe:0", *codec, "pipe:1"),
+        ("-f", "matroska", "-i", "pipe:0", "-f", "framecrc", "pipe:1"),
+    )
+    commands = [[tools.ffmpeg, *QUIET, *each] for each in words]
+    try:
+        _, frames = tools.pipe(commands, 1, os.devnull)
+        # Stream, two stamps, length in samples, size, checksum.
+        lines = [line.split(b",") for line in frames.splitlines() if b"," in line]
+        samples = sum(int(line[3]) for line in lines)
+        problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
+    except Refusal as refusal:
+        problem = refusal.detail or str(refusal)
+    if problem:
+        raise ToolError(
+            f"{tools.ffmpeg} does not work: a second of a sound could not be made into "
+            f"{target.format} and read again ({problem}). {INSTALL.format(name='ffmpeg')}"
+        )
+
+
+# --------------------------------------------------------------------------------------- library
+# The one walk, and what stands beside the recordings: it yields folders of takes, and groups them
+# by their sidecars. Reads names, stats and JSON; opens no audio. Must never follow a link, enter a
+# hidden folder or a library below, or take a folder that cannot be read for an empty one.
+
+SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
+AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
+LONGEST_NAME = 1_530  # bytes: 255 characters, each as a JSON escape
+
+
+class Library:
+    """A recordings folder, and our own folder in it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.name = os.path.basename(root)  # as names in documents may have it
+
+    def path(self, *parts: str) -> str:
+        """Absolute, of a path below the library."""
+        return os.path.join(self.root, *parts)
+
+    def own(self, name: str) -> str:
+        """Absolute, of a file in our own folder; makes nothing."""
+        return self.path(OWN_FOLDER, name)
+
+    def index_state(self) -> Optional[list[int]]:
+        """Size and mtime_ns of the index, as a run notes them; None where there is none."""
+        try:
+            status = os.lstat(self.path(INDEX_NAME))
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns]
+
+    def make_own(self) -> None:
+        """Our folder with the library's mode and owner, when something is due. Raises ServiceError
+        where it cannot be made, or something else has the name, or a link."""
+        folder = self.path(OWN_FOLDER)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+                give_to_owner(folder, self.root, 0o7777)
+            if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "Another file is in its place", folder)
+        except OSError as error:
+            raise ServiceError(
+                f"Our own folder in the library cannot be used: {describe(error)}. "
+                "Nothing was changed; make it possible, and run again."
+            ) from None
+
+    def open_own(self, name: str, flags: int) -> int:
+        """A descriptor of a file in our own folder, made where it is not there, with the folder's
+        owner and mode, so that a run by root locks nobody out. Raises OSError."""
+        flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.own(name), flags, 0o600)
+        if os.fstat(descriptor).st_size == 0:
+            with contextlib.suppress(OSError):  # another user's: it is as he made it
+                give_to_owner(descriptor, self.path(OWN_FOLDER), 0o666)
+        return descriptor
+
+    def require(self, log_file: str) -> None:
+        """Raises UsageError where there is no folder, where it lies below another library, or where
+        it holds nothing, not even our folder, and the log names it: a disk that is not mounted; and
+        where our folder is a link, which may lead anywhere."""
+        advice = "Is its disk mounted? Else name it with --recordings or recordings_dir."
+        if not os.path.isdir(self.root):
+            raise UsageError(f"The recordings folder {self.root} is not there. {advice}")
+        if os.path.islink(self.path(OWN_FOLDER)):
+            raise UsageError(f"{self.path(OWN_FOLDER)} is a link. Remove it, and run again.")
+        above = os.path.realpath(self.root)
+        while above != os.path.dirname(above):
+            above = os.path.dirname(above)
+            if os.path.isdir(os.path.join(above, OWN_FOLDER)):
+                raise UsageError(
+                    f"{self.root} lies inside the library {above}. "
+                    "Run on that one, and choose a part of it with --only."
+                )
+        for name in () if os.listdir(self.root) else (log_file, f"{log_file}.1"):
+            with contextlib.suppress(OSError), open(name, errors="replace") as log:
+                if any(printable(self.root) in line for line in log):
+                    raise UsageError(f"{self.root} is empty, and was not before. {advice}")
+
+    def paused(self, now: float) -> bool:
+        """Whether `pause` holds: our file `paused` is there, and if it holds a time (seconds since
+        the epoch), that is still to come."""
+        try:
+            return now < float(read_regular(self.own("paused")))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except (OSError, ValueError):
+            return True
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """flock on our file `lock`, which is never unlinked. Raises BusyError, saying who holds it
+        and since when; ServiceError where it cannot be locked."""
+        self.make_own()
+        with contextlib.ExitStack() as stack:
+            holder = b""
+            try:
+                descriptor = self.open_own("lock", os.O_RDWR)
+                file = stack.enter_context(open(descriptor, "r+b", buffering=0))
+                holder = file.read(200)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = holder.decode("utf-8", "replace")
+                raise BusyError(f"Another run is at work on this library: {who}.") from None
+            except OSError as error:
+                raise ServiceError(f"The library cannot be locked: {describe(error)}.") from None
+            we = f"process {os.getpid()} on {socket.gethostname()} since {iso(time.time())}"
+            with contextlib.suppress(OSError):  # a full disk is found by what writes more
+                os.truncate(file.fileno(), 0)
+                os.pwrite(file.fileno(), we.encode(), 0)
+            yield
+
+    def walk(
+        self,
+        history: History,
+        problem: Callable[[str], None],
+        passed_over: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[Folder]:
+        """Every folder, "" first: one scandir and one stat a file, nothing opened, one folder in
+        memory at a time. `problem` is told of folders that cannot be read, `passed_over` of links
+        and of libraries below. Serves run, check and statistics. Raises OSError where the library
+        itself cannot be read."""
+        paths, links = [""], 0
+        while paths:
+            path = paths.pop()
+            try:
+                folder = self.folder(path, history)
+                paths += folder.below
+                links += folder.links
+                yield folder
+            except UsageError as error:
+                passed_over(str(error))
+            except OSError as error:
+                if not path:
+                    raise
+                if error.errno != errno.ENOENT:  # it went while we looked
+                    problem(f"The folder {path} cannot be read: {error.strerror}.")
+        if links:
+            passed_over(f"{links} symbolic links were passed over.")
+
+    def folder(self, path: str, history: History) -> Folder:
+        """One folder as it is now. Raises OSError, and UsageError for another library's."""
+        folder = Folder(path, history)
+        prefix = os.path.join(path, "")
+        with os.scandir(self.path(path)) as entries:
+            for entry in entries:
+                name = entry.name
+                suffix = name[name.rfind(".") :].lower()
+                is_document = suffix == SIDECAR_SUFFIX and (path or name != INDEX_NAME)
+                if name == OWN_FOLDER and path:
+                    raise UsageError(f"{path} is a library of its own, and was passed over.")
+                if STAGED.fullmatch(name):
+                    folder.leftovers.append(name)
+                elif name[0] == ".":
+                    continue
+                elif entry.is_dir(follow_symlinks=False):
+                    folder.below.append(prefix + name)
+                elif is_document or (suffix in AUDIO_SUFFIXES and not entry.is_symlink()):
+                    with contextlib.suppress(FileNotFoundError):  # deleted while we looked
+                        status = entry.stat(follow_symlinks=False)
+                        if is_document:  # also a link or a FIFO: what is unreadable may say a lot
+                            folder.documents[name] = status.st_mtime_ns
+                        elif stat.S_ISREG(status.st_mode):
+                            folder.audio.append(File(name, status.st_size, status.st_mtime_ns))
+                else:
+                    folder.links += entry.is_symlink()
+        return folder
+
+
+def give_to_owner(target: Union[int, str], like: str, mask: int) -> None:
+    """What we make in a folder is its owner's, with its mode. Raises OSError."""
+    status = os.stat(like)
+    with contextlib.suppress(OSError):  # not root: then it is ours
+        os.chown(target, status.st_uid, status.st_gid)
+    os.chmod(target, status.st_mode & mask)
+
+
+def resolve_recordings(library: Library, folder: Folder, history: History) -> list[Recording]:
+    """Read the folder's documents and group its takes: by names they hold, by stem, by id. Copies
+    that a document calls by name are `ours`; takes that a document names or the archive has, and
+    that are not here, are added; where a copy is not on record as proven, its tag is asked. Linear
+    in the bytes of the documents; strings that many documents share are held once."""
+    documents = sorted(folder.documents.items())
+    read = (read_sidecar(library, folder.path, *document) for document in documents)
+    sidecars = [sidecar for sidecar in read if sidecar]
+    named = frozenset[str]().union(*{sidecar.files for sidecar in sidecars})
+    takes = dict(folder.takes)
+    absent = set(map(stem_of, named))
+    for stem, past in history.in_folder(folder.path).items():
+        if past.place:
+            absent.add(os.path.basename(stem))
+    for name in absent - takes.keys():
+        stem = os.path.join(folder.path, name)
+        takes[name] = Take(stem, past=history.past(stem))
+    for name, take in takes.items():
+        if take.copies and not take.proven_copy:
+            takes[name] = claim(library, take, named)
+    flaws = flaws_of(sidecars, takes)
+    recordings = []
+    for names, those in grouped(sidecars, sorted(takes)):
+        unreadable = next((flaws[name] for name in names if name in flaws), "")
+        policy = policy_of(those, unreadable)
+        group = tuple(takes[name] for name in names)
+        recordings.append(Recording(folder.path, group, tuple(those), policy))
+    return recordings
+
+
+def claim(library: Library, take: Take, named: Collection[str]) -> Take:
+    """The take with `ours` told by documents, and by the tags of its copies."""
+    ours = {}
+    for name in (file.name for file in take.copies):
+        rate = None
+        with contextlib.suppress(OSError):  # one that cannot be read is nobody's
+            rate = provenance(library.path(take.folder, name))
+        if rate is not None or name in named:
+            ours[name] = rate or 0
+    return take._replace(ours=ours)
+
+
+@functools.lru_cache(maxsize=1 << 14)  # a large folder is asked again at every commit in it
+def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Optional[Sidecar]:
+    """What planning needs of a JSON file; None if it is gone. A half-written one is waited for."""
+    path = library.path(folder, name)
+    try:
+        document = read_whole(path, JsonText)[1]
+        return sidecar_of(document, library.name, folder, name)
+    except FileNotFoundError:
+        return None
+    except (Flaw, OSError) as error:
+        stuck = frozenset[str]()
+        with contextlib.suppress(OSError):
+            stuck = frozenset(names_in_broken(read_regular(path)))
+        reason = getattr(error, "strerror", error)  # its path would stand there twice
+        return Sidecar(name, stuck=stuck, flaw=f"{name}: {reason}")
+
+
+def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
+    """A sidecar with what its document says. Raises Flaw."""
+    members = text.members(text.root)
+    said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
+    begin, end = members.get("chunks", Span(0, 0))
+    files, in_chunks, stuck = list[str](), list[str](), list[str]()
+    for token, value, is_key in text.names(text.root):
+        file = called(value, library, folder)
+        if file and is_key:
+            stuck.append(file)
+        elif file:
+            files.append(file)
+            if begin < token.start < end:
+                in_chunks.append(file)
+    durations = []
+    chunks = said.get("chunks")
+    for chunk in chunks if isinstance(chunks, list) else ():
+        said_file = chunk.get("file") if isinstance(chunk, dict) else None
+        file = called(said_file, library, folder) if isinstance(said_file, str) else None
+        if file:
+            durations.append((file, finite(chunk.get("duration"))))
+    id_, language = (
+        said[key] if isinstance(said.get(key), str) else None for key in ("id", "language")
+    )
+    return Sidecar(
+        name=name,
+        id=id_,
+        files=held(frozenset, tuple(files)),
+        own=held(frozenset, tuple(in_chunks or files)),
+        stuck=frozenset(stuck),
+        listed="chunks" in members,
+        durations=held(dict, tuple(durations)),
+        language=language,
+        policy=said.get("compression_policy"),
+    )
+
+
+@functools.lru_cache(maxsize=1 << 8)
+def held(kind: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
+    """What is said by many, as of 1,000 chunks by each of their 1,000 sidecars, is held once."""
+    return kind(items)
+
+
+def names_in_broken(data: bytes) -> Iterator[str]:
+    """What a text that cannot be parsed may call a recording: what ends like one, back to the quote
+    or slash before it. Linear, as a name is short."""
+    for ending in AUDIO_ENDING.finditer(data):
+        before = data[max(0, ending.start() - LONGEST_NAME) : ending.end()]
+        name = re.split(rb'["/]', before)[-1]
+        try:
+            yield json.loads(b'"%s"' % name)
+        except ValueError:
+            yield name.decode("utf-8", "replace")
+
+
+def flaws_of(sidecars: Iterable[Sidecar], stems: Iterable[str]) -> dict[str, str]:
+    """Why takes (by stem) must stay: a document that has their name cannot let it go, or one that
+    cannot be parsed begins like them, but for a number at the end."""
+    flaws, broken = {}, {}
+    for sidecar in sidecars:
+        for name in sidecar.stuck:
+            flaws[stem_of(name)] = sidecar.flaw or f"{sidecar.name}: it has {name} as a key"
+        if sidecar.flaw:
+            broken[sidecar.stem.rstrip("0123456789")] = sidecar.flaw
+    for beginning, flaw in broken.items():
+        flaws.update((stem, flaw) for stem in stems if stem.startswith(beginning))
+    return flaws
+
+
+def grouped(
+    sidecars: Sequence[Sidecar], stems: Sequence[str]
+) -> Iterator[tuple[list[str], list[Sidecar]]]:
+    """The takes (by stem) of each recording, with all documents that may have to be edited for it.
+    A list of a whole folder, which has neither chunks nor id, makes no recording of it; and of a
+    sidecar that only mentions a take, as the next of its own, it is given but the names."""
+    above: dict[Any, Any] = {}  # from stems, ids and lists of names to what unites them
+
+    def root(node: Any) -> Any:
+        while above.setdefault(node, node) != node:
+            above[node] = above[above[node]]
+            node = above[node]
+        return node
+
+    here, lists = set(stems), set[frozenset[str]]()  # 1,000 sidecars may have one list
+    sound = [sidecar for sidecar in sidecars if not sidecar.flaw]
+    for sidecar in sound:
+        stem, is_near = sidecar.stem, sidecar.stem in here
+        if sidecar.id is not None:
+            above[root(stem)] = root((sidecar.id,))
+        if sidecar.listed or is_near or sidecar.id is not None:
+            above[root(stem)] = root(sidecar.own or stem)
+            lists.add(sidecar.own)
+    for own in lists:
+        for name in own:
+            above[root(own)] = root(stem_of(name))
+    parts: dict[Any, tuple[list[str], list[Sidecar]]] = {}
+    for stem in stems:
+        parts.setdefault(root(stem), ([], []))[0].append(stem)
+    for sidecar in sound:
+        home, mentioned = root(sidecar.stem), sidecar.files
+        if home in parts:
+            listed = sidecar.listed or sidecar.stem in here
+            parts[home][1].append(sidecar._replace(listed=listed))
+            mentioned -= sidecar.own
+        for other in set(map(root, map(stem_of, mentioned))) - {home}:
+            parts[other][1].append(Sidecar(sidecar.name))
+    yield from parts.values()
+
+
+def stem_of(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+@functools.lru_cache(maxsize=1 << 14)  # 1,000 sidecars may each name the same 1,000 chunks
+def called(value: str, library: str, folder: str) -> Optional[str]:
+    """The file of `folder` that a string names, None for any other string: without a leading ./ or
+    / it is the last components of the file's path, the library's own name included. Pure."""
+    *folders, name = re.sub(r"\A(?:\./|/)", "", value).split("/")
+    path = f"{library}/{folder}".rstrip("/").split("/")
+    is_tail = not folders or folders == path[-len(folders) :]
+    return name if is_tail and name not in NO_NAMES and "\0" not in name else None
+
+
+def finite(value: Any) -> float:
+    """A number from a document, 0.0 for anything else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < 1e300 else 0.0
+
+
+# ------------------------------------------------------------------------------------------ plan
+# Which take makes which move: pure functions of takes, policies, settings and a time. Only the
+# three that go through a library read anything, and that through the library section. No clock, no
+# output; statistics and dry run ask the same functions.
+
+MAX_SILENCE = 600.0  # seconds of gaps accepted in any recording; beyond, no more than its audio
+SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
+SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, page headers
+DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
+REST_SETTINGS = (
+    "age_threshold_days",
+    "target_bitrate",
+    "target_format",
+    "min_saving_percent",
+    "verify_before_delete",
+    "delete_originals",
+    "keep_originals_days",
+    "tiers",
+)
+
+
+def next_move(
+    take: Take, policy: Optional[Policy], config: Config, moment: Moment
+) -> Optional[Plan]:
+    """The row of the table that is next for a take; None where it rests.
+
+    `policy` is None before the sidecars have been read: then whatever one might have said is taken
+    to be as it was, so that a library at rest need not be read.
+    """
+    past, wish = take.past, policy or NO_POLICY
+    if take.is_half_restored:
+        goes = (take.proven_copy,) if take.proven_copy else ()
+        target = Target(config.target_format, past.bitrate)
+        return Plan(Move.RESTORE, take.original, target, past.settings, goes)
+    file = next(iter(filter(None, (take.original, take.copy, *take.copies))), None)
+    if file is None:
+        return None
+    is_known = past.speaks_of(file) and not config.retry
+    age = moment.days_since(file.mtime_ns)
+    is_young = age < max(config.age_threshold_days, wish.after_days)
+    if is_young or (is_known and past.is_restored):
+        return None
+    settings = settings_of(take, policy, config, age)
+    # In one step what the last tier asks. A copy keeps its format, to be replaced in its place.
+    form = FORMAT_OF[take.copy.suffix] if take.copy else wish.format or config.target_format
+    target = Target(form, wish.bitrate or config.rate_at(age))
+    draft = Plan(Move.COMPRESS, file, target, settings, refusal=objection(wish))
+    # Of what was asked without the sidecars, only the first half can be told.
+    holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
+    if not (holds and past.is_at_rest):
+        plan = compression(take, wish, config, moment, draft)
+        if plan:
+            return plan
+    if holds and past.is_settled and past.move == Move.ARCHIVE.value:
+        return None
+    return archiving(take, wish, config, age, draft)
+
+
+def compression(
+    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
+) -> Optional[Plan]:
+    """compress, adopt or smaller, whichever is next; refused where its name is taken."""
+    original, copy, past = take.original, take.copy, take.past
+    if len(take.originals) > 1:
+        several = f"several files would become {take.name}"
+        return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, several))
+    # A policy's own bit rate holds at any age, and a target that was lowered is for what is
+    # compressed from now on.
+    tier = config.tier_rate(moment.days_since(copy.mtime_ns)) if copy and not wish.bitrate else None
+    is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
+    if original is None:
+        return draft._replace(move=Move.SMALLER, goes=()) if copy and is_large else None
+    days, originals = config.keep_originals_days, (original,) if config.delete_originals else ()
+    is_over = past.compressed + days * DAY <= min(moment.now, moment.previous)
+    is_proven = take.proven_copy is not None and take.is_known
+    goes = originals if not days or (is_proven and is_over) else ()
+    if copy is None:
+        name = take.name + draft.target.form.suffix
+        if any(file.name == name for file in take.copies):
+            return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, name))
+        return draft._replace(goes=goes)
+    if not is_proven:
+        # An original that is to be encoded once more is the better source: it waits for that.
+        return draft._replace(move=Move.ADOPT, goes=() if is_large else goes)
+    if is_large:
+        return draft._replace(move=Move.SMALLER, goes=goes)
+    return draft._replace(move=Move.ADOPT, goes=goes) if goes else None
+
+
+def objection(policy: Policy) -> Optional[Refusal]:
+    """Why a recording's sidecars do not let its takes move, if so."""
+    if policy.unreadable:
+        return Refusal(Reason.SIDECAR, policy.unreadable)
+    if policy.flaw:
+        return Refusal(Reason.POLICY_INVALID, policy.flaw)
+    return Refusal(Reason.POLICY_KEEP) if policy.keep else None
+
+
+def archiving(take: Take, wish: Policy, config: Config, age: float, draft: Plan) -> Optional[Plan]:
+    """archive, for a take that is one file here and at rest. Whether all takes of its recording
+    are, is for `plan_archive` to see."""
+    tier, file = config.archive_tier, take.file
+    is_old = tier is not None and age >= tier.after_days and not wish.keep
+    if not is_old or file is None or take.state is State.WAITING or len(take.files) > 1:
+        return None
+    return draft._replace(move=Move.ARCHIVE, source=file, goes=(file,))
+
+
+def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
+    """What a decision rests on beside the file, as kept in the history: the settings and whether
+    its name is taken; then, behind a bar, what the sidecars ask for, once they have been read."""
+    parts = (
+        config.target_format,
+        config.rate_at(age),
+        config.min_saving_percent,
+        config.verify_before_delete,
+        bool(take.copies) and take.copy is None,
+    )
+    first = " ".join(map(str, parts))
+    return first if policy is None else f"{first}|{json.dumps(policy)}"
+
+
+def plan_run(run: Run) -> list[Work]:
+    """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
+    is due. A refused plan makes a Work that is refused already.
+
+    The documents of a folder are read unless it is at rest; recordings found there that do not
+    move are handed to the committer, to be made true. Where the index is not as we left it, what
+    the takes say by id is added up for it."""
+    config, history, report = run.config, run.history, run.report
+    committer = run.committer if run.is_locked else None  # who may write
+    is_index_ours = committer is None or has_own_index(run)
+    works: list[Work] = []
+    seen: dict[str, Take] = {}
+    report.found = report.young = report.told_before = 0
+    for folder in run.library.walk(history, report.error, report.once):
+        originals = [file for file in folder.audio if file.suffix.lower() == SOURCE_SUFFIX]
+        report.found += len(folder.audio)
+        report.young += sum(is_young(file, run) for file in originals)
+        if committer:
+            run.staging.sweep(folder)
+        if not is_index_ours:
+            seen.update((take.stem, take) for take in folder.takes.values())
+        word = word_at_rest(folder, run)
+        if word is not None:
+            report.told_before += int(finite(word.get("kept")))
+            continue
+        still = []
+        for recording in resolve_recordings(run.library, folder, history):
+            due = [work for work in works_of(recording, run) if work.plan.move is not Move.ARCHIVE]
+            works += due
+            moving = {work.take.stem for work in due}
+            resting = [take for take in recording.takes if take.stem not in moving]
+            report.told_before += resting_in(resting)
+            still += [] if due else [recording]
+        if committer:
+            committer.touch(folder.path, still)
+    facts = {} if is_index_ours else facts_by_id(history, seen)
+    if committer and facts:
+        committer.heal_index(facts)
+    works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
+    if not works and is_selective(config):
+        report.once("The selection fits nothing that is due.")
+    return works[: config.limit]
+
+
+def placed(history: History) -> list[Take]:
+    """What is in the archive, by history alone."""
+    pasts = history.pasts.items()
+    return [Take(stem, past=past) for stem, past in pasts if past.place]
+
+
+def has_own_index(run: Run) -> bool:
+    """Whether the index is not there, or as a run left it that was the last to do anything."""
+    return run.library.index_state() in (None, run.history.last.get("index"))
+
+
+def facts_by_id(history: History, seen: Mapping[str, Take]) -> dict[str, Facts]:
+    """What the index should say of every id on record, by files and history alone."""
+    takes: dict[str, list[Take]] = {}
+    for stem, past in history.pasts.items():
+        if stem in seen or past.place:
+            for id_ in past.ids:
+                takes.setdefault(id_, []).append(seen.get(stem) or Take(stem, past=past))
+    return {id_: facts_of(group) for id_, group in takes.items()}
+
+
+def is_young(file: File, run: Run) -> bool:
+    return run.moment.days_since(file.mtime_ns) < run.config.age_threshold_days
+
+
+def word_at_rest(folder: Folder, run: Run) -> Optional[Mapping[str, Any]]:
+    """Our word on a folder in which nothing can be due: nothing is old enough or on record, or all
+    is as a run has left it. So a night with nothing to do reads no document, and little of the
+    history. None where something may be due."""
+    is_new = all(is_young(file, run) for file in folder.audio)
+    if is_new and not run.history.in_folder(folder.path):
+        return {}
+    word = run.history.word(folder.path)
+    is_same = word.get("rest") == rest_of(folder, run) and not run.config.retry
+    return word if is_same else None
+
+
+def rest_of(folder: Folder, run: Run) -> str:
+    """What a folder at rest rests on: files with the steps that each is old enough for, documents,
+    settings."""
+    config = run.config
+    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
+    ages = [run.moment.days_since(file.mtime_ns) for file in folder.audio]
+    files = sorted((*file, bisect.bisect(steps, age)) for file, age in zip(folder.audio, ages))
+    settings = [getattr(config, name) for name in REST_SETTINGS]
+    rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
+    return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
+
+
+def note_rest(run: Run) -> None:
+    """At the end of a run: of each folder that it has looked into, has made true, and in which
+    nothing is left to be tried, note what it rests on."""
+    notes = []
+    for folder in run.committer.true_folders():
+        takes = folder.takes.values()
+        # Whose originals are kept until days are over, their mtimes do not tell.
+        waits = run.config.keep_originals_days > 0
+        if not any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
+            rest = {"rest": rest_of(folder, run), "kept": resting_in(takes)}
+            notes.append({"type": "folder", "path": os.path.join(folder.path, ""), **rest})
+    run.history.note(notes)
+
+
+def resting_in(takes: Iterable[Take]) -> int:
+    return sum(take.state is State.RESTING for take in takes)
+
+
+def move_at_most(take: Take, run: Run) -> Optional[Plan]:
+    """The move that a take would make if every file in a copy's format were ours: whose it is, its
+    documents and its tag tell, and those have not been read."""
+    if not take.originals and not take.proven_copy:
+        take = take._replace(ours={file.name: 0 for file in take.copies})
+    return next_move(take, None, run.config, run.moment)
+
+
+def works_of(recording: Recording, run: Run) -> list[Work]:
+    """What its takes are to do, if they are selected: one work a take, but of a clash one for each
+    original, that which the take's past is to speak of last."""
+    works = []
+    for take in recording.takes:
+        plan = next_move(take, recording.policy, run.config, run.moment)
+        if not plan or not is_selected(take, recording, run.config):
+            continue
+        originals = sorted(take.originals, key=lambda file: file == take.original)
+        is_clash = plan.refusal and len(originals) > 1
+        for source in originals if is_clash else (plan.source,):
+            work = Work(take, recording, plan._replace(source=source))
+            if plan.refusal:
+                work.refuse(plan.refusal)
+            works.append(work)
+    return works
+
+
+def oldest(recording: Recording) -> int:
+    """The mtime of its oldest file, in ns."""
+    times = [file.mtime_ns for take in recording.takes for file in take.files]
+    return min(times, default=0)
+
+
+def plan_archive(run: Run) -> Iterator[list[Work]]:
+    """Recordings of which every take that is here makes the move `archive`, and none is missing."""
+    if run.config.archive_tier is None:
+        return
+    for folder in run.library.walk(run.history, lambda problem: None):
+        if word_at_rest(folder, run) is not None:
+            continue
+        for recording in resolve_recordings(run.library, folder, run.history):
+            works = works_of(recording, run)
+            works = [work for work in works if work.plan.move is Move.ARCHIVE]
+            here = [take for take in recording.takes if take.state is not State.ARCHIVED]
+            if works and len(works) == len(here):
+                yield works
+
+
+def is_selective(config: Config) -> bool:
+    return bool(config.only or config.language or config.since or config.until)
+
+
+def is_selected(take: Take, recording: Recording, config: Config) -> bool:
+    """Whether the selection flags admit it: by path, by recorded date, by language."""
+    names = [file.name for file in take.files] or [take.name]
+    paths = [os.path.join(take.folder, name) for name in names]
+    languages = {sidecar.language for sidecar in recording.sidecars}
+    date = recorded_date(take, recording) if config.since or config.until else ""
+    return (
+        (not config.only or any(fits(path, config) for path in paths))
+        and (not config.language or not languages.isdisjoint(config.language))
+        and (config.since or "") <= date <= (config.until or "9999")
+    )
+
+
+def fits(path: str, config: Config) -> bool:
+    """Whether a path below the library is one of --only: a glob, a folder, or either as the shell
+    completes it, from where it stands."""
+    for glob in config.only:
+        for place in (os.path.normpath(glob), os.path.relpath(glob, config.recordings_dir)):
+            is_below = place == os.curdir or f"{path}/".startswith(f"{place}/")
+            if is_below or fnmatch.fnmatchcase(path, place):
+                return True
+    return False
+
+
+def recorded_date(take: Take, recording: Recording) -> str:
+    """YYYY-MM-DD from the sidecars' ids, else from folder and name, else the modification time."""
+    found = DATE.search("\n".join((*recording.ids, take.stem)))
+    if found:
+        return found[0]
+    times = [file.mtime_ns for file in take.files] or [take.past.mtime_ns]
+    return datetime.fromtimestamp(times[0] / 1e9).strftime("%Y-%m-%d")
+
+
+def decide(found: Probe, size: int, recorded: float, target: Target, min_saving: float) -> int:
+    """Whether a sound recording of `size` bytes is worth compressing: the bytes its copy is
+    expected to have, or Refusal (damaged, truncated, already small). `recorded` is the length in
+    seconds that its sidecar gives, 0 for none."""
+    if found.silence > max(MAX_SILENCE, found.seconds):
+        leave = f"its stamps leave {found.silence:.0f} s of silence"
+        raise Refusal(Reason.DAMAGED, f"{leave} around {found.seconds:.1f} s of audio")
+    # A record more than twice as long is about something else: paused time, or all chunks together.
+    lasts = max(found.end, found.timeline)
+    shortest = recorded - max(1.0, recorded * SHORTFALL)
+    if recorded / 2 < lasts < shortest:
+        says = f"its sidecar says {recorded:.1f} s"
+        raise Refusal(Reason.TRUNCATED, f"{says}, but it ends after {lasts:.1f} s")
+    estimate = estimated_size(found, target)
+    if estimate > size * (1 - min_saving / 100):
+        less = f"a copy at {target.bitrate / 1000:g}k would save less than {min_saving:g} %"
+        raise Refusal(Reason.LOW_BIT_RATE, f"{found.kilobits:.0f} kbit/s, of which {less}")
+    return estimate
+
+
+def estimated_size(found: Probe, target: Target) -> int:
+    """Bytes that a copy will have, within 5 % on speech: packets above the target's rate come down
+    to it, those below (silence) do not shrink, gaps cost next to nothing."""
+    rate = target.bitrate * target.form.payload / 8 / found.rate  # bytes a sample
+    least = SILENT_BYTES / found.rate
+    coded = 0.0
+    for (size, samples), count in found.packets.items():
+        wanted = min(size * 1.1, samples * rate)
+        coded += count * max(wanted, samples * least)
+    return round(target.form.header + coded + found.silence * SILENT_BYTES)
+
+
+# ----------------------------------------------------------------------------------------- probe
+# What is in a file, from its bytes: one walker a container, every byte accounted for, every packet
+# with its samples and stamp. Reads one descriptor (and ffmpeg's listing for MP4); follows nothing
+# that a file refers to; never writes.
+
+HEAD_BYTES = 1 << 20  # of a file, in which it says what it is
+OGG_TAGS = 1 << 16  # bytes from the start that hold the names of all tags but behind a picture
+LARGEST_PAGE = 65_307  # bytes of Ogg (RFC 3533, section 6)
+FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page, there too
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+# Samples at 48 kHz in a frame of an Opus packet, by its first five bits: SILK, hybrid, CELT (RFC
+# 6716, section 3.1, table 2).
+OPUS_FRAMES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
+
+# PCM by the tag that WAV has for it and its bits.
+PCM_CODECS = {
+    (1, 8): "pcm_u8",
+    (1, 16): "pcm_s16le",
+    (1, 24): "pcm_s24le",
+    (1, 32): "pcm_s32le",
+    (3, 32): "pcm_f32le",
+    (3, 64): "pcm_f64le",
+}
+PCM_TAGS = {"A_PCM/INT/LIT": 1, "A_PCM/FLOAT/IEEE": 3}  # of Matroska
+
+# How files begin that are not compressed: what they are called, for people. What is in Matroska or
+# MP4 says its name itself.
+NOT_COMPRESSED = {
+    "FLAC": rb"fLaC|OggS.{24}\x7fFLAC",
+    "Vorbis": rb"OggS.{24}\x01vorbis",
+    "Speex": rb"OggS.{24}Speex",
+    "video (Theora)": rb"OggS.{24}\x80theora",
+    "several streams (Skeleton)": rb"OggS.{24}fishead",
+    "ADTS AAC": rb"\xff[\xf0\xf1\xf8\xf9]",  # layer 0, which no MP3 has
+    "MP3": rb"ID3|\xff(?![\xe0\xe1\xe8\xe9])[\xe0-\xff]|RIFF.{4}WAVEfmt .{4}\x55\0",
+    "ADPCM": rb"RIFF.{4}WAVEfmt .{4}[\x02\x11]\0",
+    "A-law": rb"RIFF.{4}WAVEfmt .{4}\x06\0",
+    "mu-law": rb"RIFF.{4}WAVEfmt .{4}\x07\0",
+    "AVI": rb"RIFF.{4}AVI ",
+    "WAV of more than 4 GB": rb"RF64|BW64|riff\x2e\x91",
+    "AIFF": rb"FORM.{4}AIF",
+    "CAF": rb"caff",
+    "AMR": rb"#!AMR",
+    "Windows Media": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    "Flash video": rb"FLV",
+    "Sun audio": rb"\.snd",
+    "MPEG transport stream": rb"\x47.{187}\x47",
+    "a playlist": rb"#EXTM3U|ffconcat|\[playlist\]",
+    "a web page": rb"\s*<(?:!doctype|html|\?xml|head|body)",
+}
+FORM_UPLOAD = rb"-+[^\r\n]{1,200}\r?\nContent-Disposition:"
+# Blobs of start(timeslice) after the first begin anywhere in a cluster; blocks of track 1 give them
+# away.
+BLOCK_OF_TRACK_1 = rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].)\x81..\x80"
+
+
+def probe(descriptor: int, path: str, tools: Tools) -> Probe:
+    """What is in the file: container, codec, channels, every packet, every byte accounted for.
+    Raises Refusal, OSError.
+
+    WebM, Ogg and WAV are walked here: it is exact, the same under every ffmpeg, and cheaper than
+    starting a process. Of MP4 the boxes are walked, and ffmpeg lists the packets. The content
+    decides, never the name.
+    """
+    window = Window(descriptor)
+    head = window.at(0, HEAD_BYTES)
+    if not head:
+        raise Refusal(Reason.EMPTY)
+    for name, signature in NOT_COMPRESSED.items():
+        if re.match(signature, head, re.DOTALL | re.IGNORECASE):
+            raise unsupported(name)
+    is_matroska = head.startswith(b"\x1aE\xdf\xa3")
+    if is_matroska and b"\x16\x54\xae\x6b" not in head:
+        raise Refusal(Reason.NO_AUDIO, "it ends before its list of tracks")
+    if is_matroska:
+        found = walk_matroska(window)
+    elif head.startswith(b"OggS"):
+        found = walk_ogg(window)
+    elif head[4:8] == b"ftyp":
+        found = walk_mp4(window, path, tools)
+    elif re.match(rb"RIFF.{4}WAVE", head, re.DOTALL):
+        found = walk_wav(window)
+    elif re.match(FORM_UPLOAD, head, re.IGNORECASE):
+        raise Refusal(Reason.FORM_UPLOAD)
+    elif len(re.findall(BLOCK_OF_TRACK_1, head, re.DOTALL)) > 1:
+        raise Refusal(Reason.HEADERLESS)
+    else:
+        writers = "browsers, recorders or phones"
+        raise Refusal(Reason.UNREADABLE, f"it begins like no audio file that {writers} write")
+    if not found.packets:
+        raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
+    return found
+
+
+def probe_file(path: str, tools: Tools) -> Probe:
+    """The same of a file by its path. Raises Refusal, OSError."""
+    with open(open_regular(path), "rb") as file:
+        return probe(file.fileno(), path, tools)
+
+
+OUR_TAG = re.compile(
+    rb"(?:encoded_by=|\xa9too.{4}data.{8})" + re.escape(PROGRAM).encode() + rb" (\d+(?:\.\d+)?)k",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
+def provenance(path: str) -> Optional[int]:
+    """Bit/s from the tag of a copy of ours (`Target.tag`), None if it carries none. Raises
+    OSError."""
+    with open(open_regular(path), "rb") as file:
+        window = Window(file.fileno())
+        tags = window.at(0, HEAD_BYTES)
+        if tags[4:8] == b"ftyp":
+            with contextlib.suppress(Refusal):
+                parts = MP4.walk(window)
+                tags = b"".join(window.at(at, size) for name, at, size in parts if name == "moov")
+        found = OUR_TAG.search(tags)
+        return round(float(found[1]) * 1000) if found else None
+
+
+class Window:
+    """Reads anywhere in a file, so that memory stays flat whatever its length."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; fewer only at the end of the file."""
+        return os.pread(self.descriptor, length, offset)
+
+
+def damaged(found: str) -> Refusal:
+    return Refusal(Reason.DAMAGED, found)
+
+
+def unsupported(found: str) -> Refusal:
+    return Refusal(Reason.UNSUPPORTED, found)
+
+
+def foreign(window: Window, offset: int) -> Refusal:
+    return damaged(f"the {window.size - offset} bytes from byte {offset} on are no part of it")
+
+
+def appended(offset: int) -> Refusal:
+    return Refusal(Reason.APPENDED, f"a second one begins at byte {offset}")
+
+
+def big(data: bytes) -> int:
+    """An unsigned number, its highest byte first."""
+    return int.from_bytes(data, "big")
+
+
+def little(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def new_probe(demuxer: str, codec: str, channels: int, rate: float, pre_skip: int = 0) -> Probe:
+    """Of a stream whose packets are still to come. Raises Refusal for what is not compressed."""
+    if channels not in (1, 2):
+        raise unsupported(f"{channels} channels")
+    if not 1_000 <= rate <= 384_000 or rate != int(rate):
+        raise unsupported(f"sampled at {rate:g} Hz")
+    return Probe(demuxer, codec, channels, int(rate), pre_skip)
+
+
+def pcm_probe(demuxer: str, tag: int, bits: int, channels: int, rate: float) -> Probe:
+    """Raises Refusal."""
+    if (tag, bits) not in PCM_CODECS:
+        raise unsupported(f"PCM of {bits} bits, WAV format {tag}")
+    return new_probe(demuxer, PCM_CODECS[tag, bits], channels, rate)
+
+
+def opus_probe(demuxer: str, head: bytes) -> Probe:
+    """By the header that decoders follow, whatever the container around it says (RFC 7845, section
+    5.1). Raises Refusal."""
+    if not head.startswith(b"OpusHead") or len(head) < 19:
+        raise damaged("its Opus header is not one (RFC 7845, section 5.1)")
+    if head[18] > 1:
+        raise unsupported(f"Opus whose channels have no layout (mapping family {head[18]})")
+    return new_probe(demuxer, "opus", head[9], OPUS_RATE, little(head[10:12]))
+
+
+def opus_packet_samples(start: bytes) -> int:
+    """Samples at 48 kHz in the Opus packet that begins with these bytes; 0 if there is no such
+    packet."""
+    if not start:
+        return 0
+    count = (1, 2, 2, start[1] & 63 if len(start) > 1 else 0)[start[0] & 3]
+    samples = OPUS_FRAMES[start[0] >> 3] * count
+    return samples if samples <= 5760 else 0  # 120 ms (RFC 6716, section 3.2.5, R5)
+
+
+Part = tuple[str, int, int]  # name, offset of its content, bytes of that
+
+
+class Container(NamedTuple):
+    """A format made of parts, each a name, a size and its content, which may be parts again: every
+    byte of a file must belong to a part that may stand where it stands."""
+
+    header: Callable[[Window, int], tuple[str, int, Optional[int]]]  # a Part; None: size not told
+    parts: Mapping[str, set[str]]  # what may stand in what; empty: anything
+    first: str  # with which a file begins
+    alignment: int = 1  # bytes
+
+    def walk(
+        self,
+        window: Window,
+        offset: int = 0,
+        end: int = -1,
+        parent: str = ".",
+        is_open: bool = False,
+    ) -> Generator[Part, None, int]:
+        """Every part up to `end` (-1: that of the file), or, in one that does not tell its size, up
+        to the first that may not stand in it; each behind those that are in it. Returns where that
+        is. Raises Refusal."""
+        end = window.size if end < 0 else end
+        allowed = self.parts[parent]
+        while offset < end:
+            name, body, size = self.header(window, offset)
+            if offset and name == self.first:
+                raise appended(offset)
+            is_allowed = not allowed or name in allowed
+            if is_open and (not is_allowed or name == parent):
+                return offset
+            stop = end if size is None else body + size
+            if not is_allowed or window.size > end < stop:
+                raise foreign(window, offset)
+            reached = stop
+            if name in self.parts:
+                reached = yield from self.walk(window, body, min(stop, end), name, size is None)
+            if stop > end:
+                short = f"it ends {stop - end} bytes short of the end of a part"
+                raise Refusal(Reason.TRUNCATED, f"{short} that begins at byte {offset}")
+            yield name, body, stop - body
+            offset = reached + reached % self.alignment
+        return offset
+
+
+def ebml_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
+    """Of an element (RFC 8794, section 6.1): its name, where its content begins, its size. Raises
+    Refusal."""
+    identity, body = ebml_number(window, offset, 4)
+    size, begin = ebml_number(window, body, 8)
+    name = NAMES.get(f"{identity:X}", "unknown")
+    unknown = (1 << 7 * (begin - body)) - 1
+    size &= unknown
+    if size < unknown:
+        return name, begin, size
+    if name not in ("Segment", "Cluster"):
+        raise foreign(window, offset)
+    return name, begin, None
+
+
+def ebml_number(window: Window, offset: int, longest: int) -> tuple[int, int]:
+    """A variable-length number with its length marker (RFC 8794, section 4), and where it ends.
+    Raises Refusal."""
+    data = window.at(offset, longest)
+    length = 9 - big(data[:1]).bit_length()
+    if len(data) < min(length, longest):
+        raise Refusal(Reason.TRUNCATED, f"it ends inside an element at byte {offset}")
+    if length > longest:
+        raise foreign(window, offset)
+    return big(data[:length]), offset + length
+
+
+class Values(dict[str, bytes]):
+    """The last of each kind of Matroska element."""
+
+    def number(self, name: str, default: int = 0) -> int:
+        return big(self.get(name, b"")) or default
+
+    def real(self, name: str, default: float = 0.0) -> float:
+        data = self.get(name, b"")
+        form = {4: ">f", 8: ">d"}.get(len(data))
+        number: float = struct.unpack(form, data)[0] if form else 0.0
+        return number if math.isfinite(number) and number else default
+
+    @property
+    def tick(self) -> float:
+        """Seconds."""
+        return self.number("TimestampScale", 1_000_000) / 1e9
+
+
+# Identity, name, and in what it may stand; `.` is the file, and a dash any other identity.
+ELEMENTS = """
+1A45DFA3 EBML .
+18538067 Segment .
+114D9B74 SeekHead Segment
+1549A966 Info Segment
+2AD7B1 TimestampScale Info
+4489 Duration Info
+1654AE6B Tracks Segment
+AE TrackEntry Tracks
+D7 TrackNumber TrackEntry
+83 TrackType TrackEntry
+86 CodecID TrackEntry
+63A2 CodecPrivate TrackEntry
+56AA CodecDelay TrackEntry
+6D80 ContentEncodings TrackEntry
+E1 Audio TrackEntry
+B5 SamplingFrequency Audio
+9F Channels Audio
+6264 BitDepth Audio
+1F43B675 Cluster Segment Cluster
+E7 Timestamp Cluster
+A7 Position Cluster
+AB PrevSize Cluster
+A3 SimpleBlock Cluster
+A0 BlockGroup Cluster
+A1 Block BlockGroup
+9B BlockDuration BlockGroup
+FB ReferenceBlock BlockGroup
+FA ReferencePriority BlockGroup
+A4 CodecState BlockGroup
+75A1 BlockAdditions BlockGroup
+75A2 DiscardPadding BlockGroup
+1C53BB6B Cues Segment
+1254C367 Tags Segment
+1941A469 Attachments Segment
+1043A770 Chapters Segment
+EC Void . Segment Cluster BlockGroup Info Tracks TrackEntry Audio
+BF CRC-32 Segment Cluster BlockGroup Info Tracks TrackEntry Audio
+- unknown Info TrackEntry Audio
+"""
+# Of which a cluster stands in another as fix-webm-duration gives the first of them a size that
+# spans all those behind it.
+MATROSKA = Container(ebml_header, collections.defaultdict(set), first="EBML")
+NAMES: dict[str, str] = {}
+for code, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
+    NAMES[code] = name
+    for parent in parents:
+        MATROSKA.parts[parent].add(name)
+
+
+def walk_matroska(window: Window) -> Probe:
+    """WebM and Matroska (RFC 8794, RFC 9559). Raises Refusal."""
+    values, kinds = Values(), list[int]()
+    found = Probe("matroska", "", 1, OPUS_RATE)
+    for name, body, size in MATROSKA.walk(window):
+        content = window.at(body, min(size, 256))
+        if name in ("SimpleBlock", "Block"):
+            add_block(found, values, content, body, size)
+        elif name == "DiscardPadding":
+            # Nanoseconds that the decoder drops of this block; ffmpeg reckons at the track's rate.
+            padding = int.from_bytes(content[:8], "big", signed=True)
+            rate = values.real("SamplingFrequency", 8000)
+            found.trimmed += round(abs(padding) * rate / 1e9)
+        elif name == "TrackEntry":
+            kinds.append(values.number("TrackType"))
+        elif name == "Tracks":
+            if found.codec:
+                raise damaged("it has a second list of tracks")
+            found = read_tracks(values, kinds)
+        elif name == "Attachments":
+            raise Refusal(Reason.COVER)
+        values[name] = content
+    # Chrome's header is 60 ms short or 1 ms in all; it is never behind what was really recorded.
+    lasts = values.real("Duration") * values.tick
+    if lasts > found.end + 1.0:
+        ends = f"it ends at {found.end:.1f} s"
+        raise Refusal(Reason.TRUNCATED, f"its header says {lasts:.1f} s, but {ends}")
+    found.has_chapters = "Chapters" in values
+    return found
+
+
+def read_tracks(values: Values, kinds: list[int]) -> Probe:
+    """What its only track is, without a packet yet. Raises Refusal."""
+    if 1 in kinds:
+        raise Refusal(Reason.VIDEO)
+    if len(kinds) != 1:
+        raise Refusal(Reason.SEVERAL_STREAMS, f"{len(kinds)} tracks")
+    if kinds != [2]:
+        raise Refusal(Reason.NO_AUDIO, "its only track is not audio")
+    if "ContentEncodings" in values:
+        raise unsupported("packed once more by its container (ContentEncodings)")
+    codec = values.get("CodecID", b"").rstrip(b"\0").decode("ascii", "replace")
+    if codec == "A_OPUS":
+        found = opus_probe("matroska", values.get("CodecPrivate", b""))
+        delay = round(values.number("CodecDelay") * OPUS_RATE / 1e9)  # from nanoseconds
+        if delay and abs(delay - found.pre_skip) > 1:  # ffmpeg 9 follows the one, 5 the other
+            skip = f"Opus that tells decoders to skip {delay} samples at its start"
+            raise unsupported(f"{skip}, and {found.pre_skip} as well")
+        return found
+    if codec not in PCM_TAGS:
+        raise unsupported(codec)
+    bits, channels = values.number("BitDepth"), values.number("Channels", 1)
+    rate = values.real("SamplingFrequency", 8000)
+    return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate)
+
+
+def add_block(found: Probe, values: Values, start: bytes, body: int, size: int) -> None:
+    """The packet of a block (RFC 9559, section 10): track number, 16-bit time, flags, packet.
+    mkvmerge puts several into one; browsers do not. Raises Refusal."""
+    is_its_own = found.codec and start[:1] == bytes([0x80 | values.number("TrackNumber", 1) & 0x7F])
+    if size < 5 or not is_its_own:
+        raise damaged(f"the block at byte {body} does not belong to its only track")
+    if start[3] & 0x06:
+        raise unsupported("Matroska with several packets in a block (lacing)")
+    samples, rest = opus_packet_samples(start[4:]), 0
+    if found.codec != "opus":
+        samples, rest = divmod(size - 4, found.channels * values.number("BitDepth") // 8)
+    if not samples or rest:
+        raise damaged(f"the block at byte {body} holds no {found.codec} packet")
+    ticks = values.number("Timestamp") + int.from_bytes(start[1:3], "big", signed=True)
+    found.add(ticks * values.tick, samples, size - 4)
+
+
+TO_THE_END = (0, 0xFFFFFFFF)  # a size that a streaming writer never came back to fill in
+
+
+def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
+    """Of a chunk (RIFF, 1991): its name, where its content begins, its size. Raises Refusal."""
+    head = window.at(offset, 8)
+    if not re.fullmatch(rb"[ -~]{4}.{4}", head, re.DOTALL):
+        raise foreign(window, offset)
+    name, size = head[:4].decode(), little(head[4:])
+    is_open = name == "data" and size in TO_THE_END
+    return name, offset + 8, None if is_open else size
+
+
+WAV = Container(riff_header, {".": set()}, first="RIFF", alignment=2)
+
+
+def walk_wav(window: Window) -> Probe:
+    """Its length is that of its samples. Raises Refusal."""
+    form, data = b"", (0, 0)
+    for name, body, size in WAV.walk(window, 12):
+        if (name == "fmt " and form) or (name == "data" and data[0]):
+            raise foreign(window, body)
+        if name == "fmt ":
+            form = window.at(body, min(size, 40))
+        elif name == "data":
+            data = body, size
+        elif name.lower() == "id3 " and b"APIC" in window.at(body, min(size, HEAD_BYTES)):
+            raise Refusal(Reason.COVER)
+    if len(form) < 16:
+        raise damaged("it does not tell the format of its samples")
+    tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", form[:16])
+    if tag == 0xFFFE:  # extensible: the real tag begins a longer field
+        tag = little(form[24:26])
+    found = pcm_probe("wav", tag, bits, channels, rate)
+    start, size = data
+    riff, told = little(window.at(4, 4)), little(window.at(start - 4, 4)) if start else 1
+    found.ends_oddly = riff in TO_THE_END or told in TO_THE_END
+    # A last padding byte may be counted or not.
+    if not found.ends_oddly and abs(riff + 8 - window.size) > 1:
+        raise damaged(f"its header says {riff + 8} bytes, it has {window.size}")
+    if told in TO_THE_END:
+        check_single(window, start)
+    samples, rest = divmod(size, channels * bits // 8)
+    if rest:
+        raise Refusal(Reason.TRUNCATED, f"it ends inside a sample, after {samples / rate:.1f} s")
+    if samples:
+        found.add(0.0, samples, size)
+    return found
+
+
+def check_single(window: Window, offset: int) -> None:
+    """Whether no second file stands in samples that go on to the end. Raises Refusal."""
+    for start in range(offset, window.size, HEAD_BYTES):
+        second = re.search(rb"RIFF.{4}WAVEfmt ", window.at(start, HEAD_BYTES + 64), re.DOTALL)
+        if second:
+            raise appended(start + second.start())
+
+
+def box_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
+    """Of a box (ISO/IEC 14496-12, 4.2): its name, where its content begins, its size. Raises
+    Refusal."""
+    head = window.at(offset, 16)
+    size, name, length = big(head[:4]), head[4:8].decode("latin-1"), 8
+    if size == 1:
+        size, length = big(head[8:]), 16
+    if 0 < size < length:
+        raise foreign(window, offset)
+    return name, offset + length, size - length if size else None
+
+
+MP4_BOXES = "ftyp styp moov moof mdat free skip wide mfra sidx uuid meta pdin prft emsg"
+MP4 = Container(box_header, {".": set(MP4_BOXES.split())}, first="ftyp")
+MP4_CODECS = {b"Opus": "opus", b"mp4a": "aac"}
+
+
+def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
+    """MP4 and M4A: the boxes are walked here, the packets listed by ffmpeg; both must come to the
+    same bytes. Raises Refusal."""
+    media, index = 0, b""
+    for name, body, size in MP4.walk(window):
+        media += size if name == "mdat" else 0
+        index = window.at(body, size) if name == "moov" else index
+    if not index:
+        raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
+    if re.search(rb"hdlr.{8}vide", index, re.DOTALL):
+        raise Refusal(Reason.VIDEO)
+    if b"covr" in index:
+        raise Refusal(Reason.COVER)
+    chapters = re.findall(rb"tref.{4}chap", index, re.DOTALL)  # are a track too
+    tracks = index.count(b"tkhd") - len(chapters)
+    if tracks != 1:
+        raise Refusal(Reason.SEVERAL_STREAMS, f"{tracks} tracks")
+    entry = re.search(rb"stsd.{12}(.{4})", index, re.DOTALL)
+    if entry and entry[1] not in MP4_CODECS:
+        raise unsupported(entry[1].decode("ascii", "replace"))
+    found = list_packets(path, re.search(rb"dOps.(.)(..)", index, re.DOTALL), tools)
+    found.has_chapters = bool(chapters) or b"chpl" in index
+    # Where there are no tables, fragments say it, and ffmpeg has listed them.
+    tables = sample_sizes(index)
+    missing = media - (sum(tables) if any(tables) else found.payload)
+    if any(tables) and found.payload not in tables:
+        missing = max(tables) - found.payload  # left out by an edit list, or not to be read
+    if missing:
+        raise damaged(f"{missing} of its {window.size} bytes belong to no packet that is played")
+    return found
+
+
+def sample_sizes(index: bytes) -> list[int]:
+    """Bytes of all packets of each track, by its table (ISO/IEC 14496-12, 8.7.3)."""
+    sums = []
+    for table in re.finditer(rb"stsz.{4}(.{4})(.{4})", index, re.DOTALL):
+        size, count = map(big, table.groups())
+        words = min(count, (len(index) - table.end()) // 4)
+        sizes = struct.unpack_from(f">{words}I", index, table.end())
+        sums.append(size * count or sum(sizes))
+    return sums
+
+
+# What ffmpeg's framecrc output, a text that has not changed from ffmpeg 4 to 9, says of the stream;
+# then every packet as `stream, dts, pts, duration, size, crc`.
+LISTED_STREAM = re.compile(
+    r"#tb 0: (\d+)/(\d+).*#codec_id 0: (\w+)\n#sample_rate 0: (\d+)\n#channel_layout\w* 0: (\w+)",
+    re.DOTALL,
+)
+LISTED_PACKET = re.compile(r"0, *-?\d+, *(-?\d+), *(\d+), *(\d+),")
+LAYOUTS = {"mono": 1, "stereo": 2, "4": 1, "3": 2}  # ffmpeg 4 tells a mask
+
+
+def list_packets(path: str, opus: Optional[re.Match[bytes]], tools: Tools) -> Probe:
+    """The packets of its only audio stream; `opus` has its channels and pre-skip. Raises
+    Refusal."""
+    lines, numbers = list[str](), array.array("q")
+
+    def add(line: str) -> None:
+        packet = LISTED_PACKET.match(line)
+        if packet:
+            numbers.extend(map(int, packet.groups()))
+        else:
+            lines.append(line)
+
+    command = [tools.ffmpeg, *QUIET, *input_arguments(path, "mov")]
+    command += ["-map", "0:a", "-c", "copy", "-f", "framecrc", "pipe:1"]
+    messages = tools.run(command, os.path.getsize(path) / BYTES_PER_SECOND, add)
+    stream = LISTED_STREAM.search("\n".join(lines))
+    if stream and stream[3] not in MP4_CODECS.values():
+        raise unsupported(stream[3])
+    if messages or not stream:
+        raise damaged(messages or "it has no stream that can be read")
+    channels, pre_skip = map(big, opus.groups()) if opus else (LAYOUTS.get(stream[5], 3), 0)
+    found = new_probe("mov", stream[3], channels, int(stream[4]), pre_skip)
+    tick = int(stream[1]) / int(stream[2])
+    stamps, durations, sizes = (numbers[at::3] for at in range(3))
+    if stamps:  # an edit list tells by a negative stamp what decoders drop
+        found.pre_skip = max(pre_skip, round(-stamps[0] * tick * found.rate))
+    # ffmpeg before 6 gives no durations in fragmented MP4: then the step to the next tells.
+    steps = [after - before for before, after in zip(stamps, stamps[1:])]
+    usual = 0
+    for stamp, duration, step, size in zip(stamps, durations, [*steps, 0], sizes):
+        if not duration and 0 < step * tick <= GAP_SECONDS:
+            duration = step
+        usual = round(duration * tick * found.rate) or usual
+        found.add(stamp * tick, usual, size)
+    # How an AAC decoder starts and ends differs by a frame or two.
+    found.doubt = 2 * max((samples for _, samples in found.packets), default=0)
+    return found
+
+
+def ogg_checksum(page: bytes) -> int:
+    """The CRC of a page (RFC 3533, section 6) whose own field is zero. It is zlib's with every bit
+    the other way round."""
+    mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return big(mirrored.to_bytes(4, "little").translate(REVERSED_BITS))
+
+
+def ogg_pages(window: Window) -> Iterator[tuple[int, int, int, list[tuple[bytes, int]]]]:
+    """Of every page of an Ogg file: its offset, flags, granule position (samples at 48 kHz; -1: no
+    packet ends on it), and the packets that end on it, by their first bytes and size. Raises
+    Refusal unless the pages are one whole stream, each with the content that its checksum says."""
+    offset, start, size = 0, b"", 0
+    following: Optional[tuple[int, int]] = None  # serial and sequence number
+    while offset < window.size:
+        page = window.at(offset, LARGEST_PAGE)
+        if not b"OggS".startswith(page[:4]):
+            raise damaged(f"no Ogg page where one should begin, at byte {offset}")
+        lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
+        body = 27 + len(lengths)
+        end = body + sum(lengths)
+        if len(page) < max(end, 27) or len(lengths) < page[26]:
+            raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
+        flags, granule, serial, sequence, checksum = struct.unpack_from("<BqIII", page, 5)
+        if not flags & FIRST_PAGE and (serial, sequence) != following:
+            raise damaged(f"pages are missing, or another stream's, at byte {offset}")
+        if ogg_checksum(page[:22] + bytes(4) + page[26:end]) != checksum:
+            raise damaged(f"the page at byte {offset} has not the content that its checksum says")
+        packets = []
+        for length in lengths:
+            if not size:
+                start = page[body : body + min(length, 2)]
+            body += length
+            size += length
+            if length < 255:
+                packets.append((start, size))
+                size = 0
+        yield offset, flags, granule, packets
+        following = None if flags & LAST_PAGE else (serial, sequence + 1)
+        offset += end
+    if following:
+        raise Refusal(Reason.TRUNCATED, "its last page does not end the stream")
+
+
+def walk_ogg(window: Window) -> Probe:
+    """Ogg Opus (RFC 7845). Raises Refusal."""
+    found, headers = opus_probe("ogg", window.at(28, 19)), 2
+    tags = window.at(0, OGG_TAGS).upper()
+    if b"METADATA_BLOCK_PICTURE=" in tags:
+        raise Refusal(Reason.COVER)
+    found.has_chapters = b"CHAPTER0" in tags
+    for offset, flags, granule, packets in ogg_pages(window):
+        if offset and flags & FIRST_PAGE:
+            if headers:
+                raise Refusal(Reason.SEVERAL_STREAMS, f"a second one begins at byte {offset}")
+            raise appended(offset)
+        is_last = flags & LAST_PAGE and granule >= 0
+        audio = packets[headers:]
+        headers -= len(packets) - len(audio)
+        if is_last and packets and not packets[-1][1]:  # some writers end a stream with none
+            found.ends_oddly = bool(audio.pop())
+        lengths = [opus_packet_samples(start) for start, _ in audio]
+        if 0 in lengths or (audio and granule < 0):
+            raise damaged(f"the page at byte {offset} holds no Opus packets with a time")
+        # A page's packets end at its granule position; only on the last page it may be less, which
+        # trims the end.
+        begin = granule - sum(lengths)
+        if is_last:
+            found.trimmed = max(0, round(found.end * OPUS_RATE) - begin)
+            begin += found.trimmed
+        for (_, size), length in zip(audio, lengths):
+            found.add(begin / OPUS_RATE, length, size)
+            begin += length
+    return found
+
+
+# ----------------------------------------------------------------------------------------- prove
+# One way through ffmpeg: decode plainly, take the levels before any filter of ours, insert silence
+# where the probe says, encode; walk the copy, decode it, compare it with the levels plus the same
+# silence, channel by channel. Writes into staged and level files only. Must never change the
+# library.
+
+LEVEL_RATE = 4_000  # Hz; a twelfth of the samples is enough of the voice band to tell sounds apart
+LEVEL_WINDOW = 2_000  # samples, half a second: in it one lost word shows, and one lost packet
+LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: below it is what a codec or rounding adds
+LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
+MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
+QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may leave it to the other
+FAINT = 1e-5  # of the power within half a second, -50 dB: what a codec may leave out or smear
+COPY_OVERLAP = 0.001  # seconds; what we have made has no more than rounding
+LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the same size and noise
+ENCODE_SHARE = 0.8  # of the time that a recording takes, the rest is its proof, measured
+
+# What browsers record, and nothing that refers to other files (playlists, concat lists).
+SAFE_INPUT = (
+    *("-protocol_whitelist", "file", "-format_whitelist", "matroska,mov,ogg,wav"),
+    "-codec_whitelist",
+    "opus,libopus,aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le",
+    *("-max_streams", "16", "-max_alloc", "268435456"),
+)
+QUIET = ("-hide_banner", "-nostdin", "-xerror", "-v", "level+warning", "-y")
+PCM = ("-c:a", "pcm_f32le")
+# Every sample, whatever its timestamp.
+LEVEL_FILTER = f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=flt"
+LEVEL_OUTPUT = (*PCM, "-f", "f32le")
+# Without the option that makes a read error fatal, as which some sound files end.
+LENIENT = tuple(word for word in QUIET if word != "-xerror")
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One proof. With `encodes` the copy is made first; else `copy` is one that is there already.
+    Left with `problem` None it is proven."""
+
+    source: str  # absolute path
+    probe: Probe
+    target: Target
+    copy: str  # absolute path
+    encodes: bool
+    source_levels: str
+    copy_levels: str
+    problem: Optional[Exception] = None
+    digest: str = ""  # of a copy that was decoded while it was written
+
+    @property
+    def frame(self) -> int:
+        """Bytes in its level files that all channels have at a time."""
+        return self.probe.channels * 4
+
+
+class Transcoder:
+    """Takes batches of jobs, many in one ffmpeg, one by one where that fails. Safe in threads."""
+
+    def __init__(self, tools: Tools, full: bool) -> None:
+        self.tools, self.full = tools, full
+
+    def process(self, jobs: Sequence[Job]) -> None:
+        """Leave every job proven or with its problem (Refusal, NotProven, OSError). Raises Stopped,
+        ServiceError."""
+        self.divide(jobs, self.pipe if len(jobs) == 1 else self.encode)
+        self.divide(jobs, self.verify)
+
+    def divide(self, jobs: Sequence[Job], task: Callable[[Sequence[Job]], None]) -> None:
+        """Do a task for many files in one process; if it fails or says anything, one by one, so
+        that each answers for itself."""
+        jobs = [job for job in jobs if job.problem is None]
+        if len(jobs) > 1:
+            try:
+                task(jobs)
+                return
+            except (Refusal, OSError) as error:
+                self.try_after(error, jobs[0])
+        for job in jobs:
+            try:
+                task([job])
+            except (Refusal, OSError) as error:
+                job.problem = error
+
+    def try_after(self, error: Exception, job: Job) -> None:
+        """Before the same is tried in another way: an ffmpeg that hangs takes its time each time.
+        Raises ToolError."""
+        if isinstance(error, Refusal) and error.reason is Reason.TOOL_HUNG:
+            try_ffmpeg(self.tools, job.target)
+
+    def encode(self, jobs: Sequence[Job]) -> None:
+        """One decode of each source, into its copy and its level file."""
+        arguments: list[str] = []
+        for job in jobs:
+            arguments += input_arguments(job.source, job.probe.demuxer)
+        for number, job in enumerate(jobs):
+            copy = [*tag_arguments(number, job), *encoder_arguments(job), "file:" + job.copy]
+            arguments += encode_arguments(number, job, copy)
+        messages = self.run(arguments, jobs)
+        if messages:
+            raise Refusal(Reason.DAMAGED, messages)
+
+    def pipe(self, jobs: Sequence[Job]) -> None:
+        """Decode one recording, encode it and decode the copy in three processes at once: 0.7 of
+        the time of one process that only transcodes, where one after the other takes 1.3. If
+        anything is wrong, one after the other is to tell."""
+        (job,) = jobs
+        is_ogg = job.target.form.muxer == "ogg"
+        if self.full and job.encodes and is_ogg and not job.probe.ends_oddly:
+            # NUT carries rate and channels along, but not whether one channel is mono.
+            layout = {1: "mono", 2: "stereo"}[job.probe.channels]
+            source = input_arguments(job.source, job.probe.demuxer)
+            decode = [*source, *encode_arguments(0, job, [*PCM, "-f", "nut", "pipe:1"])]
+            encode = ["-thread_queue_size", "64", "-guess_layout_max", "0", "-f", "nut"]
+            encode += ["-i", "pipe:0", *source, "-map", "0:a:0", *tag_arguments(1, job)]
+            encode += ["-af", f"aformat=channel_layouts={layout}"]
+            encode += [*encoder_arguments(job), "pipe:1"]
+            verify = ["-f", "ogg", "-i", "pipe:0", *level_arguments(0, job.copy_levels)]
+            commands = [[self.tools.ffmpeg, *QUIET, *words] for words in (decode, encode, verify)]
+            try:
+                job.digest = self.tools.pipe(commands, job.probe.timeline, job.copy)[0]
+                return
+            except (Refusal, OSError) as error:
+                self.try_after(error, job)
+        self.encode(jobs)
+
+    def verify(self, jobs: Sequence[Job]) -> None:
+        """Walk the copies, decode them in full, from disk, and compare. Raises Refusal, OSError,
+        Stopped."""
+        for job in jobs:
+            check_structure(job, self.tools)
+        heard = [job for job in jobs if self.full or not job.encodes]  # what was there is anything
+        arguments: list[str] = []
+        decoded = [job for job in heard if not job.digest]
+        for job in decoded:
+            arguments += input_arguments(job.copy, job.target.form.demuxer)
+        for number, job in enumerate(decoded):
+            arguments += level_arguments(number, job.copy_levels)
+        try:
+            messages = self.run(arguments, decoded) if decoded else ""
+        except Refusal as refusal:
+            if refusal.reason is not Reason.TOOL_FAILED:
+                raise
+            messages = refusal.detail
+        if messages:
+            raise NotProven("a decode without a message", messages)
+        for job in heard:
+            if job.digest and digest_of(job.copy) != job.digest:
+                raise NotProven("what was decoded while it was written", "other bytes in the file")
+            compare_audio(job, self.tools.stop)
+
+    def run(self, arguments: Sequence[str], jobs: Sequence[Job]) -> str:
+        """What ffmpeg says of them. Raises Refusal, Stopped, ServiceError."""
+        options = LENIENT if any(job.probe.ends_oddly for job in jobs) else QUIET
+        seconds = sum(job.probe.timeline for job in jobs)
+        return self.tools.run([self.tools.ffmpeg, *options, *arguments], seconds)
+
+    def seconds_through(self, job: Job) -> float:
+        """Of audio, told by how far its level file has grown: while it is encoded."""
+        return ENCODE_SHARE * size_of(job.source_levels) / job.frame / LEVEL_RATE
+
+    def decode(self, copies: Mapping[str, Probe]) -> dict[str, str]:
+        """What is wrong with which copy (absolute path), by a full decode: for `check`."""
+        arguments: list[str] = []
+        for path, found in copies.items():
+            arguments += input_arguments(path, found.demuxer)
+        for number in range(len(copies)):
+            arguments += ["-map", f"{number}:a:0", "-f", "null", "-"]
+        seconds = sum(found.timeline for found in copies.values())
+        problem = ""
+        try:
+            if copies:
+                problem = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
+        except Refusal as refusal:
+            problem = str(refusal)
+        if problem and len(copies) > 1:
+            each = (self.decode({path: found}) for path, found in copies.items())
+            return dict(collections.ChainMap(*each))
+        return dict.fromkeys(copies, problem) if problem else {}
+
+
+def size_of(path: str) -> int:
+    """Bytes, 0 where there is no such file."""
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_size
+    return 0
+
+
+def input_arguments(path: str, demuxer: str) -> list[str]:
+    """One input, its format named: nothing is guessed from its content, and no name of it can be
+    taken for an option."""
+    return [*SAFE_INPUT, "-f", demuxer, "-i", "file:" + path]
+
+
+def encoder_arguments(job: Job) -> list[str]:
+    form = job.target.form
+    arguments = ["-c:a", form.encoder, "-b:a", str(job.target.bitrate), *form.options]
+    if form.codec == "opus" and job.probe.timeline >= LONG_PACKETS_FROM:
+        arguments += ["-frame_duration", "60"]
+    return [*arguments, "-f", form.muxer]
+
+
+def tag_arguments(number: int, job: Job) -> list[str]:
+    """Its source's tags, from container and stream, and its chapters; else ffmpeg takes those of
+    the first input that has any. Ogg keeps the first of our own two, M4A the second (measured)."""
+    arguments = ["-map_metadata", str(number), "-map_metadata", f"{number}:s:a:0"]
+    for name in ("encoded_by", "encoding_tool"):
+        arguments += ["-metadata", f"{name}={job.target.tag}"]
+    return [*arguments, "-map_chapters", str(number)]
+
+
+def timeline_filter(found: Probe) -> str:
+    """Puts silence into the gaps of a source and nothing anywhere else: every frame is stamped by
+    the samples before it, its own stamps play no part, so that nothing can be trimmed or moved. A
+    gap begins a millisecond early, as a frame that begins late would be put before it; frames are
+    indivisible, and none is shorter than 2.5 ms."""
+    early = found.rate // 1000
+    terms = ["N", *(f"{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)]
+    while len(terms) > 1:  # a tree: ffmpeg parses no more than a hundred terms in a row
+        terms = [f"({'+'.join(terms[at : at + 50])})" for at in range(0, len(terms), 50)]
+    return f"asetpts='{terms[0]}/SR/TB',aresample=async=1:min_hard_comp=0.0005:first_pts=0"
+
+
+def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
+    """Outputs for input `number`: the copy, and from the same decode, before any filter of ours,
+    the source's levels. Nothing on the way is held in 16 bits, as decoders give peaks above full
+    scale too."""
+    if not job.encodes:
+        return level_arguments(number, job.source_levels)
+    graph = f"[{number}:a:0]asplit[a{number}][b{number}]"
+    graph += f";[a{number}]{timeline_filter(job.probe)},aformat=sample_fmts=flt[c{number}]"
+    graph += f";[b{number}]{LEVEL_FILTER}[d{number}]"
+    levels = ["-map", f"[d{number}]", *LEVEL_OUTPUT, "file:" + job.source_levels]
+    return ["-filter_complex", graph, "-map", f"[c{number}]", *copy, *levels]
+
+
+def level_arguments(number: int, path: str) -> list[str]:
+    """One output: input `number` decoded in full, as levels."""
+    return ["-map", f"{number}:a:0", "-af", LEVEL_FILTER, *LEVEL_OUTPUT, "file:" + path]
+
+
+def check_structure(job: Job, tools: Tools) -> None:
+    """What can be told of a copy without decoding it: that it is one whole stream, of which codec
+    and channels, and its length to the sample where the source's packets tell it and no rate is
+    converted, which may round one up. Raises Refusal, OSError."""
+    source, form = job.probe, job.target.form
+    try:
+        made = probe_file(job.copy, tools)
+    except Refusal as refusal:
+        if refusal.reason.action is not Action.KEPT:
+            raise
+        raise NotProven(f"one whole {form.codec} stream", str(refusal)) from None
+    is_asked = (made.demuxer, made.codec) == (form.demuxer, form.codec)
+    if not is_asked or made.channels != source.channels:
+        asked = f"{form.codec} in {form.demuxer} with {source.channels} channels"
+        raise NotProven(asked, f"{made.codec} in {made.demuxer} with {made.channels}")
+    if source.has_chapters and not made.has_chapters:
+        raise unsupported("a recording with chapters, which this ffmpeg does not copy")
+    scale = made.rate / source.rate
+    expected = source.timeline * made.rate
+    slack = source.doubt * scale + form.slack * made.rate + (scale != 1) + 1e-3
+    if abs(made.samples - expected) > slack or made.gaps or made.overlap > COPY_OVERLAP:
+        asked = f"{expected:.0f} samples without a gap, by its source's packets"
+        steps = f"{len(made.gaps)} gaps, an overlap of {made.overlap:.3f} s"
+        raise NotProven(asked, f"{made.samples} samples with {steps}")
+
+
+def compare_audio(job: Job, stop: Stop) -> None:
+    """Compare what was decoded: the source with its own packets, then the copy with the source, in
+    length and wave, window by window and channel by channel, with silence where the source has gaps
+    and nowhere else. Raises NotProven, Stopped."""
+    found, scale = job.probe, LEVEL_RATE / job.probe.rate
+    source, copy = (size_of(path) // job.frame for path in (job.source_levels, job.copy_levels))
+    if abs(source - found.samples * scale) > 1 + found.doubt * scale:
+        decoded = f"{source / LEVEL_RATE:.3f} s decoded from it"
+        raise NotProven(f"{found.seconds:.3f} s by the source's packets", decoded)
+    expected, edges = source, list[int]()  # where silence begins and ends, in turn
+    for at, length in found.gaps:
+        begin = round(at * scale) + expected - source
+        expected += round(length * scale)
+        edges += [begin, begin + round(length * scale)]
+    if abs(copy - expected) > 1 + job.target.form.slack * LEVEL_RATE:
+        raise NotProven(f"{expected / LEVEL_RATE:.3f} s", f"{copy / LEVEL_RATE:.3f} s")
+    # A tail of less than a fifth of a window is too short to be measured alone.
+    last = max(0, (expected - LEVEL_WINDOW // 5) // LEVEL_WINDOW)
+    sizes = [LEVEL_WINDOW] * last + [2 * LEVEL_WINDOW]
+    sounds = functools.partial(windows, job, job.source_levels, edges, sizes)
+    powers = [max(map(mean_power, sound)) for sound in sounds()]
+    copies = windows(job, job.copy_levels, (), sizes)
+    for number, (sound, other) in enumerate(zip(sounds(), copies)):
+        if stop.requested:
+            raise Stopped
+        around = max(powers[max(0, number - 1) : number + 2])
+        quiet = max(LEVEL_FLOOR**2, FAINT * around, QUIET_CHANNEL * powers[number])
+        spread = max(quiet, QUIET_CHANNEL * around)
+        for one, two in zip(sound, other):
+            compare_window(one, two, quiet, spread, number * LEVEL_WINDOW / LEVEL_RATE)
+
+
+def windows(
+    job: Job, path: str, edges: Iterable[int], sizes: Iterable[int]
+) -> Iterator[list[list[float]]]:
+    """The sound in a level file, so many frames at a time, by channel; silence put in between
+    `edges` (begin, end, begin, ...; frames). Raises NotProven."""
+    position, is_silence = 0, False
+    ahead = collections.deque([*edges, sys.maxsize])
+    with open(path, "rb") as file:
+        for size in sizes:
+            data, end = b"", position + size
+            while position < end:
+                count = min(end, ahead[0]) - position
+                data += bytes(count * job.frame) if is_silence else file.read(count * job.frame)
+                position += count
+                if position == ahead[0]:
+                    ahead.popleft()
+                    is_silence = not is_silence
+            samples = array.array("f", data[: len(data) // job.frame * job.frame])
+            if not math.isfinite(sum(samples)):  # with which nothing can be compared
+                raise NotProven("samples that are numbers", "others")
+            yield [samples[at :: job.probe.channels].tolist() for at in range(job.probe.channels)]
+
+
+def mean_power(samples: Sequence[float]) -> float:
+    """By math.hypot, in C: a third of the time that sums of products take."""
+    return math.hypot(*samples) ** 2 / (len(samples) or 1)
+
+
+def compare_window(
+    source: Sequence[float], copy: Sequence[float], quiet: float, spread: float, seconds: float
+) -> None:
+    """Whether half a second of one channel sounds as loud in the copy, and is the same wave. Each
+    channel is compared for itself: a mix of both hides what is in one, or in their difference.
+    Where the source has less power than `quiet`, the copy has no more than `spread`, as codecs let
+    loud sounds reach a little way into the silence around them. Raises NotProven."""
+    count = min(len(source), len(copy))
+    a, b = source[:count], copy[:count]
+    power_a, power_b = mean_power(a), mean_power(b)
+    if power_a <= quiet and power_b <= 2 * spread:
+        return
+    difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
+    if abs(difference) > LEVEL_TOLERANCE:
+        raise NotProven(f"the source's loudness at {seconds:.1f} s", f"{difference:+.1f} dB")
+    # By the law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
+    product = (power_a + power_b - math.dist(a, b) ** 2 / count) / 2
+    correlation = product / math.sqrt(power_a * power_b or 1)
+    if power_a > quiet and correlation < MIN_CORRELATION:
+        other = f"another (correlation {correlation:.2f})"
+        raise NotProven(f"the source's sound at {seconds:.1f} s", other)
+
+
+# ---------------------------------------------------------------------------------------- commit
+# The only section that changes the library, in one order that is the promise: sources unchanged,
+# copies in place, folder flushed, sidecars true, folder flushed, history flushed, sources
+# unchanged, then the unlink. Must never remove what it has not just compared, nor go on after a
+# failed flush.
+
+
+class Committer:
+    """Carries out the moves of one run, and keeps the documents true."""
+
+    def __init__(self, run: Run) -> None:
+        self.library, self.staging = run.library, run.staging
+        self.history, self.report = run.history, run.report
+        self.folders: set[str] = set()  # whose documents `settle` looks at
+        self.ids: set[str] = set()  # whose entries in the index it looks at
+        self.true: dict[str, dict[str, int]] = {}  # by folder: documents that it has made true
+        self.settled, self.cost = time.monotonic(), 0.0  # seconds
+
+    def commit(self, folder: str, works: Sequence[Work]) -> None:
+        """All that is ready in one folder, and what was refused there (it changes what documents
+        say, and goes into the history). Each Work comes out with its final reason, told to the
+        report:
+
+        1. identity of each source (`is_same`); one deleted by its owner is passed over
+        2. put in place: `place`, `exchange`, or nothing; attributes were given when it was staged
+        3. flush the folder; where that fails, originals stay and the works have failed
+        4. make the sidecars of every recording touched true; flush the folder
+        5. append to the history and flush; where that fails, originals stay
+        6. an index that names files is written here; another is left to a later `settle`
+        7. identity again, unlink, flush
+        """
+        now, whole = time.time(), self.library.path(folder)
+        works = [work for work in works if not self.is_gone(work)]
+        for work in works:
+            with boundary(work):
+                if work.is_ready:
+                    self.put_in_place(work, now)
+        keep_together(works)
+        self.attempt(works, flush_folder, whole)
+        self.attempt(works, self.make_works_true, folder, works, now)
+        self.attempt(works, flush_folder, whole)
+        if not self.attempt(works, self.history.append, works, now):
+            self.attempt((), self.history.append, works, now)  # that they have failed
+        self.touch(folder, [work.recording for work in works])
+        if self.index_names_files:
+            self.settle(at_once=True)
+            self.touch(folder, [work.recording for work in works])
+        self.remove_sources(folder, works, now)
+
+    def touch(self, folder: str, recordings: Iterable[Recording]) -> None:
+        """Note that documents may have to change."""
+        self.folders.add(folder)
+        self.true.pop(folder, None)
+        self.ids.update(*(recording.ids for recording in recordings))
+
+    def true_folders(self) -> Iterator[Folder]:
+        """Those that this run has looked into, as far as every document says what is."""
+        for path, documents in self.true.items():
+            with contextlib.suppress(OSError, UsageError):
+                folder = self.library.folder(path, self.history)
+                if folder.documents == documents:
+                    yield folder
+
+    def is_gone(self, work: Work) -> bool:
+        """Whether its owner has deleted its source."""
+        is_gone = bool(work.plan.source) and not os.path.lexists(self.library.path(work.path))
+        if is_gone:
+            self.report.once(f"{work.path} was deleted meanwhile, and was passed over.")
+            self.staging.discard(work.staged)
+        return is_gone
+
+    def put_in_place(self, work: Work, now: float) -> None:
+        """Steps 1 and 2. Raises Refusal, OSError."""
+        final = self.library.path(work.target_path)
+        if work.plan.source:
+            expect(is_same(self.library.path(work.path), work))
+        if work.staged:
+            expect(self.staging.is_ours(work.staged))
+        if work.plan.move is Move.SMALLER:
+            expect(file_at(final) == work.take.copy)
+            # On record before: nothing else could tell that a copy in another's place is proven.
+            self.history.append([work], now)
+            work.staged = exchange(work.staged, final)  # the old one waits until all is true
+        elif work.staged:
+            place(work.staged, final)
+        elif work.plan.move is Move.ADOPT:
+            expect(file_at(final) == work.copy)
+
+    def attempt(
+        self, works: Sequence[Work], step: Callable[..., object], *arguments: object
+    ) -> bool:
+        """Do one step. Whatever goes wrong in it keeps the sources of these works: a copy that took
+        another's place gives it back, any other stays beside its original, to be adopted. False if
+        it is to be tried again: a flaw is not, as whoever mends it gives the file a new mtime."""
+        try:
+            step(*arguments)
+        except (Flaw, Refusal, OSError) as error:
+            is_sidecar = isinstance(error, (Flaw, PermissionError))
+            refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
+            for work in works:
+                if work.is_ready:
+                    work.refuse(refusal)
+                    if work.plan.move is Move.SMALLER and work.staged:
+                        with contextlib.suppress(OSError):
+                            exchange(work.staged, self.library.path(work.target_path))
+            if not works:
+                self.report.once(f"Left alone, so not all that it says is true: {explain(error)}")
+            return isinstance(error, Flaw)
+        return True
+
+    def make_works_true(self, folder: str, works: Sequence[Work], now: float) -> None:
+        """Make the sidecars of recordings say what these works make of them. Where that fails, the
+        copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
+        after = {work.take.stem: work.take_after(now) for work in works}
+        for recording in self.recordings(self.library.folder(folder, self.history)):
+            stems = {take.stem for take in recording.takes}
+            group = [work for work in works if work.take.stem in stems]
+            if group:
+                self.attempt(group, self.make_true, recording, after)
+
+    def recordings(self, folder: Folder) -> list[Recording]:
+        return resolve_recordings(self.library, folder, self.history)
+
+    def make_true(self, recording: Recording, after: Mapping[str, Take]) -> None:
+        """Make a recording's sidecars say what its takes are, those in `after` (by stem) as they
+        will be. Each is rewritten at most once; those that are true keep their bytes and mtime.
+        Raises Flaw, Refusal, OSError."""
+        if recording.policy.unreadable:
+            raise Flaw(recording.policy.unreadable)
+        for path, edit in edits(self.library, recording, after):
+            mtime_ns = self.rewrite(path, edit, backup=True)
+            if recording.folder in self.true:
+                self.true[recording.folder][os.path.basename(path)] = mtime_ns
+
+    def rewrite(self, path: str, edit: Callable[[bytes], Optional[bytes]], backup: bool) -> int:
+        """A document, if it has not been deleted meanwhile: its mtime (ns). Raises Flaw, Refusal,
+        OSError."""
+        try:
+            return rewrite(self.library.path(path), edit, self.staging, backup)
+        except FileNotFoundError:
+            return 0
+        except Flaw as flaw:
+            raise Flaw(f"{path}: {flaw}") from None
+
+    def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
+        """Step 7, and the end of every work."""
+        failed = []
+        for work in works:
+            if work.is_ready:
+                with boundary(work):
+                    self.remove_source(work)
+                failed += [work] if work.reason else []
+                work.reason = work.outcome_reason
+            self.staging.discard(work.staged)
+        try:
+            flush_folder(self.library.path(folder))
+            self.history.append(failed, now)
+        except OSError as error:  # after a power cut an original may be back, as a next run finds
+            self.report.error(f"What was deleted in {folder} may come back: {explain(error)}")
+        for work in works:
+            self.report.outcome(work)
+
+    def remove_source(self, work: Work) -> None:
+        """Raises Refusal."""
+        try:
+            for file in work.plan.goes:
+                path = self.library.path(work.take.folder, file.name)
+                with contextlib.suppress(FileNotFoundError):  # its owner was faster
+                    is_source = file == work.plan.source
+                    expect(is_same(path, work) if is_source else file_at(path) == file)
+                    os.unlink(path)
+        except OSError as error:
+            raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+
+    def heal_index(self, by_id: Mapping[str, Facts]) -> None:
+        """Where another program has written the index since our last word: look at entries that
+        say something else than `by_id` (from walk and history alone, so only a hint)."""
+
+        def compare() -> None:
+            data = read_whole(self.library.path(INDEX_NAME), JsonText)[0]
+            self.ids.update(index_differs(data, by_id))
+
+        self.attempt((), compare)
+
+    @functools.cached_property
+    def index_names_files(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(AUDIO_ENDING.search(read_regular(self.library.path(INDEX_NAME))))
+        return False
+
+    def settle(self, at_once: bool) -> None:
+        """Make all documents true that were touched, from what the folders say now: also those that
+        another program has written meanwhile. Within seconds, but not so often that it takes the
+        time of the work; in full at the end, where the last record of the history then names size
+        and mtime of the index. An index that cannot be read, is a link or no object is told and
+        left alone."""
+        begun = time.monotonic()
+        is_time = at_once or begun - self.settled > max(5.0, 50 * self.cost)
+        if not (self.folders or self.ids) or not is_time:
+            return
+        met = {folder for id_ in self.ids for folder in self.history.folders(id_)}
+        takes: dict[str, TakesByFolder] = {id_: {} for id_ in self.ids}
+        copies = 0
+        for folder in self.library.walk(self.history, self.report.once):
+            copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
+            is_touched, is_true = folder.path in self.folders, True
+            if is_touched:
+                self.true[folder.path] = dict(folder.documents)
+            for recording in self.recordings(folder) if is_touched or folder.path in met else ():
+                if is_touched:
+                    is_true &= self.attempt((), self.make_true, recording, {})
+                for id_ in self.ids.intersection(recording.ids):
+                    takes[id_][folder.path] = {take.name: take for take in recording.takes}
+            if not is_true:
+                self.true.pop(folder.path)
+        name = self.library.name
+        edit = functools.partial(settle_index, library=name, takes=takes, copies=copies)
+        if self.attempt((), self.rewrite, INDEX_NAME, edit, False):
+            self.attempt((), flush_folder, self.library.root)
+            self.folders, self.ids = set(), set()
+        self.settled = time.monotonic()
+        self.cost = self.settled - begun
+
+
+def settle_index(
+    data: bytes, library: str, takes: Mapping[str, TakesByFolder], copies: int
+) -> Optional[bytes]:
+    """The index with entries and totals as the takes of its recordings are, by id and folder."""
+    facts = {}
+    for id_, folders in takes.items():
+        each = [take for group in folders.values() for take in group.values()]
+        if each:
+            facts[id_] = facts_of(each)
+
+    def rename(text: str, id_: str) -> Optional[str]:
+        """Where the id stands in two folders, only a name that says in which."""
+        if len(takes[id_]) > 1 and "/" not in text.lstrip("./"):
+            return None
+        names = (renamer(library, *each)(text) for each in takes[id_].items())
+        return next(filter(None, names), None)
+
+    return edit_index(data, facts, rename, copies, iso(time.time()))
+
+
+TakesByFolder = dict[str, Mapping[str, Take]]  # takes by name, by folder
+
+
+def edits(
+    library: Library, recording: Recording, after: Mapping[str, Take]
+) -> Iterator[tuple[str, Callable[[bytes], Optional[bytes]]]]:
+    """What makes each document of a recording true, by its path below the library."""
+    takes = {take.name: after.get(take.stem, take) for take in recording.takes}
+    facts, rename = facts_of(takes.values()), renamer(library.name, recording.folder, takes)
+    for sidecar in recording.sidecars:
+        own = facts if sidecar.listed else None
+        edit = functools.partial(edit_sidecar, rename=rename, facts=own)
+        yield os.path.join(recording.folder, sidecar.name), edit
+
+
+def keep_together(works: Sequence[Work]) -> None:
+    """A recording is archived and restored as a whole: one part that cannot be keeps the others."""
+    for stuck in works:
+        if stuck.reason and stuck.plan.move in (Move.ARCHIVE, Move.RESTORE):
+            refusal = Refusal(stuck.reason, f"of its other part {stuck.path}: {stuck.detail}")
+            for work in works:
+                if work.recording is stuck.recording and work.is_ready:
+                    work.refuse(refusal)
+
+
+def expect(is_unchanged: bool) -> None:
+    """Of what was proven. Raises Refusal."""
+    if not is_unchanged:
+        raise Refusal(Reason.CHANGED)
+
+
+def is_same(path: str, work: Work) -> bool:
+    """Whether a source is still what was probed: size and mtime, by name, and where anything else
+    differs its SHA-256. Raises FileNotFoundError if its owner deleted it, OSError."""
+    status = os.lstat(path)
+    now, before = Identity.of(status), work.identity
+    if before is None or now[-2:] != before[-2:] or not stat.S_ISREG(status.st_mode):
+        return False
+    return now == before or digest_of(path) == work.sha256
+
+
+# ------------------------------------------------------------------------------------- documents
+# JSON edited as text, and what it must say. The editor and the derivation are pure; `rewrite` is
+# the one way into a file that another program may be writing. Every byte that need not change
+# stays. Must never repair, reorder or recreate a document, nor follow a name found in one.
+
+NOT_NAMES = ("id", "text", "title", "full_transcription", "transcription_preview")
+NOT_LOOKED_AT = frozenset((*NOT_NAMES, "segments", "words"))  # the value, and all inside of it
+GONE = object()  # as a member's value: the member is to go
+STRING = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")([ \t\r\n]*:[ \t\r\n]*)?')  # with a colon: a key
+BLANK = re.compile(r"[ \t\r\n,]*")
+# What is passed over is let go object by object: as a whole, an index takes six times its text.
+PASSED_OVER = json.JSONDecoder(object_pairs_hook=lambda pairs: None, parse_int=len)
+# int() refuses some thousands of digits.
+VALUES = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
+
+
+class Span(NamedTuple):
+    """Where a value stands in the text."""
+
+    start: int
+    end: int
+
+
+class JsonText:
+    """One document as text, with a byte order mark or without: finds spans, collects edits, gives
+    the edited bytes. What is not looked into is passed over by json's own scanner. Raises Flaw."""
+
+    def __init__(self, data: bytes) -> None:
+        # A character a byte, so that text in any script takes no more memory; what is looked at is
+        # decoded by itself.
+        self.text = data.decode("latin-1")
+        self.edits: dict[Span, str] = {}
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Flaw("it is not UTF-8") from None
+        start = self.skip(len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0)
+        self.root = Span(start, self.end(start))
+        if self.skip(self.root.end) < len(data):
+            raise Flaw(f"it has something behind its end (at byte {self.root.end})")
+
+    def skip(self, at: int) -> int:
+        """Past white space, and commas, which stand where json's scanner has seen them."""
+        match = BLANK.match(self.text, at)
+        return match.end() if match else at
+
+    def end(self, start: int) -> int:
+        """Of the value there. Raises Flaw."""
+        try:
+            return PASSED_OVER.raw_decode(self.text, start)[1]
+        except RecursionError:
+            raise Flaw("it is nested too deeply") from None
+        except ValueError as error:
+            raise Flaw(f"it cannot be parsed: {error}") from None
+
+    def value(self, span: Span) -> Any:
+        try:
+            return VALUES.decode(self.text[slice(*span)].encode("latin-1").decode("utf-8"))
+        except RecursionError:
+            raise Flaw("it is nested too deeply") from None
+
+    def is_object(self, span: Span) -> bool:
+        return self.text.startswith("{", span.start)
+
+    def parts(self, span: Span) -> Iterator[tuple[str, int, Span]]:
+        """Of the object or list there: names ("" in a list), where each part begins, and values."""
+        at = self.skip(span.start + 1)
+        while at < span.end - 1:
+            key = STRING.match(self.text, at) if self.is_object(span) else None
+            begin = key.end() if key else at
+            value = Span(begin, self.end(begin))
+            yield self.value(Span(*key.span(1))) if key else "", at, value
+            at = self.skip(value.end)
+
+    def members(self, span: Span) -> dict[str, Span]:
+        """The values of the object there; none of anything else. Raises Flaw for a doubled key."""
+        members: dict[str, Span] = {}
+        for name, _, value in self.parts(span) if self.is_object(span) else ():
+            if name in members:
+                raise Flaw(f"it has the key {name} twice")
+            members[name] = value
+        return members
+
+    def values(self, span: Span, names: Iterable[str]) -> dict[str, Any]:
+        """Those of the object there that it has. Raises Flaw."""
+        members = self.members(span)
+        return {name: self.value(members[name]) for name in names if name in members}
+
+    def names(self, span: Span) -> Iterator[tuple[Span, str, bool]]:
+        """Every string below that may be a file's name, decoded, and whether it is a key."""
+        at = span.start
+        while string := STRING.search(self.text, at, span.end):
+            at = string.end()
+            raw, is_key = string[1], string[2] is not None
+            if is_key and raw[1:-1] in NOT_LOOKED_AT:
+                at = self.end(at)
+            elif "\\" in raw or raw[:-1].lower().endswith(AUDIO_SUFFIXES):
+                token = Span(*string.span(1))
+                value = self.value(token)
+                if value.lower().endswith(AUDIO_SUFFIXES):
+                    yield token, value, is_key
+
+    def set(self, span: Span, wanted: Mapping[str, Any]) -> None:
+        """Give members of the object there new values where they differ, or take them out (GONE); a
+        new one follows the last, with the white space that stands before that one."""
+        changes = changed(self.values(span, wanted), wanted)
+        end, comma, colon = span.start + 1, "", ": "
+        for name, at, value in self.parts(span) if changes else ():
+            if changes.get(name) is GONE:
+                # A member goes with the comma before it, the first with that behind it.
+                gone = Span(end, value.end) if comma else Span(at, self.skip(value.end))
+                self.edits[gone] = ""
+                end = gone.end
+                continue
+            space = self.text[end:at]
+            comma = space if "," in space else "," + space
+            colon = self.text[at : value.start].rpartition('"')[2]
+            if name in changes:
+                self.edits[value] = json.dumps(changes.pop(name))
+            end = value.end
+        new = [
+            json.dumps(name) + colon + json.dumps(value)
+            for name, value in changes.items()
+            if value is not GONE
+        ]
+        if new:
+            self.edits[Span(end, end)] = comma + (comma or ", ").join(new)
+
+    def rename(self, span: Span, rename: Callable[[str], Optional[str]]) -> None:
+        """Give the names that stand below what `rename` gives for them; all but the suffix keeps
+        its bytes. Raises Flaw for a key."""
+        for token, name, is_key in self.names(span):
+            new = rename(name)
+            if new and is_key:
+                raise Flaw(f"it has {name} as a key")
+            if new:
+                old, suffix = (os.path.splitext(path)[1] for path in (name, new))
+                end = token.end - 1
+                if self.text.endswith(old, token.start, end):
+                    self.edits[Span(end - len(old), end)] = suffix
+                else:  # written with escapes
+                    self.edits[token] = json.dumps(new)
+
+    def edited(self) -> Optional[bytes]:
+        """The document with all edits; None where nothing was to change. One inside of another is
+        dropped."""
+        parts, at = [], 0
+        for span in sorted(self.edits):
+            if span.start >= at:
+                parts += [self.text[at : span.start], self.edits[span]]
+                at = span.end
+        parts.append(self.text[at:])
+        return "".join(parts).encode("latin-1") if self.edits else None
+
+
+def changed(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the members wanted that an object has not `now`: true is not 1 here."""
+    changes = {}
+    for name, value in wanted.items():
+        there = now.get(name, GONE)
+        if there != value or isinstance(there, bool) != isinstance(value, bool):
+            changes[name] = value
+    return changes
+
+
+class Facts(NamedTuple):
+    """What documents say of takes that belong together, whichever document it is."""
+
+    states: frozenset[State]
+    original_size: Optional[int]  # as the browser wrote them; None where not every take's is known
+    compressed_size: int  # of the files that stand for the takes, archived ones included
+    on_disk: int  # now, kept originals included
+    date: Optional[float]  # of the newest compression on record, 0 for none; None without a copy
+    place: Optional[Place]  # where all of it is archived
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is still to be compressed, and nothing missing."""
+        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED}
+
+
+def facts_of(takes: Iterable[Take]) -> Facts:
+    """Pure: from the states, files and pasts of takes, as they will be after a move."""
+    states: set[State] = set()
+    firsts: list[Optional[int]] = []
+    places: list[Place] = []
+    standing, on_disk, date = 0, 0, None
+    for take in takes:
+        original, past, state = take.original, take.past, take.state
+        states.add(state)
+        firsts.append(original.size if original else past.first_size or None)
+        file = take.file or past.place
+        standing += file.size if file else 0
+        on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
+        is_away = state is State.ARCHIVED and past.suffix != ""
+        if is_away or state is State.COMPRESSED:
+            date = max(date or 0.0, past.compressed)
+        if past.place:
+            places.append(past.place)
+    known = [size for size in firsts if size is not None]
+    newest = max(places, key=lambda place: place.time, default=None)
+    return Facts(
+        states=frozenset(states),
+        original_size=sum(known) if len(known) == len(firsts) else None,
+        compressed_size=standing,
+        on_disk=on_disk,
+        date=date,
+        place=newest if states == {State.ARCHIVED} else None,
+    )
+
+
+def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
+    """What the members of a sidecar must be, given those it has `now`; empty where it says nothing
+    of compression and there is nothing to say. Pure."""
+    members: dict[str, Any] = {}
+    if facts.date is not None:
+        # Set once: at the first change all originals are there to be summed, later only some. What
+        # the recorder wrote stays where not every chunk is known.
+        original, date = now.get("original_size"), now.get("compression_date")
+        if facts.original_size is not None and not (date and finite(original)):
+            original = facts.original_size
+        first = finite(original)
+        members = {
+            "compressed": facts.is_complete,
+            "original_size": original,
+            "compressed_size": facts.compressed_size,
+            "compression_ratio": round(facts.compressed_size / first, 4) if first else None,
+            "compression_date": iso(facts.date) if facts.date else date,
+        }
+    elif State.RESTORED in facts.states:
+        members = {name: value for name, value in RESTORED_MEMBERS.items() if name in now}
+    if facts.place:
+        members["archived"] = True
+        members["archive_location"] = facts.place.location
+        members["archive_date"] = iso(facts.place.time)
+    elif facts.on_disk and "archive_location" in now:
+        members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
+    return members
+
+
+ARCHIVE_MEMBERS = ("archived", "archive_location", "archive_date")
+RESTORED_MEMBERS = {
+    "compressed": False,
+    "compressed_size": None,
+    "compression_ratio": GONE,
+    "compression_date": None,
+}
+OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS)
+
+
+def edit_sidecar(
+    data: bytes, rename: Callable[[str], Optional[str]], facts: Optional[Facts]
+) -> Optional[bytes]:
+    """A document of a folder with its names as they are now and, if it is a sidecar (`facts`), its
+    members. `rename` gives for a string what it is to be, None for one that stays. None where it is
+    true already. Raises Flaw, also where a name that changes is a key. Pure."""
+    document = JsonText(data)
+    document.rename(document.root, rename)
+    if facts and document.is_object(document.root):
+        now = document.values(document.root, OUR_MEMBERS)
+        document.set(document.root, sidecar_members(facts, now))
+    return document.edited()
+
+
+def renamer(library: str, folder: str, takes: Mapping[str, Take]) -> Callable[[str], Optional[str]]:
+    """What `edit_sidecar` asks: `called`, then `Take.name_now`; `takes` by name. Pure."""
+
+    @functools.cache
+    def rename(value: str) -> Optional[str]:
+        name = called(value, library, folder)
+        take = takes.get(stem_of(name)) if name else None
+        if name and take and take.name_now(name) != name:
+            return value[: -len(name)] + take.name_now(name)
+        return None
+
+    return rename
+
+
+def index_members(facts: Facts) -> dict[str, Any]:
+    """What an index entry must say. Pure."""
+    return {
+        "compressed": facts.is_complete and facts.date is not None,
+        "size": facts.on_disk,
+        "archived": True if facts.place else GONE,
+    }
+
+
+def edit_index(
+    data: bytes,
+    facts: Mapping[str, Facts],
+    rename: Callable[[str, str], Optional[str]],
+    copies_size: int,
+    date: str,
+) -> Optional[bytes]:
+    """The index with the entries of `facts` (by id) and its totals as they must be; `rename` also
+    gets the id, and asks for the folder in a name where that id stands in two. One entry is parsed
+    at a time. None where it is true already. Raises Flaw. Pure."""
+    document, size = JsonText(data), 0.0
+    for span, id_, entry in entries(document):
+        if id_ in facts:
+            wanted = index_members(facts[id_])
+            document.set(span, wanted)
+            document.rename(span, functools.partial(rename, id_))
+            entry = {**entry, **wanted}
+        size += finite(entry.get("size"))
+    totals = {"total_size": round(size), "compressed_size": copies_size}
+    if document.edits or changed(document.values(document.root, totals), totals):
+        document.set(document.root, {**totals, "last_updated": date})
+    return document.edited()
+
+
+def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
+    """The recordings of an index: where each stands, its id ("" without one), and what it says."""
+    if not document.is_object(document.root):
+        raise Flaw("it is no object")
+    recordings = document.members(document.root).get("recordings")
+    if recordings and document.text.startswith("[", recordings.start):
+        for _, _, span in document.parts(recordings):
+            entry = document.value(span) if document.is_object(span) else {}
+            id_ = entry.get("id")
+            yield span, id_ if isinstance(id_, str) else "", entry
+
+
+def index_differs(data: bytes, facts: Mapping[str, Facts]) -> list[str]:
+    """The ids whose entries say something else than `facts`. Raises Flaw. Pure."""
+    known = ((id_, entry) for _, id_, entry in entries(JsonText(data)) if id_ in facts)
+    return [id_ for id_, entry in known if changed(entry, index_members(facts[id_]))]
+
+
+HALF_WRITTEN_WAIT = 3.0  # seconds; a server that writes in place does so in a fraction of one
+T = TypeVar("T")
+
+
+def read_whole(path: str, parse: Callable[[bytes], T]) -> tuple[bytes, T]:
+    """A JSON file that no other program is in the middle of writing: its bytes, and what `parse`
+    makes of them. Raises Flaw, OSError."""
+    deadline = time.monotonic() + HALF_WRITTEN_WAIT
+    while True:
+        data = read_regular(path)
+        try:
+            return data, parse(data)
+        except Flaw:
+            age = time.time() - os.lstat(path).st_mtime
+            if time.monotonic() > deadline or not -60 < age < HALF_WRITTEN_WAIT:
+                raise
+            time.sleep(0.01)
+
+
+REWRITES = 200  # a writer at 50 a second leaves 20 ms between two: so many misses mean another
+
+
+def rewrite(
+    path: str, edit: Callable[[bytes], Optional[bytes]], staging: Staging, backup: bool
+) -> int:
+    """Edit a JSON file so that no other program's write to it is lost: compared just before the
+    exchange, what was displaced looked at just after; a half-written file is waited for. With
+    `backup` it is first kept beside as NAME.json.bak. Flushing the folder is the caller's. Returns
+    the mtime (ns) of what was true, or was made so. Raises Flaw, Refusal, OSError."""
+    for _ in range(REWRITES):
+        mtime_ns = os.lstat(path).st_mtime_ns
+        data, edited = read_whole(path, edit)
+        if edited is None:
+            return mtime_ns
+        if backup and not os.path.lexists(path + BACKUP_SUFFIX):
+            with contextlib.suppress(FileExistsError):
+                place(staging.write(data, path), path + BACKUP_SUFFIX)
+        staged = staging.write(edited, path)
+        mtime_ns = os.lstat(staged).st_mtime_ns
+        is_done = read_regular(path) == data and put(staged, path, data)
+        staging.discard(staged)
+        if is_done:
+            return mtime_ns
+    raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
+
+
+def put(staged: str, path: str, expected: bytes) -> bool:
+    """Exchange a document for a staged one; where another program has got in between, and its own
+    version was displaced, that is put back. Raises OSError."""
+    ours = read_regular(staged)
+    displaced = exchange(staged, path)
+    if not displaced or read_regular(displaced) == expected:
+        return True
+    put(displaced, path, ours)
+    return False
+
+
+# --------------------------------------------------------------------------------------- archive
+# Put a file, fetch it back, compare hashes: the same two functions for a folder and for an rclone
+# remote. Touches only TARGET/archive-of-NAME/; must never make that folder in a local target (an
+# empty mount point has none), write over a file that is not a part of ours, or leave it by a link.
+
+RCLONE = (
+    *("--retries", "2", "--low-level-retries", "3", "--contimeout", "20s", "--timeout", "60s"),
+    *("--log-level", "ERROR", "--stats", "0"),
+)
+ARCHIVE_PACE = 20_000  # bytes a second, the slowest upload that is still waited for
+
+
+class Archive:
+    """One archive of one library: `TARGET/archive-of-NAME/PATH`."""
+
+    def __init__(self, target: str, run: Run) -> None:
+        self.target, self.run, self.library = target, run, run.library
+        self.is_remote = not os.path.isabs(target)
+        # `remote:` and `remote:/` are two places.
+        slash = "" if target.endswith((":", "/")) else "/"
+        self.root = f"{target}{slash}archive-of-{run.library.name}"
+
+    def location(self, path: str) -> str:
+        """Where a path below the library is there."""
+        return f"{self.root}/{path}"
+
+    def try_it(self) -> None:
+        """Whether it answers, as trials and doctor ask. Raises ServiceError."""
+        if self.is_remote:
+            try:
+                self.rclone(0, "lsf", "--max-depth", "1", "--", self.target)
+            except OSError as error:
+                if "directory not found" not in explain(error):  # as before the first file
+                    raise ServiceError(
+                        f"The archive {self.target} does not answer: {explain(error)}. Nothing is "
+                        f"removed here; see to it that 'rclone lsf {self.target}' works."
+                    ) from None
+        elif is_below(self.root, self.library.root):
+            raise ServiceError(f"The archive {self.target} lies inside the library: move it out.")
+        elif not os.path.isdir(self.root):
+            raise ServiceError(
+                f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "
+                "folder once by hand, so that nothing can ever go to the wrong disk."
+            )
+
+    def store(self, works: Sequence[Work]) -> None:
+        """Put files there, flushed, and read them back from there; leaves each Work with its
+        `place` or refused. Raises Stopped, and ServiceError where the archive does not answer."""
+        for work in works:
+            if self.run.stop.requested:
+                raise Stopped
+            if work.reason:
+                continue
+            try:
+                work.place = self.put(work)
+                work.detail = work.place.location
+            except Refusal as refusal:
+                work.refuse(refusal)
+            except OSError as error:
+                self.try_it()
+                work.refuse(Refusal(Reason.ARCHIVE, explain(error)))
+
+    def put(self, work: Work) -> Place:
+        """One file, proven to be there. Raises Refusal, OSError."""
+        source, there = self.library.path(work.path), self.location(work.path)
+        status = os.lstat(source)
+        work.identity, work.sha256 = Identity.of(status), digest_of(source)
+        # What is there already stays, but for the beginning of ours: an upload that was killed.
+        for option in ("--ignore-existing", "--ignore-times"):
+            self.send(work, source, there, option)
+            with self.read_back(there, status.st_size) as found:
+                if digest_of(found) == work.sha256:
+                    return place_of(there, status, work.sha256)
+                if not self.is_remote or not is_beginning(found, source):
+                    break
+        raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
+
+    def send(self, work: Work, source: str, there: str, option: str) -> None:
+        """Staged beside its place and linked, each new folder flushed; or uploaded. Raises Refusal,
+        OSError."""
+        if self.is_remote:
+            self.rclone(os.path.getsize(source), "copyto", option, "--", source, there)
+            return
+        folder = self.root
+        for part in work.take.folder.split("/"):
+            above, folder = folder, os.path.join(folder, part)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
+                flush_folder(above)
+        if work.take.folder and not is_below(folder, self.root):
+            raise Refusal(Reason.ARCHIVE_REFUSED, f"{folder} leads out of the archive")
+        # The same name in the next run, if this one is killed.
+        part = os.path.join(folder, STAGED_NAME.format(work.sha256[:8], 0))
+        remove_all([part])
+        if not os.path.lexists(there):
+            copy_file(source, part)
+            place(part, there)
+        flush_folder(folder)
+
+    @contextlib.contextmanager
+    def read_back(self, there: str, size: int) -> Iterator[str]:
+        """A file of the archive as one that can be read here: itself, or a download of `size`
+        bytes. Raises Refusal, OSError."""
+        if not self.is_remote:
+            yield there
+            return
+        fetched = self.run.staging.levels()
+        try:
+            self.rclone(size, "copyto", "--ignore-times", "--", there, fetched)
+            yield fetched
+        finally:
+            self.run.staging.discard(fetched)
+
+    def find(self, stem: str) -> Place:
+        """What is there by a name that it may have had, the compressed ones first; it gets back the
+        library's owner and mode. Raises Refusal."""
+        for suffix in (*COPY_SUFFIXES, SOURCE_SUFFIX):
+            there, above = self.location(stem + suffix), os.stat(self.library.root)
+            with contextlib.suppress(OSError), self.read_back(there, LARGEST_JSON) as found:
+                place = place_of(there, os.stat(found), digest_of(found))
+                owner = above.st_uid, above.st_gid
+                return place._replace(mode=above.st_mode & 0o666, owner=owner)
+        raise Refusal(Reason.NOT_RESTORED, f"{stem} is neither here nor in {self.root}")
+
+    def fetch(self, folder: str, place: Place, staged: str) -> None:
+        """Bring a file of a folder back into `staged`, proven by its hash, with mode, owner and
+        mtime. Raises Refusal, OSError."""
+        there = self.whereabouts(folder, place)
+        with self.read_back(there, place.size) as found:
+            copy_file(found, staged)
+        if digest_of(staged) != place.sha256:
+            raise Refusal(Reason.NOT_RESTORED, f"{there} is not the file that went there")
+        with open(open_regular(staged), "rb") as file:
+            with contextlib.suppress(PermissionError):
+                os.fchown(file.fileno(), *place.owner)
+            os.fchmod(file.fileno(), place.mode)
+            os.utime(file.fileno(), ns=(place.mtime_ns, place.mtime_ns))
+            flush(file.fileno())
+
+    def whereabouts(self, folder: str, place: Place) -> str:
+        """Where it is on record, if that is below the target; an archive may have moved."""
+        there = f"{place.location}/{place.name}"
+        is_here = there.startswith(self.target) and ".." not in there.split("/")
+        if is_here and (self.is_remote or is_below(there, self.target)):
+            return there
+        return self.location(os.path.join(folder, place.name))
+
+    @functools.cached_property
+    def names(self) -> Collection[str]:
+        """All files in a remote, by location. Raises OSError, Stopped."""
+        lines = self.rclone(0, "lsf", "-R", "--files-only", "--", self.root)
+        return {self.location(line) for line in lines}
+
+    def has(self, folder: str, place: Place) -> bool:
+        """Whether a file of the name is there. Raises OSError, Stopped."""
+        there = self.whereabouts(folder, place)
+        return there in self.names if self.is_remote else os.path.isfile(there)
+
+    def rclone(self, size: int, *words: str) -> list[str]:
+        """The lines that one call of it prints, which moves `size` bytes. Raises OSError,
+        Stopped."""
+        lines: list[str] = []
+        tools = self.run.tools
+        command = [tools.find("rclone"), words[0], *RCLONE, *words[1:]]
+        try:
+            tools.run(command, size / ARCHIVE_PACE, lines.append)
+        except Refusal as refusal:
+            raise OSError(errno.EIO, f"rclone: {refusal.detail}") from None
+        return lines
+
+
+def configured_archive(run: Run) -> Optional[Archive]:
+    tier = run.config.archive_tier
+    return Archive(tier.archive, run) if tier and tier.archive else None
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Wherever links lead."""
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
+
+
+def place_of(there: str, status: os.stat_result, sha256: str) -> Place:
+    location, name = os.path.split(there)
+    mode, owner = stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)
+    numbers = (status.st_size, status.st_mtime_ns)
+    return Place(location, name, *numbers, sha256, mode, owner, time.time())
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy a regular file, flush it, and let what is read back come from the disk; its attributes
+    as far as another disk takes them. Raises OSError."""
+    with open_to_write(target) as writer, open(open_regular(source), "rb") as reader:
+        shutil.copyfileobj(reader, writer, BLOCK)
+        writer.flush()
+        made = writer.fileno()
+        with contextlib.suppress(Refusal, OSError):  # a NAS has users of its own
+            give_attributes(reader.fileno(), made, times=True)
+        flush(made)
+        if sys.platform == "linux":
+            os.posix_fadvise(made, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def is_beginning(part: str, whole: str) -> bool:
+    """Whether one file is a shorter one's continuation. Raises OSError."""
+    with open(part, "rb") as begun, open(whole, "rb") as file:
+        while block := begun.read(BLOCK):
+            if block != file.read(len(block)):
+                return False
+    return True
+
+
+# --------------------------------------------------------------------------------------- restore
+# A recording comes back as a whole, or not at all: fetch or prove everything, write 'restored' with
+# its place and hash to the history, then the same commit as every move. Fetches from below a
+# configured archive only; must never remove a copy that was not proven to be its original's: where
+# one is not, `size` in its past is 0, so that no later run takes it for proven.
+
+
+def command_restore(config: Config, report: Report) -> None:
+    """`restore PATH... | --last-run`; also `-n`."""
+    if not (config.paths or config.last_run):
+        raise UsageError("restore: expected PATH... or --last-run.")
+    run = Run(config, report)
+    run.library.require(config.log_file)
+    if config.dry_run:
+        for recording in asked_for(run):
+            for take in undoable(recording) if can_come_back(run, recording) else ():
+                report.say(f"{take.stem}: would be restored")
+        return
+    with run.open():
+        recordings = asked_for(run)
+        bring_back(run, [each for each in recordings if can_come_back(run, each)])
+        for recording in recordings:  # also where an earlier restore was cut short
+            run.committer.touch(recording.folder, [recording])
+        run.finish_documents()
+    run.note(report.summary())
+
+
+def asked_for(run: Run) -> list[Recording]:
+    """The recordings that the command line names, each once; what is none is told."""
+    folders = {take.folder for take in placed(run.history)}
+    for each in run.library.walk(run.history, run.report.once):
+        folders.add(each.path)
+        if run.is_locked:
+            run.staging.sweep(each)
+    found: dict[str, Recording] = {}
+    for path in (*run.config.paths, *(done_last(run.history) if run.config.last_run else ())):
+        inside, meant = path_inside(run.library, path), []
+        for folder in folders:
+            if is_in(folder, inside) or folder == os.path.dirname(inside):
+                recordings = recordings_of(run, folder)
+                meant += [recording for recording in recordings if is_meant(recording, inside)]
+        found.update((recording.key, recording) for recording in meant)
+        if not meant:
+            run.report.error(f"{path}: no recording of {run.library.root}, here or on record")
+    return list(found.values())
+
+
+def can_come_back(run: Run, recording: Recording) -> bool:
+    """Whether there is something to undo, and an original or an archived file of every chunk; what
+    came back from an archive is what there was."""
+    copies = [take for take in recording.takes if take.copy and not take.original]
+    lost = [take.stem for take in copies if not take.past.is_restored]
+    if lost:
+        only = f"only its copy is left of {', '.join(lost)}"
+        run.report.error(f"{recording.key} stays as it is: {only}")
+    elif not undoable(recording):
+        run.report.say(f"{recording.key}: nothing to undo, the original is here")
+    return not lost and bool(undoable(recording))
+
+
+def done_last(history: History) -> list[str]:
+    """Stems of what the last run that compressed or archived anything did: what is newer than the
+    end of the run before."""
+    done = {
+        stem: past.time
+        for stem, past in history.pasts.items()
+        if past.action in (Action.COMPRESSED.value, Action.ARCHIVED.value)
+    }
+    newest = max(done.values(), default=0.0)
+    ends = [record["time"] for record in history.runs if record["time"] < newest]
+    # Where no such run is remembered any more: none takes longer than a day.
+    since = max(ends, default=newest - DAY)
+    return [stem for stem, at in done.items() if at > since]
+
+
+def path_inside(library: Library, path: str) -> str:
+    """Below the library, of a path from where the user stands or from the library; a link only
+    leads to what it is called."""
+    whole = os.path.abspath(path if os.path.lexists(path) else library.path(path))
+    real = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
+    return os.path.relpath(real, os.path.realpath(library.root))
+
+
+def is_in(path: str, folder: str) -> bool:
+    """Also where they are the same."""
+    return folder == os.curdir or f"{path}/".startswith(f"{folder}/")
+
+
+def is_meant(recording: Recording, path: str) -> bool:
+    """Whether a path is a file of its, its sidecar, or a folder around it."""
+    names = [sidecar.stem for sidecar in recording.sidecars if sidecar.listed]
+    names += [take.name for take in recording.takes]
+    stems = [os.path.join(recording.folder, name) for name in names]
+    return stem_of(path) in stems or any(is_in(stem, path) for stem in stems)
+
+
+def recordings_of(run: Run, path: str) -> list[Recording]:
+    """Of one folder, with those that are archived and of which nothing is left here."""
+    folder = Folder(path, run.history)
+    with contextlib.suppress(OSError):
+        folder = run.library.folder(path, run.history)
+    return resolve_recordings(run.library, folder, run.history)
+
+
+def undoable(recording: Recording) -> list[Take]:
+    """Its takes of which a copy is to go, or a file is to be fetched, or was and no more."""
+    return [
+        take
+        for take in recording.takes
+        if not take.file or take.is_half_restored or (take.original and take.copy)
+    ]
+
+
+def bring_back(run: Run, recordings: Sequence[Recording]) -> None:
+    """Also finishes what an earlier restore has begun (`Take.is_half_restored`), for a run."""
+    for recording in recordings:
+        works = [restoring(take, recording, run.config) for take in undoable(recording)]
+        for work in works:
+            with boundary(work):
+                prepare = prove_again if work.plan.source else fetch_back
+                prepare(run, work)
+        keep_together(works)
+        run.committer.attempt(works, run.history.append, works, time.time())
+        for work in works:
+            work.place = None  # once the commit is through, it is here again and not there
+        run.committer.commit(recording.folder, works)
+
+
+def restoring(take: Take, recording: Recording, config: Config) -> Work:
+    suffix = take.copy.suffix if take.copy else take.past.suffix
+    target = Target(FORMAT_OF.get(suffix, config.target_format), take.past.bitrate)
+    plan = Plan(Move.RESTORE, None, target, take.past.settings)
+    if take.original and take.copy:
+        plan = plan._replace(source=take.original, goes=(take.copy,))
+    return Work(take, recording, plan)
+
+
+def fetch_back(run: Run, work: Work) -> None:
+    """From the archive into a staged file beside its place. Raises Refusal, OSError."""
+    archive, take, place = configured_archive(run), work.take, work.take.past.place
+    work.copy, work.place, work.detail = take.file, place, "back from the archive"
+    if work.copy:  # a restore was cut short after that
+        return
+    if archive is None:
+        raise Refusal(Reason.NOT_RESTORED, f"{take.stem} is not here, and no archive is set")
+    if place is None:
+        place = archive.find(take.stem)
+        known = Past(mtime_ns=place.mtime_ns, first_size=place.size, place=place)
+        suffix = os.path.splitext(place.name)[1]
+        if suffix in FORMAT_OF:
+            known = known._replace(suffix=suffix, size=place.size, first_size=0)
+        work.take = take._replace(past=known)
+    os.makedirs(run.library.path(take.folder), exist_ok=True)
+    work.staged = run.staging.beside(run.library.path(take.stem))
+    archive.fetch(take.folder, place, work.staged)
+    work.place, work.copy = place, File(*place[1:4])
+
+
+def prove_again(run: Run, work: Work) -> None:
+    """Whether the copy that is to go is its original's: one that is not stays. Raises Refusal,
+    Stopped, ServiceError."""
+    proof = Work(work.take, work.recording, work.plan._replace(move=Move.ADOPT))
+    run.transcode([proof])
+    run.find_cause([proof])
+    if proof.identity is None and proof.reason:
+        raise Refusal(proof.reason, proof.detail)
+    work.copy, work.detail = work.plan.source, "the original is back"
+    work.identity, work.sha256, work.probe = proof.identity, proof.sha256, proof.probe
+    if proof.reason:
+        refusal = Refusal(proof.reason, proof.detail)
+        work.plan = work.plan._replace(goes=())
+        run.report.once(f"{work.target_path} stays: it does not prove to be a copy. {refusal}")
+
+
+# ----------------------------------------------------------------------------------------- check
+# The compressed library against its records: every copy decoded, every document derived anew and
+# compared with what it says, what should be in the archive asked for there. Changes nothing.
+
+LENGTH_TOLERANCE = 0.15  # seconds, between what the history says of a copy and what is in it
+
+
+def command_check(config: Config, report: Report) -> None:
+    run = Run(config, report)
+    run.library.require(config.log_file)
+    copies: dict[str, float] = {}  # seconds on record, by absolute path
+    by_id: dict[str, list[Take]] = {}
+    for folder in run.library.walk(run.history, report.error):
+        for recording in resolve_recordings(run.library, folder, run.history):
+            check_documents(run, recording)
+            for id_ in recording.ids:
+                by_id.setdefault(id_, []).extend(recording.takes)
+            for take in recording.takes:
+                if take.copy:
+                    path = run.library.path(take.folder, take.copy.name)
+                    copies[path] = take.past.seconds
+    facts = {id_: facts_of(takes) for id_, takes in by_id.items()}
+    with answering_for(run, INDEX_NAME):
+        for id_ in index_differs(read_regular(run.library.path(INDEX_NAME)), facts):
+            report.error(f"{INDEX_NAME} does not say what the recording {id_} is")
+    with stop_signals() as run.stop, contextlib.suppress(Stopped):
+        run.tools = Tools(run.stop)
+        check_places(run)
+        check_copies(run, copies)
+    run.tell_stop()
+    verdict = "something is wrong" if report.exit_code else "all sound"
+    report.say(f"Checked {len(copies)} copies and what is said of them: {verdict}.")
+
+
+@contextlib.contextmanager
+def answering_for(run: Run, what: str) -> Iterator[None]:
+    """What is wrong with it is told; that it is not there is nothing wrong."""
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except (Flaw, ServiceError, OSError) as error:
+        run.report.error(f"{what}: {explain(error)}")
+
+
+def check_documents(run: Run, recording: Recording) -> None:
+    """Every document says what its takes are, and every file that it names is here or archived."""
+    for take in recording.takes:
+        if take.state is State.MISSING:
+            run.report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
+    if recording.policy.unreadable:
+        run.report.error(os.path.join(recording.folder, recording.policy.unreadable))
+    for path, edit in edits(run.library, recording, {}):
+        with answering_for(run, path):
+            if edit(read_regular(run.library.path(path))) is not None:
+                run.report.error(f"{path} does not say what its recording is")
+
+
+def check_places(run: Run) -> None:
+    """What went there is still there."""
+    away, archive = placed(run.history), configured_archive(run)
+    away = [take for take in away if not take.past.is_restored]
+    if away and archive is None:
+        run.report.error(f"{len(away)} files are archived, and no archive is configured")
+    elif away and archive:
+        with answering_for(run, archive.root):
+            archive.try_it()
+            for take in away:
+                place = take.past.place
+                if place and not archive.has(take.folder, place):
+                    run.report.error(f"{take.stem} is not in the archive any more")
+
+
+def check_copies(run: Run, copies: Mapping[str, float]) -> None:
+    """Each is walked, decoded in full, and as long as on record."""
+    paths = sorted(copies)
+    batches = [paths[at : at + BATCH_FILES] for at in range(0, len(paths), BATCH_FILES)]
+    transcoder = Transcoder(run.tools, full=True)
+
+    def problems(batch: Sequence[str]) -> dict[str, str]:
+        found, wrong = {}, {}
+        for path in batch:
+            try:
+                found[path] = probe_file(path, run.tools)
+            except (Refusal, OSError) as error:
+                wrong[path] = explain(error)
+                continue
+            lasts, seconds = found[path].timeline, copies[path]
+            if seconds and abs(lasts - seconds) > LENGTH_TOLERANCE:
+                wrong[path] = f"lasts {lasts:.2f} s, {seconds:.2f} are on record"
+        return {**transcoder.decode(found), **wrong}
+
+    with concurrent.futures.ThreadPoolExecutor(run.workers) as pool:
+        for number, wrong in enumerate(pool.map(problems, batches), 1):
+            run.report.progress(number * BATCH_FILES, len(paths))
+            for path, text in wrong.items():
+                run.report.error(f"{os.path.relpath(path, run.library.root)}: {text}")
+
+
+# --------------------------------------------------------------------------------------- history
+# history.jsonl in our own folder: one object a line, appended and flushed, the last line of a take
+# is its past. A line begins with its type and path, so that those of a folder are found without
+# being parsed. Losing it loses no recording. Must never be read from, or written to, another
+# library.
+
+LINE = re.compile(rb'\{"type": "\w+", "path": "((?:[^"\\]|\\.)*/)?')  # greedy: up to the last /
+RUNS_REMEMBERED = 30
+LATEST = 1e11  # seconds since the epoch: what is later is no time
+NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
+
+
+class History:
+    """The memory of one library, read folder by folder; torn and odd lines are passed over, as if
+    what they tell had not been."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.known: dict[str, dict[str, Past]] = {}  # by folder and stem
+
+    @functools.cached_property
+    def lines(self) -> dict[Optional[bytes], list[int]]:
+        """Where the lines of each folder begin, by its name as JSON has it; None: those of runs."""
+        lines: dict[Optional[bytes], list[int]] = {}
+        try:
+            descriptor = open_regular(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return lines
+        except OSError as error:
+            raise ServiceError(f"The history cannot be read: {describe(error)}.") from None
+        offset = 0
+        with open(descriptor, "rb") as file:
+            for line in file:
+                match = LINE.match(line)
+                folder = match[1] or b"" if match else None
+                lines.setdefault(folder, []).append(offset)
+                offset += len(line)
+        return lines
+
+    def read(self, offsets: Sequence[int]) -> list[Mapping[str, Any]]:
+        """The objects in these lines."""
+        found = []
+        if offsets:
+            with open(open_regular(self.path), "rb") as file:
+                for offset in offsets:
+                    file.seek(offset)
+                    with contextlib.suppress(ValueError, RecursionError):
+                        found.append(json.loads(file.readline()))
+        return [record for record in found if isinstance(record, dict)]
+
+    def in_folder(self, folder: str) -> dict[str, Past]:
+        """The pasts of its takes, by stem."""
+        if folder not in self.known:
+            pasts = self.known[folder] = {}
+            for record in self.read(self.lines.get(as_json(folder), ())):
+                with contextlib.suppress(*ODD):
+                    stem = record["take"]
+                    if "\0" not in stem and NO_NAMES.isdisjoint(stem.split("/")):
+                        pasts[stem] = Past.of(record["past"])
+        return self.known[folder]
+
+    def past(self, stem: str) -> Past:
+        """NO_PAST for a take it has not met."""
+        return self.in_folder(os.path.dirname(stem)).get(stem, NO_PAST)
+
+    @property
+    def pasts(self) -> Mapping[str, Past]:
+        """All, by stem."""
+        for folder in filter(None, self.lines):
+            with contextlib.suppress(ValueError):
+                self.in_folder(json.loads(b'"%s"' % folder[:-1]))
+        known = [self.in_folder(""), *self.known.values()]
+        return {stem: past for pasts in known for stem, past in pasts.items()}
+
+    @functools.cached_property
+    def runs(self) -> Sequence[Mapping[str, Any]]:
+        """The newest records of runs, oldest first: for statistics, doctor and Moment.previous.
+        Each has its `time` and `date`."""
+        records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
+        return [record for record in records if 0 < finite(record.get("time")) < LATEST]
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """What the last line says."""
+        ends = [offsets[-1] for offsets in self.lines.values()]
+        found = self.read([max(ends)]) if ends else []
+        return found[0] if found else {}
+
+    def word(self, folder: str) -> Mapping[str, Any]:
+        """Our last word on a folder (`note_rest`), if nothing has become of its takes since."""
+        last = self.read(self.lines.get(as_json(folder), ())[-1:])
+        return last[0] if last and last[0].get("type") == "folder" else {}
+
+    def folders(self, id_: str) -> Collection[str]:
+        """The folders in which an id was met."""
+        return self.by_id.get(id_, ())
+
+    @functools.cached_property
+    def by_id(self) -> dict[str, set[str]]:
+        """Only where something is committed: a night with nothing due has no use for it."""
+        folders: dict[str, set[str]] = {}
+        for stem, past in self.pasts.items():
+            for id_ in past.ids:
+                folders.setdefault(id_, set()).add(os.path.dirname(stem))
+        return folders
+
+    @property
+    def path(self) -> str:
+        return self.library.own("history.jsonl")
+
+    def append(self, works: Sequence[Work], now: float) -> None:
+        """One line an outcome, with the whole past of its take, flushed together. `now` is that of
+        the commit, from which its documents' dates were derived too. Raises OSError: originals then
+        stay."""
+        records, pasts = [], {}
+        for work in works:
+            stem = work.take.stem
+            past = pasts[stem] = work.past_after(now)
+            records.append(
+                {**work.outcome(), "take": stem, "date": iso(now), "past": past.record()}
+            )
+        self.write(records)
+        for stem, past in pasts.items():
+            folder = os.path.dirname(stem)
+            self.in_folder(folder)[stem] = past
+            for id_ in past.ids:
+                self.by_id.setdefault(id_, set()).add(folder)
+
+    def note(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
+        or `folder` (`note_rest`). Failing loses a convenience, so it raises nothing."""
+        now = time.time()
+        when = {"date": iso(now), "time": now}
+        with contextlib.suppress(OSError):  # its type and path come first; a time it has, stays
+            self.write([{**record, **when, **record} for record in records])
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines, flushed together. Raises OSError."""
+        if not records:
+            return
+        text = "".join(json.dumps(record) + "\n" for record in records).encode("ascii")
+        descriptor = self.library.open_own("history.jsonl", os.O_RDWR | os.O_APPEND)
+        with open(descriptor, "r+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                text = b"\n" + text  # a line torn by a crash must not swallow ours
+            while text:  # a nearly full disk takes a part; the rest then raises
+                text = text[file.write(text) :]
+            flush(descriptor)
+
+
+def as_json(folder: str) -> bytes:
+    """How its takes' paths begin in the history."""
+    return json.dumps(os.path.join(folder, ""))[1:-1].encode("ascii")
+
+
+# ------------------------------------------------------------------------------------ statistics
+# One walk and the history, added up; asks next_move what is due. Takes no lock, reads no sidecar,
+# writes nothing but the page it was asked for. Serves this machine alone unless told otherwise.
+
+USUAL_RATE = 8 * BYTES_PER_SECOND  # bit/s, of a recording whose own nobody has measured
+
+
+def storage_stats(recordings_dir: str) -> dict[str, Any]:
+    """What a library takes and what its compression saved: the object of `stats --json`, described
+    in README.md. May be called from any thread. Raises OSError where the folder cannot be read,
+    ValueError where the config file or the history cannot be used."""
+    arguments = argparse.Namespace(config=None, recordings_dir=PATH(os.fspath(recordings_dir)))
+    try:
+        return gather_stats(resolve_config(arguments))
+    except ServiceError as error:
+        raise ValueError(str(error)) from None
+
+
+def gather_stats(config: Config) -> dict[str, Any]:
+    """The object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
+    library = Library(config.recordings_dir)
+    history, problems = History(library), list[str]()
+    moment = Moment(time.time(), time.time())
+    sums: Sums = collections.defaultdict(Counter)
+    for group, names in COUNTED.items():
+        sums[group].update(dict.fromkeys(names.split(), 0))
+    kept: dict[tuple[str, str], list[str]] = {}
+    seconds = 0.0
+    for folder in library.walk(history, problems.append):
+        for take in folder.takes.values():
+            add_take(sums, take)
+            add_due(sums, take, config, moment)
+            past = take.past
+            is_known = take.is_known or take.proven_copy
+            seconds += past.seconds if is_known else 0
+            if is_known and past.action in (Action.KEPT.value, Action.FAILED.value):
+                kept.setdefault((past.action, past.code), []).append(take.stem)
+    for past in history.pasts.values():
+        if past.place:
+            sums["archived"].update(count=1, size=past.place.size)
+            add_saving(sums, past, past.place.size)
+    counts, first = sums["counts"], sums["saved"]["first"]
+    return {
+        "total_size": counts["compressed_size"] + counts["original_size"],
+        **counts,
+        "savings": sum(sums["savings_by_month"].values()),
+        "compression_ratio": round(sums["saved"]["now"] / first, 4) if first else None,
+        "audio_seconds": round(seconds, 3),
+        "due": sums["due"],
+        "archived": sums["archived"],
+        "kept": [kept_for(*key, kept[key]) for key in sorted(kept)],
+        "savings_by_month": dict(sorted(sums["savings_by_month"].items())),
+        "recorded_by_month": dict(sorted(sums["recorded_by_month"].items())),
+        "runs": list(history.runs),
+        "problems": problems,
+    }
+
+
+Sums = dict[str, Counter[str]]
+COUNTED = {
+    "counts": "compressed_size original_size recordings compressed originals young unrecorded",
+    "due": "count size estimated_saving",
+    "archived": "count size",
+}
+
+
+def kept_for(action: str, code: str, stems: Sequence[str]) -> dict[str, Any]:
+    """What was kept or failed for one reason; the failed by name."""
+    sentence = {reason.code: reason.sentence for reason in Reason}.get(code, code)
+    return {
+        "action": action,
+        "code": code,
+        "reason": sentence.replace("{}", "").rstrip(": "),
+        "count": len(stems),
+        "paths": stems if action == Action.FAILED.value else [],
+    }
+
+
+def add_take(sums: Sums, take: Take) -> None:
+    copy, originals = take.proven_copy, sum(file.size for file in take.originals)
+    copies = sum(file.size for file in take.copies)
+    sums["counts"].update(
+        recordings=max(1, len(take.originals)),
+        originals=len(take.originals),
+        original_size=originals,
+        compressed=len(take.copies),
+        compressed_size=copies,
+        unrecorded=len(take.copies) - bool(copy),
+    )
+    if copy and not originals:
+        add_saving(sums, take.past, copy.size)
+    else:
+        file = take.original or take.copies[0]
+        sums["recorded_by_month"][month_of(file.mtime_ns / 1e9)] += originals or copies
+
+
+def add_saving(sums: Sums, past: Past, size: int) -> None:
+    """Of what has `size` bytes, and is nothing but that now: with its original still beside it, a
+    copy has saved nothing yet."""
+    first = past.first_size or size
+    sums["recorded_by_month"][month_of(past.mtime_ns / 1e9)] += first
+    if past.suffix:
+        sums["saved"].update(first=first, now=size)
+        sums["savings_by_month"][month_of(past.compressed)] += first - size
+
+
+def add_due(sums: Sums, take: Take, config: Config, moment: Moment) -> None:
+    """By the function that runs ask, but without sidecars, which may still say otherwise."""
+    plan = next_move(take, None, config, moment)
+    if plan and plan.source and plan.move in (Move.COMPRESS, Move.SMALLER):
+        size, rate = plan.source.size, take.bitrate if take.copy else USUAL_RATE
+        left = min(1.0, plan.target.bitrate / (rate or config.target_bitrate))
+        sums["due"].update(count=1, size=size, estimated_saving=round(size * (1 - left)))
+    elif take.original and not plan and take.state is State.WAITING:
+        sums["counts"]["young"] += 1
+
+
+def month_of(seconds: float) -> str:
+    """YYYY-MM, local, of a time since the epoch."""
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m")
+    except (ValueError, OverflowError, OSError):  # no calendar has it
+        return "1970-01"
+
+
+def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """What people want to know: rows by title, for terminal and page."""
+    kept = stats["kept"]
+    failed = [(path, each["reason"]) for each in kept for path in each["paths"]]
+    due = [(f"due {name}", text) for name, text in figures(stats["due"])]
+    archived = [(f"archived {name}", text) for name, text in figures(stats["archived"])]
+    return {
+        "Storage": [*figures(stats), *due, *archived],
+        "Recorded by month": figures(stats["recorded_by_month"]),
+        "Saved by month": figures(stats["savings_by_month"]),
+        "Kept or failed": [(each["reason"], f"{each['count']:,}") for each in kept],
+        "Failed": failed,
+        "Last runs": [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]],
+        "Problems": [(problem, "") for problem in stats["problems"]],
+    }
+
+
+def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every number by its name; what is a size, or a month's, in its unit."""
+    rows = []
+    for name, value in stats.items():
+        if isinstance(value, (int, float)):
+            is_size = re.search(r"size|saving|\d", name)
+            text = size_text(value) if is_size else f"{value:,}"
+            rows.append((name.replace("_", " "), text))
+    return rows
+
+
+def local_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def stats_text(stats: Mapping[str, Any]) -> str:
+    lines = []
+    for title, rows in stats_tables(stats).items():
+        lines += [title, *(f"  {label:<24}  {text}" for label, text in rows), ""]
+    return "\n".join(lines)
+
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--paper:#f6f7f9;--card:#fff;
+--line:#dfe3e8;--with:#1769c2;--without:#8b96a3}
+@media(prefers-color-scheme:dark){:root{--ink:#e8ebef;--soft:#a3adb8;--paper:#111418;
+--card:#1b2027;--line:#323943;--with:#62a8f5;--without:#7f8b98}}
+body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.45 system-ui,sans-serif;
+color:var(--ink);background:var(--paper)}
+h1{font-size:1.4rem}h2{font-size:1.05rem;margin:0 0 .6rem}p{margin:.3rem 0;color:var(--soft)}
+section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;
+margin:0 0 1rem}
+table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:anywhere}
+tr+tr>*{border-top:1px solid var(--line)}
+svg{display:block;width:100%;height:12rem;border-bottom:1px solid var(--line)}
+.area{fill:var(--with)}.line{fill:none;stroke:var(--without);stroke-width:2;
+vector-effect:non-scaling-stroke}
+"""
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Storage of the recordings</title><style>{style}</style></head><body>
+<h1>Storage of the recordings</h1>
+<section><h2>Size over time</h2>{chart}</section>
+{sections}<p>As of {now}.</p></body></html>
+"""
+CHART = """<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{text}">
+<path class="area" d="M0,100{compressed}V100Z"/><path class="line" d="M0,100{without}"/></svg>
+<p>{text} The line is the size without compression, the area with it.</p>
+"""
+
+
+def stats_page(stats: Mapping[str, Any]) -> str:
+    """Complete in itself, without a script; the numbers of its picture stand in its tables."""
+    sections = ""
+    for title, rows in stats_tables(stats).items():
+        lines = (f'<tr><th scope="row">{shown(a)}<td>{shown(b)}' for a, b in rows)
+        sections += f"<section><h2>{title}</h2><table>{''.join(lines)}</table></section>\n"
+    now = local_time(time.time())
+    return PAGE.format(style=STYLE, chart=size_chart(stats), sections=sections, now=now)
+
+
+def shown(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def size_chart(stats: Mapping[str, Any]) -> str:
+    """What the library has now, summed up month by month: a recording counts from the month in
+    which it was recorded, its saving from that in which it was compressed."""
+    recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
+    months = sorted({*recorded, *saved})
+    if not months:
+        return "<p>No recordings yet.</p>"
+    without, compressed, size, less = "", "", 0, 0
+    largest = sum(recorded.values()) or 1
+    for number, month in enumerate(months, 1):
+        size += recorded.get(month, 0)
+        less += saved.get(month, 0)
+        right = 100 * number / len(months)
+        without += f"V{100 - 100 * size / largest:.2f}H{right:.2f}"
+        compressed += f"V{100 - 100 * (size - less) / largest:.2f}H{right:.2f}"
+    sizes = f"{size_text(size)} without compression, {size_text(size - less)} with it"
+    text = f"{months[0]} to {months[-1]}: {sizes}."
+    return CHART.format(text=text, without=without, compressed=compressed)
+
+
+def command_stats(config: Config, report: Report) -> None:
+    if config.html and config.json:
+        raise UsageError("Either --json or --html.")
+    Library(config.recordings_dir).require(config.log_file)
+    stats = gather_stats(config)
+    if config.html:
+        with open(config.html, "w", encoding="utf-8") as file:
+            file.write(stats_page(stats))
+        report.say(f"Written: {printable(config.html)}")
+    elif config.json:
+        print(json.dumps(stats))
+    else:
+        report.say(stats_text(stats))
+    for problem in stats["problems"]:
+        report.error(problem)
+
+
+API_PATH = "/api/storage-stats"
+STATS_KEPT = 5.0  # seconds that an answer serves again: a storm of reloads walks the library once
+PATIENCE = 10.0  # seconds for a client to send its request or take the answer
+STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+HEADERS = {
+    # The page's own style and nothing else: whatever a name on it holds, nothing can run or load.
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
+    f"style-src 'sha256-{STYLE_HASH}'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Refresh": "60",
+}
+SERVING = threading.Lock()  # one walk at a time; the others wait for its answer
+
+
+@functools.lru_cache(maxsize=1)
+def stats_at(config: Config, period: float) -> dict[str, Any]:
+    return gather_stats(config)
+
+
+def answer(config: Config, path: str, host: str) -> tuple[int, str, str]:
+    """Status, type and body: the page at `/`, the object at `/api/storage-stats`."""
+    # An address cannot be made to point elsewhere, a page's server's name can (DNS rebinding).
+    own = rf"(localhost|{re.escape(config.host)}|(\d+\.){{3}}\d+|\[[\da-f:.]+\])(:\d+)?"
+    if not re.fullmatch(own, host, re.IGNORECASE):
+        return 403, "text/plain", "Ask by this server's address, or start it with --host.\n"
+    if path not in ("/", API_PATH):
+        return 404, "text/plain", f"There is / and {API_PATH}.\n"
+    try:
+        with SERVING:
+            stats = stats_at(config, time.monotonic() // STATS_KEPT)
+    except (OSError, ServiceError) as error:
+        return 503, "text/plain", f"No statistics: {error}\n"
+    if path == API_PATH:
+        return 200, "application/json", json.dumps(stats)
+    return 200, "text/html", stats_page(stats)
+
+
+def command_serve(config: Config, report: Report) -> None:
+    Library(config.recordings_dir).require(config.log_file)
+    import http.server  # noqa: PLC0415 - 20 ms, which no nightly run needs
+    import socketserver  # noqa: PLC0415
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = PATIENCE
+
+        def do_GET(self) -> None:
+            path, host = self.path.partition("?")[0], self.headers.get("Host", "")
+            status, kind, text = answer(config, path, host)
+            body = text.encode()
+            self.send_response(status)
+            lengths = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
+            for name, value in {**lengths, **HEADERS}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """What was asked of it is nobody's business."""
+
+    class Server(socketserver.ThreadingTCPServer):
+        address_family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        allow_reuse_address = daemon_threads = True
+        timeout = 0.5  # seconds between looks at the signals
+
+        def handle_error(self, *_: Any) -> None:
+            """A client that went away."""
+
+    try:
+        listening = Server((config.host, config.port), Handler)
+    except (OSError, UnicodeError) as error:
+        raise ServiceError(f"Cannot listen there: {error}. See --host and --port.") from None
+    with stop_signals() as stop, listening:
+        host, port = config.host, listening.server_address[1]
+        report.say(f"Statistics at http://{f'[{host}]' if ':' in host else host}:{port}/")
+        while not stop.requested:
+            listening.handle_request()
+    report.exit_code = 128 + stop.signal
+
+
+# ----------------------------------------------------------------------------------------- tools
+# The one place that starts a process: ffmpeg, rclone, the user's notify_command. Each has a process
+# group, low priority, a deadline in proportion to its work, and an end when we are asked to stop.
+
+GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that must spin up
+PACE = 1.0  # seconds allowed for a second of audio; ffmpeg needs 0.02
+NICENESS = 10  # of every tool: a server transcribing beside us comes first
+MOST_MESSAGES = 1 << 20  # bytes, after which a tool is stopped: it reads nothing sound
+# cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
+TOOL_FOLDERS = (
+    "/opt/homebrew/bin",
+    "/usr/local/bin",
+    "/opt/local/bin",
+    "/usr/bin",
+    "/bin",
+    "/snap/bin",
+    "/home/linuxbrew/.linuxbrew/bin",
+)
+# Lines that ffmpeg itself has tagged; those of a wrapper or of the dynamic linker are no word on a
+# recording. The second pattern is said of sound files too: every WAV without a channel mask; what
+# no header says and packets tell; what fix-webm-duration has mended, and was walked byte by byte.
+TAGGED = re.compile(rb"^(?:\[[^\]\n]*\] )*\[(?:warning|error|fatal|panic)\] .*", re.MULTILINE)
+SAID_OF_SOUND_FILES = re.compile(
+    rb"Guessed Channel Layout"
+    rb"|extension is not .m4a nor .m4v"  # staged files have another
+    rb"|EOF timestamp not reliable"  # of the sound of our own, by ffmpeg 4
+    rb"|Estimating duration from bitrate"
+    rb"|\d+ buffers queued in"  # a long gap is a long frame
+    rb"|Thread message queue blocking"  # a decoder that waits for the encoder behind the pipe
+    # Of files that end oddly, whose packets are counted; of others -xerror makes these a failure.
+    rb"|Ignoring maximum wav data size|Packet corrupt|corrupt input packet"
+    rb"|Packet processing failed|Error during demuxing"
+    rb"|\[error\] file:.*: Invalid data found when processing input"
+    rb"|Unknown-sized element at \S+ inside parent with finite size"
+)
+
+Process = subprocess.Popen[bytes]
+
+
+@dataclasses.dataclass
+class Stop:
+    """Set by a signal; everything that may take long looks at it."""
+
+    signal: int = 0
+    is_over: bool = False  # an error ends the run: what is at work is dropped
+
+    @property
+    def requested(self) -> bool:
+        return self.signal != 0 or self.is_over
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """While inside, SIGHUP, SIGINT and SIGTERM only set a flag: no state of the library depends on
+    when they come. One that was ignored when we were started (nohup) stays ignored."""
+    stop, before = Stop(), {}
+
+    def note(number: int, _: object) -> None:
+        stop.signal = stop.signal or number
+
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            # Once stopped we are on our way out, however often it is pressed.
+            signal.signal(number, signal.SIG_IGN if stop.signal else handler)
+
+
+class Tools:
+    """ffmpeg and whatever else is run, found on PATH and where package managers put them."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+
+    @functools.cached_property
+    def ffmpeg(self) -> str:
+        """Absolute path; one that lacks an encoder is passed over for a later one that has it.
+        Raises ToolError."""
+        found = self.find_all("ffmpeg")
+        if len(found) == 1:  # no choice, so nothing to ask: that costs the start of a process
+            return found[0]
+        return next((path for path in found if not self.lacks_encoder(path)), found[0])
+
+    def lacks_encoder(self, ffmpeg: str) -> bool:
+        """By its own word; one that does not even tell is tried all the same."""
+        lines: list[str] = []
+        with contextlib.suppress(Refusal, ToolError):
+            self.run([ffmpeg, *QUIET, "-encoders"], 0, lines.append)
+        listed = " ".join(lines).split()
+        return bool(listed) and any(form.encoder not in listed for form in FORMATS.values())
+
+    def find(self, name: str) -> str:
+        """Absolute path. Raises ToolError with how to install it."""
+        return self.find_all(name)[0]
+
+    def find_all(self, name: str) -> list[str]:
+        """The first on PATH first, each program once."""
+        found: dict[str, str] = {}
+        for folder in (*os.get_exec_path(), *TOOL_FOLDERS):
+            path = shutil.which(name, path=folder)
+            if path:
+                found.setdefault(os.path.realpath(path), os.path.abspath(path))
+        if not found:
+            raise ToolError(f"{name} is not installed. {INSTALL.format(name=name)}")
+        return list(found.values())
+
+    def run(
+        self,
+        command: Sequence[str],
+        seconds: float,
+        on_line: Callable[[str], object] = str,
+        *,
+        folder: str = "/",
+        stdin: int = subprocess.DEVNULL,
+    ) -> str:
+        """Run a command that works on `seconds` of audio, in a folder; `on_line` is told its
+        output. Returns what it said at warning or above, by ffmpeg's own tags. Raises Refusal
+        (failed, hung, complains without end, no space), Stopped, ToolError."""
+        with contextlib.ExitStack() as ended:
+            process = self.start(ended, command, folder, stdin)
+            output, messages = self.hear(process, seconds)
+        for line in output.decode("utf-8", "replace").split("\n"):
+            on_line(line)
+        return judge([process], messages)
+
+    def pipe(
+        self, commands: Sequence[Sequence[str]], seconds: float, copy: str, folder: str = "/"
+    ) -> tuple[str, bytes]:
+        """Run three commands at once: the output of the first goes into the second, that of the
+        second into the staged file `copy` and the third. Returns the SHA-256 of what the third was
+        given, and its output. Raises as `run` does, and Refusal for any message."""
+        file = os.fdopen(os.open(copy, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "wb")
+        with concurrent.futures.ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as ended:
+            verify = self.start(ended, commands[2], folder, subprocess.PIPE)
+            encode = self.start(ended, commands[1], folder, subprocess.PIPE)
+            decode = self.start(ended, commands[0], folder, subprocess.DEVNULL, encode.stdin)
+            close(encode.stdin)
+            digest = pool.submit(copy_through, encode.stdout, verify.stdin, file)
+            encode.stdin = encode.stdout = verify.stdin = None  # so that hearing leaves them alone
+            processes = (decode, encode, verify)
+            heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
+            said_of_it = judge(processes, b"\n".join(messages for _, messages in heard))
+            if said_of_it:
+                raise Refusal(Reason.DAMAGED, said_of_it)
+            return digest.result(), heard[-1][0]
+
+    def start(
+        self,
+        ended: contextlib.ExitStack,
+        command: Sequence[str],
+        folder: str,
+        stdin: int,
+        stdout: Any = subprocess.PIPE,
+    ) -> Process:
+        """Start a process; whatever is left of it is killed when `ended` closes."""
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                cwd=folder,
+                env={**os.environ, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
+            )
+        except OSError as error:
+            raise ToolError(f"{command[0]} cannot be started: {describe(error)}.") from None
+        ended.callback(end_group, process)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+            # Linux may weigh sessions instead of processes, and this one has its own.
+            with open(f"/proc/{process.pid}/autogroup", "w") as file:
+                file.write(str(NICENESS))
+        return process
+
+    def hear(self, process: Process, seconds: float) -> tuple[bytes, bytes]:
+        """The output and the messages of a process, heard until it ends, says too much, takes too
+        long, or the run is to stop. Raises as `run` does."""
+        limit = GRACE + seconds * PACE
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                return process.communicate(timeout=0.2)
+            except subprocess.TimeoutExpired as late:
+                output, messages = late.output or b"", late.stderr or b""
+            if process.poll() is not None:  # a grandchild may hold its streams as long as it likes
+                return output, messages
+            if self.stop.requested:
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise Refusal(Reason.TOOL_HUNG, f"no end after {limit:.0f} s")
+            if len(messages) > MOST_MESSAGES:
+                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(messages)}")
+
+
+def judge(processes: Sequence[Process], messages: bytes) -> str:
+    """What was said of the recordings, where all ended well. Raises Refusal."""
+    codes = [process.returncode for process in processes if process.returncode]
+    if not codes:
+        return said(messages)
+    if b"No space left on device" in messages or b"Disk quota exceeded" in messages:
+        raise Refusal(Reason.NO_SPACE, tail(messages))
+    if -signal.SIGKILL in codes or -signal.SIGTERM in codes:
+        # Someone did that, as the kernel where memory is short; a crash has other signals.
+        raise Refusal(Reason.TOOL_KILLED)
+    reason = said(messages) or tail(messages) or "without a message"
+    raise Refusal(Reason.TOOL_FAILED, f"exit code {codes[0]}, {reason}")
+
+
+def said(messages: bytes) -> str:
+    """ffmpeg's own warnings and errors, but for those that it has for sound files too."""
+    lines = TAGGED.findall(messages)
+    return tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
+
+
+def tail(messages: bytes) -> str:
+    """The last few messages on one printable line, without the addresses that ffmpeg prints."""
+    text = messages[-2000:].decode("utf-8", "replace")
+    lines = re.sub(r"\[([^\]@]*) @ 0x[0-9a-f]+\] ", r"[\1] ", text).split("\n")
+    return printable("; ".join(filter(None, map(str.strip, lines[-4:]))))
+
+
+def close(stream: Optional[IO[bytes]]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        if stream:
+            stream.close()
+
+
+def copy_through(source: Any, *targets: Any) -> str:
+    """Copy a stream to its end into all targets and close those; its SHA-256. Raises OSError."""
+    digest = hashlib.sha256()
+    try:
+        while data := os.read(source.fileno(), 1 << 16):
+            digest.update(data)
+            for target in targets:
+                target.write(data)
+    finally:
+        for stream in (source, *targets):  # so that no one waits for us, whatever went wrong
+            close(stream)
+    return digest.hexdigest()
+
+
+def end_group(process: Process) -> None:
+    """Kill whatever is left of a tool and its children, and reap it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        close(stream)
+
+
+INSTALL = (
+    "Install it: 'sudo apt-get install {name}' (Debian, Ubuntu), 'sudo dnf install {name}' "
+    f"(Fedora), 'brew install {{name}}' (macOS). '{PROGRAM} doctor' shows what is found."
+)
+
+
+# ----------------------------------------------------------------------------------------- files
+# The one place that writes durably: staged beside its target, flushed, given its attributes, put in
+# place without ever overwriting, or exchanged. An fsync that failed is never retried. Follows no
+# symlink, waits for no FIFO.
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+# rename's flags: not over another, and both names at once (Linux: renameat2, macOS: renamex_np).
+NO_REPLACE, EXCHANGE = (4, 2) if sys.platform == "darwin" else (1, 2)
+WORKING_FOLDER = -100  # AT_FDCWD
+NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # what a system or file system cannot do
+NO_LINKS = (*NOT_HERE, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK)
+ACCESS_LIST = "system.posix_acl_access"
+COPYFILE_ACL = 1
+OWNING_GROUP = 4  # tag of its entry in such a list
+READ, READ_WRITE = 4, 6  # permission bits
+OWNER_ADVICE = (
+    "Files of {} cannot be worked on, who could not use what is made of them: run this as that "
+    "user or as root, or let both belong to their group and let it read and write them."
+)
+STAGED_PREFIX = ".compression-"
+BLOCK = 1 << 20  # bytes read at a time
+
+
+class Staging:
+    """Everything unfinished of one run: `.compression-TOKEN-N.part` beside its target, and level
+    files in our own folder; each made by us (O_EXCL, 0600) before a tool writes into it."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.token = os.urandom(4).hex()
+        self.numbers = itertools.count()
+        self.made: dict[str, tuple[int, int]] = {}  # device and inode, by path
+
+    def __enter__(self) -> Staging:
+        folder = self.library.own("")
+        with contextlib.suppress(OSError):  # not made yet, or not ours: it is no harm
+            # Also what rclone makes of such a name.
+            ours = (name for name in os.listdir(folder) if name.startswith(STAGED_PREFIX))
+            remove_all(os.path.join(folder, name) for name in ours)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what is left of this run."""
+        remove_all(self.made)
+
+    def beside(self, target: str) -> str:
+        """A new empty staged file in the target's folder; absolute paths. Raises OSError."""
+        name = STAGED_NAME.format(self.token, next(self.numbers))
+        staged = os.path.join(os.path.dirname(target), name)
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        status = os.fstat(descriptor)
+        os.close(descriptor)
+        self.made[staged] = status.st_dev, status.st_ino
+        return staged
+
+    def levels(self) -> str:
+        """The same in our own folder."""
+        return self.beside(self.library.own("levels"))
+
+    def write(self, data: bytes, like: str) -> str:
+        """A flushed file beside another, with its mode and owner. Raises Refusal, OSError."""
+        staged = self.beside(like)
+        with open_to_write(staged) as file, open(open_regular(like), "rb") as source:
+            file.write(data)
+            file.flush()
+            give_attributes(source.fileno(), file.fileno(), times=False)
+            flush(file.fileno())
+        return staged
+
+    def is_ours(self, staged: str) -> bool:
+        """Whether the name is still the file that we made."""
+        status = os.lstat(staged)
+        return (status.st_dev, status.st_ino) == self.made.get(staged)
+
+    def discard(self, staged: str) -> None:
+        """Of a name that is not ours, nothing is removed."""
+        if self.made.pop(staged, None):
+            remove_all([staged])
+
+    def sweep(self, folder: Folder) -> None:
+        """Remove what runs that are gone have left; only while the lock is held."""
+        remove_all(self.library.path(folder.path, name) for name in folder.leftovers)
+
+
+def remove_all(paths: Iterable[str]) -> None:
+    """Files of ours; one that cannot be removed is a leftover for the next run."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def place(staged: str, final: str) -> None:
+    """Give a staged file its name, never over another: link, or rename without replacing, or a
+    rename under a check where neither exists. Raises FileExistsError, OSError."""
+    try:
+        os.link(staged, final)
+        os.unlink(staged)
+        return
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    if rename_with(NO_REPLACE, staged, final):
+        return
+    if os.path.lexists(final):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
+    os.rename(staged, final)
+
+
+def exchange(staged: str, final: str) -> str:
+    """Put a staged file in a name's place at once; returns where the displaced file now is: under
+    the staged name, "" where neither names can be exchanged nor files linked, and one rename has
+    replaced it. Raises OSError."""
+    if rename_with(EXCHANGE, staged, final):
+        return staged
+    begin, _, number = staged.rpartition("-")
+    spare = f"{begin}-0{number}"  # a number that no other staged file has
+    try:
+        os.link(final, spare)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.rename(staged, final)
+        return ""
+    os.rename(staged, final)
+    os.rename(spare, staged)
+    return staged
+
+
+def rename_with(flag: int, source: str, target: str) -> bool:
+    """False where the system or the file system cannot. Raises OSError."""
+    old, new = os.fsencode(source), os.fsencode(target)
+    try:
+        if sys.platform == "darwin":
+            failed = LIBC.renamex_np(old, new, flag)
+        else:
+            failed = LIBC.renameat2(WORKING_FOLDER, old, WORKING_FOLDER, new, flag)
+    except AttributeError:  # a C library from before 2018
+        return False
+    code = ctypes.get_errno()
+    if failed and code not in NOT_HERE:
+        raise OSError(code, os.strerror(code), source, None, target)
+    return not failed
+
+
+def give_attributes(source: int, staged: int, times: bool) -> None:
+    """Owner, then mode, then access list, and with `times` the mtime, of one open file to another.
+    Where the owner cannot be given, no bit is added and the former owner must still be able to read
+    (and write documents). Raises Refusal(OWNER), OSError."""
+    before, acl = os.fstat(source), access_list(source)
+    for owner in (before.st_uid, -1):  # at least the group
+        with contextlib.suppress(OSError):
+            os.fchown(staged, owner, before.st_gid)
+            break
+    now, mode = os.fstat(staged), stat.S_IMODE(before.st_mode)
+    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+        mode = mode_without_owner(before, now, acl, READ if times else READ_WRITE)
+    if mode != stat.S_IMODE(now.st_mode):
+        os.fchmod(staged, mode)
+    if sys.platform == "darwin":
+        LIBC.fcopyfile(source, staged, None, COPYFILE_ACL)
+    elif acl:
+        os.setxattr(staged, ACCESS_LIST, acl)
+    elif access_list(staged):  # inherited from the folder's default list
+        os.removexattr(staged, ACCESS_LIST)
+    if times:
+        os.utime(staged, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def access_list(descriptor: int) -> bytes:
+    """As Linux keeps it (acl(5)), empty where there is none."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return os.getxattr(descriptor, ACCESS_LIST)
+    return b""
+
+
+def mode_without_owner(before: os.stat_result, now: os.stat_result, acl: bytes, needed: int) -> int:
+    """The mode of a file that is ours instead of its owner's: no bit more than it had for anybody.
+    Raises Refusal(OWNER) if its former owner could do less than what is `needed`."""
+    mode = before.st_mode & 0o777
+    group, others = mode >> 3 & 7, mode & 7
+    for tag, bits, _ in struct.iter_unpack("<HHI", acl[4:]):
+        if tag == OWNING_GROUP:  # the mode then shows the mask
+            group &= bits
+    if now.st_gid != before.st_gid:
+        group &= others
+        mode = mode & 0o707 | group << 3
+    is_member = is_in_group(before.st_uid, now.st_gid)
+    lost = needed & before.st_mode >> 6 & ~(group if is_member else others)
+    is_other_group = acl and now.st_gid != before.st_gid  # whose members its list would let in
+    if is_other_group or (lost and before.st_uid not in (0, now.st_uid)):
+        raise Refusal(Reason.OWNER, f"user {before.st_uid}")
+    return mode
+
+
+def is_in_group(uid: int, gid: int) -> bool:
+    """By passwd and group; False for a user or group that they do not know."""
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(uid)
+        return gid == user.pw_gid or user.pw_name in grp.getgrgid(gid).gr_mem
+    return False
+
+
+def open_regular(path: str) -> int:
+    """A descriptor to read a regular file by. Raises OSError for anything else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", path)
+    return descriptor
+
+
+def open_to_write(path: str) -> IO[bytes]:
+    """A file of ours, made private where it is not there yet. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "wb")
+
+
+def read_regular(path: str) -> bytes:
+    """At most LARGEST_JSON. Raises OSError."""
+    with open(open_regular(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > LARGEST_JSON:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        return file.read()
+
+
+def file_at(path: str) -> File:
+    """As a walk would see it. Raises OSError, also where it is no regular file."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", path)
+    return File(os.path.basename(path), status.st_size, status.st_mtime_ns)
+
+
+def flush(descriptor: int) -> None:
+    """To the disk itself. Raises OSError."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's cache
+    if full is not None:
+        try:
+            fcntl.fcntl(descriptor, full)
+            return
+        except OSError as error:
+            if error.errno not in (*NOT_HERE, errno.ENOTTY):
+                raise
+    os.fsync(descriptor)
+
+
+def flush_folder(path: str) -> None:
+    """So that the names in it survive a power cut. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: str) -> str:
+    """SHA-256 of a regular file. Raises OSError."""
+    with open(open_regular(path), "rb") as file:
+        return digest_from(file)
+
+
+def digest_from(file: IO[bytes]) -> str:
+    """SHA-256 of an open file from its beginning. Raises OSError."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def explain(error: Exception) -> str:
+    """What happened, and to which file if the system said so."""
+    return describe(error) if isinstance(error, OSError) else str(error)
+
+
+# ---------------------------------------------------------------------------------------- report
+# The one place that prints and logs; owns every tally, the summary and the exit code. Closed or
+# broken streams, and a log that cannot be written, never change what is done.
+
+LARGEST_LOG = 2 << 20  # bytes, from which it is rotated; five older ones are kept
+SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
+PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
+TOLD = {  # what the summary calls an action, in its order
+    Action.COMPRESSED: "compressed",
+    Action.WOULD_COMPRESS: "would be compressed",
+    Action.ARCHIVED: "archived",
+    Action.WOULD_ARCHIVE: "would be archived",
+    Action.RESTORED: "restored",
+    Action.KEPT: "kept",
+    Action.FAILED: "failed",
+}
+
+
+class Report:
+    """Told outcomes, tells people. `exit_code` is the run's."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.exit_code = 0
+        self.started = time.monotonic()
+        self.found = self.young = self.told_before = 0  # recordings, as the plan counts them
+        self.due = 0
+        self.counts: Counter[Action] = Counter()
+        self.original = self.compressed = self.saved = 0  # bytes; of a dry run an estimate
+        self.waiting = 0  # bytes of originals that stay beside their copies for now
+        self.told: set[str] = set()
+        self.bar = ""  # what stands on the terminal's last line
+        self.drawn = self.started
+        self.is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.is_logging = False
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+
+    def open_log(self) -> None:
+        """Rotated first, under a lock on it. What we create belongs to the owner of the folder it
+        is in. Called again, or by a dry run, it does nothing."""
+        if self.config.dry_run or self.is_logging:
+            return
+        path = self.config.log_file
+        made = [each for each in (os.path.dirname(path), path) if not os.path.lexists(each)]
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "ab") as file, contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another run does the same
+                if os.path.getsize(path) > LARGEST_LOG:
+                    RotatingFileHandler(path, backupCount=5, delay=True).doRollover()
+            for each in made:
+                above = os.stat(os.path.dirname(each))
+                with contextlib.suppress(PermissionError, FileNotFoundError):
+                    os.chown(each, above.st_uid, above.st_gid)
+            self.is_logging = True
+        except OSError as error:
+            self.log_failed(error)
+
+    def log(self, text: str, level: str = "INFO") -> None:
+        """A line behind those of other runs, to which it is opened anew each time: one of them may
+        have rotated it."""
+        now = datetime.now()
+        stamp = f"{now:%Y-%m-%d %H:%M:%S},{now.microsecond // 1000:03}"
+        if self.is_logging:
+            try:
+                with open(self.config.log_file, "ab", buffering=0) as file:
+                    file.write(f"{stamp} - {level} - {text}\n".encode("utf-8", "backslashreplace"))
+            except OSError as error:
+                self.log_failed(error)
+
+    def log_failed(self, error: OSError) -> None:
+        text = f"The log cannot be written: {describe(error)}. The work goes on without."
+        if text not in self.told:
+            self.told.add(text)
+            self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
+
+    def say(self, text: str) -> None:
+        """A result, on stdout; on stderr with --json, whose lines stay pure."""
+        if not self.config.quiet:
+            self.write(text, sys.stderr if self.config.json else sys.stdout)
+
+    def once(self, text: str) -> None:
+        """Something to know, told and logged once a run."""
+        if text not in self.told:
+            self.told.add(text)
+            self.log(printable(text))
+            self.say(printable(text))
+
+    def error(self, text: str, code: int = 1) -> None:
+        """On stderr and in the log, once; the gravest error's code is the run's."""
+        self.exit_code = max(self.exit_code, code)
+        if text not in self.told:
+            self.told.add(text)
+            text = printable(text)
+            self.log(text, "ERROR")
+            self.write(f"{PROGRAM}: {text}", sys.stderr)
+            self.write_json({"type": "error", "message": text})
+
+    def failed(self, error: Exception) -> str:
+        """Tell the error that ends a command; returns its sentence."""
+        self.error(explain(error), exit_code_of(error))
+        return printable(explain(error))
+
+    def begin(self, works: Sequence[Work], workers: int) -> None:
+        """What is due, how much, about how long."""
+        self.due = len(works)
+        size = sum(work.plan.source.size for work in works if work.plan.source)
+        seconds = size / BYTES_PER_SECOND
+        if works:
+            about = f"about {duration_text(seconds)} of audio, {size_text(size)}"
+            takes = duration_text(seconds / SPEED / workers)
+            self.say(f"Due: {self.due} ({about}); it may take {takes}.")
+
+    def outcome(self, work: Work) -> None:
+        """Print, log and count what became of one take: called once for each."""
+        action, after = work.outcome_reason.action, work.take_after(0)
+        self.counts[action] += 1
+        self.saved += size_on_disk(work.take) - size_on_disk(after)
+        if action in (Action.COMPRESSED, Action.WOULD_COMPRESS):
+            self.original += work.plan.source.size if work.plan.source else 0
+            self.compressed += work.copy.size if work.copy else work.estimate
+        if action is Action.COMPRESSED:
+            self.waiting += sum(file.size for file in after.originals)
+        has_failed = action is Action.FAILED
+        line = printable(self.line(work))
+        self.log(line, "ERROR" if has_failed else "INFO")
+        if work.trace:
+            self.log(work.trace, "ERROR")
+        if has_failed:
+            self.exit_code = max(self.exit_code, 1)
+        self.write_json(work.outcome())
+        if work.reason is Reason.OWNER:
+            self.error(OWNER_ADVICE.format(work.detail))
+        if has_failed and self.config.quiet:
+            self.write(line, sys.stderr)
+        elif not self.config.json:
+            self.say(line)
+
+    def line(self, work: Work) -> str:
+        reason, source, copy = work.outcome_reason, work.plan.source, work.copy
+        action = reason.action
+        parts = [f"{action.value:<14} {work.path}"]
+        if source and action is Action.COMPRESSED and copy:
+            parts.append(change_text(source.size, copy.size))
+        elif source and action is Action.WOULD_COMPRESS:
+            parts.append(change_text(source.size, work.estimate, "about "))
+        elif source:
+            parts.append(size_text(source.size))
+        if reason not in (Reason.DONE, Reason.DUE):
+            kept = "; the original is kept" if action is Action.FAILED else ""
+            parts.append(reason.sentence.format(work.detail) + kept)
+        if self.config.verbose and work.probe:
+            found = work.probe
+            sound = f"{found.codec}, {found.channels} ch, {found.kilobits:.0f} kbit/s"
+            parts.append(f"[{sound}, {found.timeline:.1f} s]")
+        return "  ".join(parts)
+
+    def progress(self, done: float, due: float) -> None:
+        """Seconds of audio, what is staged counted in: a bar on a terminal; elsewhere, if it was
+        asked for, a line a minute."""
+        asked = self.config.progress
+        is_shown = asked or (asked is None and self.is_terminal)
+        if self.config.quiet or not is_shown or not due:
+            return
+        now, share = time.monotonic(), min(1.0, done / due)
+        text = f"{sum(self.counts.values())} of {self.due}  {100 * share:.0f} %"
+        if share > 0.02:
+            left = (now - self.started) * (1 - share) / share
+            text += f"  about {duration_text(left)} left"
+        if self.is_terminal and text != self.bar:
+            self.clear_bar()
+            self.bar = text
+            self.draw(text)
+        elif not self.is_terminal and now - self.drawn >= PROGRESS_PAUSE:
+            self.drawn = now
+            self.write(text, sys.stderr)
+
+    def clear_bar(self) -> None:
+        if self.bar:
+            self.bar = ""
+            self.draw("\r\033[J")
+
+    def draw(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone must not cost a recording
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def write(self, text: str, stream: Optional[TextIO]) -> None:
+        self.clear_bar()
+        if stream is None:  # it was closed when we were started
+            return
+        try:
+            print(text, file=stream, flush=True)
+        except OSError:  # whoever read it has gone, or its disk is full; the work goes on
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    def write_json(self, told: Mapping[str, Any]) -> None:
+        if self.config.json:
+            self.write(json.dumps(told), sys.stdout)
+
+    def summary(self, message: str = "") -> dict[str, Any]:
+        """Tell and log the end of a run, also of one that could not begin: then `message` is why,
+        and has been told. Returns the object of `--json`, with a `message` for people."""
+        left = max(0, self.due - sum(self.counts[action] for action in OF_DUE))
+        text = "" if message and not self.counts else self.sentence(left)
+        is_estimate = self.config.dry_run
+        summary = {
+            "type": "summary",
+            "found": self.found,
+            "young": self.young,
+            "due": self.due,
+            **{action.value: self.counts[action] for action in TOLD},
+            "left": left,
+            "original_size": self.original,
+            "compressed_size": 0 if is_estimate else self.compressed,
+            "estimated_size": self.compressed if is_estimate else 0,
+            "saved": self.saved,
+            "elapsed_seconds": round(time.monotonic() - self.started, 3),
+            "exit_code": self.exit_code,
+            "message": f"{message} {text}".strip(),
+        }
+        if text:
+            self.log(printable(f"{self.config.recordings_dir}: {text}"))
+            self.say(text)
+        self.write_json(summary)
+        return summary
+
+    def sentence(self, left: int) -> str:
+        """The end of a run in words."""
+        parts = [f"{self.counts[action]} {word}" for action, word in TOLD.items()]
+        parts = [part for part in parts if not part.startswith("0 ")]
+        if left and parts:
+            parts.append(f"{left} left for the next run")
+        text = ", ".join(parts) or ("Nothing was done" if left else "Nothing to do")
+        if self.config.dry_run and parts:
+            text = f"Dry run, nothing was changed: {text}"
+        if self.original:
+            about = "about " if self.config.dry_run else ""
+            text += f". {change_text(self.original, self.compressed, about)}"
+        if self.saved > 0:
+            text += f", {size_text(self.saved)} saved"
+        elif self.waiting > self.compressed > 0:
+            text += f"; saves {size_text(self.waiting - self.compressed)} once the originals go"
+        if self.young:
+            text += f". Younger than {self.config.age_threshold_days:g} days: {self.young}"
+        if self.told_before:
+            text += f". Kept for reasons told before: {self.told_before} (--retry takes them up)"
+        took = f". Took {duration_text(time.monotonic() - self.started)}" if parts else ""
+        return f"{text}{took}."
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a run did or failed anything."""
+        told = any(self.counts[action] for action in TOLD if action is not Action.KEPT)
+        return bool(self.exit_code or told)
+
+
+OF_DUE = (Action.COMPRESSED, Action.WOULD_COMPRESS, Action.KEPT, Action.FAILED)
+
+
+def size_on_disk(take: Take) -> int:
+    """Bytes of all its files here."""
+    return sum(file.size for file in (*take.originals, *take.copies))
+
+
+def exit_code_of(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError.exit_code
+    return getattr(error, "exit_code", 1)
+
+
+def printable(text: str) -> str:
+    """With control characters and undecodable bytes escaped: no name can forge a line."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def size_text(size: float) -> str:
+    """kB, MB, GB, TB in powers of ten, three digits."""
+    size /= 1000
+    units = ["kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:#.3g}".rstrip(".") + f" {units[0]}"
+
+
+def change_text(before: float, after: float, about: str = "") -> str:
+    percent = f"{100 * (before - after) / before:.0f} % less" if before > after else "no less"
+    return f"{size_text(before)} -> {about}{size_text(after)} ({percent})"
+
+
+def duration_text(seconds: float) -> str:
+    for unit, length in (("d", DAY), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(1, seconds):.0f} s"
+
+
+def iso(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC, as all our dates are."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ---------------------------------------------------------------------------------------- set-up
+# What is done by hand and seldom: doctor runs the trials and says all that it finds, schedule
+# prints what makes a run every night, demo does the whole job on a library of its own in a
+# temporary folder.
+
+LATE = 2 * DAY  # since the last run, after which a schedule is taken to have failed
+
+
+def command_doctor(config: Config, report: Report) -> None:
+    """One line a check; the exit code is that of the gravest thing found."""
+    run = Run(config, report)
+    report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
+    with stop_signals() as run.stop:
+        run.tools = Tools(run.stop)
+        for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
+            try:
+                word, text = "ok", check(run)
+            except (ServiceError, OSError) as error:
+                word, text = "PROBLEM", explain(error)
+                report.exit_code = max(report.exit_code, exit_code_of(error))
+            report.say(f"{word:<8} {printable(text)}")
+    report.say(f"         settings, from {printable(config.file or 'nowhere: all are defaults')}:")
+    for name in FILE_KINDS:
+        value = getattr(config, name)
+        if name == "tiers":
+            value = [{key: part for key, part in tier._asdict().items() if part} for tier in value]
+        report.say(f"         {name:<22}{printable(json.dumps(value, ensure_ascii=False))}")
+
+
+def examine_ffmpeg(run: Run) -> str:
+    target = Target(run.config.target_format, run.config.target_bitrate)
+    try_ffmpeg(run.tools, target)
+    return f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again"
+
+
+def examine_library(run: Run) -> str:
+    """All that its commits need; tried, where our own folder is there to be locked."""
+    library = run.library
+    library.require(run.config.log_file)
+    works = plan_run(run)
+    read_signs(library)
+    if os.path.isdir(library.own("")):
+        try:
+            with library.lock():
+                try_commits(library, run.history, works[0] if works else None)
+        except BusyError as busy:
+            return str(busy)
+    free = size_text(shutil.disk_usage(library.root).free)
+    return f"the library {library.root} can be written to, {free} free; due: {len(works)}"
+
+
+def examine_archive(run: Run) -> str:
+    tier = run.config.archive_tier
+    if not tier or not tier.archive:
+        return "no archive is configured"
+    Archive(tier.archive, run).try_it()
+    return f"the archive {tier.archive} answers"
+
+
+def examine_log(run: Run) -> str:
+    """Without making it: doctor changes nothing."""
+    path = run.config.log_file
+    place = path
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.access(place, os.W_OK):
+        raise ServiceError(f"The log {path} cannot be written to; let this user write {place}.")
+    return f"the log {path} can be written to"
+
+
+def examine_runs(run: Run) -> str:
+    if run.library.paused(run.now):
+        raise ServiceError(f"Paused: no run does anything until '{PROGRAM} resume'.")
+    last = run.history.runs[-1] if run.history.runs else None
+    if last is None:
+        return f"no run yet; '{PROGRAM} schedule --help' tells how to have one every night"
+    ago, code = run.now - last["time"], last.get("exit_code")
+    text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
+    if ago > LATE or code:
+        raise ServiceError(f"{text} (exit code {code}; is the schedule at work?)")
+    return text
+
+
+def command_schedule(config: Config, report: Report) -> None:
+    """Print what makes a run every night on this machine. Raises UsageError."""
+    folder = os.path.dirname(Tools(Stop()).find("ffmpeg"))  # which may be one of the user's own
+    words = ["/usr/bin/env", f"PATH={folder}:/usr/local/bin:/usr/bin:/bin"]
+    words += [lasting_python(), os.path.abspath(__file__), "run", "--quiet"]
+    words += ["-c", config.file] if config.file else []
+    words += ["--recordings", config.recordings_dir]
+    if not "".join(words).isprintable():
+        raise UsageError("A line break in a path: no scheduler takes it. Rename that folder first.")
+    entries = {"cron": cron_entry, "launchd": launchd_entry, "systemd": systemd_entry}
+    report.say(entries[config.scheduler or "cron"](words))
+
+
+def lasting_python() -> str:
+    """The system's, which outlives upgrades, where it will do; else the one that runs now."""
+    system = "/usr/bin/python3"
+    try:
+        Tools(Stop()).run([system, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"], 0)
+    except (Refusal, ToolError):
+        return os.path.abspath(sys.executable)
+    return system
+
+
+def cron_entry(words: Sequence[str]) -> str:
+    """One line of a crontab; cron makes a line break of a bare %, and mails what a run says."""
+    line = shlex.join(words).replace("%", "\\%")
+    return f"# Install: 'crontab -e', and paste the next line. Remove: delete it.\n0 2 * * * {line}"
+
+
+def launchd_entry(words: Sequence[str]) -> str:
+    job = {
+        "Label": "local.compression-service",
+        "ProgramArguments": list(words),
+        "StartCalendarInterval": {"Hour": 2, "Minute": 0},
+        "ProcessType": "Background",
+        "LowPriorityIO": True,
+        "WorkingDirectory": "/",
+    }
+    text = plistlib.dumps(job, sort_keys=False).decode().rstrip()
+    return text.replace("<plist", LAUNCHD + "<plist", 1)
+
+
+LAUNCHD = """\
+<!-- Install: save this as ~/Library/LaunchAgents/local.compression-service.plist; then
+launchctl bootstrap gui/$UID ~/Library/LaunchAgents/local.compression-service.plist
+Remove: launchctl bootout gui/$UID/local.compression-service; delete the file. -->
+"""
+
+
+def systemd_entry(words: Sequence[str]) -> str:
+    """A shell script that writes a user service and its timer."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"})
+    start = " ".join(f'"{word.translate(escapes)}"' for word in words)
+    return SYSTEMD.format(name="compression-service", start=start, nice=NICENESS)
+
+
+SYSTEMD = """\
+# Install: paste all of this into a terminal. Remove: systemctl --user disable --now {name}.timer;
+# rm ~/.config/systemd/user/{name}.*
+mkdir -p ~/.config/systemd/user
+cat >~/.config/systemd/user/{name}.service <<'END_OF_UNIT'
+[Unit]
+Description=Compress voice recordings
+
+[Service]
+Type=oneshot
+Nice={nice}
+IOSchedulingClass=idle
+ExecStart={start}
+END_OF_UNIT
+cat >~/.config/systemd/user/{name}.timer <<'END_OF_UNIT'
+[Unit]
+Description=Compress voice recordings every night
+
+[Timer]
+OnCalendar=*-*-* 02:00:00
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+END_OF_UNIT
+systemctl --user daemon-reload && systemctl --user enable --now {name}.timer"""
+
+
+def command_demo(config: Config, report: Report) -> None:
+    """The whole job on a library made for it, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
+        library, log = os.path.join(folder, "recordings"), os.path.join(folder, "compression.log")
+        demo = Config(recordings_dir=library, log_file=log)
+        make_demo_library(Tools(Stop()), library)
+        report.say("A small library: two chunks of an old recording, and one cut short by a crash.")
+        show_files(library, report)
+        for title, is_dry in (("A dry run", True), ("A run", False), ("Another run", False)):
+            report.say(f"\n--- {title} ---")
+            part = Report(dataclasses.replace(demo, dry_run=is_dry))
+            command_run(part.config, part)
+            report.exit_code = max(report.exit_code, part.exit_code)
+        report.say("\n--- The statistics ---")
+        command_stats(demo, report)
+        report.say("\n--- The library now; it is gone with this demo ---")
+        show_files(library, report)
+
+
+def make_demo_library(tools: Tools, library: str) -> None:
+    day = os.path.join(library, "2025-10-27")
+    os.makedirs(day)
+    names = ["14-30-45-chunk-1.webm", "14-30-45-chunk-2.webm", "16-00-00-chunk-1.webm"]
+    sound = "anoisesrc=duration=6:color=brown:sample_rate=48000:amplitude=0.3,tremolo=f=3:d=0.9"
+    codec = ("-c:a", "libopus", "-b:a", "130k", "-frame_duration", "60", "-f", "webm")
+    for name in names:
+        tools.run([tools.ffmpeg, *QUIET, "-f", "lavfi", "-i", sound, *codec, name], 6, folder=day)
+    os.truncate(os.path.join(day, names[2]), 40_000)
+    recording = {"id": "2025-10-27T14:30:45Z", "duration": 12, "compressed": False}
+    chunks = [{"file": name, "duration": 6} for name in names[:2]]
+    documents = {
+        os.path.join(day, "14-30-45.json"): {**recording, "chunks": chunks},
+        os.path.join(library, INDEX_NAME): {"recordings": [recording], "total_recordings": 1},
+    }
+    for path, document in documents.items():
+        with open(path, "w", encoding="ascii") as file:
+            json.dump(document, file, indent=2)
+    for name in names:
+        os.utime(os.path.join(day, name), (0, time.time() - 30 * DAY))
+
+
+def show_files(library: str, report: Report) -> None:
+    place = Library(library)
+    for folder in place.walk(History(place), report.error):
+        for file in sorted(folder.audio):
+            report.say(f"  {size_text(file.size):>8}  {os.path.join(folder.path, file.name)}")
+
+
+def command_pause(config: Config, report: Report) -> None:
+    """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
+    library = Library(config.recordings_dir)
+    library.require(config.log_file)
+    library.make_own()
+    until, end = "'resume'", ""
+    if config.pause_for:
+        unit = {"m": 60, "h": 3600, "d": DAY}[config.pause_for[-1]]
+        time_ = time.time() + int(config.pause_for[:-1]) * unit
+        until, end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_)), str(time_)
+    with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w", encoding="ascii") as file:
+        file.write(end)
+    report.say(f"Paused: runs leave {printable(library.root)} alone until {until}.")
+
+
+def command_resume(config: Config, report: Report) -> None:
+    library = Library(config.recordings_dir)
+    library.require(config.log_file)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(library.own("paused"))
+    report.say("Resumed: the next run goes on.")
+
+
+COMMANDS: Mapping[str, Command] = {
+    "run": Command(
+        "compress what is due (also without a command)",
+        [
+            "dry_run",
+            "age_threshold_days",
+            "target_bitrate",
+            "target_format",
+            "delete_originals",
+            "jobs",
+            "only",
+            "since",
+            "until",
+            "language",
+            "limit",
+            "max_run_minutes",
+            "retry",
+            "json",
+            "quiet",
+            "verbose",
+            "progress",
+        ],
+        command_run,
+    ),
+    "stats": Command(
+        "what the library takes, what was saved, what is due", ["json", "html"], command_stats
+    ),
+    "check": Command(
+        "fully verify the compressed library against its records",
+        ["jobs", "json", "quiet", "verbose", "progress"],
+        command_check,
+    ),
+    "restore": Command(
+        "bring back kept originals and archived recordings",
+        ["paths", "last_run", "dry_run", "json", "quiet", "verbose"],
+        command_restore,
+    ),
+    "pause": Command("make runs leave the library alone", ["pause_for"], command_pause),
+    "resume": Command("let runs go on", [], command_resume),
+    "serve": Command(
+        "show the statistics as a page and as JSON, over HTTP", ["host", "port"], command_serve
+    ),
+    "schedule": Command(
+        "print an entry for cron, launchd or systemd", ["scheduler"], command_schedule
+    ),
+    "doctor": Command("try out what a night needs, and say what was found", [], command_doctor),
+    "demo": Command("the whole job on a small library in a temporary folder", [], command_demo),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""What every test stands on: a temporary library, real recordings, and the program run as its user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+TESTS = Path(__file__).resolve().parent
+PROJECT = TESTS.parent
+SCRIPT = PROJECT / "compression_service.py"
+RECORDINGS = PROJECT.parent / "tests" / "recordings"
+sys.path.insert(0, str(PROJECT))
+
+DAY = 86_400
+LONG_AGO = 1_761_575_445  # 2025-10-27T14:30:45Z
+FFMPEG = shutil.which("ffmpeg") or "ffmpeg"
+
+
+class Ran(NamedTuple):
+    """How the program ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The objects of --json."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.lines[-1]
+
+    @property
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """The recordings' lines of --json, by path."""
+        return {line["path"]: line for line in self.lines if line["type"] == "recording"}
+
+
+class LibraryCase(unittest.TestCase):
+    """A library in a temporary folder, with a config file of its own beside it."""
+
+    maxDiff = None
+
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="compression-test-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.library = self.folder / "recordings"
+        self.library.mkdir()
+        self.config = self.folder / "config.json"
+        self.configure()
+
+    def configure(self, **settings: Any) -> None:
+        self.config.write_text(json.dumps(settings))
+
+    def add(self, recording: str, path: str, age: float = LONG_AGO) -> Path:
+        """Copy one of the real recordings to `path` in the library, last modified at `age` (seconds since the epoch)."""
+        return self.add_bytes((RECORDINGS / f"{recording}.webm").read_bytes(), path, age)
+
+    def add_bytes(self, content: bytes, path: str, age: float = LONG_AGO) -> Path:
+        target = self.library / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        os.utime(target, (age, age))
+        return target
+
+    def add_json(self, path: str, document: Any, **style: Any) -> Path:
+        target = self.library / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(document, ensure_ascii=False, **style), encoding="utf-8")
+        return target
+
+    def add_session(
+        self, folder: str = "2025-10-27", name: str = "14-30-45", chunks: int = 2, first: int = 0
+    ) -> list[Path]:
+        """A recording of real chunks with one sidecar beside each, every one listing all chunks, and its index entry. They are
+        chunk_0, whose peaks exceed full scale, and chunk_1 in turn, from `first`."""
+        names = [f"{name}-chunk-{number + 1}.webm" for number in range(chunks)]
+        paths = [
+            self.add(f"chunk_{(number + first) % 2}", f"{folder}/{chunk}")
+            for number, chunk in enumerate(names)
+        ]
+        for chunk in names:
+            self.add_json(
+                f"{folder}/{chunk[:-5]}.json", sidecar(f"{folder}T{name}", names), indent=2
+            )
+        entry = index_entry(f"{folder}T{name}", sum(path.stat().st_size for path in paths), chunks)
+        self.add_to_index(entry)
+        return paths
+
+    def add_to_index(self, entry: dict[str, Any]) -> None:
+        path = self.library / "index.json"
+        document = json.loads(path.read_text()) if path.exists() else index([])
+        document["recordings"].append(entry)
+        document["total_recordings"] = len(document["recordings"])
+        document["total_size"] = sum(each["size"] for each in document["recordings"])
+        self.add_json("index.json", document, indent=2)
+
+    def read_json(self, path: str) -> Any:
+        return json.loads((self.library / path).read_text(encoding="utf-8"))
+
+    def run_cli(
+        self,
+        *arguments: str,
+        env: Optional[Mapping[str, str]] = None,
+        cwd: str = "/",
+        timeout: float = 120,
+        python: str = sys.executable,
+    ) -> Ran:
+        """Run the program from another folder, without a terminal."""
+        done = subprocess.run(
+            self.command(*arguments, python=python),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+            env=env,
+            timeout=timeout,
+            check=False,
+        )
+        return Ran(
+            done.returncode,
+            done.stdout.decode("utf-8", "replace"),
+            done.stderr.decode("utf-8", "replace"),
+        )
+
+    def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
+        words = list(arguments)
+        name = words.pop(0) if words and not words[0].startswith("-") else "run"
+        return [python, str(SCRIPT), name, "-c", str(self.config), *words]
+
+    def stand_in(self, body: str, name: str = "ffmpeg") -> dict[str, str]:
+        """An environment whose PATH begins with a Python stand-in for a tool. `body` finds its words in `args`, the real tool in
+        `real`, and `outputs`: the copies it was asked to write, `levels` the level files."""
+        folder = self.folder / "stand-ins"
+        folder.mkdir(exist_ok=True)
+        tool = folder / name
+        tool.write_text(
+            f"#!{sys.executable}\n"
+            "import os, re, signal, subprocess, sys, time\n"
+            f"args, real = sys.argv[1:], {FFMPEG!r}\n"
+            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\.compression-\\w+-\\d+\\.part', a)]\n"
+            "levels = [path for path in media if '/.compression/' in path]\n"
+            "copies = [path for path in media if path not in levels]\n"
+            "outputs = [path for path in copies if args[args.index('file:' + path) - 1] != '-i']\n"
+            f"{body}\n"
+        )
+        tool.chmod(0o755)
+        return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+    def history(self) -> Path:
+        return self.library / ".compression" / "history.jsonl"
+
+    # What must hold, always
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the library with its content, without what we keep in our own folder."""
+        found = sorted(
+            path
+            for path in self.library.rglob("*")
+            if path.is_file() and not path.is_symlink() and path.parent.name != ".compression"
+        )
+        return {str(path.relative_to(self.library)): path.read_bytes() for path in found}
+
+    def assert_audio_complete(self, *sources: str) -> None:
+        """Each recording is there whole: as its original (same bytes) or as a copy that decodes to its length."""
+        for source in sources:
+            original, copy = self.library / source, (self.library / source).with_suffix(".opus")
+            self.assertTrue(original.exists() or copy.exists(), f"{source} is lost")
+            if not original.exists():
+                self.assertGreater(
+                    decoded_seconds(copy), 0.05, f"the copy of {source} does not decode"
+                )
+
+    def assert_sidecars_true(self) -> None:
+        """Every sidecar names files that exist."""
+        for path in self.library.rglob("*.json"):
+            for chunk in json.loads(path.read_text()).get("chunks") or []:
+                self.assertTrue(
+                    (path.parent / chunk["file"]).exists(),
+                    f"{path.name} names {chunk['file']}, which is not there",
+                )
+
+    def assert_no_leftovers(self) -> None:
+        hidden = [path for path in self.library.rglob(".*") if path.name != ".compression"]
+        self.assertEqual(hidden, [], "left behind in the library")
+        ours = {path.name for path in self.library.glob(".compression/*")}
+        self.assertLessEqual(ours, {"history.jsonl", "lock", "paused"}, "left behind")
+
+    def assert_kept(self, ran: Ran, path: str, *words: str, action: str = "kept") -> None:
+        """The recording was left alone, for a reason in these words."""
+        self.assertTrue((self.library / path).exists(), f"{path} is gone")
+        self.assertFalse((self.library / path).with_suffix(".opus").exists(), f"{path} has a copy")
+        outcome = ran.outcomes[path]
+        self.assertEqual(outcome["action"], action, outcome)
+        for word in words:
+            self.assertIn(word, outcome["reason"])
+
+    def assert_compressed(self, path: str) -> Path:
+        """The recording is there as its copy only."""
+        copy = (self.library / path).with_suffix(".opus")
+        self.assertFalse((self.library / path).exists(), f"{path} is still there")
+        self.assertTrue(copy.exists(), f"{path} has no copy")
+        return copy
+
+
+def sidecar(id_: str, names: Sequence[str], seconds: float = 3.0) -> dict[str, Any]:
+    """A sidecar as the recorder writes it, with a key of its own that must survive."""
+    chunks = [
+        {"file": name, "start": number * seconds, "end": (number + 1) * seconds, "duration": seconds,
+         "segments": [{"start": 0.0, "end": 2.5, "text": "Grüße, 世界"}]}
+        for number, name in enumerate(names)
+    ]  # fmt: skip
+    return {
+        "id": id_, "date": id_[:10], "duration": seconds * len(names), "language": "en", "chunks": chunks,
+        "full_transcription": "Grüße, 世界", "compressed": False, "original_size": 1024000, "compressed_size": None,
+        "compression_date": None, "of_the_recorder": {"b": [1, 2.5], "a": None},
+    }  # fmt: skip
+
+
+def index(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "recordings": entries, "total_recordings": len(entries), "total_duration": 0.0, "total_size": 0, "compressed_size": 0,
+        "last_updated": "2025-10-27T14:30:45Z",
+    }  # fmt: skip
+
+
+def index_entry(id_: str, size: int, chunks: int = 1) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "date": id_[:10],
+        "duration": 3.0 * chunks,
+        "chunks": chunks,
+        "compressed": False,
+        "size": size,
+        "note": "ü",
+    }
+
+
+def decode(path: Path, rate: int = 4000) -> bytes:
+    """A media file as 16-bit mono samples: every one that a plain decode gives, whatever its timestamps say."""
+    command = [
+        FFMPEG,
+        "-v",
+        "error",
+        "-nostdin",
+        "-i",
+        f"file:{path}",
+        "-af",
+        "asetpts=N/SR/TB",
+        "-ac",
+        "1",
+    ]
+    return subprocess.run(
+        [*command, "-ar", str(rate), "-f", "s16le", "-"], capture_output=True, check=True
+    ).stdout
+
+
+def decoded_seconds(path: Path) -> float:
+    return len(decode(path)) / 2 / 4000
+
+
+def now() -> float:
+    return time.time()

@@ -1,0 +1,248 @@
+"""What the JSON editor and the derivation of members promise."""
+
+import json
+import time
+import unittest
+
+import compression_service as service
+from compression_service import File, Past, Place, Take
+
+SIDECAR = {
+    "id": "2025-10-27T14:30:45Z",
+    "duration": 145.2,
+    "chunks": [
+        {"file": "a-1.webm", "start": 0, "segments": [{"text": "a-1.webm", "file": "a-1.webm"}]},
+        {"file": "a-2.webm", "start": 120, "segments": []},
+    ],
+    "full_transcription": "a-1.webm",
+    "compressed": False,
+    "original_size": 99,
+    "compressed_size": None,
+    "compression_date": None,
+}
+
+
+def copied(stem, first=1000, size=400, when=1000.0, kept=False):
+    name = stem.rpartition("/")[2]
+    past = Past(
+        "compressed", mtime_ns=5, first_size=first, suffix=".opus", size=size, compressed=when
+    )
+    originals = (File(name + ".webm", first, 5),) if kept else ()
+    return Take(stem, originals, (File(name + ".opus", size, 5),), past)
+
+
+def waiting(stem, size=1000):
+    return Take(stem, (File(stem.rpartition("/")[2] + ".webm", size, 5),))
+
+
+def edit(document, *takes, facts=True):
+    data = document if isinstance(document, bytes) else json.dumps(document, indent=2).encode()
+    rename = service.renamer("recordings", "d", {take.name: take for take in takes})
+    return service.edit_sidecar(data, rename, service.facts_of(takes) if facts else None)
+
+
+class Sidecars(unittest.TestCase):
+    def test_names_and_members_follow_the_takes_and_a_second_edit_changes_nothing(self):
+        takes = copied("d/a-1"), copied("d/a-2", 3000, 600)
+        new = json.loads(edit(SIDECAR, *takes))
+        self.assertEqual([chunk["file"] for chunk in new["chunks"]], ["a-1.opus", "a-2.opus"])
+        self.assertEqual(new["chunks"][0]["segments"], SIDECAR["chunks"][0]["segments"])
+        self.assertEqual(new["full_transcription"], "a-1.webm")
+        wanted = {"compressed": True, "original_size": 4000, "compressed_size": 1000}
+        wanted.update(compression_ratio=0.25, compression_date="1970-01-01T00:16:40Z")
+        self.assertEqual({key: new[key] for key in wanted}, wanted)
+        self.assertIsNone(edit(edit(SIDECAR, *takes), *takes))
+
+    def test_only_files_really_compressed_are_renamed_and_the_whole_is_not_called_compressed(self):
+        new = json.loads(edit(SIDECAR, copied("d/a-1"), waiting("d/a-2", 7)))
+        self.assertEqual([chunk["file"] for chunk in new["chunks"]], ["a-1.opus", "a-2.webm"])
+        self.assertEqual((new["compressed"], new["original_size"]), (False, 1007))
+        self.assertEqual(new["compressed_size"], 407)
+
+    def test_a_missing_chunk_leaves_the_size_that_the_recorder_wrote(self):
+        new = json.loads(edit(SIDECAR, copied("d/a-1"), Take("d/a-2")))
+        self.assertEqual((new["compressed"], new["original_size"]), (False, 99))
+
+    def test_original_size_is_set_once(self):
+        once = edit(SIDECAR, copied("d/a-1"), waiting("d/a-2"))
+        self.assertEqual(
+            json.loads(edit(once, copied("d/a-1", 5), copied("d/a-2")))["original_size"], 2000
+        )
+
+    def test_restored_has_its_names_and_members_back(self):
+        takes = copied("d/a-1"), copied("d/a-2", 3000, 600)
+        back = [
+            take._replace(
+                originals=(File(take.name + ".webm", take.past.first_size, 5),),
+                copies=(),
+                past=take.past._replace(action="restored"),
+            )
+            for take in takes
+        ]
+        wanted = {**SIDECAR, "original_size": 4000}
+        self.assertEqual(json.loads(edit(edit(SIDECAR, *takes), *back)), wanted)
+
+    def test_archived_says_where_and_coming_back_takes_that_out(self):
+        place = Place(
+            "/mnt/cold/archive-of-recordings/d", "a-1.opus", 400, 5, "", 0o644, (0, 0), 9e8
+        )
+        here = [copied("d/a-1"), copied("d/a-2")]
+        gone = [take._replace(copies=(), past=take.past._replace(place=place)) for take in here]
+        first = edit(SIDECAR, *here)
+        new = json.loads(edit(first, *gone))
+        self.assertEqual((new["archived"], new["archive_location"]), (True, place.location))
+        self.assertEqual((new["compressed"], new["compressed_size"]), (True, 800))
+        self.assertEqual(edit(edit(first, *gone), *here), first)
+
+    def test_every_other_byte_stays(self):
+        odd = (
+            b'\xef\xbb\xbf{\r\n\t"na\\u006de" : NaN, "twice": {"a": 1, "a": 2},\r\n\t"n": -0, '
+            b'"big": 1234567890123456789012345678901234567890.10, "s": "\\ud800 \\/ \xc3\xa9",\r\n'
+            b'\t"x": -Infinity, "e": 1E5, "p": "recordings\\/d\\/a-1.webm",\r\n\t"chunks": '
+            b'[{"file":".\\/a-1.webm","file":"a-1.webm"}],\r\n\t"compressed":false\r\n}\r\n \n'
+        )
+        new = edit(odd, copied("d/a-1"))
+        expected = odd.replace(b"a-1.webm", b"a-1.opus").replace(
+            b'"compressed":false',
+            b'"compressed":true,\r\n\t"original_size":1000,\r\n\t"compressed_size":400,'
+            b'\r\n\t"compression_ratio":0.4,\r\n\t"compression_date":"1970-01-01T00:16:40Z"',
+        )
+        self.assertEqual(new, expected)
+
+    def test_names_written_with_escapes_and_in_every_path_are_names(self):
+        takes = (copied("d/a-1"),)
+        for name in (
+            "a-1.webm",
+            "./a-1.webm",
+            "d/a-1.webm",
+            "/recordings/d/a-1.webm",
+            "/d/a-1.webm",
+        ):
+            new = edit({"k": {"deep": [name]}}, *takes, facts=False)
+            self.assertEqual(json.loads(new), {"k": {"deep": [name[:-5] + ".opus"]}}, name)
+        self.assertEqual(edit(b'["a\\u002d1.webm"]', *takes), b'["a\\u002d1.opus"]')
+        self.assertEqual(json.loads(edit(b'["a-1.web\\u006d"]', *takes)), ["a-1.opus"])
+
+    def test_any_other_string_is_data(self):
+        for name in (
+            "http://x/d/a-1.webm",
+            "../a-1.webm",
+            "e/a-1.webm",
+            "x/recordings/d/a-1.webm",
+            "a-1.WEBM",
+            "a-1.webm ",
+            "a%2D1.webm",
+            "//a-1.webm",
+            "a-1",
+            "",
+            "see a-1.webm",
+        ):
+            take = copied("d/a-1")
+            if name == "a-1.WEBM":
+                take = take._replace(originals=(File("a-1.WEBM", 1, 1), File("a-1.webm", 1000, 5)))
+            self.assertIsNone(edit([name], take), name)
+        for key in ("id", "text", "title", "full_transcription", "segments", "words"):
+            self.assertIsNone(
+                edit([{key: "a-1.webm"}, {key: [{"x": "a-1.webm"}]}], copied("d/a-1"))
+            )
+
+    def test_a_name_as_a_key_and_a_doubled_key_of_the_object_itself_are_flaws(self):
+        for data in (b'{"a-1.webm": 1}', b'{"chunks": [], "id": 1, "id": 2}'):
+            with self.assertRaises(service.Flaw):
+                edit(data, copied("d/a-1"))
+
+    def test_every_prefix_of_a_sidecar_is_a_flaw(self):
+        data = json.dumps(SIDECAR).encode()
+        for length in range(len(data)):
+            with self.assertRaises(service.Flaw):
+                edit(data[:length], copied("d/a-1"))
+
+    def test_what_cannot_be_parsed_is_a_flaw_and_no_traceback(self):
+        for data in (
+            b"",
+            b"{",
+            b"[" * 200_000,
+            b'{"a":' * 200_000,
+            b"\xff{}",
+            b"{}{}",
+            b"{'a': 1}",
+            b"{} x",
+        ):
+            with self.assertRaises(service.Flaw):
+                edit(data, copied("d/a-1"))
+
+    def test_members_are_taken_out_and_added_anywhere(self):
+        gone = service.GONE
+        for before, values, after in (
+            (b'{"a":1,"b":2,"c":3}', {"a": gone, "b": gone, "d": 4}, b'{"c":3,"d":4}'),
+            (b'{"a":1,"b":2,"c":3}', {"b": gone, "c": gone, "d": 4}, b'{"a":1,"d":4}'),
+            (b'{"a":1, "b":2}', {"a": gone, "b": gone}, b"{}"),
+            (b'{"a":1, "b":2}', {"a": gone, "b": gone, "c": 3}, b'{"c": 3}'),
+            (b"{ }", {"a": 1, "b": 2}, b'{"a": 1, "b": 2 }'),
+            (b'{"a": 1}', {"b": True}, b'{"a": 1,"b": true}'),
+            (b'{"a": 1\n , "b": 2}', {"c": None}, b'{"a": 1\n , "b": 2\n , "c": null}'),
+            (b'{"a": 1, "b": 2}', {"b": True, "a": 1}, b'{"a": 1, "b": true}'),
+        ):
+            text = service.JsonText(before)
+            text.set(text.root, values)
+            self.assertEqual(text.edited(), after, before)
+
+    def test_a_document_of_a_thousand_times_the_size_takes_a_thousand_times_as_long(self):
+        def seconds(count):
+            chunks = [
+                {"file": f"a-{n}.webm", "segments": [{"text": "x" * 50}]} for n in range(count)
+            ]
+            data = json.dumps({"chunks": chunks}).encode()
+            takes = [copied(f"d/a-{n}") for n in range(count)]
+            begun = time.perf_counter()
+            edit(data, *takes)
+            return time.perf_counter() - begun
+
+        self.assertLess(
+            min(seconds(8000) for _ in range(3)), 30 * min(seconds(800) for _ in range(3))
+        )
+
+
+class Index(unittest.TestCase):
+    INDEX = {
+        "recordings": [
+            {"id": "A", "file": "d/a-1.webm", "compressed": False, "size": 1000},
+            {"id": "B", "compressed": False, "size": 50, "audio": "a-1.webm"},
+            "odd",
+            {"size": 7},
+        ],
+        "total_recordings": 2,
+        "total_size": 1050,
+        "compressed_size": 0,
+        "last_updated": "then",
+    }
+
+    def edit(self, data, facts, copies=400):
+        rename = service.renamer("recordings", "d", {"a-1": copied("d/a-1")})
+        return service.edit_index(data, facts, lambda id_, name: rename(name), copies, "now")
+
+    def test_the_entry_and_the_totals_follow_and_nothing_else(self):
+        data = json.dumps(self.INDEX).encode()
+        facts = {"A": service.facts_of([copied("d/a-1")]), "Z": service.facts_of([copied("d/z")])}
+        expected = data.replace(
+            b'"d/a-1.webm", "compressed": false, "size": 1000',
+            b'"d/a-1.opus", "compressed": true, "size": 400',
+        )
+        expected = expected.replace(
+            b'"total_size": 1050, "compressed_size": 0',
+            b'"total_size": 457, "compressed_size": 400',
+        )
+        expected = expected.replace(b'"then"', b'"now"')
+        self.assertEqual(service.index_differs(data, facts), ["A"])
+        self.assertEqual(self.edit(data, facts), expected)
+        self.assertEqual(service.index_differs(expected, facts), [])
+        self.assertIsNone(self.edit(expected, facts))
+
+    def test_an_index_that_is_no_object_is_a_flaw(self):
+        for data in (b"[]", b"{", b'{"recordings": [], "recordings": []}'):
+            with self.assertRaises(service.Flaw):
+                self.edit(data, {})
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,429 @@
+"""What the walk sees, which files are one recording, and what the history remembers."""
+
+import json
+import os
+import tempfile
+import time
+import unittest
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import compression_service as service
+from compression_service import File, Move, Past, Place, Plan, Reason, State, Target, Work
+
+NOW = 2_000_000_000.0
+OLD = 1_700_000_000
+SETTINGS = service.settings_of(service.Take("x"), service.NO_POLICY, service.Config(), 0)
+
+
+class Case(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name, "recordings")
+        self.root.mkdir()
+        self.library = service.Library(str(self.root))
+        self.history = service.History(self.library)
+        self.told: list[str] = []
+
+    def add(self, path: str, data: object = b"sound") -> Path:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+        os.utime(file, (OLD, OLD))
+        return file
+
+    def walk(self):
+        return {
+            f.path: f for f in self.library.walk(self.history, self.told.append, self.told.append)
+        }
+
+    def recordings(self, folder: str = "d"):
+        read = self.library.folder(folder, self.history)
+        found = service.resolve_recordings(self.library, read, self.history)
+        return {tuple(take.name for take in each.takes): each for each in found}
+
+    def remember(self, stem: str, **past) -> None:
+        self.library.make_own()
+        take = service.Take(stem)
+        plan = Plan(
+            Move.COMPRESS, File(take.name + ".webm", 5, OLD * 10**9), Target("opus", 96000), "s"
+        )
+        work = Work(take, service.Recording("d", (take,)), plan, reason=Reason.EMPTY)
+        work.past_after = lambda now: Past(**past)
+        self.history.append([work], NOW)
+
+
+class Walking(Case):
+    def test_takes_are_stems_and_everything_odd_is_passed_over(self):
+        for path in ("d/a.webm", "d/a.opus", "d/b.WEBM", "d/c.m4a", "d/x.OPUS", "d/e/f.webm"):
+            self.add(path)
+        for path in (
+            ".hidden/a.webm",
+            "d/.b.webm",
+            "lib/a.webm",
+            "lib/.compression/lock",
+            "d/n.txt",
+        ):
+            self.add(path)
+        self.add("index.json"), self.add("d/index.json"), self.add("d/a.json.bak")
+        self.add("d/.compression-0123abcd-7.part")
+        os.symlink("a.webm", self.root / "d/link.webm")
+        os.symlink("/", self.root / "d/out")
+        os.symlink("/x", self.root / "d/link.json")
+        os.mkfifo(self.root / "d/fifo.webm")
+        (self.root / "d/folder.webm").mkdir()
+        found = self.walk()
+        self.assertEqual(set(found), {"", "d", "d/e", "d/folder.webm"})
+        takes = found["d"].takes
+        self.assertEqual(set(takes), {"a", "b", "c", "x"})
+        self.assertEqual([file.name for file in takes["a"].copies], ["a.opus"])
+        self.assertEqual((takes["b"].original.name, takes["x"].copies), ("b.WEBM", ()))
+        self.assertEqual(set(found["d"].documents), {"index.json", "link.json"})
+        self.assertEqual(found["d"].leftovers, [".compression-0123abcd-7.part"])
+        self.assertEqual(len(self.told), 2)
+        self.assertIn("2 symbolic links", self.told[-1])
+
+    def test_our_folder_is_the_librarys_and_never_a_link(self):
+        self.root.chmod(0o2775)
+        self.library.make_own()
+        self.assertEqual(os.stat(self.library.own("")).st_mode & 0o7777, 0o2775)
+        os.rmdir(self.library.own(""))
+        os.symlink("/tmp", self.root / ".compression")
+        with self.assertRaises(service.ServiceError):
+            self.library.make_own()
+
+    def test_one_run_at_a_time_and_the_lock_is_not_unlinked(self):
+        other = service.Library(str(self.root))
+        with (
+            self.library.lock(),
+            self.assertRaisesRegex(service.BusyError, f"process {os.getpid()}"),
+        ):
+            other.lock().__enter__()
+        with other.lock():
+            pass
+        self.assertTrue(os.path.exists(self.library.own("lock")))
+
+    def test_a_folder_inside_a_library_and_an_unmounted_disk_are_no_libraries(self):
+        log = self.root.parent / "log"
+        self.library.require(str(log))
+        log.write_text(f"Run on {self.root}\n")
+        with self.assertRaisesRegex(service.UsageError, "empty"):
+            self.library.require(str(log))
+        self.library.make_own()
+        self.library.require(str(log))
+        self.add("d/a.webm")
+        with self.assertRaisesRegex(service.UsageError, "--only"):
+            service.Library(str(self.root / "d")).require(str(log))
+        with self.assertRaisesRegex(service.UsageError, "not there"):
+            service.Library(str(self.root / "no")).require(str(log))
+
+    def test_a_pause_with_an_end_is_over_by_itself(self):
+        self.assertFalse(self.library.paused(NOW))
+        self.library.make_own()
+        for text, holds in (("", True), (f"{NOW + 1}", True), (f"{NOW - 1}", False), ("?", True)):
+            Path(self.library.own("paused")).write_text(text)
+            self.assertEqual(self.library.paused(NOW), holds, text)
+
+
+class Grouping(Case):
+    def groups(self):
+        return set(self.recordings())
+
+    def test_chunks_of_one_sidecar_or_one_id_or_one_stem_belong_together(self):
+        for name in "abcdefghi":
+            self.add(f"d/{name}.webm")
+        self.add("d/h.json", {"text": "x"}), self.add("d/i.json", {"text": "y"})
+        self.add(
+            "d/all.json", {"chunks": [{"file": "a.webm"}, {"file": "./b.webm", "duration": 3}]}
+        )
+        self.add("d/c.json", {"id": "I", "chunks": None})
+        self.add("d/d.json", {"id": "I", "language": "de"})
+        self.add("d/list.json", ["e.webm", "f.webm", "g.webm"])
+        self.add(
+            "d/f.json",
+            {"next": "../d/g.webm", "chunks": [{"file": "recordings/d/f.webm"}], "after": "g.webm"},
+        )
+        self.assertEqual(self.groups(), {("a", "b"), ("c", "d"), *{(name,) for name in "efghi"}})
+        found = self.recordings()
+        self.assertEqual(found["a", "b"].sidecars[0].durations, {"a.webm": 0, "b.webm": 3})
+        self.assertEqual(
+            [(s.name, s.listed) for s in found["c", "d"].sidecars],
+            [("c.json", True), ("d.json", True)],
+        )
+        self.assertEqual(
+            [(s.name, s.listed) for s in found["g",].sidecars],
+            [("f.json", False), ("list.json", False)],
+        )
+
+    def test_a_chunk_that_is_named_and_not_here_is_missing_or_archived(self):
+        place = Place("/cold/d", "c.opus", 4, 5, "", 0o644, (0, 0), 1.0)
+        self.remember("d/c", place=place, suffix=".opus", action="archived")
+        self.add(
+            "d/a.json", {"chunks": [{"file": "a.webm"}, {"file": "b.webm"}, {"file": "c.opus"}]}
+        )
+        self.add("d/a.webm")
+        takes = self.recordings()["a", "b", "c"].takes
+        self.assertEqual(
+            [take.state for take in takes], [State.WAITING, State.MISSING, State.ARCHIVED]
+        )
+
+    def test_a_copy_is_ours_by_name_or_tag_and_else_a_strangers(self):
+        (self.add("d/a.webm"), self.add("d/a.opus"), self.add("d/b.opus"), self.add("d/c.opus"))
+        self.add("d/b.json", {"chunks": [{"file": "b.opus"}]})
+        rates = {str(self.root / "d/a.opus"): 96000}
+        with mock.patch.object(service, "provenance", rates.get):
+            takes = {name: each.takes[0] for (name,), each in self.recordings().items()}
+        self.assertEqual(
+            {name: dict(take.ours) for name, take in takes.items()},
+            {"a": {"a.opus": 96000}, "b": {"b.opus": 0}, "c": {}},
+        )
+
+    def test_a_broken_document_keeps_what_it_may_speak_of_and_the_rest_goes_on(self):
+        for name in ("t-chunk-1", "t-chunk-2", "u", "v", "w", "x", "y"):
+            self.add(f"d/{name}.webm")
+        self.add("d/t-chunk-1.json", b'{"chunks": [{"fi')
+        self.add("d/notes.json", b'{"about": ["u.webm", "2025/v.webm"')
+        self.add("d/map.json", {"w.webm": 1, "other": "x.webm"})
+        os.symlink("/etc/passwd", self.root / "d/y.json")
+        kept = {names for names, each in self.recordings().items() if each.policy.unreadable}
+        self.assertEqual(kept, {("t-chunk-1",), ("t-chunk-2",), ("u",), ("v",), ("w",), ("y",)})
+
+    def test_a_thousand_sidecars_of_a_thousand_chunks_stay_linear(self):
+        def seconds(count):
+            chunks = [{"file": f"a-{n}.webm", "start": 0, "segments": []} for n in range(count)]
+            for n in range(count):
+                (
+                    self.add(f"{count}/a-{n}.webm"),
+                    self.add(f"{count}/a-{n}.json", {"id": "I", "chunks": chunks}),
+                )
+            begun = time.process_time()
+            self.assertEqual(len(self.recordings(str(count))), 1)
+            return time.process_time() - begun
+
+        self.assertLess(seconds(300), 9 * 2 * seconds(100))
+
+
+class Remembering(Case):
+    def test_what_was_appended_is_read_again_and_torn_lines_are_passed_over(self):
+        place = Place("/cold", "x.opus", 4, 5, "ab", 0o644, (1, 2), 1.5)
+        past = {
+            "action": "archived",
+            "suffix": ".opus",
+            "size": 7,
+            "ids": ("I",),
+            "compressed": 3.5,
+            "place": place,
+        }
+        self.remember("d/x", **past)
+        with open(self.history.path, "ab") as file:
+            file.write(b'{"type": "recording", "take": "d/y", "pa')
+        self.remember("d/z", action="kept", ids=("I",))
+        self.history.note([{"type": "folder", "path": "d/", "rest": "r"}])
+        self.history.note([{"type": "run", "index": [1, 2], "exit_code": 0}])
+        again = service.History(self.library)
+        self.assertEqual(
+            dict(again.pasts), {"d/x": Past(**past), "d/z": Past(action="kept", ids=("I",))}
+        )
+        self.assertEqual((again.folders("I"), again.runs[-1]["index"]), ({"d"}, [1, 2]))
+        self.assertEqual((again.word("d")["rest"], again.word("e")), ("r", {}))
+        self.remember("d/z", action="kept")
+        self.assertEqual(service.History(self.library).word("d"), {})
+
+    def test_odd_lines_lead_nowhere(self):
+        self.library.make_own()
+        good = {"type": "recording", "path": "d/x.webm", "take": "d/x", "past": {"suffix": ".opus"}}
+        place = ["/c", "n.webm", 1, 1, "", 1, [0, 0], 1.0]
+        odd = [
+            {**good, "take": "../x"},
+            {**good, "take": "/x"},
+            {**good, "take": 5},
+            {**good, "take": "d/./x"},
+            {**good, "past": {"suffix": "/../../x"}},
+            {**good, "past": {"size": "1"}},
+            {**good, "past": None},
+            {**good, "past": {"place": dict(zip(Place._fields, [*place[:1], "../n", *place[2:]]))}},
+            {**good, "past": {"ids": [[]]}},
+            {**good, "past": {"later": 1}},
+            {"type": "later"},
+            [],
+            None,
+            1e999,
+            {"type": "run", "time": "x"},
+            {"type": "folder", "path": "d", "seen": None},
+        ]
+        lines = [json.dumps(record) for record in odd] + ["\xff", "[" * 100_000, ""]
+        Path(self.history.path).write_bytes("\n".join(lines).encode("latin-1"))
+        self.assertEqual(dict(self.history.pasts), {})
+        self.assertEqual(list(self.history.runs), [])
+
+    def test_a_history_that_cannot_be_appended_raises(self):
+        with self.assertRaises(OSError):
+            self.history.write([{}])
+        self.history.note([{"type": "run"}])
+
+
+class Outcomes(Case):
+    def work(self, move=Move.COMPRESS, past=service.NO_PAST, goes=(), **more):
+        original = File("x.webm", 1000, 5)
+        take = service.Take("d/x", (original,), (), past)
+        plan = Plan(move, original, Target("opus", 96000), "s", goes or (original,))
+        return Work(take, service.Recording("d", (take,)), plan, **more)
+
+    def test_after_compression_the_copy_stands_for_the_take(self):
+        take = self.work(copy=File("x.opus", 400, 5)).take_after(9.0)
+        self.assertEqual(
+            (take.state, take.file, take.past.first_size),
+            (State.COMPRESSED, File("x.opus", 400, 5), 1000),
+        )
+        self.assertEqual(
+            (take.past.compressed, take.past.bitrate, take.originals), (9.0, 96000, ())
+        )
+
+    def test_failures_count_up_to_rest_but_those_from_outside_do_not(self):
+        past = service.NO_PAST
+        for attempts, reason in (
+            (1, Reason.TOOL_FAILED),
+            (1, Reason.NO_SPACE),
+            (2, Reason.NOT_PROVEN),
+            (3, Reason.TOOL_HUNG),
+        ):
+            take = self.work(past=past, reason=reason).take_after(9.0)
+            past = take.past
+            self.assertEqual(past.attempts, attempts)
+        self.assertEqual(take.state, State.RESTING)
+
+    def test_a_later_step_that_fails_leaves_what_is_on_record_of_the_copy(self):
+        done = self.work(copy=File("x.opus", 400, 5)).take_after(9.0)
+        work = self.work()
+        work.take, work.plan = (
+            done,
+            work.plan._replace(move=Move.SMALLER, source=done.file, goes=(done.file,)),
+        )
+        work.refuse(OSError(28, "No space left on device", "x"))
+        after = work.take_after(10.0)
+        self.assertEqual(
+            (work.reason, after.past.size, after.past.compressed), (Reason.NO_SPACE, 400, 9.0)
+        )
+        self.assertEqual(after.state, State.COMPRESSED)
+
+    def test_restored_and_archived(self):
+        done = self.work(copy=File("x.opus", 400, 5), goes=(File("none", 0, 0),)).take_after(9.0)
+        work = self.work(Move.RESTORE, copy=done.originals[0], goes=done.copies)
+        work.take, work.plan = done, work.plan._replace(source=done.originals[0])
+        back = work.take_after(10.0)
+        self.assertEqual((back.state, back.name_now("x.opus")), (State.RESTORED, "x.webm"))
+        work = self.work(Move.ARCHIVE, goes=(done.copy, done.original))
+        work.take, work.place = done, Place("/cold", "x.opus", 400, 5, "", 0, (0, 0), 1.0)
+        self.assertEqual(work.take_after(10.0).state, State.ARCHIVED)
+
+
+class Planning(Case):
+    def plan(self, **settings):
+        settings = {"dry_run": True, **settings}
+        config = service.Config(recordings_dir=str(self.root), **settings)
+        report = SimpleNamespace(error=self.told.append, once=self.told.append)
+        self.run = run = service.Run(config, report)
+        run.now = NOW
+        run.staging = service.Staging(run.library)
+        run.committer = service.Committer(run)
+        run.is_locked = not config.dry_run
+        return service.plan_run(run)
+
+    def test_the_oldest_first_and_only_what_is_due_and_selected(self):
+        self.add("2025-10-27/b.webm"), self.add("2025-10-28/a.webm")
+        os.utime(self.root / "2025-10-28/a.webm", (OLD - 5, OLD - 5))
+        os.utime(self.add("2025-10-28/young.webm"), (NOW, NOW))
+        self.assertEqual(
+            [work.path for work in self.plan()], ["2025-10-28/a.webm", "2025-10-27/b.webm"]
+        )
+        self.assertEqual([work.path for work in self.plan(limit=1)], ["2025-10-28/a.webm"])
+        for settings in (
+            {"only": ("2025-10-27",)},
+            {"only": ("*/b.*",)},
+            {"until": "2025-10-27"},
+            {"only": (str(self.root / "2025-10-27/"),)},
+        ):
+            self.assertEqual(
+                [work.path for work in self.plan(**settings)], ["2025-10-27/b.webm"], settings
+            )
+        self.assertEqual(self.plan(only=("2025-10",)), [])
+        self.assertIn("fits nothing", self.told[-1])
+
+    def test_a_clash_is_told_for_each_original(self):
+        self.add("d/x.webm"), self.add("d/x.WEBM")
+        self.assertEqual([work.reason for work in self.plan()], [Reason.NAME_TAKEN] * 2)
+
+    def test_a_begun_restore_is_finished_whether_its_file_has_come_or_not(self):
+        for name in "cd":
+            place = Place("/cold/d", f"{name}.opus", 5, OLD * 10**9, "", 0o644, (0, 0), 1.0)
+            known = {"size": 5, "mtime_ns": OLD * 10**9, "suffix": ".opus"}
+            self.remember(f"d/{name}", place=place, action="restored", **known)
+        self.add("d/c.opus")
+        works = self.plan()
+        self.assertEqual(
+            [(work.plan.move, work.path) for work in works],
+            [(Move.RESTORE, "d/d.opus"), (Move.RESTORE, "d/c.opus")],
+        )
+
+    def test_a_folder_at_rest_is_told_by_its_files_until_something_changes(self):
+        for folder in ('d"\\é', ""):
+            self.add(os.path.join(folder, "x.webm"))
+            self.remember(
+                os.path.join(folder, "x"),
+                action="kept",
+                first_size=5,
+                mtime_ns=OLD * 10**9,
+                settings=SETTINGS,
+            )
+        looked = []
+        resolve = service.resolve_recordings
+        watched = mock.patch.object(
+            service,
+            "resolve_recordings",
+            lambda library, folder, history: (
+                looked.append(folder.path) or resolve(library, folder, history)
+            ),
+        )
+        watched.start()
+        self.addCleanup(watched.stop)
+
+        def night(**settings):
+            looked.clear()
+            self.plan(dry_run=False, **settings)
+            self.assertEqual(self.run.report.told_before, 2)
+            planned = len(looked)
+            self.run.committer.settle(at_once=True)
+            service.note_rest(self.run)
+            return planned
+
+        self.assertEqual([night(), night(), night()], [2, 0, 0])
+        self.assertEqual([night(tiers=(service.Tier(9e9, 64000),)), night()], [2, 2])
+        self.add("x.json", {})
+        self.assertEqual([night(), night()], [1, 0])
+        self.remember("x", action="kept", first_size=5, mtime_ns=OLD * 10**9, settings=SETTINGS)
+        self.assertEqual([night(), night()], [1, 0])
+
+    def test_a_recording_is_archived_as_a_whole_or_not_at_all(self):
+        tiers = (service.Tier(10, archive="/cold"),)
+        for name in "ab":
+            self.add(f"d/{name}.opus")
+            self.remember(
+                f"d/{name}",
+                suffix=".opus",
+                size=5,
+                mtime_ns=OLD * 10**9,
+                action="compressed",
+                bitrate=96000,
+            )
+        self.add("d/a.json", {"chunks": [{"file": "a.opus"}, {"file": "b.opus"}]})
+        self.assertEqual(self.plan(tiers=tiers), [])
+        (works,) = service.plan_archive(self.run)
+        self.assertEqual([work.path for work in works], ["d/a.opus", "d/b.opus"])
+        os.unlink(self.root / "d/b.opus")
+        self.assertEqual(list(service.plan_archive(self.run)), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

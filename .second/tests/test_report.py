@@ -1,0 +1,165 @@
+"""What people and scripts are told; and that telling them never changes what is done."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import compression_service as program
+from compression_service import (
+    Action,
+    Config,
+    File,
+    Move,
+    Plan,
+    Reason,
+    Recording,
+    Report,
+    Take,
+    Target,
+    Work,
+    duration_text,
+    printable,
+    size_text,
+)
+
+WEBM, OPUS = File("x.webm", 1_000_000, 0), File("x.opus", 600_000, 0)
+
+
+def work(reason: Reason, move: Move = Move.COMPRESS, goes: tuple[File, ...] = (WEBM,)) -> Work:
+    """One that came to this end."""
+    copies = (OPUS,) if move is Move.ADOPT else ()
+    take = Take("day/x", (WEBM,), copies)
+    plan = Plan(move, WEBM, Target("opus", 96_000), "", goes)
+    is_done = reason.action is Action.COMPRESSED
+    made = Work(take, Recording("day", (take,)), plan, estimate=600_000, reason=reason)
+    made.copy = OPUS if is_done else None
+    return made
+
+
+class ReportCase(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.log = Path(folder.name) / "logs" / "compression.log"
+
+    @contextlib.contextmanager
+    def report(self, **settings: Any) -> Iterator[Report]:
+        self.out, self.err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(self.out), contextlib.redirect_stderr(self.err):
+            report = Report(Config(log_file=str(self.log), **settings))
+            report.open_log()
+            yield report
+            report.clear_bar()
+
+
+class TestTold(ReportCase):
+    def test_a_run_says_what_was_done_and_what_the_disk_has_gained(self) -> None:
+        with self.report() as report:
+            report.begin([work(Reason.DONE)] * 3, 1)
+            report.outcome(work(Reason.DONE))
+            report.outcome(work(Reason.EMPTY))
+            summary = report.summary()
+        self.assertIn("1.00 MB -> 600 kB (40 % less)", self.out.getvalue())
+        self.assertIn("1 compressed, 1 kept, 1 left for the next run", summary["message"])
+        self.assertIn("400 kB saved", summary["message"])
+        told = [summary[key] for key in ("due", "compressed", "kept", "left", "saved", "exit_code")]
+        self.assertEqual(told, [3, 1, 1, 1, 400_000, 0])
+        self.assertEqual(len(self.log.read_text().splitlines()), 3)
+
+    def test_with_kept_originals_a_copy_takes_and_nothing_is_called_saved(self) -> None:
+        with self.report() as report:
+            report.outcome(work(Reason.DONE, goes=()))
+            summary = report.summary()
+        self.assertEqual(summary["saved"], -600_000)
+        self.assertIn("saves 400 kB once the originals go", summary["message"])
+        self.assertNotIn("saved", summary["message"])
+
+    def test_an_adopted_copy_took_nothing_new(self) -> None:
+        with self.report() as report:
+            report.outcome(work(Reason.ADOPTED, Move.ADOPT))
+            self.assertEqual(report.summary()["saved"], 1_000_000)
+
+    def test_what_is_only_kept_is_no_news(self) -> None:
+        with self.report() as report:
+            for _ in range(3):
+                report.outcome(work(Reason.EMPTY))
+            self.assertFalse(report.has_news)
+            report.outcome(work(Reason.DONE))
+            self.assertTrue(report.has_news)
+
+    def test_the_gravest_error_is_the_exit_code(self) -> None:
+        with self.report() as report:
+            report.outcome(work(Reason.CHANGED))
+            self.assertEqual(report.exit_code, 1)
+            report.error("no ffmpeg", 4)
+            report.error("something else")
+            self.assertEqual(report.summary("no ffmpeg")["exit_code"], 4)
+
+    def test_one_that_could_not_begin_says_why_and_nothing_else(self) -> None:
+        with self.report(json=True) as report:
+            report.error("no ffmpeg", 4)
+            report.summary("no ffmpeg")
+        error, summary = map(json.loads, self.out.getvalue().splitlines())
+        self.assertEqual(error, {"type": "error", "message": "no ffmpeg"})
+        self.assertEqual(summary["message"], "no ffmpeg")
+        self.assertEqual(len(self.log.read_text().splitlines()), 1)
+
+    def test_sizes_have_three_digits_and_times_are_for_people(self) -> None:
+        sizes = [size_text(size) for size in (0, 480, 999_499, 999_500, 12_345_678, 3e12)]
+        self.assertEqual(sizes, ["0.00 kB", "0.480 kB", "999 kB", "1.00 MB", "12.3 MB", "3.00 TB"])
+        self.assertEqual(
+            [duration_text(each) for each in (0.2, 89, 720, 9000)], ["1 s", "89 s", "12 min", "2 h"]
+        )
+
+    def test_no_name_can_forge_a_line(self) -> None:
+        self.assertEqual(printable("a\nb\x1b[1m\udcff"), "a\\nb\\x1b[1m\\udcff")
+
+
+class TestTroubles(ReportCase):
+    def test_a_broken_stream_changes_nothing(self) -> None:
+        for stream in ("stdout", "stderr"):
+            with (
+                self.report() as report,
+                open("/dev/full", "w") as full,
+                patch.object(sys, stream, full),
+            ):
+                report.say("x")
+                report.error("y")
+            with self.report() as report, patch.object(sys, stream, None):
+                report.say("x")
+                report.error("y")
+
+    def test_a_log_that_cannot_be_written_is_told_once_and_stops_nothing(self) -> None:
+        self.log.mkdir(parents=True)
+        with self.report() as report:
+            report.open_log()
+            report.once("x")
+        self.assertEqual(self.err.getvalue().count("log cannot be written"), 1)
+        os.rmdir(self.log)
+        self.log.symlink_to("/dev/full")
+        with self.report() as report:
+            report.error("x")
+            report.error("y")
+        self.assertEqual(self.err.getvalue().count("log cannot be written"), 1)
+
+    def test_a_large_log_is_rotated_at_the_start_and_others_follow(self) -> None:
+        with self.report() as other:
+            other.once("before")
+            with patch.object(program, "LARGEST_LOG", 5), self.report() as report:
+                report.once("after")
+                other.once("of the other")
+        self.assertIn("before", self.log.with_suffix(".log.1").read_text())
+        self.assertIn("after", self.log.read_text())
+        self.assertIn("of the other", self.log.read_text())

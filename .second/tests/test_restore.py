@@ -1,0 +1,228 @@
+"""Second thoughts: a kept original takes its copy's place again, and the records are as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import unittest
+from pathlib import Path
+
+from tests.base import LibraryCase, Ran
+
+
+class RestoreCase(LibraryCase):
+    """A recording of two chunks, compressed with its originals kept."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.configure(delete_originals=False)
+        self.originals = self.add_session()
+        self.before = self.files()
+        self.assertEqual(self.run_cli().code, 0)
+
+    def restore(self, *paths: object, code: int = 0) -> Ran:
+        ran = self.run_cli("restore", *map(str, paths))
+        self.assertEqual(ran.code, code, ran.out + ran.err)
+        return ran
+
+    def assert_as_before(self) -> None:
+        """But for `original_size`, which stays, and the sidecars' backups."""
+        now = self.files()
+        backups = {name for name in now if name.endswith(".bak")}
+        self.assertEqual(sorted(now.keys() - backups), sorted(self.before))
+        for name, content in self.before.items():
+            self.assertEqual(now.get(name + ".bak", content), content, name)
+            if name.endswith(".webm"):
+                self.assertEqual(now[name], content, name)
+            elif name != "index.json":
+                known = {**json.loads(now[name]), "original_size": 1024000}
+                self.assertEqual(known, json.loads(content), name)
+        entry = self.read_json("index.json")["recordings"][0]
+        size = sum(path.stat().st_size for path in self.originals)
+        self.assertEqual((entry["compressed"], entry["size"]), (False, size))
+        self.assertEqual(
+            (
+                self.read_json("index.json")["total_size"],
+                self.read_json("index.json")["compressed_size"],
+            ),
+            (size, 0),
+        )
+
+
+class Undo(RestoreCase):
+    def test_a_sidecar_brings_back_all_of_its_recording(self) -> None:
+        self.restore(self.originals[0].with_suffix(".json"))
+        self.assert_as_before()
+        self.assert_no_leftovers()
+
+    def test_an_original_or_a_copy_brings_back_all_of_its_recording(self) -> None:
+        for path in (self.originals[0], self.originals[1].with_suffix(".opus")):
+            self.restore(path)
+            self.assert_as_before()
+            self.assertEqual(self.run_cli("check").code, 0)
+            self.assertEqual(self.run_cli("--retry").code, 0)
+
+    def test_a_path_may_be_given_from_the_library(self) -> None:
+        self.restore("2025-10-27/14-30-45-chunk-1.webm", "2025-10-27/14-30-45-chunk-2.webm")
+        self.assert_as_before()
+
+    def test_what_is_brought_back_stays_until_it_is_asked_for(self) -> None:
+        self.restore(self.originals[0].with_suffix(".json"))
+        self.configure(target_bitrate="64k")
+        self.assertEqual(self.run_cli("--json").summary["compressed"], 0)
+        self.assert_as_before()
+        self.assertEqual(self.run_cli("--retry", "--json").summary["compressed"], 2)
+
+    def test_what_others_have_changed_since_stays(self) -> None:
+        path = self.originals[0].with_suffix(".json")
+        document = json.loads(path.read_text())
+        document["full_transcription"], document["new"] = "mended by hand", [1]
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False))
+        self.restore(path)
+        after = json.loads(path.read_text())
+        self.assertEqual((after["full_transcription"], after["new"]), ("mended by hand", [1]))
+        self.assertEqual(after["chunks"][0]["file"], self.originals[0].name)
+        self.assertEqual((after["compressed"], "compression_ratio" in after), (False, False))
+
+    def test_the_last_run_that_did_something_is_undone_and_no_other(self) -> None:
+        self.add("chunk_0", "later/a.webm")
+        for _ in range(2):  # the second does nothing
+            self.assertEqual(self.run_cli().code, 0)
+        self.restore("--last-run")
+        self.assertFalse((self.library / "later/a.opus").exists())
+        self.assertTrue(self.originals[0].with_suffix(".opus").exists())
+
+    def test_it_is_done_once(self) -> None:
+        self.restore(self.originals[0].with_suffix(".json"))
+        before = self.files()
+        ran = self.restore(self.originals[0].with_suffix(".json"))
+        self.assertIn("nothing to undo", ran.out)
+        self.assertEqual(self.files(), before)
+
+    def test_a_recording_without_sidecar_comes_back_too(self) -> None:
+        path = self.add("chunk_0", "alone.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        self.restore(path)
+        self.assertEqual([each.name for each in self.library.glob("alone*")], ["alone.webm"])
+
+
+class NoHarm(RestoreCase):
+    def test_a_sidecar_that_lists_no_chunks_brings_back_its_own_recording_only(self) -> None:
+        for name in ("rec.webm", "rec.1.webm"):
+            self.add("chunk_0", name)
+        self.add_json("rec.1.json", {"id": "B"})
+        self.assertEqual(self.run_cli().code, 0)
+        self.restore("rec.1.json")
+        self.assertEqual(sorted(path.name for path in self.library.glob("rec*.opus")), ["rec.opus"])
+
+    def test_a_dry_run_says_what_would_come_back_and_changes_nothing(self) -> None:
+        self.configure(dry_run=True)
+        before = self.files()
+        ran = self.restore(self.originals[0])
+        self.assertEqual(ran.out.count("would be restored"), 2)
+        self.assertEqual(self.files(), before)
+
+    def test_a_copy_whose_original_is_gone_is_not_touched(self) -> None:
+        self.originals[0].unlink()
+        before = self.files()
+        ran = self.restore(self.originals[0].with_suffix(".opus"), code=1)
+        self.assertIn("only its copy is left", ran.err)
+        after = self.files()
+        for files in (before, after):  # whose size is now that of what is here
+            del files["index.json"]
+        self.assertEqual(after, before)
+
+    def test_an_original_that_is_damaged_or_another_comes_back_and_its_copy_stays(self) -> None:
+        for content in (
+            self.originals[0].read_bytes()[:-3000],
+            self.originals[1].read_bytes(),
+            b"",
+        ):
+            self.originals[0].write_bytes(content)
+            ran = self.restore(self.originals[0])
+            self.assertIn("chunk-1.opus stays: it does not prove to be a copy", ran.out)
+            self.assertTrue(self.originals[0].with_suffix(".opus").exists())
+            self.assertEqual(self.originals[0].read_bytes(), content)
+            self.assertEqual(self.run_cli().code, 0)
+            self.assertTrue(self.originals[0].with_suffix(".opus").exists(), "taken by a run")
+
+    def test_a_path_outside_or_of_nothing_is_told(self) -> None:
+        outside = self.folder / "other.webm"
+        outside.write_bytes(b"x")
+        (self.library / "link").symlink_to(self.folder)
+        for path in (
+            outside,
+            self.library / "link/other.webm",
+            "nothing.webm",
+            "no/such/folder.webm",
+            "../config.json",
+        ):
+            with self.subTest(path=path):
+                self.assertIn(str(path), self.restore(path, code=1).err)
+        self.assertEqual(outside.read_bytes(), b"x")
+
+    def test_a_broken_sidecar_keeps_everything(self) -> None:
+        path = self.originals[0].with_suffix(".json")
+        path.write_text("{")
+        os.utime(path, (1, 1))
+        before = self.files()
+        for given in (path, self.originals[0]):
+            self.restore(given, code=1)
+            self.assertEqual(self.files(), before)
+
+    def test_it_says_what_it_needs(self) -> None:
+        self.assertEqual(self.run_cli("restore").code, 2)
+
+
+class Notification(LibraryCase):
+    def heard(self) -> Path:
+        return self.folder / "heard.json"
+
+    def test_a_run_that_did_something_tells_the_users_command(self) -> None:
+        self.configure(notify_command="cat > heard.json")
+        self.run_cli()
+        self.assertFalse(self.heard().exists(), "told of nothing")
+        self.add("chunk_0", "a.webm")
+        self.run_cli("--dry-run")
+        self.assertFalse(self.heard().exists(), "told of a dry run")
+        self.assertEqual(self.run_cli().code, 0)
+        summary = json.loads(self.heard().read_text())
+        self.assertEqual(
+            (summary["type"], summary["compressed"], summary["exit_code"]), ("summary", 1, 0)
+        )
+
+    def test_a_run_that_failed_tells_it_with_its_exit_code(self) -> None:
+        self.configure(notify_command="cat > heard.json")
+        self.add("chunk_0", "a.webm")
+        self.run_cli(env=self.stand_in("sys.exit(1)"))
+        summary = json.loads(self.heard().read_text())
+        self.assertEqual(summary["exit_code"], 4)
+        self.assertIn("does not work", summary["message"])
+
+    def test_its_failure_is_logged_and_nothing_more(self) -> None:
+        for command in (
+            "echo no such service >&2; exit 3",
+            "sleep 100 & exit 0",
+            "/no/such/command",
+            "yes >&2",
+        ):
+            self.add("chunk_0", "a.webm")
+            (self.library / "a.opus").unlink(missing_ok=True)
+            self.configure(notify_command=command)
+            started = time.monotonic()
+            ran = self.run_cli()
+            self.assertEqual((ran.code, ran.err), (0, ""))
+            self.assertLess(time.monotonic() - started, 20)
+        log = (self.folder / "logs/compression.log").read_text()
+        self.assertIn("no such service", log)
+        self.assertEqual(log.count("notify_command failed"), 3)
+
+    def test_a_command_that_is_none_is_named(self) -> None:
+        for value in ("", 3, ["a"]):
+            self.configure(notify_command=value)
+            self.assertIn("notify_command", self.run_cli().err)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,69 @@
+"""How works are handed out and put together; pure."""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from compression_service import (
+    STEP_FILES,
+    File,
+    Move,
+    Plan,
+    Queue,
+    Recording,
+    Take,
+    Target,
+    Work,
+    space_needed,
+    steps_of,
+)
+
+
+def works(count: int, size: int = 48_000, name: str = "x") -> list[Work]:
+    """Of one recording."""
+    files = [File(f"{name}{number:04}.webm", size, 1) for number in range(count)]
+    takes = [Take(f"day/{file.name[:-5]}", (file,)) for file in files]
+    recording = Recording("day", tuple(takes))
+    target = Target("opus", 96_000)
+    return [
+        Work(take, recording, Plan(Move.COMPRESS, file, target, ""))
+        for take, file in zip(takes, files)
+    ]
+
+
+class TestQueue(unittest.TestCase):
+    def drain(self, queue: Queue, free: int = 1 << 40) -> list[Any]:
+        batches = []
+        while batch := queue.take(free):
+            batches.append(batch)
+        return batches
+
+    def test_every_worker_gets_about_as_much(self) -> None:
+        batches = self.drain(Queue(works(100), 2))
+        self.assertEqual([len(batch) for batch in batches], [25, 25, 25, 25])
+        self.assertEqual(len(self.drain(Queue(works(2, 16_000_000), 2))), 2)
+
+    def test_nothing_is_handed_out_that_the_disk_has_no_room_for(self) -> None:
+        one = works(3)
+        queue = Queue(one, 1)
+        needed = space_needed(one[0])
+        self.assertEqual(queue.take(needed - 1), [])
+        self.assertEqual(queue.take(needed), one[:1])
+        self.assertEqual(queue.take(10 * needed), one[1:])
+
+
+class TestSteps(unittest.TestCase):
+    def test_a_recording_is_committed_as_a_whole(self) -> None:
+        first, second = works(3), works(1, name="y")
+        steps = steps_of([*first, *second])
+        self.assertEqual([steps[work] for work in (*first, *second)], [first] * 3 + [second])
+
+    def test_a_very_large_one_in_few_steps(self) -> None:
+        steps = {id(step): step for step in steps_of(works(1000)).values()}
+        sizes = [len(step) for step in steps.values()]
+        self.assertEqual((sum(sizes), sizes[0]), (1000, STEP_FILES))

@@ -1,0 +1,177 @@
+"""Tools: heard out, judged by what ffmpeg itself said, and always at an end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import compression_service as program
+from compression_service import (
+    FORMATS,
+    Reason,
+    Refusal,
+    Stop,
+    Stopped,
+    Target,
+    ToolError,
+    Tools,
+    said,
+    stop_signals,
+    try_ffmpeg,
+)
+
+
+class ToolsCase(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.tools = Tools(Stop())
+
+    def shell(self, script: str, seconds: float = 0) -> str:
+        return self.tools.run(["/bin/sh", "-c", script], seconds)
+
+    def assert_refused(self, reason: Reason, script: str) -> Refusal:
+        with self.assertRaises(Refusal) as caught:
+            self.shell(script)
+        self.assertIs(caught.exception.reason, reason)
+        return caught.exception
+
+    def stand_in(self, folder: str, script: str) -> Path:
+        path = self.folder / folder / "ffmpeg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+
+class TestRun(ToolsCase):
+    def test_lines_come_out_and_text_goes_in(self) -> None:
+        lines: list[str] = []
+        reader, writer = os.pipe()
+        os.write(writer, b"one\ntwo")
+        os.close(writer)
+        said = self.tools.run(["cat"], 0, lines.append, stdin=reader)
+        os.close(reader)
+        self.assertEqual((said, lines), ("", ["one", "two"]))
+
+    def test_only_what_ffmpeg_tagged_itself_is_said_of_a_recording(self) -> None:
+        self.assertEqual(self.shell("echo a banner >&2; echo '[info] all well' >&2"), "")
+        told = "[matroska @ 0x55d0c0] [warning] Guessed Channel Layout for Input Stream"
+        self.assertEqual(said(told.encode()), "")
+        told = "[matroska @ 0x55d0c0] [error] File ended prematurely"
+        self.assertEqual(said(told.encode()), "[matroska] [error] File ended prematurely")
+
+    def test_a_failure_says_what_the_tool_said(self) -> None:
+        refusal = self.assert_refused(Reason.TOOL_FAILED, "echo no idea >&2; exit 3")
+        self.assertEqual(refusal.detail, "exit code 3, no idea")
+        self.assert_refused(Reason.NO_SPACE, "echo 'x: No space left on device' >&2; exit 1")
+        self.assert_refused(Reason.TOOL_KILLED, "kill -9 $$")
+        self.assert_refused(Reason.TOOL_FAILED, "kill -11 $$")
+
+    def test_one_that_hangs_is_ended_with_all_that_it_started(self) -> None:
+        pid = self.folder / "pid"
+        with patch.object(program, "GRACE", 0.5):
+            self.assert_refused(Reason.TOOL_HUNG, f"sleep 60 & echo $! >{pid}; wait")
+        for _ in range(20):
+            if not Path(f"/proc/{pid.read_text().strip()}/exe").exists():
+                break
+            time.sleep(0.1)
+        with self.assertRaises(OSError):  # a zombie at most
+            os.readlink(f"/proc/{pid.read_text().strip()}/exe")
+
+    def test_a_grandchild_that_holds_the_stream_is_not_waited_for(self) -> None:
+        begun = time.monotonic()
+        self.shell("sleep 60 & exit 0")
+        self.assertLess(time.monotonic() - begun, 5)
+
+    def test_one_that_complains_without_end_is_stopped(self) -> None:
+        self.assert_refused(Reason.DAMAGED, "yes '[error] bad' >&2")
+
+    def test_a_stop_ends_it_at_once(self) -> None:
+        threading.Timer(0.3, setattr, (self.tools.stop, "is_over", True)).start()
+        with self.assertRaises(Stopped):
+            self.shell("sleep 60")
+
+    def test_a_program_that_cannot_start_is_a_tool_error(self) -> None:
+        with self.assertRaises(ToolError):
+            self.tools.find("no-such-program-anywhere")
+
+
+class TestPipe(ToolsCase):
+    def pipe(self, *scripts: str) -> str:
+        self.copy = self.folder / "copy"
+        self.copy.touch()
+        commands = [["/bin/sh", "-c", each] for each in scripts]
+        return self.tools.pipe(commands, 0, str(self.copy))[0]
+
+    def test_what_the_third_was_given_is_what_stands_in_the_copy(self) -> None:
+        heard = self.folder / "heard"
+        digest = self.pipe("seq 100000", "tr 1 2", f"cat >{heard}")
+        self.assertEqual(self.copy.read_bytes(), heard.read_bytes())
+        self.assertEqual(digest, hashlib.sha256(self.copy.read_bytes()).hexdigest())
+        self.assertIn(b"\n22222\n", self.copy.read_bytes())
+
+    def test_it_fails_where_any_of_the_three_does(self) -> None:
+        good = ["seq 100000", "cat", "cat >/dev/null"]
+        for number in range(3):
+            scripts = [each if at != number else f"{each}; exit 1" for at, each in enumerate(good)]
+            with self.subTest(number), self.assertRaises(Refusal):
+                self.pipe(*scripts)
+        with self.assertRaises(Refusal):
+            self.pipe("seq 9; echo '[error] bad' >&2", *good[1:])
+        with self.assertRaises(Refusal):
+            self.pipe(good[0], good[1], "true")  # which hears nothing of it
+
+
+class TestFfmpeg(ToolsCase):
+    def test_a_sound_of_our_own_is_encoded_and_read_again(self) -> None:
+        for name in FORMATS:
+            try_ffmpeg(self.tools, Target(name, 96_000))
+
+    def test_one_that_does_not_work_is_told_with_what_it_said(self) -> None:
+        path = self.stand_in("broken", "echo cannot open shared object file >&2; exit 127")
+        self.tools.__dict__["ffmpeg"] = str(path)
+        with self.assertRaises(ToolError) as caught:
+            try_ffmpeg(self.tools, Target("opus", 96_000))
+        self.assertIn("cannot open shared object file", str(caught.exception))
+
+    def test_a_banner_of_a_wrapper_is_no_fault(self) -> None:
+        real = self.tools.ffmpeg
+        path = self.stand_in("wrapped", f'echo "Hello from a wrapper" >&2\nexec {real} "$@"')
+        with patch.dict(os.environ, PATH=str(path.parent)):
+            self.assertEqual(Tools(Stop()).ffmpeg, str(path))
+            try_ffmpeg(Tools(Stop()), Target("opus", 96_000))
+
+    def test_one_that_lacks_the_encoder_is_passed_over(self) -> None:
+        path = self.stand_in("poor", 'echo " A..... aac   AAC (Advanced Audio Coding)"')
+        with patch.dict(os.environ, PATH=f"{path.parent}:/usr/bin:/bin"):
+            self.assertNotEqual(Tools(Stop()).ffmpeg, str(path))
+        path.write_text("#!/bin/sh\nexit 1\n")  # which says nothing of its encoders
+        with patch.dict(os.environ, PATH=f"{path.parent}:/usr/bin:/bin"):
+            self.assertEqual(Tools(Stop()).ffmpeg, str(path))
+
+
+class TestSignals(unittest.TestCase):
+    def test_a_signal_only_sets_a_flag_and_one_that_was_ignored_stays_so(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with stop_signals() as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                self.assertFalse(stop.requested)
+                os.kill(os.getpid(), signal.SIGTERM)
+                self.assertEqual(stop.signal, signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
