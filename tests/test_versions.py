@@ -18,8 +18,8 @@ class Versions(LibraryCase):
     def test_every_build_compresses_and_keeps_the_same_recordings_and_writes_the_same_sizes(self) -> None:
         if os.environ.get("CI"):
             self.assertGreaterEqual(len(BUILDS), 2, "CI must bring an old and a new ffmpeg")
-        # In batches, and with more cores than recordings, where each goes through three processes.
-        sizes = [self.outcomes(build, jobs) for build in [*BUILDS, ""] for jobs in ("1", "64")]
+        # In batches, and with more cores than recordings, where each goes through three processes (the other tests do with ours).
+        sizes = [self.outcomes(build, jobs) for build in [*BUILDS, ""] for jobs in ("1", "64")[: 1 + bool(build)]]
         for found in sizes:
             self.assertEqual({name for name, size in found.items() if size}, {f"{name}.webm" for name in COMPRESSED})
             self.assertEqual({name for name, size in found.items() if not size}, {f"{name}.webm" for name in KEPT})
