@@ -194,7 +194,7 @@ AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
 # other. Strings stand here and nowhere else: everything below compares members, never texts.
 
 
-class Action(enum.Enum):
+class Action(str, enum.Enum):
     """What became of a recording, as printed, logged and remembered."""
 
     COMPRESSED = "compressed"
@@ -206,7 +206,7 @@ class Action(enum.Enum):
     RESTORED = "restored"
 
 
-class Move(enum.Enum):
+class Move(str, enum.Enum):
     """The ways a take can change; the table is in the docstring of this file."""
 
     COMPRESS = "compress"
@@ -228,52 +228,54 @@ class State(enum.Enum):
 
 
 class Reason(enum.Enum):
-    """Why, with the sentence for the user; `{}` stands for what was found in this file."""
+    """Why: the action, and the sentence for the user, in which `{}` stands for what was found in
+    this file."""
 
-    def __init__(self, action: Action, sentence: str) -> None:
-        self.action, self.sentence = action, sentence
+    def __init__(self, text: str) -> None:
+        action, self.sentence = text.split(": ", 1)
+        self.action = Action(action)
 
-    DONE = (Action.COMPRESSED, "proven and put in place{}")
-    ADOPTED = (Action.COMPRESSED, "its copy was there already, and was proven again{}")
-    DUE = (Action.WOULD_COMPRESS, "due{}")
-    ARCHIVED = (Action.ARCHIVED, "in {}")
-    ARCHIVE_DUE = (Action.WOULD_ARCHIVE, "to {}")
-    RESTORED = (Action.RESTORED, "{}; --retry lets runs take it up again")
+    DONE = "compressed: proven and put in place{}"
+    ADOPTED = "compressed: its copy was there already, and was proven again{}"
+    DUE = "would-compress: due{}"
+    ARCHIVED = "archived: in {}"
+    ARCHIVE_DUE = "would-archive: to {}"
+    RESTORED = "restored: {}; --retry lets runs take it up again"
 
-    EMPTY = (Action.KEPT, "the file is empty{}")
-    HEADERLESS = (Action.KEPT, "a later part of a recording, unreadable without its first part{}")
-    UNREADABLE = (Action.KEPT, "unreadable: {}")
-    NO_AUDIO = (Action.KEPT, "no audio in it: {}")
-    VIDEO = (Action.KEPT, "has video, which a copy of the sound would lose{}")
-    COVER = (Action.KEPT, "has a cover picture or another attachment, which a copy would lose{}")
-    SEVERAL_STREAMS = (Action.KEPT, "several streams, of which a copy would keep one: {}")
-    UNSUPPORTED = (Action.KEPT, "not a kind that is compressed: {}")
-    FORM_UPLOAD = (Action.KEPT, "a form upload saved with its headers, not a recording{}")
-    APPENDED = (Action.KEPT, "several recordings appended, of which ffmpeg keeps the first: {}")
-    TRUNCATED = (Action.KEPT, "truncated: {}")
-    DAMAGED = (Action.KEPT, "damaged: {}")
-    LOW_BIT_RATE = (Action.KEPT, "already small: {}")
-    LITTLE_SAVING = (Action.KEPT, "too little to gain: {}")
-    POLICY_KEEP = (Action.KEPT, "its sidecar's compression_policy says keep{}")
-    POLICY_INVALID = (Action.KEPT, "its sidecar's compression_policy cannot be followed: {}")
-    SIDECAR = (Action.KEPT, "its sidecar cannot be edited: {}")
+    EMPTY = "kept: the file is empty{}"
+    HEADERLESS = "kept: a later part of a recording, unreadable without its first part{}"
+    UNREADABLE = "kept: unreadable: {}"
+    NO_AUDIO = "kept: no audio in it: {}"
+    VIDEO = "kept: has video, which a copy of the sound would lose{}"
+    COVER = "kept: has a cover picture or another attachment, which a copy would lose{}"
+    SEVERAL_STREAMS = "kept: several streams, of which a copy would keep one: {}"
+    UNSUPPORTED = "kept: not a kind that is compressed: {}"
+    FORM_UPLOAD = "kept: a form upload saved with its headers, not a recording{}"
+    APPENDED = "kept: several recordings appended, of which ffmpeg keeps the first: {}"
+    TRUNCATED = "kept: truncated: {}"
+    DAMAGED = "kept: damaged: {}"
+    LOW_BIT_RATE = "kept: already small: {}"
+    LITTLE_SAVING = "kept: too little to gain: {}"
+    POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
+    POLICY_INVALID = "kept: its sidecar's compression_policy cannot be followed: {}"
+    SIDECAR = "kept: its sidecar cannot be edited: {}"
 
-    SIDECAR_FAILED = (Action.FAILED, "its copy is there, but its sidecar cannot be written: {}")
-    TOOL_FAILED = (Action.FAILED, "ffmpeg failed: {}")
-    TOOL_HUNG = (Action.FAILED, "a program hung and was stopped: {}")
-    TOOL_KILLED = (Action.FAILED, "a program was killed, perhaps as memory is short{}")
-    NOT_PROVEN = (Action.FAILED, "the copy did not prove true and was dropped: {}")
-    NOT_REMOVED = (Action.FAILED, "its copy is there, but the original cannot be deleted: {}")
-    NAME_TAKEN = (Action.FAILED, "name already taken: {}")
-    NAME_TOO_LONG = (Action.FAILED, "a name is too long: {}")
-    OWNER = (Action.FAILED, "its copy could not be given to its owner: {}")
-    ARCHIVE = (Action.FAILED, "could not be archived: {}")
-    ARCHIVE_REFUSED = (Action.FAILED, "cannot be archived: {}")
-    NOT_RESTORED = (Action.FAILED, "cannot be restored: {}")
-    CHANGED = (Action.FAILED, "the recording changed while it was being worked on{}")
-    NO_SPACE = (Action.FAILED, "no space left: {}")
-    INPUT_OUTPUT = (Action.FAILED, "input/output error: {}")
-    DEFECT = (Action.FAILED, "a defect of this program (its traceback is in the log): {}")
+    SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
+    TOOL_FAILED = "failed: ffmpeg failed: {}"
+    TOOL_HUNG = "failed: a program hung and was stopped: {}"
+    TOOL_KILLED = "failed: a program was killed, perhaps as memory is short{}"
+    NOT_PROVEN = "failed: the copy did not prove true and was dropped: {}"
+    NOT_REMOVED = "failed: its copy is there, but the original cannot be deleted: {}"
+    NAME_TAKEN = "failed: name already taken: {}"
+    NAME_TOO_LONG = "failed: a name is too long: {}"
+    OWNER = "failed: its copy could not be given to its owner: {}"
+    ARCHIVE = "failed: could not be archived: {}"
+    ARCHIVE_REFUSED = "failed: cannot be archived: {}"
+    NOT_RESTORED = "failed: cannot be restored: {}"
+    CHANGED = "failed: the recording changed while it was being worked on{}"
+    NO_SPACE = "failed: no space left: {}"
+    INPUT_OUTPUT = "failed: input/output error: {}"
+    DEFECT = "failed: a defect of this program (its traceback is in the log): {}"
 
     @property
     def code(self) -> str:
@@ -353,22 +355,20 @@ class File(NamedTuple):
     def suffix(self) -> str:
         return os.path.splitext(self.name)[1]
 
+    @property
+    def is_original(self) -> bool:
+        return self.suffix.lower() == SOURCE_SUFFIX
 
-class Identity(NamedTuple):
+
+Identity = tuple[int, int, int, int, int]
+
+
+def identity_of(status: os.stat_result) -> Identity:
     """All that must be unchanged of a source between probe and unlink, or else its SHA-256 decides:
-    a hard link, a chmod, made-up inode numbers change the first three and no content."""
-
-    device: int
-    inode: int
-    ctime_ns: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Identity:
-        return cls(
-            status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size, status.st_mtime_ns
-        )
+    a hard link, a chmod, made-up inode numbers change the first three and no content. Its size and
+    mtime (ns) come last."""
+    change = status.st_ctime_ns
+    return status.st_dev, status.st_ino, change, status.st_size, status.st_mtime_ns
 
 
 class Place(NamedTuple):
@@ -436,18 +436,18 @@ class Past(NamedTuple):
     @property
     def is_settled(self) -> bool:
         """Whether the last outcome is one that stays, as long as nothing it rests on changes."""
-        if self.action == Action.FAILED.value:
+        if self.action == Action.FAILED:
             return self.attempts >= ATTEMPTS
-        return self.action in (Action.KEPT.value, Action.RESTORED.value)
+        return self.action in (Action.KEPT, Action.RESTORED)
 
     @property
     def is_at_rest(self) -> bool:
         """Whether nothing but archiving is left to be tried, which presupposes that."""
-        return self.is_settled or self.move == Move.ARCHIVE.value
+        return self.is_settled or self.move == Move.ARCHIVE
 
     @property
     def is_restored(self) -> bool:
-        return self.action == Action.RESTORED.value
+        return self.action == Action.RESTORED
 
 
 NO_PAST = Past()
@@ -501,7 +501,7 @@ class Take(NamedTuple):
         """The same take with other files."""
         files = tuple(files)
         return self._replace(
-            originals=tuple(file for file in files if file.suffix.lower() == SOURCE_SUFFIX),
+            originals=tuple(file for file in files if file.is_original),
             copies=tuple(file for file in files if file.suffix in FORMAT_OF),
         )
 
@@ -852,12 +852,12 @@ class Work:
         known = last if source is None or last.speaks_of(source) else NO_PAST
         attempts = 0
         if action is Action.FAILED:
-            is_again = (known.move, known.settings) == (plan.move.value, plan.settings)
+            is_again = (known.move, known.settings) == (plan.move, plan.settings)
             attempts = known.attempts * is_again + (not reason.is_environment)
         past = known._replace(
-            action=action.value,
+            action=action,
             code=reason.code,
-            move=plan.move.value,
+            move=plan.move,
             settings=plan.settings,
             attempts=attempts,
             time=now,
@@ -866,8 +866,7 @@ class Work:
             place=self.place,
         )
         if source:
-            is_original = source.suffix.lower() == SOURCE_SUFFIX
-            first_size = source.size if is_original else known.first_size
+            first_size = source.size if source.is_original else known.first_size
             past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
         if action is Action.COMPRESSED and self.copy:
             # Of a copy that was there already, rate and date are those on record or in its tag.
@@ -1327,7 +1326,8 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str) -> Policy:
 # ------------------------------------------------------------------------------------------- run
 # One run from lock to summary: plan, then batches through probe and prove on every core, commits by
 # the main thread alone as recordings become ready. May start threads. Must never change the library
-# itself, and never lose an outcome: every Work that was planned ends in the report.
+# itself, and never lose an outcome: every Work that was planned ends in the report. A dry run goes
+# the same way, up to the decision.
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
@@ -1350,9 +1350,9 @@ class Run:
         self.now, self.started = time.time(), time.monotonic()
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
-        self.index: Optional[list[int]] = None  # size and mtime_ns, as a run has left it
         self.begun = 0  # recordings, for --limit
-        self.steps: dict[Work, list[Work]] = {}  # of each that is not committed: with which it is
+        self.through: list[Work] = []  # proven or refused, still to be committed
+        self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Work, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
 
@@ -1368,52 +1368,44 @@ class Run:
         message = ""
         try:
             self.library.require(self.config.log_file)
+            self.report.open_log()
             if self.library.paused(self.now):
                 message = f"Paused: nothing was done. '{PROGRAM} resume' lets runs go on."
-                self.report.open_log()
                 self.report.once(message)
-            elif self.config.dry_run:
-                self.rehearse()
-            else:
-                self.begin()
+            elif self.config.dry_run or self.is_begun():
+                with self.open():
+                    self.work(plan_run(self))
         except (ServiceError, OSError) as error:
             self.report.open_log()
             message = self.report.failed(error)
-        self.report.open_log()
         summary = self.report.summary(message)
         if self.is_locked:
             self.note(summary)
         if not self.config.dry_run and (message or self.report.has_news):
             self.notify(summary)
 
-    def note(self, summary: Mapping[str, Any]) -> None:
-        """The record of this run, by the time when it began."""
-        when = {"date": iso(self.now), "time": self.now}
-        self.history.note([{**summary, "type": "run", **when, "index": self.index}])
-
-    def begin(self) -> None:
-        """Our own folder is first made when something is due, so that is planned before."""
-        history = self.library.own("history.jsonl")
-        works = [] if os.path.lexists(history) else plan_run(self)
-        if works or os.path.lexists(history) or next(plan_archive(self), None):
-            with self.open():
-                # It is there already, or another run was faster.
-                self.work(plan_run(self) if os.path.lexists(history) else works)
+    def is_begun(self) -> bool:
+        """Whether something was done here before, or is to be now: our own folder is first made
+        when something is due."""
+        is_known = os.path.lexists(self.library.own("history.jsonl"))
+        return is_known or bool(plan_run(self) or next(plan_archive(self), None))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Lock, log, stop signals, staging, tools, committer: for a run and for restore."""
-        with stop_signals() as self.stop:
-            with self.library.lock(), Staging(self.library) as self.staging:
-                self.is_locked = True
-                self.history = History(self.library)
-                self.report.open_log()
-                self.tools = Tools(self.stop)
+        """Lock, stop signals, staging, tools, committer: for a run and for restore. A dry run needs
+        but the tools."""
+        with stop_signals() as self.stop, contextlib.ExitStack() as stack:
+            self.tools = Tools(self.stop)
+            self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
+            if not self.config.dry_run:
+                stack.enter_context(self.library.lock())
+                self.staging = stack.enter_context(Staging(self.library))
+                self.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
-                self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
-                with contextlib.suppress(Stopped):
-                    yield
-            self.tell_stop()
+                self.is_locked = True
+            with contextlib.suppress(Stopped):
+                yield
+        self.tell_stop()
 
     def tell_stop(self) -> None:
         if self.stop.signal:
@@ -1421,62 +1413,76 @@ class Run:
             kept = "what was not finished is as it was; run again to go on."
             self.report.error(f"Stopped by {name}: {kept}", 128 + self.stop.signal)
 
+    def note(self, summary: Mapping[str, Any]) -> None:
+        """The record of this run, by the time when it began; where all is true, with the index's
+        size and mtime."""
+        is_true = not self.committer.ids and not self.report.exit_code
+        index = self.library.index_state() if is_true else None
+        when = {"date": iso(self.now), "time": self.now}
+        self.history.note([{**summary, "type": "run", **when, "index": index}])
+
     def work(self, works: Sequence[Work]) -> None:
         self.report.begin(works, self.workers)
         self.begun = len(works)
-        if works:
+        if works and self.config.dry_run:
+            read_signs(self.library)
+            try_ffmpeg(self.tools, works[0].plan.target)
+        elif works:
             try_commits(self.library, self.history, None)
         begun_before = [work.recording for work in works if work.plan.move is Move.RESTORE]
-        bring_back(self, list({each.key: each for each in begun_before}.values()))
+        if self.is_locked:
+            bring_back(self, list({each.key: each for each in begun_before}.values()))
         try:
             self.compress([work for work in works if work.plan.move is not Move.RESTORE])
             for archive, together in self.archivable():
-                archive.store(together)
-                self.commit(together)
+                if self.is_locked:
+                    archive.store(together)
+                for work in together if self.config.dry_run else ():
+                    if not work.reason:
+                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
+                self.through += together
+                self.commit()
         finally:
-            self.finish_documents()
-
-    def finish_documents(self) -> None:
-        """The end of the work: what was not written is looked at again by the next run."""
-        self.committer.settle(at_once=True)
-        note_rest(self)
-        if not self.committer.ids and not self.report.exit_code:
-            self.index = self.library.index_state()
+            if self.is_locked:
+                self.committer.finish()
 
     def compress(self, works: Sequence[Work]) -> None:
-        """Keep every worker busy with batches, and commit what comes back step by step; where an
-        error ends it, what was proven before is brought to its end."""
-        self.steps = steps_of(works)
-        self.finish_steps(works)  # those that were refused as a whole
+        """Keep every worker busy with batches, and commit what comes back; where an error ends it,
+        what was proven before is brought to its end."""
+        self.through += [work for work in works if work.reason]
+        queue = Queue([work for work in works if not work.reason], self.workers)
         try:
-            self.transcode_all(Queue([work for work in works if not work.reason], self.workers))
-            self.settle(list(self.steps))
+            with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+                self.transcode_all(queue, pool)
         finally:
-            self.settle([work for work in self.steps if work.is_ready])
+            self.commit()
 
-    def transcode_all(self, queue: Queue) -> None:
+    def transcode_all(self, queue: Queue, pool: concurrent.futures.Executor) -> None:
         running: dict[concurrent.futures.Future[None], Sequence[Work]] = {}
-        with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-            try:
-                while True:
-                    while len(running) < self.workers:
-                        batch = self.next_batch(queue, itertools.chain(*running.values()))
-                        if not batch:
-                            break
-                        running[pool.submit(self.transcode, batch)] = batch
-                    if not running:
-                        return
-                    first = concurrent.futures.FIRST_COMPLETED
-                    for future in concurrent.futures.wait(running, 0.5, first).done:
-                        batch = running.pop(future)
-                        future.result()
-                        self.seconds_done += sum(map(guessed_seconds, batch))
-                        self.find_cause(batch)
-                        self.finish_steps(batch)
-                    self.report.progress(self.seconds_done + self.seconds_at_work(), queue.seconds)
-            except BaseException:
-                self.stop.is_over = True  # an error ends the run: what is at work is dropped
-                raise
+        try:
+            while True:
+                while len(running) < self.workers:
+                    batch = self.next_batch(queue, itertools.chain(*running.values()))
+                    if not batch:
+                        break
+                    running[pool.submit(self.transcode, batch)] = batch
+                if not running:
+                    return
+                first = concurrent.futures.FIRST_COMPLETED
+                for future in concurrent.futures.wait(running, 0.5, first).done:
+                    batch = running.pop(future)
+                    future.result()
+                    self.through += [work for work in batch if work.is_ready]
+                    self.find_cause(batch)
+                    self.through += [work for work in batch if work.reason]
+                    self.seconds_done += sum(map(guessed_seconds, batch))
+                # What a large sidecar takes to be written is spent seldom.
+                if time.monotonic() - self.committed > max(1.0, 10 * self.cost):
+                    self.commit()
+                self.report.progress(self.seconds_done + self.seconds_at_work(), queue.seconds)
+        except BaseException:
+            self.stop.is_over = True  # an error ends the run: what is at work is dropped
+            raise
 
     def next_batch(self, queue: Queue, at_work: Iterable[Work]) -> Sequence[Work]:
         """What the disk has room for beside those at work; empty to wait for them, or at the
@@ -1484,34 +1490,24 @@ class Run:
         if not queue.waiting or self.must_end():
             return ()
         reserved = SPACE_MARGIN + sum(map(space_needed, at_work))
-        batch = queue.take(shutil.disk_usage(self.library.root).free - reserved)
+        batch = queue.take(free_space(self.library) - reserved)
         if batch or reserved > SPACE_MARGIN:
             return batch
-        self.settle(list(self.steps))  # which gives space back
-        self.committer.settle(at_once=True)
-        free = shutil.disk_usage(self.library.root).free
-        return queue.take(free - reserved) or [queue.waiting.popleft()]  # which is told in prepare
+        self.commit()  # which gives space back
+        room = free_space(self.library) - reserved
+        return queue.take(room) or [queue.waiting.popleft()]  # which is told in prepare
 
-    def finish_steps(self, works: Iterable[Work]) -> None:
-        """Commit each step of these that is through."""
-        begun = [self.steps[work] for work in works if work in self.steps]
-        for step in {id(step): step for step in begun}.values():
-            if all(work.is_ready or work.reason for work in step):
-                self.settle(step)
-
-    def settle(self, works: Iterable[Work]) -> None:
-        """Commit those that are through, folder by folder; only the main thread comes here."""
-        through = [work for work in works if work.is_ready or work.reason]
-        self.commit([work for work in through if self.steps.pop(work, None)])
-
-    def commit(self, works: Iterable[Work]) -> None:
-        by_folder: dict[str, list[Work]] = {}
-        for work in works:
-            by_folder.setdefault(work.take.folder, []).append(work)
-        for folder, group in by_folder.items():
-            self.committer.commit(folder, group)
-        if by_folder:
-            self.committer.settle(at_once=False)
+    def commit(self) -> None:
+        """All that is through; only the main thread comes here."""
+        works, self.through = self.through, []
+        begun = time.monotonic()
+        if self.is_locked:
+            self.committer.commit(works)
+        else:
+            for work in works:
+                self.report.outcome(work)
+        self.committed = time.monotonic()
+        self.cost = self.committed - begun
 
     def no_space(self, work: Work, detail: str) -> NoSpaceError:
         folder = self.library.path(work.take.folder)
@@ -1542,17 +1538,15 @@ class Run:
         finally:
             for work, job in jobs.items():
                 self.jobs.pop(work, None)
-                self.staging.discard(job.source_levels)
-                self.staging.discard(job.copy_levels)
-                if not work.is_ready:
-                    self.staging.discard(work.staged)
+                used = [job.source_levels, job.copy_levels]
+                for path in used if work.is_ready else (*used, work.staged):
+                    self.staging.discard(path)
 
     def examine(self, work: Work) -> None:
-        """Open the source once: identity, SHA-256, probe, decide. Raises Refusal, OSError. A dry
-        run does this and no more."""
+        """Open the source once: identity, probe, decide; SHA-256. Raises Refusal, OSError."""
         source, path = work.plan.source, self.library.path(work.path)
         with open(open_regular(path), "rb") as file:
-            work.identity = Identity.of(os.fstat(file.fileno()))
+            work.identity = identity_of(os.fstat(file.fileno()))
             if source is None or work.identity[-2:] != source[1:]:
                 raise Refusal(Reason.CHANGED)
             work.probe = probe(file.fileno(), path, self.tools)
@@ -1561,14 +1555,16 @@ class Run:
             lasts = max(recorded, default=0.0)
             saving = -math.inf if work.plan.move is Move.ADOPT else self.config.min_saving_percent
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
+            if self.config.dry_run:
+                foresee_commit(self.library, work)
+                raise Refusal(Reason.DUE)
             work.sha256 = digest_from(file)  # only now: a sparse file may be larger than the disk
 
     def prepare(self, work: Work) -> Job:
         """What is to be proven, with a staged file for a copy that is to be made. Raises Refusal,
         OSError, NoSpaceError."""
         assert work.probe
-        free = shutil.disk_usage(self.library.root).free
-        needed = SPACE_MARGIN + space_needed(work)
+        free, needed = free_space(self.library), SPACE_MARGIN + space_needed(work)
         if free < needed:
             found = f"{size_text(free)} free, where {size_text(needed)} are needed"
             raise self.no_space(work, found)
@@ -1594,12 +1590,11 @@ class Run:
             give_attributes_of(job.source, job.copy)
         with open(open_regular(job.copy), "rb") as file:
             flush(file.fileno())
-        size, mtime_ns = file_at(job.copy)[1:]
-        before = size_before(work)
-        if job.encodes and size > before * (1 - self.config.min_saving_percent / 100):
-            sizes = f"{size_text(before)} would become {size_text(size)}"
+        made, before = file_at(job.copy), size_before(work)
+        if job.encodes and made.size > before * (1 - self.config.min_saving_percent / 100):
+            sizes = f"{size_text(before)} would become {size_text(made.size)}"
             raise Refusal(Reason.LITTLE_SAVING, sizes)
-        work.copy = File(os.path.basename(work.target_path), size, mtime_ns)
+        work.copy = made._replace(name=os.path.basename(work.target_path))
 
     def find_cause(self, works: Sequence[Work]) -> None:
         """After failures that may lie outside the recordings, try what they needed. Raises the
@@ -1622,17 +1617,15 @@ class Run:
         """Whole recordings, several together, as a remote takes its time to begin. Raises
         ServiceError where the archive does not answer."""
         archive, limit = configured_archive(self), self.config.limit or math.inf
-        if archive is None:
-            return
         together: list[Work] = []
-        for works in plan_archive(self):
-            if not archive or self.must_end() or self.begun >= limit:
+        for works in plan_archive(self) if archive else ():
+            if self.must_end() or self.begun >= limit:
                 break
-            if not together:
+            if not together and archive:
                 archive.try_it()
             self.begun += len(works)
             together += works
-            if len(together) >= BATCH_FILES:
+            if archive and len(together) >= BATCH_FILES:
                 yield archive, together
                 together = []
         if archive and together:
@@ -1649,33 +1642,6 @@ class Run:
         elif is_paused:
             self.report.once("Paused while at work; what is left waits for 'resume'.")
         return self.stop.requested or is_late or is_paused
-
-    def rehearse(self) -> None:
-        """The dry run: everything up to the decision, and what a run would try."""
-        with stop_signals() as self.stop:
-            self.tools = Tools(self.stop)
-            works = plan_run(self)
-            self.report.begin(works, self.workers)
-            self.begun = len(works)
-            if works:
-                read_signs(self.library)
-                try_ffmpeg(self.tools, works[0].plan.target)
-            for work in works:
-                if self.must_end():
-                    break
-                with boundary(work):
-                    if not work.reason and work.plan.move is not Move.RESTORE:
-                        self.examine(work)
-                        foresee_commit(self.library, work)
-                        work.reason = Reason.DUE
-                if work.reason:  # else a restore, begun long since
-                    self.report.outcome(work)
-            for archive, together in self.archivable():
-                for work in together:
-                    if not work.reason:
-                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
-                    self.report.outcome(work)
-        self.tell_stop()
 
     def notify(self, summary: Mapping[str, Any]) -> None:
         """Give the summary to the user's own command; that it failed is told, and changes
@@ -1731,24 +1697,16 @@ def space_needed(work: Work) -> int:
     return round(size_before(work) + 2 * guessed_seconds(work) * LEVEL_BYTES)
 
 
+def free_space(library: Library) -> int:
+    """Bytes."""
+    return shutil.disk_usage(library.root).free
+
+
 def allowed_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def steps_of(works: Iterable[Work]) -> dict[Work, list[Work]]:
-    """Which works are committed together: all of a recording, or few steps of a very large one, as
-    each of its sidecars is written once a step."""
-    steps: dict[Work, list[Work]] = {}
-    for _, group in itertools.groupby(works, lambda work: work.recording.key):
-        whole = list(group)
-        most = max(STEP_FILES, len(whole) // 16, len(whole[0].recording.sidecars))
-        for at in range(0, len(whole), most):
-            step = whole[at : at + most]
-            steps.update(dict.fromkeys(step, step))
-    return steps
 
 
 class Queue:
@@ -2369,42 +2327,35 @@ def plan_run(run: Run) -> list[Work]:
     """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
     is due. A refused plan makes a Work that is refused already.
 
-    The documents of a folder are read unless it is at rest; recordings found there that do not
-    move are handed to the committer, to be made true. Where the index is not as we left it, what
-    the takes say by id is added up for it."""
+    The documents of a folder are read unless it is at rest; who may write makes true at the end
+    what has been looked into. Where the index is not as we left it, that too is looked into."""
     config, history, report = run.config, run.history, run.report
-    committer = run.committer if run.is_locked else None  # who may write
-    is_index_ours = committer is None or has_own_index(run)
     works: list[Work] = []
-    seen: dict[str, Take] = {}
     report.found = report.young = report.told_before = 0
     for folder in run.library.walk(history, report.error, report.once):
-        originals = [file for file in folder.audio if file.suffix.lower() == SOURCE_SUFFIX]
         report.found += len(folder.audio)
-        report.young += sum(is_young(file, run) for file in originals)
-        if committer:
+        report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
+        if run.is_locked:
             run.staging.sweep(folder)
-        if not is_index_ours:
-            seen.update((take.stem, take) for take in folder.takes.values())
         word = word_at_rest(folder, run)
         if word is not None:
             report.told_before += int(finite(word.get("kept")))
             continue
-        still = []
         for recording in resolve_recordings(run.library, folder, history):
             due = [work for work in works_of(recording, run) if work.plan.move is not Move.ARCHIVE]
             works += due
             moving = {work.take.stem for work in due}
-            resting = [take for take in recording.takes if take.stem not in moving]
-            report.told_before += resting_in(resting)
-            still += [] if due else [recording]
-        if committer:
-            committer.touch(folder.path, still)
-    facts = {} if is_index_ours else facts_by_id(history, seen)
-    if committer and facts:
-        committer.heal_index(facts)
+            report.told_before += resting_in(
+                take for take in recording.takes if take.stem not in moving
+            )
+        if run.is_locked:
+            run.committer.folders.add(folder.path)
+    is_index_ours = run.library.index_state() in (None, history.last.get("index"))
+    if run.is_locked and not is_index_ours:
+        run.committer.attempt((), run.committer.look_at_index)
     works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
-    if not works and is_selective(config):
+    is_selective = config.only or config.language or config.since or config.until
+    if is_selective and not works:
         report.once("The selection fits nothing that is due.")
     return works[: config.limit]
 
@@ -2413,21 +2364,6 @@ def placed(history: History) -> list[Take]:
     """What is in the archive, by history alone."""
     pasts = history.pasts.items()
     return [Take(stem, past=past) for stem, past in pasts if past.place]
-
-
-def has_own_index(run: Run) -> bool:
-    """Whether the index is not there, or as a run left it that was the last to do anything."""
-    return run.library.index_state() in (None, run.history.last.get("index"))
-
-
-def facts_by_id(history: History, seen: Mapping[str, Take]) -> dict[str, Facts]:
-    """What the index should say of every id on record, by files and history alone."""
-    takes: dict[str, list[Take]] = {}
-    for stem, past in history.pasts.items():
-        if stem in seen or past.place:
-            for id_ in past.ids:
-                takes.setdefault(id_, []).append(seen.get(stem) or Take(stem, past=past))
-    return {id_: facts_of(group) for id_, group in takes.items()}
 
 
 def is_young(file: File, run: Run) -> bool:
@@ -2458,18 +2394,15 @@ def rest_of(folder: Folder, run: Run) -> str:
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
 
 
-def note_rest(run: Run) -> None:
-    """At the end of a run: of each folder that it has looked into, has made true, and in which
-    nothing is left to be tried, note what it rests on."""
-    notes = []
-    for folder in run.committer.true_folders():
-        takes = folder.takes.values()
-        # Whose originals are kept until days are over, their mtimes do not tell.
-        waits = run.config.keep_originals_days > 0
-        if not any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
-            rest = {"rest": rest_of(folder, run), "kept": resting_in(takes)}
-            notes.append({"type": "folder", "path": os.path.join(folder.path, ""), **rest})
-    run.history.note(notes)
+def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
+    """At the end of a run, of a folder whose documents are true: what it rests on, to be noted;
+    nothing where something is left to be tried, now or (`keep_originals_days`) once days are
+    over."""
+    takes, waits = folder.takes.values(), run.config.keep_originals_days > 0
+    if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
+        return []
+    rest = {"rest": rest_of(folder, run), "kept": resting_in(takes)}
+    return [{"type": "folder", "path": os.path.join(folder.path, ""), **rest}]
 
 
 def resting_in(takes: Iterable[Take]) -> int:
@@ -2521,10 +2454,6 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
             here = [take for take in recording.takes if take.state is not State.ARCHIVED]
             if works and len(works) == len(here):
                 yield works
-
-
-def is_selective(config: Config) -> bool:
-    return bool(config.only or config.language or config.since or config.until)
 
 
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
@@ -3602,57 +3531,49 @@ class Committer:
     """Carries out the moves of one run, and keeps the documents true."""
 
     def __init__(self, run: Run) -> None:
-        self.library, self.staging = run.library, run.staging
+        self.run, self.library, self.staging = run, run.library, run.staging
         self.history, self.report = run.history, run.report
-        self.folders: set[str] = set()  # whose documents `settle` looks at
-        self.ids: set[str] = set()  # whose entries in the index it looks at
-        self.true: dict[str, dict[str, int]] = {}  # by folder: documents that it has made true
+        self.folders: set[str] = set()  # that the run has looked into
+        self.ids: set[str] = set()  # whose entries in the index may have to change
         self.settled, self.cost = time.monotonic(), 0.0  # seconds
 
-    def commit(self, folder: str, works: Sequence[Work]) -> None:
-        """All that is ready in one folder, and what was refused there (it changes what documents
-        say, and goes into the history). Each Work comes out with its final reason, told to the
-        report:
+    def commit(self, works: Sequence[Work]) -> None:
+        """All that is ready, and what was refused (it changes what documents say, and goes into the
+        history). Each Work comes out with its final reason, told to the report:
 
         1. identity of each source (`is_same`); one deleted by its owner is passed over
         2. put in place: `place`, `exchange`, or nothing; attributes were given when it was staged
         3. flush the folder; where that fails, originals stay and the works have failed
         4. make the sidecars of every recording touched true; flush the folder
         5. append to the history and flush; where that fails, originals stay
-        6. an index that names files is written here; another is left to a later `settle`
+        6. an index that names files is written here; another follows within seconds
         7. identity again, unlink, flush
         """
-        now, whole = time.time(), self.library.path(folder)
+        now = time.time()
         works = [work for work in works if not self.is_gone(work)]
         for work in works:
             with boundary(work):
                 if work.is_ready:
                     self.put_in_place(work, now)
         keep_together(works)
-        self.attempt(works, flush_folder, whole)
-        self.attempt(works, self.make_works_true, folder, works, now)
-        self.attempt(works, flush_folder, whole)
+        folders: dict[str, list[Work]] = {}
+        for work in works:
+            folders.setdefault(work.take.folder, []).append(work)
+        for folder, group in folders.items():
+            self.attempt(group, flush_folder, self.library.path(folder))
+            self.attempt(group, self.make_works_true, folder, group, now)
+            self.attempt(group, flush_folder, self.library.path(folder))
         if not self.attempt(works, self.history.append, works, now):
             self.attempt((), self.history.append, works, now)  # that they have failed
-        self.touch(folder, [work.recording for work in works])
+        ids = {id_ for work in works for id_ in work.recording.ids}
+        self.folders.update(folders)
         if self.index_names_files:
+            self.ids |= ids
             self.settle(at_once=True)
-            self.touch(folder, [work.recording for work in works])
-        self.remove_sources(folder, works, now)
-
-    def touch(self, folder: str, recordings: Iterable[Recording]) -> None:
-        """Note that documents may have to change."""
-        self.folders.add(folder)
-        self.true.pop(folder, None)
-        self.ids.update(*(recording.ids for recording in recordings))
-
-    def true_folders(self) -> Iterator[Folder]:
-        """Those that this run has looked into, as far as every document says what is."""
-        for path, documents in self.true.items():
-            with contextlib.suppress(OSError, UsageError):
-                folder = self.library.folder(path, self.history)
-                if folder.documents == documents:
-                    yield folder
+        for folder, group in folders.items():
+            self.remove_sources(folder, group, now)
+        self.ids |= ids
+        self.settle(at_once=False)
 
     def is_gone(self, work: Work) -> bool:
         """Whether its owner has deleted its source."""
@@ -3705,16 +3626,14 @@ class Committer:
         """Make the sidecars of recordings say what these works make of them. Where that fails, the
         copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
         after = {work.take.stem: work.take_after(now) for work in works}
-        for recording in self.recordings(self.library.folder(folder, self.history)):
+        here = self.library.folder(folder, self.history)
+        for recording in resolve_recordings(self.library, here, self.history):
             stems = {take.stem for take in recording.takes}
             group = [work for work in works if work.take.stem in stems]
             if group:
-                self.attempt(group, self.make_true, recording, after)
+                self.attempt(group, self.make_true, here, recording, after)
 
-    def recordings(self, folder: Folder) -> list[Recording]:
-        return resolve_recordings(self.library, folder, self.history)
-
-    def make_true(self, recording: Recording, after: Mapping[str, Take]) -> None:
+    def make_true(self, folder: Folder, recording: Recording, after: Mapping[str, Take]) -> None:
         """Make a recording's sidecars say what its takes are, those in `after` (by stem) as they
         will be. Each is rewritten at most once; those that are true keep their bytes and mtime.
         Raises Flaw, Refusal, OSError."""
@@ -3722,8 +3641,7 @@ class Committer:
             raise Flaw(recording.policy.unreadable)
         for path, edit in edits(self.library, recording, after):
             mtime_ns = self.rewrite(path, edit, backup=True)
-            if recording.folder in self.true:
-                self.true[recording.folder][os.path.basename(path)] = mtime_ns
+            folder.documents[os.path.basename(path)] = mtime_ns
 
     def rewrite(self, path: str, edit: Callable[[bytes], Optional[bytes]], backup: bool) -> int:
         """A document, if it has not been deleted meanwhile: its mtime (ns). Raises Flaw, Refusal,
@@ -3765,27 +3683,25 @@ class Committer:
         except OSError as error:
             raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
 
-    def heal_index(self, by_id: Mapping[str, Facts]) -> None:
-        """Where another program has written the index since our last word: look at entries that
-        say something else than `by_id` (from walk and history alone, so only a hint)."""
-
-        def compare() -> None:
-            data = read_whole(self.library.path(INDEX_NAME), JsonText)[0]
-            self.ids.update(index_differs(data, by_id))
-
-        self.attempt((), compare)
-
     @functools.cached_property
     def index_names_files(self) -> bool:
         with contextlib.suppress(OSError):
             return bool(AUDIO_ENDING.search(read_regular(self.library.path(INDEX_NAME))))
         return False
 
+    def look_at_index(self) -> None:
+        """Where another program has written the index since our last word: note which entries it
+        has turned back. (From the history alone, so only a hint.)"""
+        pasts = self.history.pasts.values()
+        compressed = {id_ for past in pasts if past.suffix for id_ in past.ids}
+        document = read_whole(self.library.path(INDEX_NAME), JsonText)[1]
+        for _, id_, entry in entries(document):
+            if id_ in compressed and not entry.get("compressed"):
+                self.ids.add(id_)
+
     def settle(self, at_once: bool) -> None:
-        """Make all documents true that were touched, from what the folders say now: also those that
-        another program has written meanwhile. Within seconds, but not so often that it takes the
-        time of the work; in full at the end, where the last record of the history then names size
-        and mtime of the index. An index that cannot be read, is a link or no object is told and
+        """Make the index true, from what the folders say now. Within seconds, but not so often that
+        it takes the time of the work. One that cannot be read, is a link or no object is told and
         left alone."""
         begun = time.monotonic()
         is_time = at_once or begun - self.settled > max(5.0, 50 * self.cost)
@@ -3796,23 +3712,36 @@ class Committer:
         copies = 0
         for folder in self.library.walk(self.history, self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
-            is_touched, is_true = folder.path in self.folders, True
-            if is_touched:
-                self.true[folder.path] = dict(folder.documents)
-            for recording in self.recordings(folder) if is_touched or folder.path in met else ():
-                if is_touched:
-                    is_true &= self.attempt((), self.make_true, recording, {})
+            is_met = folder.path in met | self.folders
+            recordings = resolve_recordings(self.library, folder, self.history) if is_met else ()
+            for recording in recordings:
                 for id_ in self.ids.intersection(recording.ids):
                     takes[id_][folder.path] = {take.name: take for take in recording.takes}
-            if not is_true:
-                self.true.pop(folder.path)
-        name = self.library.name
-        edit = functools.partial(settle_index, library=name, takes=takes, copies=copies)
+        edit = functools.partial(
+            settle_index, library=self.library.name, takes=takes, copies=copies
+        )
         if self.attempt((), self.rewrite, INDEX_NAME, edit, False):
             self.attempt((), flush_folder, self.library.root)
-            self.folders, self.ids = set(), set()
+            self.ids = set()
         self.settled = time.monotonic()
         self.cost = self.settled - begun
+
+    def finish(self) -> None:
+        """The end of the work: all documents of folders that the run has looked into are made true,
+        also those that another program has written meanwhile, and the index. Where nothing is left
+        to be tried, that is noted; what was not written is looked at again by the next run."""
+        notes = []
+        for path in sorted(self.folders):
+            with contextlib.suppress(OSError, UsageError):
+                folder = self.library.folder(path, self.history)
+                recordings = resolve_recordings(self.library, folder, self.history)
+                true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
+                self.ids.update(*(recording.ids for recording in recordings))
+                flush_folder(self.library.path(path))
+                if all(true):
+                    notes += word_on(folder, self.run)
+        self.settle(at_once=True)
+        self.history.note(notes)
 
 
 def settle_index(
@@ -3870,7 +3799,7 @@ def is_same(path: str, work: Work) -> bool:
     """Whether a source is still what was probed: size and mtime, by name, and where anything else
     differs its SHA-256. Raises FileNotFoundError if its owner deleted it, OSError."""
     status = os.lstat(path)
-    now, before = Identity.of(status), work.identity
+    now, before = identity_of(status), work.identity
     if before is None or now[-2:] != before[-2:] or not stat.S_ISREG(status.st_mode):
         return False
     return now == before or digest_of(path) == work.sha256
@@ -4328,7 +4257,7 @@ class Archive:
         """One file, proven to be there. Raises Refusal, OSError."""
         source, there = self.library.path(work.path), self.location(work.path)
         status = os.lstat(source)
-        work.identity, work.sha256 = Identity.of(status), digest_of(source)
+        work.identity, work.sha256 = identity_of(status), digest_of(source)
         # What is there already stays, but for the beginning of ours: an upload that was killed.
         for option in ("--ignore-existing", "--ignore-times"):
             self.send(work, source, there, option)
@@ -4495,8 +4424,8 @@ def command_restore(config: Config, report: Report) -> None:
         recordings = asked_for(run)
         bring_back(run, [each for each in recordings if can_come_back(run, each)])
         for recording in recordings:  # also where an earlier restore was cut short
-            run.committer.touch(recording.folder, [recording])
-        run.finish_documents()
+            run.committer.folders.add(recording.folder)
+        run.committer.finish()
     run.note(report.summary())
 
 
@@ -4539,7 +4468,7 @@ def done_last(history: History) -> list[str]:
     done = {
         stem: past.time
         for stem, past in history.pasts.items()
-        if past.action in (Action.COMPRESSED.value, Action.ARCHIVED.value)
+        if past.action in (Action.COMPRESSED, Action.ARCHIVED)
     }
     newest = max(done.values(), default=0.0)
     ends = [record["time"] for record in history.runs if record["time"] < newest]
@@ -4598,7 +4527,7 @@ def bring_back(run: Run, recordings: Sequence[Recording]) -> None:
         run.committer.attempt(works, run.history.append, works, time.time())
         for work in works:
             work.place = None  # once the commit is through, it is here again and not there
-        run.committer.commit(recording.folder, works)
+        run.committer.commit(works)
 
 
 def restoring(take: Take, recording: Recording, config: Config) -> Work:
@@ -4937,7 +4866,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
             past = take.past
             is_known = take.is_known or take.proven_copy
             seconds += past.seconds if is_known else 0
-            if is_known and past.action in (Action.KEPT.value, Action.FAILED.value):
+            if is_known and past.action in (Action.KEPT, Action.FAILED):
                 kept.setdefault((past.action, past.code), []).append(take.stem)
     for past in history.pasts.values():
         if past.place:
@@ -4976,7 +4905,7 @@ def kept_for(action: str, code: str, stems: Sequence[str]) -> dict[str, Any]:
         "code": code,
         "reason": sentence.replace("{}", "").rstrip(": "),
         "count": len(stems),
-        "paths": stems if action == Action.FAILED.value else [],
+        "paths": stems if action == Action.FAILED else [],
     }
 
 

@@ -394,8 +394,7 @@ class Planning(Case):
             self.plan(dry_run=False, **settings)
             self.assertEqual(self.run.report.told_before, 2)
             planned = len(looked)
-            self.run.committer.settle(at_once=True)
-            service.note_rest(self.run)
+            self.run.committer.finish()
             return planned
 
         self.assertEqual([night(), night(), night()], [2, 0, 0])

@@ -93,10 +93,10 @@ class TestCommit(MoveCase):
         """Something that happens once, between a proof and its commit."""
         real, once = service.Committer.commit, iter([happens])
 
-        def commit(committer: service.Committer, folder: str, works: Any, *rest: Any) -> None:
+        def commit(committer: service.Committer, works: Any) -> None:
             if works:
                 next(once, lambda: None)()
-            real(committer, folder, works, *rest)
+            real(committer, works)
 
         return mock.patch.object(service.Committer, "commit", commit)
 
