@@ -601,7 +601,7 @@ class Sidecar(NamedTuple):
     own: frozenset[str] = frozenset()
     stuck: frozenset[str] = frozenset()
     listed: bool = False
-    durations: Mapping[str, float] = {}  # seconds on record, by file name
+    durations: Mapping[Optional[str], float] = {}  # seconds on record, by file name
     language: Optional[str] = None
     policy: Any = None  # as it stands there, to be checked
     flaw: str = ""
@@ -1434,14 +1434,7 @@ class Run:
             bring_back(self, list({each.key: each for each in begun_before}.values()))
         try:
             self.compress([work for work in works if work.plan.move is not Move.RESTORE])
-            for archive, together in self.archivable():
-                if self.is_locked:
-                    archive.store(together)
-                for work in together if self.config.dry_run else ():
-                    if not work.reason:
-                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
-                self.through += together
-                self.commit()
+            self.archive()
         finally:
             if self.is_locked:
                 self.committer.finish()
@@ -1476,9 +1469,7 @@ class Run:
                     self.find_cause(batch)
                     self.through += [work for work in batch if work.reason]
                     self.seconds_done += sum(map(guessed_seconds, batch))
-                # What a large sidecar takes to be written is spent seldom.
-                if time.monotonic() - self.committed > max(1.0, 10 * self.cost):
-                    self.commit()
+                self.commit_in_time()
                 self.report.progress(self.seconds_done + self.seconds_at_work(), queue.seconds)
         except BaseException:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
@@ -1496,6 +1487,11 @@ class Run:
         self.commit()  # which gives space back
         room = free_space(self.library) - reserved
         return queue.take(room) or [queue.waiting.popleft()]  # which is told in prepare
+
+    def commit_in_time(self) -> None:
+        """So seldom that it takes little of the time: a large sidecar is dear to write."""
+        if time.monotonic() - self.committed > max(1.0, 10 * self.cost):
+            self.commit()
 
     def commit(self) -> None:
         """All that is through; only the main thread comes here."""
@@ -1613,23 +1609,27 @@ class Run:
                 work.reason = Reason.DAMAGED
                 work.detail = f"ffmpeg cannot decode it ({work.detail})"
 
-    def archivable(self) -> Iterator[tuple[Archive, list[Work]]]:
-        """Whole recordings, several together, as a remote takes its time to begin. Raises
-        ServiceError where the archive does not answer."""
+    def archive(self) -> None:
+        """What is old enough goes there, recording by recording. Raises ServiceError where the
+        archive does not answer."""
         archive, limit = configured_archive(self), self.config.limit or math.inf
-        together: list[Work] = []
-        for works in plan_archive(self) if archive else ():
+        if archive is None:
+            return
+        begun = self.begun
+        for works in plan_archive(self):
             if self.must_end() or self.begun >= limit:
                 break
-            if not together and archive:
+            if self.begun == begun:
                 archive.try_it()
             self.begun += len(works)
-            together += works
-            if archive and len(together) >= BATCH_FILES:
-                yield archive, together
-                together = []
-        if archive and together:
-            yield archive, together
+            if self.is_locked:
+                archive.store(works)
+            for work in works:
+                if not (self.is_locked or work.reason):
+                    work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
+            self.through += works
+            self.commit_in_time()
+        self.commit()
 
     def must_end(self) -> bool:
         """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
@@ -1841,7 +1841,7 @@ def try_ffmpeg(tools: Tools, target: Target) -> None:
 
 SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
-LONGEST_NAME = 1_530  # bytes: 255 characters, each as a JSON escape
+BROKEN_NAME = re.compile(rb".*\.(?:webm|opus|m4a)", re.IGNORECASE | re.DOTALL)
 
 
 class Library:
@@ -1867,30 +1867,19 @@ class Library:
             return None
         return [status.st_size, status.st_mtime_ns]
 
-    def make_own(self) -> None:
-        """Our folder with the library's mode and owner, when something is due. Raises ServiceError
-        where it cannot be made, or something else has the name, or a link."""
-        folder = self.path(OWN_FOLDER)
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o700)
-                give_to_owner(folder, self.root, 0o7777)
-            if not stat.S_ISDIR(os.lstat(folder).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "Another file is in its place", folder)
-        except OSError as error:
-            raise ServiceError(
-                f"Our own folder in the library cannot be used: {describe(error)}. "
-                "Nothing was changed; make it possible, and run again."
-            ) from None
-
     def open_own(self, name: str, flags: int) -> int:
-        """A descriptor of a file in our own folder, made where it is not there, with the folder's
-        owner and mode, so that a run by root locks nobody out. Raises OSError."""
+        """A descriptor of a file in our own folder. Both are made where they are not there, with
+        the library's owner and mode, so that a run by root locks nobody out. Raises OSError, also
+        where something else has the folder's name."""
+        folder = self.own("")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+            give_to_owner(folder, self.root, 0o7777)
         flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.own(name), flags, 0o600)
         if os.fstat(descriptor).st_size == 0:
             with contextlib.suppress(OSError):  # another user's: it is as he made it
-                give_to_owner(descriptor, self.path(OWN_FOLDER), 0o666)
+                give_to_owner(descriptor, folder, 0o666)
         return descriptor
 
     def require(self, log_file: str) -> None:
@@ -1929,7 +1918,6 @@ class Library:
     def lock(self) -> Iterator[None]:
         """flock on our file `lock`, which is never unlinked. Raises BusyError, saying who holds it
         and since when; ServiceError where it cannot be locked."""
-        self.make_own()
         with contextlib.ExitStack() as stack:
             holder = b""
             try:
@@ -1941,7 +1929,10 @@ class Library:
                 who = holder.decode("utf-8", "replace")
                 raise BusyError(f"Another run is at work on this library: {who}.") from None
             except OSError as error:
-                raise ServiceError(f"The library cannot be locked: {describe(error)}.") from None
+                raise ServiceError(
+                    f"The library cannot be locked: {describe(error)}. Nothing was changed; make "
+                    f"{self.own('')} a folder that this user can write to, and run again."
+                ) from None
             we = f"process {os.getpid()} on {socket.gethostname()} since {iso(time.time())}"
             with contextlib.suppress(OSError):  # a full disk is found by what writes more
                 os.truncate(file.fileno(), 0)
@@ -2019,20 +2010,16 @@ def resolve_recordings(library: Library, folder: Folder, history: History) -> li
     that are not here, are added; where a copy is not on record as proven, its tag is asked. Linear
     in the bytes of the documents; strings that many documents share are held once."""
     documents = sorted(folder.documents.items())
-    read = (read_sidecar(library, folder.path, *document) for document in documents)
-    sidecars = [sidecar for sidecar in read if sidecar]
+    sidecars = [read_sidecar(library, folder.path, *document) for document in documents]
     named = frozenset[str]().union(*{sidecar.files for sidecar in sidecars})
+    pasts = history.in_folder(folder.path)
+    archived = (os.path.basename(stem) for stem, past in pasts.items() if past.place)
     takes = dict(folder.takes)
-    absent = set(map(stem_of, named))
-    for stem, past in history.in_folder(folder.path).items():
-        if past.place:
-            absent.add(os.path.basename(stem))
-    for name in absent - takes.keys():
+    for name in sorted({*takes, *map(stem_of, named), *archived}):
         stem = os.path.join(folder.path, name)
-        takes[name] = Take(stem, past=history.past(stem))
-    for name, take in takes.items():
-        if take.copies and not take.proven_copy:
-            takes[name] = claim(library, take, named)
+        take = takes.get(name) or Take(stem, past=pasts.get(stem, NO_PAST))
+        is_claimed = take.copies and not take.proven_copy
+        takes[name] = claim(library, take, named) if is_claimed else take
     flaws = flaws_of(sidecars, takes)
     recordings = []
     for names, those in grouped(sidecars, sorted(takes)):
@@ -2056,14 +2043,14 @@ def claim(library: Library, take: Take, named: Collection[str]) -> Take:
 
 
 @functools.lru_cache(maxsize=1 << 14)  # a large folder is asked again at every commit in it
-def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Optional[Sidecar]:
-    """What planning needs of a JSON file; None if it is gone. A half-written one is waited for."""
+def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Sidecar:
+    """What planning needs of a JSON file; nothing of one that is gone. A half-written one is waited
+    for."""
     path = library.path(folder, name)
     try:
-        document = read_whole(path, JsonText)[1]
-        return sidecar_of(document, library.name, folder, name)
+        return sidecar_of(read_whole(path, JsonText)[1], library.name, folder, name)
     except FileNotFoundError:
-        return None
+        return Sidecar(name)
     except (Flaw, OSError) as error:
         stuck = frozenset[str]()
         with contextlib.suppress(OSError):
@@ -2084,18 +2071,13 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
             stuck.append(file)
         elif file:
             files.append(file)
-            if begin < token.start < end:
-                in_chunks.append(file)
-    durations = []
-    chunks = said.get("chunks")
-    for chunk in chunks if isinstance(chunks, list) else ():
-        said_file = chunk.get("file") if isinstance(chunk, dict) else None
-        file = called(said_file, library, folder) if isinstance(said_file, str) else None
-        if file:
-            durations.append((file, finite(chunk.get("duration"))))
-    id_, language = (
-        said[key] if isinstance(said.get(key), str) else None for key in ("id", "language")
-    )
+            in_chunks += [file] if begin < token.start < end else []
+    durations: dict[Optional[str], float] = {}
+    for chunk in said["chunks"] if isinstance(said.get("chunks"), list) else ():
+        with contextlib.suppress(*ODD):
+            durations[called(chunk["file"], library, folder)] = finite(chunk.get("duration"))
+    texts = (said.get(key) for key in ("id", "language"))
+    id_, language = (text if isinstance(text, str) else None for text in texts)
     return Sidecar(
         name=name,
         id=id_,
@@ -2103,7 +2085,7 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
         own=held(frozenset, tuple(in_chunks or files)),
         stuck=frozenset(stuck),
         listed="chunks" in members,
-        durations=held(dict, tuple(durations)),
+        durations=held(dict, tuple(durations.items())),
         language=language,
         policy=said.get("compression_policy"),
     )
@@ -2117,14 +2099,13 @@ def held(kind: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
 
 def names_in_broken(data: bytes) -> Iterator[str]:
     """What a text that cannot be parsed may call a recording: what ends like one, back to the quote
-    or slash before it. Linear, as a name is short."""
-    for ending in AUDIO_ENDING.finditer(data):
-        before = data[max(0, ending.start() - LONGEST_NAME) : ending.end()]
-        name = re.split(rb'["/]', before)[-1]
+    or slash before it."""
+    for part in re.split(rb'["/]', data):
+        name = BROKEN_NAME.match(part)
         try:
-            yield json.loads(b'"%s"' % name)
+            yield json.loads(b'"%s"' % name[0]) if name else ""
         except ValueError:
-            yield name.decode("utf-8", "replace")
+            yield part.decode("utf-8", "replace")
 
 
 def flaws_of(sidecars: Iterable[Sidecar], stems: Iterable[str]) -> dict[str, str]:
@@ -2158,11 +2139,9 @@ def grouped(
     here, lists = set(stems), set[frozenset[str]]()  # 1,000 sidecars may have one list
     sound = [sidecar for sidecar in sidecars if not sidecar.flaw]
     for sidecar in sound:
-        stem, is_near = sidecar.stem, sidecar.stem in here
-        if sidecar.id is not None:
-            above[root(stem)] = root((sidecar.id,))
-        if sidecar.listed or is_near or sidecar.id is not None:
-            above[root(stem)] = root(sidecar.own or stem)
+        if sidecar.listed or sidecar.stem in here or sidecar.id:
+            for tie in filter(any, (sidecar.own, (sidecar.id,))):
+                above[root(sidecar.stem)] = root(tie)
             lists.add(sidecar.own)
     for own in lists:
         for name in own:
@@ -2189,9 +2168,9 @@ def stem_of(name: str) -> str:
 def called(value: str, library: str, folder: str) -> Optional[str]:
     """The file of `folder` that a string names, None for any other string: without a leading ./ or
     / it is the last components of the file's path, the library's own name included. Pure."""
-    *folders, name = re.sub(r"\A(?:\./|/)", "", value).split("/")
-    path = f"{library}/{folder}".rstrip("/").split("/")
-    is_tail = not folders or folders == path[-len(folders) :]
+    text = re.sub(r"\A(?:\./|/)", "", value)
+    name = os.path.basename(text)
+    is_tail = os.path.join(f"/{library}", folder, name).endswith(f"/{text}")
     return name if is_tail and name not in NO_NAMES and "\0" not in name else None
 
 
@@ -2235,7 +2214,7 @@ def next_move(
         goes = (take.proven_copy,) if take.proven_copy else ()
         target = Target(config.target_format, past.bitrate)
         return Plan(Move.RESTORE, take.original, target, past.settings, goes)
-    file = next(iter(filter(None, (take.original, take.copy, *take.copies))), None)
+    file = take.original or take.copy or next(iter(take.copies), None)
     if file is None:
         return None
     is_known = past.speaks_of(file) and not config.retry
@@ -6221,7 +6200,6 @@ def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
     library = Library(config.recordings_dir)
     library.require(config.log_file)
-    library.make_own()
     until, end = "'resume'", ""
     if config.pause_for:
         unit = {"m": 60, "h": 3600, "d": DAY}[config.pause_for[-1]]

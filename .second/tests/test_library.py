@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 import time
 import unittest
@@ -45,7 +46,7 @@ class Case(unittest.TestCase):
         return {tuple(take.name for take in each.takes): each for each in found}
 
     def remember(self, stem: str, **past) -> None:
-        self.library.make_own()
+        os.close(self.library.open_own("lock", os.O_RDWR))
         take = service.Take(stem)
         plan = Plan(
             Move.COMPRESS, File(take.name + ".webm", 5, OLD * 10**9), Target("opus", 96000), "s"
@@ -87,12 +88,12 @@ class Walking(Case):
 
     def test_our_folder_is_the_librarys_and_never_a_link(self):
         self.root.chmod(0o2775)
-        self.library.make_own()
+        os.close(self.library.open_own("lock", os.O_RDWR))
         self.assertEqual(os.stat(self.library.own("")).st_mode & 0o7777, 0o2775)
-        os.rmdir(self.library.own(""))
+        shutil.rmtree(self.library.own(""))
         os.symlink("/tmp", self.root / ".compression")
-        with self.assertRaises(service.ServiceError):
-            self.library.make_own()
+        with self.assertRaisesRegex(service.UsageError, "is a link"):
+            self.library.require(str(self.root.parent / "log"))
 
     def test_one_run_at_a_time_and_the_lock_is_not_unlinked(self):
         other = service.Library(str(self.root))
@@ -111,7 +112,7 @@ class Walking(Case):
         log.write_text(f"Run on {self.root}\n")
         with self.assertRaisesRegex(service.UsageError, "empty"):
             self.library.require(str(log))
-        self.library.make_own()
+        os.close(self.library.open_own("lock", os.O_RDWR))
         self.library.require(str(log))
         self.add("d/a.webm")
         with self.assertRaisesRegex(service.UsageError, "--only"):
@@ -121,7 +122,7 @@ class Walking(Case):
 
     def test_a_pause_with_an_end_is_over_by_itself(self):
         self.assertFalse(self.library.paused(NOW))
-        self.library.make_own()
+        os.close(self.library.open_own("lock", os.O_RDWR))
         for text, holds in (("", True), (f"{NOW + 1}", True), (f"{NOW - 1}", False), ("?", True)):
             Path(self.library.own("paused")).write_text(text)
             self.assertEqual(self.library.paused(NOW), holds, text)
@@ -232,7 +233,7 @@ class Remembering(Case):
         self.assertEqual(service.History(self.library).word("d"), {})
 
     def test_odd_lines_lead_nowhere(self):
-        self.library.make_own()
+        os.close(self.library.open_own("lock", os.O_RDWR))
         good = {"type": "recording", "path": "d/x.webm", "take": "d/x", "past": {"suffix": ".opus"}}
         place = ["/c", "n.webm", 1, 1, "", 1, [0, 0], 1.0]
         odd = [
@@ -259,6 +260,8 @@ class Remembering(Case):
         self.assertEqual(list(self.history.runs), [])
 
     def test_a_history_that_cannot_be_appended_raises(self):
+        shutil.rmtree(self.library.own(""))
+        Path(self.root, ".compression").touch()
         with self.assertRaises(OSError):
             self.history.write([{}])
         self.history.note([{"type": "run"}])
