@@ -37,7 +37,7 @@ class TestTrials(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.library = Library(folder.name)
-        os.close(self.library.open_own("lock", os.O_RDWR))
+        os.close(self.library.open_own("history.jsonl", os.O_RDWR))
         self.history = History(self.library)
         self.source = Path(folder.name, "x.webm")
         self.source.write_bytes(b"sound")
