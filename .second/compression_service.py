@@ -2329,8 +2329,8 @@ def plan_run(run: Run) -> list[Work]:
             )
         if run.is_locked:
             run.committer.folders.add(folder.path)
-    is_index_ours = run.library.index_state() in (None, history.last.get("index"))
-    if run.is_locked and not is_index_ours:
+    left = (record.get("index") for record in history.runs[-1:])
+    if run.is_locked and run.library.index_state() not in (None, *left):
         run.committer.attempt((), run.committer.look_at_index)
     works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
     is_selective = config.only or config.language or config.since or config.until
@@ -3686,12 +3686,14 @@ class Committer:
         is_time = at_once or begun - self.settled > max(5.0, 50 * self.cost)
         if not (self.folders or self.ids) or not is_time:
             return
-        met = {folder for id_ in self.ids for folder in self.history.folders(id_)}
+        pasts = self.history.pasts.items()
+        met = {os.path.dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
+        met |= self.folders
         takes: dict[str, TakesByFolder] = {id_: {} for id_ in self.ids}
         copies = 0
         for folder in self.library.walk(self.history, self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
-            is_met = folder.path in met | self.folders
+            is_met = folder.path in met
             recordings = resolve_recordings(self.library, folder, self.history) if is_met else ()
             for recording in recordings:
                 for id_ in self.ids.intersection(recording.ids):
@@ -4735,30 +4737,10 @@ class History:
         records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
         return [record for record in records if 0 < finite(record.get("time")) < LATEST]
 
-    @property
-    def last(self) -> Mapping[str, Any]:
-        """What the last line says."""
-        ends = [offsets[-1] for offsets in self.lines.values()]
-        found = self.read([max(ends)]) if ends else []
-        return found[0] if found else {}
-
     def word(self, folder: str) -> Mapping[str, Any]:
         """Our last word on a folder (`note_rest`), if nothing has become of its takes since."""
         last = self.read(self.lines.get(as_json(folder), ())[-1:])
         return last[0] if last and last[0].get("type") == "folder" else {}
-
-    def folders(self, id_: str) -> Collection[str]:
-        """The folders in which an id was met."""
-        return self.by_id.get(id_, ())
-
-    @functools.cached_property
-    def by_id(self) -> dict[str, set[str]]:
-        """Only where something is committed: a night with nothing due has no use for it."""
-        folders: dict[str, set[str]] = {}
-        for stem, past in self.pasts.items():
-            for id_ in past.ids:
-                folders.setdefault(id_, set()).add(os.path.dirname(stem))
-        return folders
 
     @property
     def path(self) -> str:
@@ -4777,10 +4759,7 @@ class History:
             )
         self.write(records)
         for stem, past in pasts.items():
-            folder = os.path.dirname(stem)
-            self.in_folder(folder)[stem] = past
-            for id_ in past.ids:
-                self.by_id.setdefault(id_, set()).add(folder)
+            self.in_folder(os.path.dirname(stem))[stem] = past
 
     def note(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)

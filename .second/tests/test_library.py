@@ -227,7 +227,7 @@ class Remembering(Case):
         self.assertEqual(
             dict(again.pasts), {"d/x": Past(**past), "d/z": Past(action="kept", ids=("I",))}
         )
-        self.assertEqual((again.folders("I"), again.runs[-1]["index"]), ({"d"}, [1, 2]))
+        self.assertEqual((again.pasts["d/z"].ids, again.runs[-1]["index"]), (("I",), [1, 2]))
         self.assertEqual((again.word("d")["rest"], again.word("e")), ("r", {}))
         self.remember("d/z", action="kept")
         self.assertEqual(service.History(self.library).word("d"), {})
