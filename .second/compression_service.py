@@ -1354,6 +1354,7 @@ class Run:
         self.through: list[Work] = []  # proven or refused, still to be committed
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Work, Job] = {}  # at work just now
+        self.foreseen: dict[str, Take] = {}  # by a dry run, after what it would do; by stem
         self.seconds_done = 0.0  # of audio, as guessed from sizes
 
     @functools.cached_property
@@ -1551,8 +1552,11 @@ class Run:
             lasts = max(recorded, default=0.0)
             saving = -math.inf if work.plan.move is Move.ADOPT else self.config.min_saving_percent
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
+            foresee_commit(self.library, work)
             if self.config.dry_run:
-                foresee_commit(self.library, work)
+                made = os.path.basename(work.target_path)
+                work.copy = File(made, work.estimate, source.mtime_ns)
+                self.foreseen[work.take.stem] = work.take_after(self.now)
                 raise Refusal(Reason.DUE)
             work.sha256 = digest_from(file)  # only now: a sparse file may be larger than the disk
 
@@ -1603,7 +1607,7 @@ class Run:
         for work, reason in refused:
             if reason is Reason.NO_SPACE:
                 raise self.no_space(work, work.detail)
-            if reason.is_environment:
+            if reason.is_environment and self.is_locked:
                 try_commits(self.library, self.history, None)
             if reason is Reason.TOOL_FAILED:
                 work.reason = Reason.DAMAGED
@@ -1743,12 +1747,15 @@ def command_run(config: Config, report: Report) -> None:
 # doctor always. A dry run, which may write nothing, reads what tells as much. Each raises the one
 # ServiceError that run, dry run and doctor then say alike; none may touch a recording.
 
+CAP_CHOWN = 1  # its bit (capabilities(7))
+
 
 def try_commits(library: Library, history: History, first: Optional[Work]) -> None:
     """Append to the history, make, link, exchange and remove a name of ours in our own folder, and
     give it to the owner of the first work's source. Raises ServiceError, NoSpaceError. (A run tries
     folder and owner of each recording just before that is encoded, as others may do.)"""
     folder, staging = library.own(""), Staging(library)
+    library.require_there()
     try:
         os.close(library.open_own("history.jsonl", os.O_WRONLY | os.O_APPEND))
         one, two = staging.levels(), staging.levels()
@@ -1762,7 +1769,7 @@ def try_commits(library: Library, history: History, first: Optional[Work]) -> No
             give_attributes_of(library.path(first.path), one)
         flush_folder(folder)
     except OSError as error:
-        raise failed_trial(folder, error.errno or 0) from None
+        raise failed_trial(folder, error) from None
     except Refusal as refusal:
         raise ServiceError(f"{refusal}. {OWNER_ADVICE.format(refusal.detail)}") from None
     finally:
@@ -1770,42 +1777,63 @@ def try_commits(library: Library, history: History, first: Optional[Work]) -> No
             staging.discard(path)
 
 
-def failed_trial(where: str, number: int) -> ServiceError:
+def failed_trial(where: str, error: OSError) -> ServiceError:
     """The sentence about a place that a run must be able to write to."""
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    where = error.filename or where
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = "Nothing was changed; make room and run again."
         return NoSpaceError(f"The disk of {where} is full. {advice}")
     advice = "Nothing was changed; let this user write there and run again."
-    return ServiceError(f"{where} cannot be written to: {os.strerror(number)}. {advice}")
+    return ServiceError(f"{where} cannot be written to: {error.strerror}. {advice}")
 
 
 def read_signs(library: Library) -> None:
     """The same from modes, mounts and free space alone. Raises as try_commits does."""
     places = (library.root, library.own(""), library.own("history.jsonl"))
     for path in filter(os.path.lexists, places):
-        disk = os.statvfs(path)
+        disk, problem = os.statvfs(path), 0
         has_no_names = disk.f_files and not disk.f_favail
-        if disk.f_flag & os.ST_RDONLY:
-            raise failed_trial(path, errno.EROFS)
-        if disk.f_bavail * disk.f_frsize < SPACE_MARGIN or has_no_names:
-            raise failed_trial(path, errno.ENOSPC)
         if not os.access(path, os.W_OK):
-            raise failed_trial(path, errno.EACCES)
+            problem = errno.EACCES
+        if disk.f_bavail * disk.f_frsize < SPACE_MARGIN or has_no_names:
+            problem = errno.ENOSPC
+        if disk.f_flag & os.ST_RDONLY:
+            problem = errno.EROFS
+        if problem:
+            raise failed_trial(path, OSError(problem, os.strerror(problem)))
 
 
 def foresee_commit(library: Library, work: Work) -> None:
-    """Whether a copy could be made beside a source and given to its owner, told without writing.
-    Raises Refusal, OSError."""
+    """Whether a copy could be made beside a source and given to its owner, and its documents
+    rewritten, told without writing. Raises Refusal, OSError."""
     folder = library.path(work.take.folder)
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-    with open(open_regular(library.path(work.path)), "rb") as file:
-        before, acl = os.fstat(file.fileno()), access_list(file.fileno())
+    foresee_owner(library.path(work.path), READ)
+    for sidecar in work.recording.sidecars:
+        with contextlib.suppress(FileNotFoundError):
+            foresee_owner(os.path.join(folder, sidecar.name), READ_WRITE)
+
+
+@functools.lru_cache(maxsize=1 << 14)  # many chunks have the same sidecars
+def foresee_owner(path: str, needed: int) -> None:
+    """Raises Refusal, OSError."""
     user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
-    if user not in (0, before.st_uid):
+    with open(open_regular(path), "rb") as file:
+        before, acl = os.fstat(file.fileno()), access_list(file.fileno())
+    if user != before.st_uid and not may_give_files_away():
         group = before.st_gid if before.st_gid in groups else groups[0]
         ours = os.stat_result((before.st_mode, 0, 0, 0, user, group, 0, 0, 0, 0))
-        mode_without_owner(before, ours, acl, READ)
+        mode_without_owner(before, ours, acl, needed)
+
+
+@functools.lru_cache
+def may_give_files_away() -> bool:
+    """As root may, but not in every container."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        effective = re.search(r"CapEff:\s*(\w+)", file.read())
+        return bool(effective and int(effective[1], 16) & CAP_CHOWN)
+    return os.geteuid() == 0
 
 
 def try_ffmpeg(tools: Tools, target: Target) -> None:
@@ -1867,20 +1895,30 @@ class Library:
             return None
         return [status.st_size, status.st_mtime_ns]
 
-    def open_own(self, name: str, flags: int) -> int:
-        """A descriptor of a file in our own folder. Both are made where they are not there, with
-        the library's owner and mode, so that a run by root locks nobody out. Raises OSError, also
-        where something else has the folder's name."""
-        folder = self.own("")
+    def make_own(self) -> None:
+        """Our folder, with the library's mode and owner; only for who locks the library or pauses
+        it, as later a folder that is missing is a disk that is gone. Raises OSError."""
         with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-            give_to_owner(folder, self.root, 0o7777)
+            os.mkdir(self.own(""), 0o700)
+            give_to_owner(self.own(""), self.root, 0o7777)
+
+    def open_own(self, name: str, flags: int) -> int:
+        """A descriptor of a file in our own folder, made where it is not there, with the folder's
+        owner and mode, so that a run by root locks nobody out. Raises OSError."""
         flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.own(name), flags, 0o600)
         if os.fstat(descriptor).st_size == 0:
             with contextlib.suppress(OSError):  # another user's: it is as he made it
-                give_to_owner(descriptor, folder, 0o666)
+                give_to_owner(descriptor, self.own(""), 0o666)
         return descriptor
+
+    def require_there(self) -> None:
+        """While it is locked. Raises ServiceError."""
+        if not os.path.lexists(self.own("lock")):
+            raise ServiceError(
+                f"The disk of {self.root} is gone. What was not finished is as it was; mount it "
+                "and run again."
+            )
 
     def require(self, log_file: str) -> None:
         """Raises UsageError where there is no folder, where it lies below another library, or where
@@ -1921,6 +1959,7 @@ class Library:
         with contextlib.ExitStack() as stack:
             holder = b""
             try:
+                self.make_own()
                 descriptor = self.open_own("lock", os.O_RDWR)
                 file = stack.enter_context(open(descriptor, "r+b", buffering=0))
                 holder = file.read(200)
@@ -1929,10 +1968,7 @@ class Library:
                 who = holder.decode("utf-8", "replace")
                 raise BusyError(f"Another run is at work on this library: {who}.") from None
             except OSError as error:
-                raise ServiceError(
-                    f"The library cannot be locked: {describe(error)}. Nothing was changed; make "
-                    f"{self.own('')} a folder that this user can write to, and run again."
-                ) from None
+                raise failed_trial(self.own("lock"), error) from None
             we = f"process {os.getpid()} on {socket.gethostname()} since {iso(time.time())}"
             with contextlib.suppress(OSError):  # a full disk is found by what writes more
                 os.truncate(file.fileno(), 0)
@@ -2055,8 +2091,8 @@ def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Sid
         stuck = frozenset[str]()
         with contextlib.suppress(OSError):
             stuck = frozenset(names_in_broken(read_regular(path)))
-        reason = getattr(error, "strerror", error)  # its path would stand there twice
-        return Sidecar(name, stuck=stuck, flaw=f"{name}: {reason}")
+        flaw = f"{name}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return Sidecar(name, stuck=stuck, flaw=flaw)
 
 
 def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
@@ -2314,6 +2350,10 @@ def plan_run(run: Run) -> list[Work]:
     for folder in run.library.walk(history, report.error, report.once):
         report.found += len(folder.audio)
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
+        for file in folder.audio:
+            if run.moment.days_since(file.mtime_ns) < -1:
+                path = os.path.join(folder.path, file.name)
+                report.once(f"{path} is dated in the future: no run touches it until then.")
         if run.is_locked:
             run.staging.sweep(folder)
         word = word_at_rest(folder, run)
@@ -2428,6 +2468,8 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
         if word_at_rest(folder, run) is not None:
             continue
         for recording in resolve_recordings(run.library, folder, run.history):
+            takes = tuple(run.foreseen.get(take.stem, take) for take in recording.takes)
+            recording = recording._replace(takes=takes)
             works = works_of(recording, run)
             works = [work for work in works if work.plan.move is Move.ARCHIVE]
             here = [take for take in recording.takes if take.state is not State.ARCHIVED]
@@ -3558,6 +3600,8 @@ class Committer:
         """Whether its owner has deleted its source."""
         is_gone = bool(work.plan.source) and not os.path.lexists(self.library.path(work.path))
         if is_gone:
+            self.library.require_there()
+            self.report.due -= 1
             self.report.once(f"{work.path} was deleted meanwhile, and was passed over.")
             self.staging.discard(work.staged)
         return is_gone
@@ -3597,7 +3641,7 @@ class Committer:
                         with contextlib.suppress(OSError):
                             exchange(work.staged, self.library.path(work.target_path))
             if not works:
-                self.report.once(f"Left alone, so not all that it says is true: {explain(error)}")
+                self.report.once(f"Left alone, and may not say all that is true: {explain(error)}")
             return isinstance(error, Flaw)
         return True
 
@@ -3625,12 +3669,9 @@ class Committer:
     def rewrite(self, path: str, edit: Callable[[bytes], Optional[bytes]], backup: bool) -> int:
         """A document, if it has not been deleted meanwhile: its mtime (ns). Raises Flaw, Refusal,
         OSError."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return rewrite(self.library.path(path), edit, self.staging, backup)
-        except FileNotFoundError:
-            return 0
-        except Flaw as flaw:
-            raise Flaw(f"{path}: {flaw}") from None
+        return 0
 
     def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
         """Step 7, and the end of every work."""
@@ -3673,10 +3714,13 @@ class Committer:
         has turned back. (From the history alone, so only a hint.)"""
         pasts = self.history.pasts.values()
         compressed = {id_ for past in pasts if past.suffix for id_ in past.ids}
-        document = read_whole(self.library.path(INDEX_NAME), JsonText)[1]
-        for _, id_, entry in entries(document):
-            if id_ in compressed and not entry.get("compressed"):
-                self.ids.add(id_)
+
+        def turned_back(data: bytes) -> set[str]:
+            said = entries(JsonText(data))
+            return {id_ for _, id_, entry in said if not entry.get("compressed")}
+
+        stale = read_whole(self.library.path(INDEX_NAME), turned_back)[1]
+        self.ids |= stale & compressed
 
     def settle(self, at_once: bool) -> None:
         """Make the index true, from what the folders say now. Within seconds, but not so often that
@@ -4127,10 +4171,10 @@ def read_whole(path: str, parse: Callable[[bytes], T]) -> tuple[bytes, T]:
         data = read_regular(path)
         try:
             return data, parse(data)
-        except Flaw:
+        except Flaw as flaw:
             age = time.time() - os.lstat(path).st_mtime
             if time.monotonic() > deadline or not -60 < age < HALF_WRITTEN_WAIT:
-                raise
+                raise Flaw(f"{os.path.basename(path)}: {flaw}") from None
             time.sleep(0.01)
 
 
@@ -6179,6 +6223,7 @@ def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
     library = Library(config.recordings_dir)
     library.require(config.log_file)
+    library.make_own()
     until, end = "'resume'", ""
     if config.pause_for:
         unit = {"m": 60, "h": 3600, "d": DAY}[config.pause_for[-1]]

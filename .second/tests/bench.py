@@ -52,9 +52,9 @@ def timed(*args, **options):
         return run(*args, **options)
     finally:
         spans.append((start, time.perf_counter()))
-def counted(staged, path, staging):
+def counted(staged, path):
     writes[0] += os.path.basename(path) == "index.json"
-    return exchange(staged, path, staging)
+    return exchange(staged, path)
 service.Tools.run, service.exchange = timed, counted
 code = service.main(sys.argv[3:])
 wall, tools, end = time.perf_counter() - began, 0.0, 0.0

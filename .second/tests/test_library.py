@@ -46,7 +46,7 @@ class Case(unittest.TestCase):
         return {tuple(take.name for take in each.takes): each for each in found}
 
     def remember(self, stem: str, **past) -> None:
-        os.close(self.library.open_own("lock", os.O_RDWR))
+        self.library.make_own()
         take = service.Take(stem)
         plan = Plan(
             Move.COMPRESS, File(take.name + ".webm", 5, OLD * 10**9), Target("opus", 96000), "s"
@@ -88,7 +88,7 @@ class Walking(Case):
 
     def test_our_folder_is_the_librarys_and_never_a_link(self):
         self.root.chmod(0o2775)
-        os.close(self.library.open_own("lock", os.O_RDWR))
+        self.library.make_own()
         self.assertEqual(os.stat(self.library.own("")).st_mode & 0o7777, 0o2775)
         shutil.rmtree(self.library.own(""))
         os.symlink("/tmp", self.root / ".compression")
@@ -112,7 +112,7 @@ class Walking(Case):
         log.write_text(f"Run on {self.root}\n")
         with self.assertRaisesRegex(service.UsageError, "empty"):
             self.library.require(str(log))
-        os.close(self.library.open_own("lock", os.O_RDWR))
+        self.library.make_own()
         self.library.require(str(log))
         self.add("d/a.webm")
         with self.assertRaisesRegex(service.UsageError, "--only"):
@@ -122,7 +122,7 @@ class Walking(Case):
 
     def test_a_pause_with_an_end_is_over_by_itself(self):
         self.assertFalse(self.library.paused(NOW))
-        os.close(self.library.open_own("lock", os.O_RDWR))
+        self.library.make_own()
         for text, holds in (("", True), (f"{NOW + 1}", True), (f"{NOW - 1}", False), ("?", True)):
             Path(self.library.own("paused")).write_text(text)
             self.assertEqual(self.library.paused(NOW), holds, text)
@@ -233,7 +233,7 @@ class Remembering(Case):
         self.assertEqual(service.History(self.library).word("d"), {})
 
     def test_odd_lines_lead_nowhere(self):
-        os.close(self.library.open_own("lock", os.O_RDWR))
+        self.library.make_own()
         good = {"type": "recording", "path": "d/x.webm", "take": "d/x", "past": {"suffix": ".opus"}}
         place = ["/c", "n.webm", 1, 1, "", 1, [0, 0], 1.0]
         odd = [

@@ -37,7 +37,8 @@ class TestTrials(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.library = Library(folder.name)
-        os.close(self.library.open_own("history.jsonl", os.O_RDWR))
+        with self.library.lock():
+            pass
         self.history = History(self.library)
         self.source = Path(folder.name, "x.webm")
         self.source.write_bytes(b"sound")
@@ -54,7 +55,7 @@ class TestTrials(unittest.TestCase):
         try_commits(self.library, self.history, self.work)
         read_signs(self.library)
         foresee_commit(self.library, self.work)
-        self.assertEqual(self.left(), ["history.jsonl"])
+        self.assertEqual(self.left(), ["history.jsonl", "lock"])
         self.assertEqual(self.source.read_bytes(), b"sound")
 
     def test_a_file_system_that_exchanges_no_names_passes_too(self) -> None:
@@ -64,7 +65,7 @@ class TestTrials(unittest.TestCase):
 
         with patch.object(program, "exchange", replace):
             try_commits(self.library, self.history, None)
-        self.assertEqual(self.left(), ["history.jsonl"])
+        self.assertEqual(self.left(), ["history.jsonl", "lock"])
 
     def test_what_fails_is_one_sentence_and_nothing_is_left(self) -> None:
         for number, error in ((28, NoSpaceError), (30, ServiceError)):
@@ -72,17 +73,19 @@ class TestTrials(unittest.TestCase):
             with failing, self.assertRaises(error) as caught:
                 try_commits(self.library, self.history, None)
             self.assertIn(self.library.own(""), str(caught.exception))
-        self.assertEqual(self.left(), ["history.jsonl"])
+        self.assertEqual(self.left(), ["history.jsonl", "lock"])
 
     @unittest.skipUnless(os.geteuid() == 0, "only root can give a file to another user")
     def test_the_owner_is_foreseen_without_writing(self) -> None:
         self.patch(patch.object(os, "geteuid", return_value=4711))
         self.patch(patch.object(os, "getegid", return_value=4711))
         self.patch(patch.object(os, "getgroups", return_value=[]))
+        self.patch(patch.object(program, "may_give_files_away", return_value=False))
         os.chown(self.source, 4712, 4712)
         os.chmod(self.source, 0o644)
         foresee_commit(self.library, self.work)
         os.chmod(self.source, 0o600)
+        program.foresee_owner.cache_clear()
         with self.assertRaises(Refusal):
             foresee_commit(self.library, self.work)
 
