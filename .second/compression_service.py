@@ -64,7 +64,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import base64
 import bisect
 import codecs
 import collections
@@ -86,7 +85,6 @@ import itertools
 import json
 import math
 import os
-import plistlib
 import pwd
 import re
 import shlex
@@ -98,6 +96,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -951,13 +950,14 @@ EXIT_CODES = (
     "or configuration, or no such library; 3 another run is at work; 4 a needed program is missing "
     "or does not work; 5 too little disk space; 129, 130, 143 stopped by a signal."
 )
+NO_RUN = re.compile(r"[^-]|(-h|--help|--version)$")  # a first word that is no option of a run
 
 
 class Command(NamedTuple):
     """A subcommand: its help, the settings it has flags for, and what it does."""
 
     help: str
-    settings: Sequence[str]
+    settings: str
     run: Callable[[Config, Report], None]
 
 
@@ -970,33 +970,36 @@ class Parser(argparse.ArgumentParser):
 
 def main(args: Optional[Sequence[str]] = None) -> int:
     """Run one command; `args` as in sys.argv[1:]. Returns the exit code."""
-    reserve_standard_streams()
-    report = Report(Config())
+    words = sys.argv[1:] if args is None else args
+    prepare_streams()
+    report = Report(Config(json="--json" in words))
     try:
-        arguments = parse_words(sys.argv[1:] if args is None else args)
-        report = Report(Config(json=getattr(arguments, "json", None) or False))
-        report = Report(resolve_config(arguments))
-        COMMANDS[arguments.command].run(report.config, report)
+        report = Report(resolve_config(parse_words(words)))
+        COMMANDS[report.config.command].run(report.config, report)
     except (ServiceError, OSError) as error:
         report.failed(error)
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
     finally:
-        report.clear_bar()
+        report.write("", sys.stderr, end="")  # but for the bar, which goes
     return report.exit_code
 
 
-def reserve_standard_streams() -> None:
+def prepare_streams() -> None:
     """Where one is closed, the next file that is opened would get its number, and our messages."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a locale that has not every letter
 
 
 def parse_words(words: Sequence[str]) -> argparse.Namespace:
-    """What the command line asks for: without a command, a run. Raises UsageError."""
+    """What the command line asks for, as fields of Config; without a command, a run. Raises
+    UsageError."""
     parser = Parser(
         prog=PROGRAM,
         description="Make voice recordings smaller, without ever losing a second of one. "
@@ -1006,139 +1009,117 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
+        told = command.help
         sub = commands.add_parser(
-            name,
-            help=command.help,
-            description=command.help[0].upper() + command.help[1:] + ".",
-            epilog=EXIT_CODES,
-            allow_abbrev=False,
+            name, help=told, description=told, epilog=EXIT_CODES, allow_abbrev=False
         )
-        default = "compression_config.json beside the program"
-        sub.add_argument("-c", "--config", metavar="FILE", help=f"settings (default: {default})")
-        for each in ("recordings_dir", *command.settings):
+        for each in f"file recordings_dir {command.settings}".split():
             add_flag(sub, SETTINGS[each])
-    has_command = words and (words[0] in ("-h", "--help", "--version") or words[0][:1] != "-")
+    has_command = words and NO_RUN.match(words[0])
     return parser.parse_args(words if has_command else ["run", *words])
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
-    """One setting's flags, whose help also tells its default and its key in the config file."""
-    kind, words, text, key = field.metadata.values()
-    flags = [word for word in words if word[0] == "-"]
-    notes = [f"default: {field.default}"] if type(field.default) in (int, str) else []
-    options: dict[str, Any] = {"dest": field.name} if flags else {}
+    """One setting's flags, or the words that stand without one; its help also tells its key in the
+    config file, and the default."""
+    kind, declared, has_key = field.metadata.values()
+    words, _, text = declared.partition(": ")
+    flags = words.split()
+    options: dict[str, Any] = {"dest": field.name, "help": text}
     if kind is BOOLEAN:
-        action = "store_false" if field.default else "store_true"
-        options["action"] = argparse.BooleanOptionalAction if field.default is None else action
+        options["action"] = BOOLEAN_ACTIONS[field.default]
     else:
-        options.update(metavar=words[-1], type=functools.partial(from_text, kind))
-    if kind is TEXTS and flags:
-        options["action"] = "append"
-        notes.append("repeatable")
-    elif kind is TEXTS:
-        options["nargs"] = "*"
-    if key:
-        notes.append(f"config key: {field.name}")
-    options["help"] = f"{text} ({', '.join(notes)})" if notes else text
-    parser.add_argument(*(flags or [field.name]), default=None, **options)
+        options.update(metavar=flags.pop(), type=functools.partial(from_text, kind))
+    if kind is TEXTS:
+        options.update({"action": "append"} if flags else {"nargs": "*"})
+    if has_key:
+        default = json.dumps(field.default)
+        options["help"] += f" (config key: {field.name}, default: {default})"
+    parser.add_argument(*flags, default=None, **options)
 
 
 def from_text(kind: Kind, text: str) -> Any:
-    """A flag's value: its text, or what that is as JSON. Raises what argparse tells."""
+    """A flag's value: its text, a path from where we are, or what it is as JSON. Raises what
+    argparse tells."""
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         with contextlib.suppress(ValueError):
             return kind(json.loads(text))
-        found = f"expected {error}, found {printable(text)}"
-        raise argparse.ArgumentTypeError(found) from None
+        raise argparse.ArgumentTypeError(f"{error}, found {text}") from None
+    return os.path.abspath(value) if kind is PATH else value
 
 
 # --------------------------------------------------------------------------------- configuration
 # One declaration a setting: default, type, flags. Reads the config file; touches nothing else.
 # A wrong key or value is named with what was expected, before anything of the library is looked at.
 
-# Turns a JSON value into the value used, or raises ValueError with what was expected.
-Kind = Callable[[Any], Any]
-LONGEST = 1e6  # days or minutes; more is a slip of the keyboard, and no clock can add it up
+Kind = Callable[[Any], Any]  # the value that is used; raises ValueError with what was expected
 
 
-def setting(default: Any, kind: Kind, words: str = "", help: str = "", key: bool = True) -> Any:
-    """Declares a field of Config: its flags and what stands behind them, as "-j --jobs N", their
-    help, and whether the config file has it as a key."""
-    metadata = {"kind": kind, "words": words.split(), "help": help, "key": key}
+def setting(default: Any, kind: Kind, flags: str = "", key: bool = True) -> Any:
+    """Declares a field of Config: its flags, what stands behind them and their help, as
+    "-j --jobs N: at work at once", and whether the config file has it as a key."""
+    metadata = {"kind": kind, "flags": flags, "key": key}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 flag = functools.partial(setting, key=False)  # only the command line sets it
 
 
-def among(expected: str, types: Sequence[type], test: Callable[[Any], object]) -> Kind:
-    """Values of these types that pass a test."""
+def matching(expected: str, pattern: str) -> Kind:
+    """Values whose JSON text matches: so a string stands in quotes, and is no number."""
 
     def check(value: Any) -> Any:
-        with contextlib.suppress(ValueError):
-            if type(value) in types and test(value):
-                return value
-        raise ValueError(expected)
+        if re.fullmatch(pattern, json.dumps(value)):
+            return value
+        raise ValueError(f"expected {expected}")
 
     return check
-
-
-def within(expected: str, lowest: float, highest: float, *types: type) -> Kind:
-    return among(expected, types, lambda value: lowest <= value <= highest)
-
-
-def matching(expected: str, pattern: str) -> Kind:
-    return among(expected, (str,), re.compile(pattern, re.DOTALL).fullmatch)
-
-
-def or_null(kind: Kind) -> Kind:
-    return lambda value: None if value is None else kind(value)
 
 
 def check_bitrate(value: Any) -> int:
     """Bit/s from "96k" or 96000."""
     lowest, highest = FORMATS["opus"].rates
-    if re.fullmatch(r"\d{4,6}|\d{1,3}[kK]", str(value)):
-        rate = int(str(value).lower().replace("k", "000"))
+    with contextlib.suppress(ValueError):
+        rate = int(re.sub("k$", "000", str(value).lower()))
         if lowest <= rate <= highest:
             return rate
-    raise ValueError('a bit rate from "6k" to "510k", such as "96k"')
+    raise ValueError('expected a bit rate from "6k" to "510k", such as "96k"')
 
 
-def is_date(text: str) -> bool:
-    return len(text) == 10 and bool(datetime.strptime(text, "%Y-%m-%d"))
+def check_date(value: Any) -> str:
+    """One that a calendar has, as YYYY-MM-DD."""
+    try:
+        return f"{datetime.strptime(str(value), '%Y-%m-%d'):%Y-%m-%d}"
+    except ValueError:
+        raise ValueError("expected a date such as 2025-10-27") from None
 
 
-BOOLEAN = among("true or false", (bool,), lambda value: True)
-DAYS = within("a number of days from 0 up", 0, LONGEST, int, float)
-MINUTES = or_null(within("minutes above 0, or null", 1e-3, LONGEST, int, float))
-PERCENT = within("a percentage from 0 to 99", 0, 99, int, float)
-JOBS = within("a whole number from 0 up", 0, 1024, int)
-LIMIT = within("a whole number from 1 up", 1, LONGEST, int)
-PORT = within("a port from 0 (any) to 65535", 0, 65535, int)
-PATH = matching("a path", r"[^\0]+")
-FORMAT = matching("opus or m4a", "|".join(FORMATS))
-SHELL = or_null(matching("a command as /bin/sh understands it, or null", r".*\S.*"))
-HTML_NAME = matching("a file name ending in .html", r"(?i).+\.html?")
-PERIOD = matching("a time such as 90m, 2h or 3d", "[0-9]{1,6}[mhd]")
-SCHEDULER = matching("cron, launchd or systemd", "cron|launchd|systemd")
-ISO_DATE = among("a date such as 2025-10-27", (str,), is_date)
+BOOLEAN = matching("true or false", "true|false")
+BOOLEAN_ACTIONS: Mapping[Any, Any] = {
+    False: "store_true",
+    True: "store_false",
+    None: argparse.BooleanOptionalAction,
+}
+DAYS = matching("a number of days from 0 up, of six digits at most", r"\d{1,6}(\.\d+)?")
+PATH = matching("a path", r'"(?!.*\\u0000).+"')
+FORMAT = matching("opus or m4a", '"(opus|m4a)"')
+PORTS = r"[0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
 TEXTS: Kind = str  # any number of them
 POLICY_KINDS = {"keep": BOOLEAN, "bitrate": check_bitrate, "after_days": DAYS, "format": FORMAT}
 TIER_KINDS = {"after_days": DAYS, "bitrate": check_bitrate, "archive": PATH}
 
 
-def check_members(value: Any, kinds: Mapping[str, Kind], example: str) -> dict[str, Any]:
+def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """The members of an object of settings. Raises ValueError with what was expected."""
     if not isinstance(value, dict):
-        raise ValueError(f"an object such as {example}")
+        raise ValueError(f"expected an object with some of {', '.join(kinds)}")
     members = {}
     for key, member in value.items():
         if key not in kinds:
             nearest = difflib.get_close_matches(key, kinds, 1, 0)[0]
-            raise ValueError(f'no key "{key}" (the nearest there is: "{nearest}")')
+            raise ValueError(f'there is no key "{key}"; the nearest is "{nearest}"')
         try:
             members[key] = kinds[key](member)
         except ValueError as error:
@@ -1148,14 +1129,13 @@ def check_members(value: Any, kinds: Mapping[str, Kind], example: str) -> dict[s
 
 def check_tiers(value: Any) -> tuple[Tier, ...]:
     """Tiers by age, in whatever order they were written."""
-    example = '{"after_days": 30, "bitrate": "64k"}'
     if not isinstance(value, list):
-        raise ValueError(f"a list such as [{example}]")
-    members = [check_members(each, TIER_KINDS, example) for each in value]
-    for tier in members:
+        raise ValueError('expected a list such as [{"after_days": 30, "bitrate": "64k"}]')
+    tiers = [check_members(each, TIER_KINDS) for each in value]
+    for tier in tiers:
         if len(tier) != 2 or "after_days" not in tier:
-            raise ValueError('in every tier "after_days", and either "bitrate" or "archive"')
-    return tuple(sorted((Tier(**tier) for tier in members), key=lambda tier: tier.after_days))
+            raise ValueError('expected "after_days", and either "bitrate" or "archive"')
+    return tuple(sorted((Tier(**tier) for tier in tiers), key=lambda tier: tier.after_days))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1163,52 +1143,89 @@ class Config:
     """Every setting of a run, as resolved; a flag beats the config file, which beats the default.
     Fields are declared with `setting(...)`; paths are absolute, rates bit/s."""
 
-    recordings_dir: str = setting("recordings", PATH, "--recordings DIR", "the library")
+    command: str = "run"
+    file: str = flag(
+        "", PATH, "-c --config FILE: settings (default: compression_config.json beside the program)"
+    )
+    recordings_dir: str = setting("recordings", PATH, "--recordings DIR: the library")
     log_file: str = setting("logs/compression.log", PATH)
     dry_run: bool = setting(
-        False, BOOLEAN, "-n --dry-run", "say what would happen, change nothing at all"
+        False, BOOLEAN, "-n --dry-run: say what would happen, change nothing at all"
     )
     age_threshold_days: float = setting(
-        7, DAYS, "--older-than DAYS", "leave alone what was modified since"
+        7, DAYS, "--older-than DAYS: leave alone what was modified since"
     )
-    target_bitrate: int = setting(96_000, check_bitrate, "--bitrate RATE", "bit/s, or such as 96k")
+    target_bitrate: int = setting(96_000, check_bitrate, "--bitrate RATE: bit/s, or such as 96k")
     target_format: str = setting(
-        "opus", FORMAT, "--format NAME", "opus, or m4a for players without Opus"
+        "opus", FORMAT, "--format NAME: opus, or m4a for players without Opus"
     )
     delete_originals: bool = setting(
-        True, BOOLEAN, "--keep-originals", "leave every original beside its copy"
+        True, BOOLEAN, "--keep-originals: leave every original beside its copy"
     )
     keep_originals_days: float = setting(0, DAYS)
     verify_before_delete: bool = setting(True, BOOLEAN)
-    min_saving_percent: float = setting(5, PERCENT)
-    jobs: int = setting(0, JOBS, "-j --jobs N", "recordings at work at once; 0 is one a core")
-    only: Sequence[str] = flag((), TEXTS, "--only GLOB", "paths like this below the library")
-    since: Optional[str] = flag(None, ISO_DATE, "--since DATE", "recorded then or later")
-    until: Optional[str] = flag(None, ISO_DATE, "--until DATE", "recorded then or before")
-    language: Sequence[str] = flag((), TEXTS, "--language CODE", "recorded in this language")
-    limit: Optional[int] = flag(None, LIMIT, "--limit N", "at most N recordings, oldest first")
-    max_run_minutes: Optional[float] = setting(
-        None, MINUTES, "--max-minutes M", "start nothing new after that"
+    min_saving_percent: float = setting(5, matching("a percentage from 0 to 99", r"\d\d?(\.\d+)?"))
+    jobs: int = setting(
+        0,
+        matching("a whole number from 0 to 999", r"\d{1,3}"),
+        "-j --jobs N: recordings at work at once; 0 is one a core",
     )
-    retry: bool = flag(False, BOOLEAN, "--retry", "take up again what earlier runs kept or failed")
-    json: bool = flag(False, BOOLEAN, "--json", "JSON, one object a line")
-    quiet: bool = flag(False, BOOLEAN, "-q --quiet", "errors only")
-    verbose: bool = flag(False, BOOLEAN, "-v --verbose", "more detail")
+    only: Sequence[str] = flag(
+        (), TEXTS, "--only GLOB: paths like this below the library (repeatable)"
+    )
+    since: Optional[str] = flag(None, check_date, "--since DATE: recorded then or later")
+    until: Optional[str] = flag(None, check_date, "--until DATE: recorded then or before")
+    language: Sequence[str] = flag(
+        (), TEXTS, "--language CODE: recorded in this language (repeatable)"
+    )
+    limit: Optional[int] = flag(
+        None,
+        matching("a whole number from 1 up", r"[1-9]\d{0,8}"),
+        "--limit N: at most N recordings, oldest first",
+    )
+    max_run_minutes: Optional[float] = setting(
+        None,
+        matching("minutes above 0, or null", r"null|(?!0(\.0)?$)\d{1,6}(\.\d+)?"),
+        "--max-minutes M: start nothing new after that",
+    )
+    retry: bool = flag(False, BOOLEAN, "--retry: take up again what earlier runs kept or failed")
+    json: bool = flag(False, BOOLEAN, "--json: JSON, one object a line")
+    quiet: bool = flag(False, BOOLEAN, "-q --quiet: errors only")
+    verbose: bool = flag(False, BOOLEAN, "-v --verbose: more detail")
     progress: Optional[bool] = flag(
-        None, BOOLEAN, "--progress", "how far it is; without this word, on a terminal only"
+        None, BOOLEAN, "--progress: how far it is; without this word, on a terminal only"
     )
     tiers: tuple[Tier, ...] = setting((), check_tiers)
-    notify_command: Optional[str] = setting(None, SHELL)
-    paths: Sequence[str] = flag((), TEXTS, "PATH", "a kept original, its copy, a sidecar, a folder")
-    last_run: bool = flag(False, BOOLEAN, "--last-run", "all that the last run has changed")
-    html: Optional[str] = flag(None, HTML_NAME, "--html FILE", "write them as a page")
-    host: str = flag("127.0.0.1", PATH, "--host H", "address to listen on")
-    port: int = flag(8765, PORT, "--port P", "0 is any that is free")
-    scheduler: Optional[str] = flag(
-        None, SCHEDULER, "cron|launchd|systemd", "what is to run it every night"
+    notify_command: Optional[str] = setting(
+        None, matching("a command as /bin/sh understands it, or null", r'null|".*\S.*"')
     )
-    pause_for: Optional[str] = flag(None, PERIOD, "--for TIME", "such as 90m, 2h or 3d")
-    file: str = ""  # the config file, where there is one
+    paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
+    last_run: bool = flag(False, BOOLEAN, "--last-run: all that the last run has changed")
+    html: Optional[str] = flag(
+        None,
+        matching("a file name ending in .html", r'(?i)".+\.html?"'),
+        "--html FILE: write them as a page",
+    )
+    host: str = flag(
+        "127.0.0.1",
+        matching("an address", r'"\S+"'),
+        "--host H: address to listen on (default: 127.0.0.1)",
+    )
+    port: int = flag(
+        8765,
+        matching("a port from 0 (any) to 65535", PORTS),
+        "--port P: 0 is any that is free (default: 8765)",
+    )
+    scheduler: str = flag(
+        "",
+        matching("cron, launchd or systemd", '"(cron|launchd|systemd)"'),
+        "cron|launchd|systemd: what is to run it every night",
+    )
+    pause_for: Optional[str] = flag(
+        None,
+        matching("a time such as 90m, 2h or 3d", r'"\d{1,6}[mhd]"'),
+        "--for TIME: such as 90m, 2h or 3d",
+    )
 
     @property
     def archive_tier(self) -> Optional[Tier]:
@@ -1234,56 +1251,48 @@ FILE_KINDS: Mapping[str, Kind] = {
 def resolve_config(arguments: argparse.Namespace) -> Config:
     """Flags, checked when they were parsed, over the config file over the defaults. Raises
     UsageError naming the key, what was expected and, for an unknown one, the nearest known."""
-    beside = os.path.join(os.path.dirname(os.path.realpath(__file__)), "compression_config.json")
-    file = os.path.abspath(arguments.config or beside)
-    is_there = arguments.config is not None or os.path.lexists(file)
-    config = read_config(file) if is_there else Config()
     flags = {key: value for key, value in vars(arguments).items() if value is not None}
+    folder = os.path.dirname(os.path.realpath(__file__))
+    file = flags.get("file", os.path.join(folder, "compression_config.json"))
+    is_there = "file" in flags or os.path.lexists(file)
+    config = read_config(file) if is_there else Config()
     absolute = functools.partial(absolute_from, os.path.dirname(file))
-    library = flags.get("recordings_dir")  # taken from where we are
     places = {
-        "recordings_dir": os.path.abspath(library) if library else absolute(config.recordings_dir),
+        "recordings_dir": absolute(config.recordings_dir),
         "log_file": absolute(config.log_file),
         "tiers": tuple(tier._replace(archive=absolute(tier.archive)) for tier in config.tiers),
         "file": file if is_there else "",
     }
-    known = {key: value for key, value in flags.items() if key in SETTINGS}
-    config = dataclasses.replace(config, **{**known, **places})
+    config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
-    for rate in (config.target_bitrate, *(tier.bitrate for tier in config.tiers)):
-        if rate and not lowest <= rate <= highest:
+    for tier in (Tier(0, config.target_bitrate), *config.tiers):
+        if tier.bitrate and not lowest <= tier.bitrate <= highest:
             span = f"{lowest // 1000}k to {highest // 1000}k"
             raise UsageError(f"{config.target_format}: expected bit rates from {span}.")
-    here = config.recordings_dir
-    for tier in config.tiers:
-        there = tier.archive or ""
-        if there[:1] == "/" and os.path.commonpath((here, there)) in (here, there):
-            raise UsageError(f"tiers: expected an archive apart from {printable(here)}.")
+        if f"{tier.archive}/".startswith(f"{config.recordings_dir}/"):
+            raise UsageError(f"tiers: expected an archive apart from {config.recordings_dir}.")
     return config
 
 
 def absolute_from(folder: str, path: Optional[str]) -> Optional[str]:
-    """A path of the config file; an rclone remote, `name:path` with a name as rclone allows it,
-    stays."""
-    if path is None or re.match(r"[\w.+@][\w.+@ -]*:", path):
-        return path
-    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+    """A path of the config file; none, and an rclone remote (`name:path` with a name as rclone
+    allows it) stay."""
+    if path and not re.match(r"[\w.+@][\w.+@ -]*:", path):
+        path = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+    return path
 
 
 def read_config(path: str) -> Config:
     """The settings that a config file holds, checked. Raises UsageError naming the key and what was
     expected."""
-    problem = f"Config file {printable(path)}: {{}}. Nothing was touched."
     try:
         with open(path, encoding="utf-8-sig") as file:
             document = json.load(file, object_pairs_hook=only_once)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(problem.format(error)) from None
-    try:
-        config = Config(**check_members(document, FILE_KINDS, '{"target_bitrate": "96k"}'))
+        config = Config(**check_members(document, FILE_KINDS))
         check_steps(config)
-    except ValueError as error:
-        raise UsageError(problem.format(f"expected {printable(str(error))}")) from None
+    except (OSError, ValueError, RecursionError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"Config file {path}: {problem}. Nothing was touched.") from None
     return config
 
 
@@ -1298,28 +1307,27 @@ def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def check_steps(config: Config) -> None:
     """Raises ValueError where a tier is no step on from what was before it. The first step may be
     written as a tier too."""
-    age, rate = config.age_threshold_days - 1e-6, config.target_bitrate + 1
+    before = Tier(config.age_threshold_days - 1e-6, config.target_bitrate + 1)
     for tier in config.tiers:
-        is_step = tier.after_days > age and rate > (tier.bitrate or 0)
-        if not is_step:
+        is_older = tier.after_days > before.after_days
+        is_smaller = (tier.bitrate or 0) < (before.bitrate or 0)
+        if not (is_older and is_smaller):
             raise ValueError(
-                'for "tiers" ages that rise and bit rates that fall, from "age_threshold_days" and '
-                '"target_bitrate" on, and an archive last'
+                'expected for "tiers" ages that rise and bit rates that fall, from '
+                '"age_threshold_days" and "target_bitrate" on, and an archive last'
             )
-        age, rate = tier.after_days, tier.bitrate or 0
+        before = tier
 
 
 def policy_of(sidecars: Iterable[Sidecar], unreadable: str) -> Policy:
     """The most careful wish of each kind, checked by the same kinds as the configuration."""
     combined: dict[str, Any] = {}
-    for sidecar in sidecars:
-        asked = {} if sidecar.policy is None else sidecar.policy
-        try:
-            wishes = check_members(asked, POLICY_KINDS, '{"keep": true}')
-        except ValueError as error:
-            return Policy(flaw=f"expected {error}", unreadable=unreadable)
-        for key, wish in wishes.items():
-            combined[key] = max(wish, combined.get(key, wish))
+    try:
+        for sidecar in sidecars:
+            for key, wish in check_members(sidecar.policy or {}, POLICY_KINDS).items():
+                combined[key] = max(wish, combined.get(key, wish))
+    except ValueError as error:
+        return Policy(flaw=str(error), unreadable=unreadable)
     return Policy(**combined, unreadable=unreadable)
 
 
@@ -1429,7 +1437,7 @@ class Run:
             read_signs(self.library)
             try_ffmpeg(self.tools, works[0].plan.target)
         elif works:
-            try_commits(self.library, self.history, None)
+            try_commits(self.library)
         begun_before = [work.recording for work in works if work.plan.move is Move.RESTORE]
         if self.is_locked:
             bring_back(self, list({each.key: each for each in begun_before}.values()))
@@ -1608,7 +1616,7 @@ class Run:
             if reason is Reason.NO_SPACE:
                 raise self.no_space(work, work.detail)
             if reason.is_environment and self.is_locked:
-                try_commits(self.library, self.history, None)
+                try_commits(self.library)
             if reason is Reason.TOOL_FAILED:
                 work.reason = Reason.DAMAGED
                 work.detail = f"ffmpeg cannot decode it ({work.detail})"
@@ -1750,10 +1758,10 @@ def command_run(config: Config, report: Report) -> None:
 CAP_CHOWN = 1  # its bit (capabilities(7))
 
 
-def try_commits(library: Library, history: History, first: Optional[Work]) -> None:
-    """Append to the history, make, link, exchange and remove a name of ours in our own folder, and
-    give it to the owner of the first work's source. Raises ServiceError, NoSpaceError. (A run tries
-    folder and owner of each recording just before that is encoded, as others may do.)"""
+def try_commits(library: Library) -> None:
+    """Append to the history, make, link, exchange and remove a name of ours in our own folder.
+    Raises ServiceError, NoSpaceError. (Folder and owner of each recording are tried just before it
+    is encoded, as others may do.)"""
     folder, staging = library.own(""), Staging(library)
     library.require_there()
     try:
@@ -1765,13 +1773,9 @@ def try_commits(library: Library, history: History, first: Optional[Work]) -> No
         if exchange(one, two):
             os.unlink(one)
         place(two, one)
-        if first and first.plan.source:
-            give_attributes_of(library.path(first.path), one)
         flush_folder(folder)
     except OSError as error:
         raise failed_trial(folder, error) from None
-    except Refusal as refusal:
-        raise ServiceError(f"{refusal}. {OWNER_ADVICE.format(refusal.detail)}") from None
     finally:
         for path in list(staging.made):
             staging.discard(path)
@@ -4838,83 +4842,84 @@ def as_json(folder: str) -> bytes:
 # writes nothing but the page it was asked for. Serves this machine alone unless told otherwise.
 
 USUAL_RATE = 8 * BYTES_PER_SECOND  # bit/s, of a recording whose own nobody has measured
+NAMED = 50  # recordings that a table names; --json has all
+COUNTED = {  # what is added up, by group
+    "totals": "original_size compressed_size recordings originals compressed young unrecorded",
+    "compressed": "before after",  # bytes of what is nothing but a copy now, and was when recorded
+    "due": "count size estimated_saving",
+    "archived": "count size",
+    "recorded_by_month": "",
+    "savings_by_month": "",
+}
+Sums = dict[str, Counter[str]]
+SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
 
 
 def storage_stats(recordings_dir: str) -> dict[str, Any]:
     """What a library takes and what its compression saved: the object of `stats --json`, described
-    in README.md. May be called from any thread. Raises OSError where the folder cannot be read,
-    ValueError where the config file or the history cannot be used."""
-    arguments = argparse.Namespace(config=None, recordings_dir=PATH(os.fspath(recordings_dir)))
+    in README.md. May be called from any thread. Raises ValueError where library, config file or
+    history cannot be used, OSError where they cannot be read."""
     try:
-        return gather_stats(resolve_config(arguments))
+        words = ["stats", f"--recordings={os.fspath(recordings_dir)}"]
+        return gather_stats(resolve_config(parse_words(words)))
     except ServiceError as error:
         raise ValueError(str(error)) from None
 
 
 def gather_stats(config: Config) -> dict[str, Any]:
     """The object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
-    library = Library(config.recordings_dir)
+    library = library_of(config)
     history, problems = History(library), list[str]()
-    moment = Moment(time.time(), time.time())
-    sums: Sums = collections.defaultdict(Counter)
-    for group, names in COUNTED.items():
-        sums[group].update(dict.fromkeys(names.split(), 0))
-    kept: dict[tuple[str, str], list[str]] = {}
-    seconds = 0.0
+    now = time.time()
+    sums = {group: Counter(dict.fromkeys(names.split(), 0)) for group, names in COUNTED.items()}
+    words: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for folder in library.walk(history, problems.append):
         for take in folder.takes.values():
-            add_take(sums, take)
-            add_due(sums, take, config, moment)
-            past = take.past
-            is_known = take.is_known or take.proven_copy
-            seconds += past.seconds if is_known else 0
-            if is_known and past.action in (Action.KEPT, Action.FAILED):
-                kept.setdefault((past.action, past.code), []).append(take.stem)
+            # As a run asks, but without sidecars, which may still say otherwise.
+            add_take(sums, take, next_move(take, None, config, Moment(now, now)))
+            if take.is_known or take.proven_copy:
+                words[take.past.action, take.past.code].append(take.stem)
     for past in history.pasts.values():
         if past.place:
             sums["archived"].update(count=1, size=past.place.size)
             add_saving(sums, past, past.place.size)
-    counts, first = sums["counts"], sums["saved"]["first"]
+    totals, compressed = sums.pop("totals"), sums.pop("compressed")
+    before, after = compressed["before"], compressed["after"]
     return {
-        "total_size": counts["compressed_size"] + counts["original_size"],
-        **counts,
-        "savings": sum(sums["savings_by_month"].values()),
-        "compression_ratio": round(sums["saved"]["now"] / first, 4) if first else None,
-        "audio_seconds": round(seconds, 3),
-        "due": sums["due"],
-        "archived": sums["archived"],
-        "kept": [kept_for(*key, kept[key]) for key in sorted(kept)],
-        "savings_by_month": dict(sorted(sums["savings_by_month"].items())),
-        "recorded_by_month": dict(sorted(sums["recorded_by_month"].items())),
+        "total_size": totals["original_size"] + totals["compressed_size"],
+        **totals,
+        "savings": before - after,
+        "compression_ratio": round(after / before, 4) if before else None,
+        **{group: dict(sorted(counter.items())) for group, counter in sums.items()},
+        "kept": [
+            {
+                "action": action,
+                "code": code,
+                "reason": SENTENCES.get(code, code),
+                "count": len(stems),
+                "paths": stems,
+            }
+            for (action, code), stems in sorted(words.items())
+            if action in (Action.KEPT.value, Action.FAILED.value)
+        ],
         "runs": list(history.runs),
         "problems": problems,
     }
 
 
-Sums = dict[str, Counter[str]]
-COUNTED = {
-    "counts": "compressed_size original_size recordings compressed originals young unrecorded",
-    "due": "count size estimated_saving",
-    "archived": "count size",
-}
+def library_of(config: Config) -> Library:
+    """The library, which must be there. Raises UsageError."""
+    library = Library(config.recordings_dir)
+    library.require(config.log_file)
+    return library
 
 
-def kept_for(action: str, code: str, stems: Sequence[str]) -> dict[str, Any]:
-    """What was kept or failed for one reason; the failed by name."""
-    sentence = {reason.code: reason.sentence for reason in Reason}.get(code, code)
-    return {
-        "action": action,
-        "code": code,
-        "reason": sentence.replace("{}", "").rstrip(": "),
-        "count": len(stems),
-        "paths": stems if action == Action.FAILED else [],
-    }
-
-
-def add_take(sums: Sums, take: Take) -> None:
-    copy, originals = take.proven_copy, sum(file.size for file in take.originals)
+def add_take(sums: Sums, take: Take, plan: Optional[Plan]) -> None:
+    """What a take has here, and what is due of it."""
+    totals, copy, source = sums["totals"], take.proven_copy, plan and plan.source
     copies = sum(file.size for file in take.copies)
-    sums["counts"].update(
+    originals = size_on_disk(take) - copies
+    totals.update(
         recordings=max(1, len(take.originals)),
         originals=len(take.originals),
         original_size=originals,
@@ -4922,57 +4927,47 @@ def add_take(sums: Sums, take: Take) -> None:
         compressed_size=copies,
         unrecorded=len(take.copies) - bool(copy),
     )
-    if copy and not originals:
+    if copy and not take.originals:
         add_saving(sums, take.past, copy.size)
-    else:
-        file = take.original or take.copies[0]
-        sums["recorded_by_month"][month_of(file.mtime_ns / 1e9)] += originals or copies
+    else:  # with its original still beside it, a copy has saved nothing yet
+        add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), originals or copies)
+    if plan and source and plan.move in (Move.COMPRESS, Move.SMALLER):
+        rate = take.bitrate if source == take.copy else USUAL_RATE
+        saving = max(0.0, 1 - plan.target.bitrate / (rate or USUAL_RATE))
+        sums["due"].update(count=1, size=source.size, estimated_saving=round(source.size * saving))
+    elif take.original and not plan and take.state is State.WAITING:
+        totals["young"] += 1
 
 
 def add_saving(sums: Sums, past: Past, size: int) -> None:
-    """Of what has `size` bytes, and is nothing but that now: with its original still beside it, a
-    copy has saved nothing yet."""
-    first = past.first_size or size
-    sums["recorded_by_month"][month_of(past.mtime_ns / 1e9)] += first
+    """Of what has `size` bytes now; nothing was saved of what has no copy in its past."""
+    before = past.first_size or size
+    sums["recorded_by_month"][local_time(past.mtime_ns // 10**9)[:7]] += before
     if past.suffix:
-        sums["saved"].update(first=first, now=size)
-        sums["savings_by_month"][month_of(past.compressed)] += first - size
+        sums["compressed"].update(before=before, after=size)
+        sums["savings_by_month"][local_time(past.compressed)[:7]] += before - size
 
 
-def add_due(sums: Sums, take: Take, config: Config, moment: Moment) -> None:
-    """By the function that runs ask, but without sidecars, which may still say otherwise."""
-    plan = next_move(take, None, config, moment)
-    if plan and plan.source and plan.move in (Move.COMPRESS, Move.SMALLER):
-        size, rate = plan.source.size, take.bitrate if take.copy else USUAL_RATE
-        left = min(1.0, plan.target.bitrate / (rate or config.target_bitrate))
-        sums["due"].update(count=1, size=size, estimated_saving=round(size * (1 - left)))
-    elif take.original and not plan and take.state is State.WAITING:
-        sums["counts"]["young"] += 1
-
-
-def month_of(seconds: float) -> str:
-    """YYYY-MM, local, of a time since the epoch."""
-    try:
-        return datetime.fromtimestamp(seconds).strftime("%Y-%m")
-    except (ValueError, OverflowError, OSError):  # no calendar has it
-        return "1970-01"
+def local_time(seconds: float) -> str:
+    """YYYY-MM-DD HH:MM of a time since the epoch, which may be one that no calendar has."""
+    return f"{datetime.fromtimestamp(min(max(0, seconds), LATEST)):%Y-%m-%d %H:%M}"
 
 
 def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """What people want to know: rows by title, for terminal and page."""
     kept = stats["kept"]
-    failed = [(path, each["reason"]) for each in kept for path in each["paths"]]
-    due = [(f"due {name}", text) for name, text in figures(stats["due"])]
-    archived = [(f"archived {name}", text) for name, text in figures(stats["archived"])]
-    return {
-        "Storage": [*figures(stats), *due, *archived],
-        "Recorded by month": figures(stats["recorded_by_month"]),
-        "Saved by month": figures(stats["savings_by_month"]),
-        "Kept or failed": [(each["reason"], f"{each['count']:,}") for each in kept],
-        "Failed": failed,
-        "Last runs": [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]],
-        "Problems": [(problem, "") for problem in stats["problems"]],
-    }
+    named = [(path, each["reason"]) for each in kept for path in each["paths"]]
+    tables = {"storage": figures(stats)}
+    for name, group in stats.items():
+        if isinstance(group, dict):
+            tables[name.replace("_", " ")] = figures(group)
+    tables["failed or kept"] = [(each["reason"], f"{each['count']:,}") for each in kept]
+    tables["failed or kept, by name"] = named[:NAMED]
+    tables["last runs"] = [
+        (local_time(run["time"]), f"{run.get('message')}") for run in stats["runs"]
+    ]
+    tables["problems"] = [(problem, "") for problem in stats["problems"]]
+    return {title: rows for title, rows in tables.items() if rows}
 
 
 def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -4981,20 +4976,17 @@ def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in stats.items():
         if isinstance(value, (int, float)):
             is_size = re.search(r"size|saving|\d", name)
-            text = size_text(value) if is_size else f"{value:,}"
-            rows.append((name.replace("_", " "), text))
+            rows.append((name.replace("_", " "), size_text(value) if is_size else f"{value:,}"))
     return rows
 
 
-def local_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def stats_text(stats: Mapping[str, Any]) -> str:
-    lines = []
+def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
+    """For a terminal of 80 columns."""
     for title, rows in stats_tables(stats).items():
-        lines += [title, *(f"  {label:<24}  {text}" for label, text in rows), ""]
-    return "\n".join(lines)
+        yield title
+        for label, text in rows:
+            row = f"  {printable(label):<24}  {printable(text)}"
+            yield from textwrap.wrap(row, 80, subsequent_indent=" " * 28)
 
 
 STYLE = """
@@ -5004,11 +4996,14 @@ STYLE = """
 --card:#1b2027;--line:#323943;--with:#62a8f5;--without:#7f8b98}}
 body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.45 system-ui,sans-serif;
 color:var(--ink);background:var(--paper)}
-h1{font-size:1.4rem}h2{font-size:1.05rem;margin:0 0 .6rem}p{margin:.3rem 0;color:var(--soft)}
+h1{font-size:1.4rem}h2:first-letter{text-transform:uppercase}
+h2{font-size:1.05rem;margin:0 0 .6rem}
+p{margin:.3rem 0;color:var(--soft)}
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;
 margin:0 0 1rem}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:anywhere}
+.storage td,.month td,.due td,.archived td,.kept td{text-align:right}
 tr+tr>*{border-top:1px solid var(--line)}
 svg{display:block;width:100%;height:12rem;border-bottom:1px solid var(--line)}
 .area{fill:var(--with)}.line{fill:none;stroke:var(--without);stroke-width:2;
@@ -5017,13 +5012,14 @@ vector-effect:non-scaling-stroke}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<title>Storage of the recordings</title><style>{style}</style></head><body>
+<title>Storage of the recordings</title><style>{}</style></head><body>
 <h1>Storage of the recordings</h1>
-<section><h2>Size over time</h2>{chart}</section>
-{sections}<p>As of {now}.</p></body></html>
+<section><h2>Size over time</h2>{}</section>
+{}<p>As of {}.</p></body></html>
 """
-CHART = """<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{text}">
-<path class="area" d="M0,100{compressed}V100Z"/><path class="line" d="M0,100{without}"/></svg>
+CHART = """<svg viewBox="0 -{height} {width} {height}" preserveAspectRatio="none" role="img"
+aria-label="{text}"><path class="area" d="M0,0{compressed}V0Z"/>
+<path class="line" d="M0,0{without}"/></svg>
 <p>{text} The line is the size without compression, the area with it.</p>
 """
 
@@ -5033,9 +5029,9 @@ def stats_page(stats: Mapping[str, Any]) -> str:
     sections = ""
     for title, rows in stats_tables(stats).items():
         lines = (f'<tr><th scope="row">{shown(a)}<td>{shown(b)}' for a, b in rows)
-        sections += f"<section><h2>{title}</h2><table>{''.join(lines)}</table></section>\n"
-    now = local_time(time.time())
-    return PAGE.format(style=STYLE, chart=size_chart(stats), sections=sections, now=now)
+        table = f'<table class="{title}">{"".join(lines)}</table>'
+        sections += f"<section><h2>{title}</h2>{table}</section>\n"
+    return PAGE.format(STYLE, size_chart(stats), sections, local_time(time.time()))
 
 
 def shown(text: str) -> str:
@@ -5043,109 +5039,104 @@ def shown(text: str) -> str:
 
 
 def size_chart(stats: Mapping[str, Any]) -> str:
-    """What the library has now, summed up month by month: a recording counts from the month in
-    which it was recorded, its saving from that in which it was compressed."""
+    """What the library has now, summed up month by month, in kB: a recording counts from the month
+    in which it was recorded, its saving from that in which it was compressed."""
     recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
     months = sorted({*recorded, *saved})
     if not months:
         return "<p>No recordings yet.</p>"
     without, compressed, size, less = "", "", 0, 0
-    largest = sum(recorded.values()) or 1
     for number, month in enumerate(months, 1):
         size += recorded.get(month, 0)
         less += saved.get(month, 0)
-        right = 100 * number / len(months)
-        without += f"V{100 - 100 * size / largest:.2f}H{right:.2f}"
-        compressed += f"V{100 - 100 * (size - less) / largest:.2f}H{right:.2f}"
+        without += f"V{-size / 1000:.2f}H{number}"
+        compressed += f"V{(less - size) / 1000:.2f}H{number}"
     sizes = f"{size_text(size)} without compression, {size_text(size - less)} with it"
-    text = f"{months[0]} to {months[-1]}: {sizes}."
-    return CHART.format(text=text, without=without, compressed=compressed)
+    return CHART.format(
+        height=size / 1000,
+        width=len(months),
+        text=f"{months[0]} to {months[-1]}: {sizes}.",
+        without=without,
+        compressed=compressed,
+    )
 
 
 def command_stats(config: Config, report: Report) -> None:
     if config.html and config.json:
         raise UsageError("Either --json or --html.")
-    Library(config.recordings_dir).require(config.log_file)
     stats = gather_stats(config)
+    report.write_json(stats)
     if config.html:
         with open(config.html, "w", encoding="utf-8") as file:
             file.write(stats_page(stats))
-        report.say(f"Written: {printable(config.html)}")
-    elif config.json:
-        print(json.dumps(stats))
-    else:
-        report.say(stats_text(stats))
+        report.say(f"Written: {config.html}")
+    elif not config.json:
+        for line in stats_lines(stats):
+            report.say(line)
     for problem in stats["problems"]:
         report.error(problem)
 
 
 API_PATH = "/api/storage-stats"
-STATS_KEPT = 5.0  # seconds that an answer serves again: a storm of reloads walks the library once
 PATIENCE = 10.0  # seconds for a client to send its request or take the answer
-STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
-    # The page's own style and nothing else: whatever a name on it holds, nothing can run or load.
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
-    f"style-src 'sha256-{STYLE_HASH}'",
+    # Its own style and nothing else: whatever a name on the page holds, nothing can run or load.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
     "Refresh": "60",
 }
-SERVING = threading.Lock()  # one walk at a time; the others wait for its answer
-
-
-@functools.lru_cache(maxsize=1)
-def stats_at(config: Config, period: float) -> dict[str, Any]:
-    return gather_stats(config)
-
-
-def answer(config: Config, path: str, host: str) -> tuple[int, str, str]:
-    """Status, type and body: the page at `/`, the object at `/api/storage-stats`."""
-    # An address cannot be made to point elsewhere, a page's server's name can (DNS rebinding).
-    own = rf"(localhost|{re.escape(config.host)}|(\d+\.){{3}}\d+|\[[\da-f:.]+\])(:\d+)?"
-    if not re.fullmatch(own, host, re.IGNORECASE):
-        return 403, "text/plain", "Ask by this server's address, or start it with --host.\n"
-    if path not in ("/", API_PATH):
-        return 404, "text/plain", f"There is / and {API_PATH}.\n"
-    try:
-        with SERVING:
-            stats = stats_at(config, time.monotonic() // STATS_KEPT)
-    except (OSError, ServiceError) as error:
-        return 503, "text/plain", f"No statistics: {error}\n"
-    if path == API_PATH:
-        return 200, "application/json", json.dumps(stats)
-    return 200, "text/html", stats_page(stats)
+SERVING = threading.Lock()  # one walk at a time: a storm of reloads must not fill the memory
+PAGES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "/": ("text/html", stats_page),
+    API_PATH: ("application/json", json.dumps),
+}
 
 
 def command_serve(config: Config, report: Report) -> None:
-    Library(config.recordings_dir).require(config.log_file)
+    library_of(config)
     import http.server  # noqa: PLC0415 - 20 ms, which no nightly run needs
-    import socketserver  # noqa: PLC0415
+
+    # An address cannot be made to point elsewhere, a page's server's name can (DNS rebinding).
+    own = rf"(?i)(localhost|{re.escape(config.host)}|(\d+\.){{3}}\d+|\[[\da-f:.]+\])(:\d+)?"
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = PATIENCE
 
         def do_GET(self) -> None:
-            path, host = self.path.partition("?")[0], self.headers.get("Host", "")
-            status, kind, text = answer(config, path, host)
-            body = text.encode()
-            self.send_response(status)
-            lengths = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
-            for name, value in {**lengths, **HEADERS}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else body)
+            path = self.path.partition("?")[0]
+            if not re.fullmatch(own, self.headers.get("Host", "")):
+                self.send_error(403, explain="Ask by an address, or start it with --host")
+            elif path not in PAGES:
+                self.send_error(404, explain=f"There is / and {API_PATH}")
+            else:
+                self.send_page(*PAGES[path])
 
         do_HEAD = do_GET
+
+        def send_page(self, kind: str, show: Callable[[Any], str]) -> None:
+            try:
+                with SERVING:
+                    body = show(gather_stats(config)).encode()
+            except (OSError, ServiceError) as error:
+                self.send_error(503, explain=explain(error))
+                return
+            self.send_response(200)
+            about = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
+            for name, value in {**about, **HEADERS}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             """What was asked of it is nobody's business."""
 
-    class Server(socketserver.ThreadingTCPServer):
+    class Server(http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        allow_reuse_address = daemon_threads = True
         timeout = 0.5  # seconds between looks at the signals
 
         def handle_error(self, *_: Any) -> None:
@@ -5156,8 +5147,8 @@ def command_serve(config: Config, report: Report) -> None:
     except (OSError, UnicodeError) as error:
         raise ServiceError(f"Cannot listen there: {error}. See --host and --port.") from None
     with stop_signals() as stop, listening:
-        host, port = config.host, listening.server_address[1]
-        report.say(f"Statistics at http://{f'[{host}]' if ':' in host else host}:{port}/")
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        report.say(f"Statistics at http://{host}:{listening.server_port}/")
         while not stop.requested:
             listening.handle_request()
     report.exit_code = 128 + stop.signal
@@ -5706,37 +5697,28 @@ def explain(error: Exception) -> str:
 LARGEST_LOG = 2 << 20  # bytes, from which it is rotated; five older ones are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
-TOLD = {  # what the summary calls an action, in its order
-    Action.COMPRESSED: "compressed",
-    Action.WOULD_COMPRESS: "would be compressed",
-    Action.ARCHIVED: "archived",
-    Action.WOULD_ARCHIVE: "would be archived",
-    Action.RESTORED: "restored",
-    Action.KEPT: "kept",
-    Action.FAILED: "failed",
-}
+COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
+OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED)
+# What a summary has of a report; sizes are bytes, those of a dry run estimates.
+SUMMED = "found young due left original_size compressed_size saved exit_code"
 
 
 class Report:
-    """Told outcomes, tells people. `exit_code` is the run's."""
+    """Told outcomes, tells people. `exit_code` is the run's. What stands in one line is made
+    printable here, so that no name can forge another."""
+
+    found = young = told_before = due = 0  # recordings, as the plan counts them
+    original_size = compressed_size = saved = 0
+    exit_code = 0
+    bar = ""  # what stands on the terminal's last line
+    is_logging = False
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.exit_code = 0
-        self.started = time.monotonic()
-        self.found = self.young = self.told_before = 0  # recordings, as the plan counts them
-        self.due = 0
+        self.started = self.drawn = time.monotonic()
         self.counts: Counter[Action] = Counter()
-        self.original = self.compressed = self.saved = 0  # bytes; of a dry run an estimate
-        self.waiting = 0  # bytes of originals that stay beside their copies for now
         self.told: set[str] = set()
-        self.bar = ""  # what stands on the terminal's last line
-        self.drawn = self.started
-        self.is_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.is_logging = False
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+        self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
         """Rotated first, under a lock on it. What we create belongs to the owner of the folder it
@@ -5744,125 +5726,121 @@ class Report:
         if self.config.dry_run or self.is_logging:
             return
         path = self.config.log_file
-        made = [each for each in (os.path.dirname(path), path) if not os.path.lexists(each)]
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another run does the same
+            if os.path.getsize(path) > LARGEST_LOG:
+                RotatingFileHandler(path, backupCount=5, delay=True).doRollover()
+        folder = os.path.dirname(path)
+        made = [each for each in (folder, path) if not os.path.lexists(each)]
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "ab") as file, contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another run does the same
-                if os.path.getsize(path) > LARGEST_LOG:
-                    RotatingFileHandler(path, backupCount=5, delay=True).doRollover()
+            os.makedirs(folder, exist_ok=True)
+            open(path, "ab").close()
             for each in made:
-                above = os.stat(os.path.dirname(each))
-                with contextlib.suppress(PermissionError, FileNotFoundError):
-                    os.chown(each, above.st_uid, above.st_gid)
+                give_to_owner(each, os.path.dirname(each), os.stat(each).st_mode)
             self.is_logging = True
         except OSError as error:
             self.log_failed(error)
 
     def log(self, text: str, level: str = "INFO") -> None:
-        """A line behind those of other runs, to which it is opened anew each time: one of them may
+        """A line behind those of other runs, for which it is opened anew each time: one of them may
         have rotated it."""
-        now = datetime.now()
-        stamp = f"{now:%Y-%m-%d %H:%M:%S},{now.microsecond // 1000:03}"
+        stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")
         if self.is_logging:
             try:
-                with open(self.config.log_file, "ab", buffering=0) as file:
-                    file.write(f"{stamp} - {level} - {text}\n".encode("utf-8", "backslashreplace"))
+                with open(self.config.log_file, "a", encoding="utf-8") as file:
+                    file.write(f"{stamp} - {level} - {printable(text)}\n")
             except OSError as error:
                 self.log_failed(error)
 
     def log_failed(self, error: OSError) -> None:
-        text = f"The log cannot be written: {describe(error)}. The work goes on without."
-        if text not in self.told:
-            self.told.add(text)
-            self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
+        path, problem = self.config.log_file, error.strerror
+        self.error(f"The log {path} cannot be written: {problem}. The work goes on without.", 0)
 
     def say(self, text: str) -> None:
         """A result, on stdout; on stderr with --json, whose lines stay pure."""
         if not self.config.quiet:
-            self.write(text, sys.stderr if self.config.json else sys.stdout)
+            self.write(printable(text), sys.stderr if self.config.json else sys.stdout)
 
     def once(self, text: str) -> None:
         """Something to know, told and logged once a run."""
         if text not in self.told:
             self.told.add(text)
-            self.log(printable(text))
-            self.say(printable(text))
+            self.log(text)
+            self.say(text)
 
     def error(self, text: str, code: int = 1) -> None:
         """On stderr and in the log, once; the gravest error's code is the run's."""
         self.exit_code = max(self.exit_code, code)
         if text not in self.told:
             self.told.add(text)
-            text = printable(text)
             self.log(text, "ERROR")
-            self.write(f"{PROGRAM}: {text}", sys.stderr)
+            self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
             self.write_json({"type": "error", "message": text})
 
     def failed(self, error: Exception) -> str:
         """Tell the error that ends a command; returns its sentence."""
-        self.error(explain(error), exit_code_of(error))
-        return printable(explain(error))
+        text = explain(error)
+        self.error(text, exit_code_of(error))
+        return text
 
     def begin(self, works: Sequence[Work], workers: int) -> None:
         """What is due, how much, about how long."""
         self.due = len(works)
         size = sum(work.plan.source.size for work in works if work.plan.source)
-        seconds = size / BYTES_PER_SECOND
+        audio = size / BYTES_PER_SECOND
+        takes = duration_text(audio / SPEED / workers)
         if works:
-            about = f"about {duration_text(seconds)} of audio, {size_text(size)}"
-            takes = duration_text(seconds / SPEED / workers)
-            self.say(f"Due: {self.due} ({about}); it may take {takes}.")
+            self.say(
+                f"Due: {self.due}, about {duration_text(audio)} of audio, {size_text(size)}; "
+                f"it may take {takes}."
+            )
 
     def outcome(self, work: Work) -> None:
         """Print, log and count what became of one take: called once for each."""
-        action, after = work.outcome_reason.action, work.take_after(0)
+        action, told = work.outcome_reason.action, work.outcome()
+        is_failed = action is Action.FAILED
+        self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
-        self.saved += size_on_disk(work.take) - size_on_disk(after)
-        if action in (Action.COMPRESSED, Action.WOULD_COMPRESS):
-            self.original += work.plan.source.size if work.plan.source else 0
-            self.compressed += work.copy.size if work.copy else work.estimate
-        if action is Action.COMPRESSED:
-            self.waiting += sum(file.size for file in after.originals)
-        has_failed = action is Action.FAILED
-        line = printable(self.line(work))
-        self.log(line, "ERROR" if has_failed else "INFO")
-        if work.trace:
-            self.log(work.trace, "ERROR")
-        if has_failed:
-            self.exit_code = max(self.exit_code, 1)
-        self.write_json(work.outcome())
-        if work.reason is Reason.OWNER:
-            self.error(OWNER_ADVICE.format(work.detail))
-        if has_failed and self.config.quiet:
-            self.write(line, sys.stderr)
+        self.saved += size_on_disk(work.take) - size_on_disk(work.take_after(0))
+        before, after = told["original_size"], work.copy.size if work.copy else work.estimate
+        sizes = size_text(before) if before else ""
+        if action in COMPRESSING:
+            self.original_size += before
+            self.compressed_size += after
+            sizes = self.change(before, after)
+        line = self.line(work, sizes, told["reason"])
+        self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        self.write_json(told)
+        if is_failed and self.config.quiet:
+            self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
+        if work.reason is Reason.OWNER:
+            self.error(OWNER_ADVICE.format(work.detail))
 
-    def line(self, work: Work) -> str:
-        reason, source, copy = work.outcome_reason, work.plan.source, work.copy
-        action = reason.action
-        parts = [f"{action.value:<14} {work.path}"]
-        if source and action is Action.COMPRESSED and copy:
-            parts.append(change_text(source.size, copy.size))
-        elif source and action is Action.WOULD_COMPRESS:
-            parts.append(change_text(source.size, work.estimate, "about "))
-        elif source:
-            parts.append(size_text(source.size))
+    def line(self, work: Work, sizes: str, why: str) -> str:
+        """What was done, or why not, with sizes."""
+        reason, probe = work.outcome_reason, work.probe
+        parts = [f"{reason.action.value:<14} {work.path}", sizes]
         if reason not in (Reason.DONE, Reason.DUE):
-            kept = "; the original is kept" if action is Action.FAILED else ""
-            parts.append(reason.sentence.format(work.detail) + kept)
-        if self.config.verbose and work.probe:
-            found = work.probe
-            sound = f"{found.codec}, {found.channels} ch, {found.kilobits:.0f} kbit/s"
-            parts.append(f"[{sound}, {found.timeline:.1f} s]")
-        return "  ".join(parts)
+            parts.append(why)
+        if reason.action is Action.FAILED:
+            parts.append("(the original is kept)")
+        if self.config.verbose and probe:
+            sound = f"{probe.codec}, {probe.channels} ch, {probe.kilobits:.0f} kbit/s"
+            parts.append(f"[{sound}, {probe.timeline:.1f} s]")
+        return "  ".join(filter(None, parts))
+
+    def change(self, before: int, after: int) -> str:
+        about = "about " if self.config.dry_run else ""
+        less = f"{100 * (before - after) / before:.0f} % less" if before > after else "no less"
+        return f"{size_text(before)} -> {about}{size_text(after)} ({less})"
 
     def progress(self, done: float, due: float) -> None:
         """Seconds of audio, what is staged counted in: a bar on a terminal; elsewhere, if it was
         asked for, a line a minute."""
         asked = self.config.progress
-        is_shown = asked or (asked is None and self.is_terminal)
+        is_shown = self.is_terminal if asked is None else asked
         if self.config.quiet or not is_shown or not due:
             return
         now, share = time.monotonic(), min(1.0, done / due)
@@ -5870,29 +5848,20 @@ class Report:
         if share > 0.02:
             left = (now - self.started) * (1 - share) / share
             text += f"  about {duration_text(left)} left"
-        if self.is_terminal and text != self.bar:
-            self.clear_bar()
-            self.bar = text
-            self.draw(text)
-        elif not self.is_terminal and now - self.drawn >= PROGRESS_PAUSE:
+        is_time = self.is_terminal or now - self.drawn >= PROGRESS_PAUSE
+        if is_time and text != self.bar:
             self.drawn = now
-            self.write(text, sys.stderr)
+            self.write(text, sys.stderr, "\r" if self.is_terminal else "\n")
+            self.bar = text
 
-    def clear_bar(self) -> None:
-        if self.bar:
-            self.bar = ""
-            self.draw("\r\033[J")
-
-    def draw(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that is gone must not cost a recording
-            print(text, end="", file=sys.stderr, flush=True)
-
-    def write(self, text: str, stream: Optional[TextIO]) -> None:
-        self.clear_bar()
+    def write(self, text: str, stream: Optional[TextIO], end: str = "\n") -> None:
+        """In place of the bar, if there is one, which left the cursor at its beginning."""
         if stream is None:  # it was closed when we were started
             return
+        if self.bar and stream.isatty():
+            text, self.bar = f"\033[J{text}", ""
         try:
-            print(text, file=stream, flush=True)
+            print(text, end=end, file=stream, flush=True)
         except OSError:  # whoever read it has gone, or its disk is full; the work goes on
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -5904,92 +5873,76 @@ class Report:
     def summary(self, message: str = "") -> dict[str, Any]:
         """Tell and log the end of a run, also of one that could not begin: then `message` is why,
         and has been told. Returns the object of `--json`, with a `message` for people."""
-        left = max(0, self.due - sum(self.counts[action] for action in OF_DUE))
-        text = "" if message and not self.counts else self.sentence(left)
-        is_estimate = self.config.dry_run
+        text = "" if message and not self.counts else self.sentence()
+        if text:
+            self.log(f"{self.config.recordings_dir}: {text}")
+            self.say(text)
         summary = {
             "type": "summary",
-            "found": self.found,
-            "young": self.young,
-            "due": self.due,
-            **{action.value: self.counts[action] for action in TOLD},
-            "left": left,
-            "original_size": self.original,
-            "compressed_size": 0 if is_estimate else self.compressed,
-            "estimated_size": self.compressed if is_estimate else 0,
-            "saved": self.saved,
+            **{action.value: self.counts[action] for action in Action},
+            **{name: getattr(self, name) for name in SUMMED.split()},
             "elapsed_seconds": round(time.monotonic() - self.started, 3),
-            "exit_code": self.exit_code,
             "message": f"{message} {text}".strip(),
         }
-        if text:
-            self.log(printable(f"{self.config.recordings_dir}: {text}"))
-            self.say(text)
         self.write_json(summary)
         return summary
 
-    def sentence(self, left: int) -> str:
+    @property
+    def left(self) -> int:
+        """Recordings that are due still."""
+        return max(0, self.due - sum(self.counts[action] for action in OF_DUE))
+
+    def sentence(self) -> str:
         """The end of a run in words."""
-        parts = [f"{self.counts[action]} {word}" for action, word in TOLD.items()]
-        parts = [part for part in parts if not part.startswith("0 ")]
-        if left and parts:
-            parts.append(f"{left} left for the next run")
-        text = ", ".join(parts) or ("Nothing was done" if left else "Nothing to do")
-        if self.config.dry_run and parts:
-            text = f"Dry run, nothing was changed: {text}"
-        if self.original:
-            about = "about " if self.config.dry_run else ""
-            text += f". {change_text(self.original, self.compressed, about)}"
+        done = [action for action in Action if self.counts[action]]
+        text = ", ".join(f"{self.counts[action]} {action.value}" for action in done)
+        if self.config.dry_run and done:
+            text = "Dry run, nothing was changed: " + text.replace("would-", "to ")
+        elif not done:
+            text = "Nothing was done" if self.left else "Nothing to do"
+        if self.left:
+            text += f", {self.left} left for the next run"
+        if self.original_size:
+            text += f". {self.change(self.original_size, self.compressed_size)}"
         if self.saved > 0:
             text += f", {size_text(self.saved)} saved"
-        elif self.waiting > self.compressed > 0:
-            text += f"; saves {size_text(self.waiting - self.compressed)} once the originals go"
+        elif self.original_size > self.compressed_size and not self.config.dry_run:
+            gain = size_text(self.original_size - self.compressed_size)
+            text += f"; saves {gain} once the originals go"
         if self.young:
             text += f". Younger than {self.config.age_threshold_days:g} days: {self.young}"
         if self.told_before:
             text += f". Kept for reasons told before: {self.told_before} (--retry takes them up)"
-        took = f". Took {duration_text(time.monotonic() - self.started)}" if parts else ""
-        return f"{text}{took}."
+        if done:
+            text += f". Took {duration_text(time.monotonic() - self.started)}"
+        return f"{text}."
 
     @property
     def has_news(self) -> bool:
         """Whether a run did or failed anything."""
-        told = any(self.counts[action] for action in TOLD if action is not Action.KEPT)
-        return bool(self.exit_code or told)
-
-
-OF_DUE = (Action.COMPRESSED, Action.WOULD_COMPRESS, Action.KEPT, Action.FAILED)
+        return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
 
 
 def size_on_disk(take: Take) -> int:
     """Bytes of all its files here."""
-    return sum(file.size for file in (*take.originals, *take.copies))
+    return sum(file.size for file in take.files)
 
 
 def exit_code_of(error: Exception) -> int:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError.exit_code
-    return getattr(error, "exit_code", 1)
+    is_full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+    return NoSpaceError.exit_code if is_full else getattr(error, "exit_code", 1)
 
 
 def printable(text: str) -> str:
-    """With control characters and undecodable bytes escaped: no name can forge a line."""
+    """With control characters and undecodable bytes escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def size_text(size: float) -> str:
     """kB, MB, GB, TB in powers of ten, three digits."""
-    size /= 1000
-    units = ["kB", "MB", "GB", "TB"]
-    while size >= 999.5 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:#.3g}".rstrip(".") + f" {units[0]}"
-
-
-def change_text(before: float, after: float, about: str = "") -> str:
-    percent = f"{100 * (before - after) / before:.0f} % less" if before > after else "no less"
-    return f"{size_text(before)} -> {about}{size_text(after)} ({percent})"
+    steps = sum(size >= 999_500 * 1000**step for step in range(3))
+    number = f"{size / 1000 ** (steps + 1):#.3g}".rstrip(".")
+    return f"{number} {'kMGT'[steps]}B"
 
 
 def duration_text(seconds: float) -> str:
@@ -6020,17 +5973,14 @@ def command_doctor(config: Config, report: Report) -> None:
         run.tools = Tools(run.stop)
         for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
             try:
-                word, text = "ok", check(run)
-            except (ServiceError, OSError) as error:
-                word, text = "PROBLEM", explain(error)
+                report.say(f"ok       {check(run)}")
+            except (ServiceError, Refusal, OSError) as error:
+                report.say(f"PROBLEM  {explain(error)}")
                 report.exit_code = max(report.exit_code, exit_code_of(error))
-            report.say(f"{word:<8} {printable(text)}")
-    report.say(f"         settings, from {printable(config.file or 'nowhere: all are defaults')}:")
+    report.say(f"         settings, from {config.file or 'nowhere: all are defaults'}:")
     for name in FILE_KINDS:
-        value = getattr(config, name)
-        if name == "tiers":
-            value = [{key: part for key, part in tier._asdict().items() if part} for tier in value]
-        report.say(f"         {name:<22}{printable(json.dumps(value, ensure_ascii=False))}")
+        value = json.dumps(getattr(config, name), ensure_ascii=False)
+        report.say(f"         {name:<22}{value}")
 
 
 def examine_ffmpeg(run: Run) -> str:
@@ -6048,25 +5998,26 @@ def examine_library(run: Run) -> str:
     if os.path.isdir(library.own("")):
         try:
             with library.lock():
-                try_commits(library, run.history, works[0] if works else None)
+                try_commits(library)
         except BusyError as busy:
             return str(busy)
-    free = size_text(shutil.disk_usage(library.root).free)
+    for work in works[:1]:
+        foresee_commit(library, work)
+    free = size_text(free_space(library))
     return f"the library {library.root} can be written to, {free} free; due: {len(works)}"
 
 
 def examine_archive(run: Run) -> str:
-    tier = run.config.archive_tier
-    if not tier or not tier.archive:
+    archive = configured_archive(run)
+    if not archive:
         return "no archive is configured"
-    Archive(tier.archive, run).try_it()
-    return f"the archive {tier.archive} answers"
+    archive.try_it()
+    return f"the archive {archive.target} answers"
 
 
 def examine_log(run: Run) -> str:
     """Without making it: doctor changes nothing."""
-    path = run.config.log_file
-    place = path
+    place = path = run.config.log_file
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not os.access(place, os.W_OK):
@@ -6077,9 +6028,9 @@ def examine_log(run: Run) -> str:
 def examine_runs(run: Run) -> str:
     if run.library.paused(run.now):
         raise ServiceError(f"Paused: no run does anything until '{PROGRAM} resume'.")
-    last = run.history.runs[-1] if run.history.runs else None
-    if last is None:
+    if not run.history.runs:
         return f"no run yet; '{PROGRAM} schedule --help' tells how to have one every night"
+    last = run.history.runs[-1]
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
     if ago > LATE or code:
@@ -6090,14 +6041,21 @@ def examine_runs(run: Run) -> str:
 def command_schedule(config: Config, report: Report) -> None:
     """Print what makes a run every night on this machine. Raises UsageError."""
     folder = os.path.dirname(Tools(Stop()).find("ffmpeg"))  # which may be one of the user's own
-    words = ["/usr/bin/env", f"PATH={folder}:/usr/local/bin:/usr/bin:/bin"]
-    words += [lasting_python(), os.path.abspath(__file__), "run", "--quiet"]
-    words += ["-c", config.file] if config.file else []
-    words += ["--recordings", config.recordings_dir]
+    words = [
+        "/usr/bin/env",
+        f"PATH={folder}:/usr/local/bin:/usr/bin:/bin",
+        lasting_python(),
+        os.path.abspath(__file__),
+        "run",
+        "--quiet",
+        *(["-c", config.file] if config.file else []),
+        "--recordings",
+        config.recordings_dir,
+    ]
     if not "".join(words).isprintable():
         raise UsageError("A line break in a path: no scheduler takes it. Rename that folder first.")
-    entries = {"cron": cron_entry, "launchd": launchd_entry, "systemd": systemd_entry}
-    report.say(entries[config.scheduler or "cron"](words))
+    entry, quote = SCHEDULES[config.scheduler]
+    report.write(entry.format(" ".join(map(quote, words))), sys.stdout, end="")
 
 
 def lasting_python() -> str:
@@ -6110,54 +6068,46 @@ def lasting_python() -> str:
     return system
 
 
-def cron_entry(words: Sequence[str]) -> str:
-    """One line of a crontab; cron makes a line break of a bare %, and mails what a run says."""
-    line = shlex.join(words).replace("%", "\\%")
-    return f"# Install: 'crontab -e', and paste the next line. Remove: delete it.\n0 2 * * * {line}"
-
-
-def launchd_entry(words: Sequence[str]) -> str:
-    job = {
-        "Label": "local.compression-service",
-        "ProgramArguments": list(words),
-        "StartCalendarInterval": {"Hour": 2, "Minute": 0},
-        "ProcessType": "Background",
-        "LowPriorityIO": True,
-        "WorkingDirectory": "/",
-    }
-    text = plistlib.dumps(job, sort_keys=False).decode().rstrip()
-    return text.replace("<plist", LAUNCHD + "<plist", 1)
-
-
+# cron makes a line break of a bare %, and mails what a run says.
+CRON = """\
+# Install: 'crontab -e', and paste the next line. Remove: delete it.
+0 2 * * * {}
+"""
 LAUNCHD = """\
+<?xml version="1.0" encoding="UTF-8"?>
 <!-- Install: save this as ~/Library/LaunchAgents/local.compression-service.plist; then
 launchctl bootstrap gui/$UID ~/Library/LaunchAgents/local.compression-service.plist
 Remove: launchctl bootout gui/$UID/local.compression-service; delete the file. -->
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN"
+"http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0">
+<dict>
+  <key>Label</key><string>local.compression-service</string>
+  <key>ProgramArguments</key><array>{}</array>
+  <key>StartCalendarInterval</key>
+  <dict><key>Hour</key><integer>2</integer><key>Minute</key><integer>0</integer></dict>
+  <key>ProcessType</key><string>Background</string>
+  <key>LowPriorityIO</key><true/>
+  <key>WorkingDirectory</key><string>/</string>
+</dict>
+</plist>
 """
-
-
-def systemd_entry(words: Sequence[str]) -> str:
-    """A shell script that writes a user service and its timer."""
-    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"})
-    start = " ".join(f'"{word.translate(escapes)}"' for word in words)
-    return SYSTEMD.format(name="compression-service", start=start, nice=NICENESS)
-
-
+# A shell script that writes a user service and its timer.
 SYSTEMD = """\
-# Install: paste all of this into a terminal. Remove: systemctl --user disable --now {name}.timer;
-# rm ~/.config/systemd/user/{name}.*
+# Install: paste all of this into a terminal. Remove: systemctl --user disable --now \
+compression-service.timer; rm ~/.config/systemd/user/compression-service.*
 mkdir -p ~/.config/systemd/user
-cat >~/.config/systemd/user/{name}.service <<'END_OF_UNIT'
+cat >~/.config/systemd/user/compression-service.service <<'END_OF_UNIT'
 [Unit]
 Description=Compress voice recordings
 
 [Service]
 Type=oneshot
-Nice={nice}
+Nice=10
 IOSchedulingClass=idle
-ExecStart={start}
+ExecStart={}
 END_OF_UNIT
-cat >~/.config/systemd/user/{name}.timer <<'END_OF_UNIT'
+cat >~/.config/systemd/user/compression-service.timer <<'END_OF_UNIT'
 [Unit]
 Description=Compress voice recordings every night
 
@@ -6168,127 +6118,100 @@ Persistent=true
 [Install]
 WantedBy=timers.target
 END_OF_UNIT
-systemctl --user daemon-reload && systemctl --user enable --now {name}.timer"""
+systemctl --user daemon-reload && systemctl --user enable --now compression-service.timer
+"""
+
+
+SCHEDULES: Mapping[str, tuple[str, Callable[[str], str]]] = {
+    "cron": (CRON, lambda word: shlex.quote(word).replace("%", "\\%")),
+    "launchd": (LAUNCHD, lambda word: f"<string>{html.escape(word)}</string>"),
+    # A string of C, but for what systemd itself would replace: systemd.syntax(7).
+    "systemd": (
+        SYSTEMD,
+        lambda word: json.dumps(word, ensure_ascii=False).replace("%", "%%").replace("$", "$$"),
+    ),
+}
+DEMO_FILES = {
+    "config.json": '{"age_threshold_days": 0}',
+    "recordings/index.json": '{"recordings": [{"id": "2025-10-27T14:30:45Z"}]}',
+    "recordings/2025-10-27/14-30-45-chunk-1.json": '{"id": "2025-10-27T14:30:45Z", '
+    '"chunks": [{"file": "14-30-45-chunk-1.webm"}]}',
+}
+DEMO_SOUND = (
+    "-f lavfi -i anoisesrc=duration=6:color=brown:sample_rate=48000:amplitude=0.3,tremolo=f=3:d=0.9"
+    " -c:a libopus -b:a 130k -frame_duration 60 -f webm"
+)
 
 
 def command_demo(config: Config, report: Report) -> None:
     """The whole job on a library made for it, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
-        library, log = os.path.join(folder, "recordings"), os.path.join(folder, "compression.log")
-        demo = Config(recordings_dir=library, log_file=log)
-        make_demo_library(Tools(Stop()), library)
-        report.say("A small library: two chunks of an old recording, and one cut short by a crash.")
-        show_files(library, report)
-        for title, is_dry in (("A dry run", True), ("A run", False), ("Another run", False)):
-            report.say(f"\n--- {title} ---")
-            part = Report(dataclasses.replace(demo, dry_run=is_dry))
-            command_run(part.config, part)
-            report.exit_code = max(report.exit_code, part.exit_code)
-        report.say("\n--- The statistics ---")
-        command_stats(demo, report)
-        report.say("\n--- The library now; it is gone with this demo ---")
-        show_files(library, report)
-
-
-def make_demo_library(tools: Tools, library: str) -> None:
-    day = os.path.join(library, "2025-10-27")
-    os.makedirs(day)
-    names = ["14-30-45-chunk-1.webm", "14-30-45-chunk-2.webm", "16-00-00-chunk-1.webm"]
-    sound = "anoisesrc=duration=6:color=brown:sample_rate=48000:amplitude=0.3,tremolo=f=3:d=0.9"
-    codec = ("-c:a", "libopus", "-b:a", "130k", "-frame_duration", "60", "-f", "webm")
-    for name in names:
-        tools.run([tools.ffmpeg, *QUIET, "-f", "lavfi", "-i", sound, *codec, name], 6, folder=day)
-    os.truncate(os.path.join(day, names[2]), 40_000)
-    recording = {"id": "2025-10-27T14:30:45Z", "duration": 12, "compressed": False}
-    chunks = [{"file": name, "duration": 6} for name in names[:2]]
-    documents = {
-        os.path.join(day, "14-30-45.json"): {**recording, "chunks": chunks},
-        os.path.join(library, INDEX_NAME): {"recordings": [recording], "total_recordings": 1},
-    }
-    for path, document in documents.items():
-        with open(path, "w", encoding="ascii") as file:
-            json.dump(document, file, indent=2)
-    for name in names:
-        os.utime(os.path.join(day, name), (0, time.time() - 30 * DAY))
-
-
-def show_files(library: str, report: Report) -> None:
-    place = Library(library)
-    for folder in place.walk(History(place), report.error):
-        for file in sorted(folder.audio):
-            report.say(f"  {size_text(file.size):>8}  {os.path.join(folder.path, file.name)}")
+        day = os.path.join(folder, "recordings/2025-10-27")
+        os.makedirs(day)
+        for name, text in DEMO_FILES.items():
+            with open(os.path.join(folder, name), "w", encoding="ascii") as file:
+                file.write(text)
+        tools = Tools(Stop())
+        for name in ("14-30-45-chunk-1.webm", "16-00-00-cut-short.webm"):
+            tools.run([tools.ffmpeg, *QUIET, *DEMO_SOUND.split(), name], 6, folder=day)
+        os.truncate(os.path.join(day, name), 40_000)
+        for words in ("run --dry-run", "run", "run", "stats"):
+            report.say(f"{folder}/recordings/2025-10-27: {', '.join(sorted(os.listdir(day)))}")
+            report.say(f"--- {PROGRAM} {words} ---")
+            code = main([*words.split(), "-c", os.path.join(folder, "config.json")])
+            report.exit_code = max(report.exit_code, code)
 
 
 def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
-    library = Library(config.recordings_dir)
-    library.require(config.log_file)
+    library = library_of(config)
     library.make_own()
     until, end = "'resume'", ""
     if config.pause_for:
         unit = {"m": 60, "h": 3600, "d": DAY}[config.pause_for[-1]]
-        time_ = time.time() + int(config.pause_for[:-1]) * unit
-        until, end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_)), str(time_)
-    with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w", encoding="ascii") as file:
+        seconds = time.time() + int(config.pause_for[:-1]) * unit
+        until, end = local_time(seconds), str(seconds)
+    with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
         file.write(end)
-    report.say(f"Paused: runs leave {printable(library.root)} alone until {until}.")
+    report.say(f"Paused: runs leave {library.root} alone until {until}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
-    library = Library(config.recordings_dir)
-    library.require(config.log_file)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(library.own("paused"))
+        os.unlink(library_of(config).own("paused"))
     report.say("Resumed: the next run goes on.")
 
 
 COMMANDS: Mapping[str, Command] = {
     "run": Command(
         "compress what is due (also without a command)",
-        [
-            "dry_run",
-            "age_threshold_days",
-            "target_bitrate",
-            "target_format",
-            "delete_originals",
-            "jobs",
-            "only",
-            "since",
-            "until",
-            "language",
-            "limit",
-            "max_run_minutes",
-            "retry",
-            "json",
-            "quiet",
-            "verbose",
-            "progress",
-        ],
+        "dry_run age_threshold_days target_bitrate target_format delete_originals jobs only since "
+        "until language limit max_run_minutes retry json quiet verbose progress",
         command_run,
     ),
     "stats": Command(
-        "what the library takes, what was saved, what is due", ["json", "html"], command_stats
+        "what the library takes, what was saved, what is due", "json html", command_stats
     ),
     "check": Command(
         "fully verify the compressed library against its records",
-        ["jobs", "json", "quiet", "verbose", "progress"],
+        "jobs json quiet verbose progress",
         command_check,
     ),
     "restore": Command(
         "bring back kept originals and archived recordings",
-        ["paths", "last_run", "dry_run", "json", "quiet", "verbose"],
+        "paths last_run dry_run json quiet verbose",
         command_restore,
     ),
-    "pause": Command("make runs leave the library alone", ["pause_for"], command_pause),
-    "resume": Command("let runs go on", [], command_resume),
+    "pause": Command("make runs leave the library alone", "pause_for", command_pause),
+    "resume": Command("let runs go on", "", command_resume),
     "serve": Command(
-        "show the statistics as a page and as JSON, over HTTP", ["host", "port"], command_serve
+        "show the statistics as a page and as JSON, over HTTP", "host port", command_serve
     ),
     "schedule": Command(
-        "print an entry for cron, launchd or systemd", ["scheduler"], command_schedule
+        "print an entry for cron, launchd or systemd", "scheduler", command_schedule
     ),
-    "doctor": Command("try out what a night needs, and say what was found", [], command_doctor),
-    "demo": Command("the whole job on a small library in a temporary folder", [], command_demo),
+    "doctor": Command("try out what a night needs, and say what was found", "", command_doctor),
+    "demo": Command("the whole job on a small library in a temporary folder", "", command_demo),
 }
 
 if __name__ == "__main__":

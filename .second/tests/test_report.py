@@ -61,7 +61,7 @@ class ReportCase(unittest.TestCase):
             report = Report(Config(log_file=str(self.log), **settings))
             report.open_log()
             yield report
-            report.clear_bar()
+            report.write("", sys.stderr, end="")
 
 
 class TestTold(ReportCase):
@@ -146,13 +146,32 @@ class TestTroubles(ReportCase):
         with self.report() as report:
             report.open_log()
             report.once("x")
-        self.assertEqual(self.err.getvalue().count("log cannot be written"), 1)
+        self.assertEqual(self.err.getvalue().count("cannot be written"), 1)
         os.rmdir(self.log)
         self.log.symlink_to("/dev/full")
         with self.report() as report:
             report.error("x")
             report.error("y")
-        self.assertEqual(self.err.getvalue().count("log cannot be written"), 1)
+        self.assertEqual(self.err.getvalue().count("cannot be written"), 1)
+
+    @unittest.skipIf(os.geteuid(), "only root can give a file away")
+    def test_what_root_makes_beside_the_log_belongs_to_the_folder_s_owner(self) -> None:
+        os.chown(self.log.parent.parent, 1234, 1234)
+        with self.report() as report:
+            report.once("before")
+        with patch.object(program, "LARGEST_LOG", 5), self.report() as report:
+            report.once("after")
+        self.assertIn("before", self.log.with_suffix(".log.1").read_text())
+        for path in (self.log.parent, self.log):
+            self.assertEqual(path.stat().st_uid, 1234, path)
+
+    def test_a_traceback_is_one_line_of_the_log(self) -> None:
+        with self.report() as report:
+            failed = work(Reason.DEFECT)
+            failed.trace = "Traceback:\n  line 1\n"
+            report.outcome(failed)
+        (line,) = self.log.read_text().splitlines()
+        self.assertRegex(line, r" - ERROR - failed .* kept.*Traceback:\\n  line 1")
 
     def test_a_large_log_is_rotated_at_the_start_and_others_follow(self) -> None:
         with self.report() as other:

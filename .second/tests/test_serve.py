@@ -6,14 +6,13 @@ import contextlib
 import http.client
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
-import threading
-import time
 import unittest
-from typing import Any, Optional
-from unittest import mock
+from concurrent.futures import ThreadPoolExecutor
+from typing import Optional
 
 import compression_service as service
 from tests.base import LibraryCase
@@ -127,6 +126,17 @@ class Serve(LibraryCase):
         self.assertEqual(self.files(), before)
         self.assertFalse((self.folder / "logs").exists())
 
+    def test_what_cannot_be_told_is_a_503_and_said_in_a_sentence(self) -> None:
+        shutil.rmtree(self.library)
+        answer = self.ask("/api/storage-stats")
+        self.assertEqual(answer.status, 503)
+        self.assertIn(b"Is its disk mounted?", answer.body)
+
+    def test_a_storm_of_reloads_is_answered(self) -> None:
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(self.ask, ["/"] * 40))
+        self.assertEqual({answer.status for answer in answers}, {200})
+
     def test_ctrl_c_is_its_normal_end(self) -> None:
         self.assertEqual(self.end(signal.SIGINT), (130, "", ""))
 
@@ -146,39 +156,6 @@ class Settings(LibraryCase):
                     service.main(["serve", "-c", str(self.config), *words]), code, words
                 )
             self.assertEqual(told.getvalue().count("\n"), 1, told.getvalue())
-
-
-class Answers(LibraryCase):
-    """What it says, whoever asks, when and how often."""
-
-    def test_a_library_that_cannot_be_read_is_a_503(self) -> None:
-        with mock.patch.object(service, "gather_stats", side_effect=FileNotFoundError(2, "gone")):
-            config = service.Config(recordings_dir=str(self.library), host="other")
-            status, _, text = service.answer(config, service.API_PATH, "localhost")
-        self.assertEqual((status, text), (503, "No statistics: [Errno 2] gone\n"))
-
-    def test_a_storm_of_reloads_walks_the_library_once(self) -> None:
-        walks: list[float] = []
-
-        def gather(config: service.Config) -> dict[str, Any]:
-            walks.append(time.monotonic())
-            time.sleep(0.05)
-            return true(config)
-
-        true = service.gather_stats
-        config = service.Config(recordings_dir=str(self.library))
-        ask = (config, service.API_PATH, "localhost")
-        kept = mock.patch.object(service, "STATS_KEPT", 1e9)
-        with mock.patch.object(service, "gather_stats", gather), kept:
-            threads = [threading.Thread(target=service.answer, args=ask) for _ in range(20)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            self.assertEqual(len(walks), 1)
-            service.STATS_KEPT = 1e-9
-            service.answer(*ask)
-            self.assertEqual(len(walks), 2)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compression_service as program
 from compression_service import (
     File,
-    History,
     Library,
     Move,
     NoSpaceError,
@@ -39,7 +38,6 @@ class TestTrials(unittest.TestCase):
         self.library = Library(folder.name)
         with self.library.lock():
             pass
-        self.history = History(self.library)
         self.source = Path(folder.name, "x.webm")
         self.source.write_bytes(b"sound")
         file = File("x.webm", 5, self.source.stat().st_mtime_ns)
@@ -52,7 +50,7 @@ class TestTrials(unittest.TestCase):
         return sorted(os.listdir(self.library.own("")))
 
     def test_a_good_library_passes_and_nothing_is_left(self) -> None:
-        try_commits(self.library, self.history, self.work)
+        try_commits(self.library)
         read_signs(self.library)
         foresee_commit(self.library, self.work)
         self.assertEqual(self.left(), ["history.jsonl", "lock"])
@@ -64,14 +62,14 @@ class TestTrials(unittest.TestCase):
             return ""
 
         with patch.object(program, "exchange", replace):
-            try_commits(self.library, self.history, None)
+            try_commits(self.library)
         self.assertEqual(self.left(), ["history.jsonl", "lock"])
 
     def test_what_fails_is_one_sentence_and_nothing_is_left(self) -> None:
         for number, error in ((28, NoSpaceError), (30, ServiceError)):
             failing = patch.object(program, "flush", side_effect=OSError(number, "x"))
             with failing, self.assertRaises(error) as caught:
-                try_commits(self.library, self.history, None)
+                try_commits(self.library)
             self.assertIn(self.library.own(""), str(caught.exception))
         self.assertEqual(self.left(), ["history.jsonl", "lock"])
 
