@@ -1795,16 +1795,21 @@ def read_signs(library: Library) -> None:
     """The same from modes, mounts and free space alone. Raises as try_commits does."""
     places = (library.root, library.own(""), library.own("history.jsonl"))
     for path in filter(os.path.lexists, places):
-        disk, problem = os.statvfs(path), 0
-        has_no_names = disk.f_files and not disk.f_favail
-        if not os.access(path, os.W_OK):
-            problem = errno.EACCES
-        if disk.f_bavail * disk.f_frsize < SPACE_MARGIN or has_no_names:
-            problem = errno.ENOSPC
-        if disk.f_flag & os.ST_RDONLY:
-            problem = errno.EROFS
-        if problem:
-            raise failed_trial(path, OSError(problem, os.strerror(problem)))
+        read_sign(path)
+
+
+def read_sign(path: str) -> None:
+    """Of one folder or file. Raises as failed_trial says."""
+    disk, problem = os.statvfs(path), 0
+    has_no_names = disk.f_files and not disk.f_favail
+    if not os.access(path, os.W_OK):
+        problem = errno.EACCES
+    if disk.f_bavail * disk.f_frsize < SPACE_MARGIN or has_no_names:
+        problem = errno.ENOSPC
+    if disk.f_flag & os.ST_RDONLY:
+        problem = errno.EROFS
+    if problem:
+        raise failed_trial(path, OSError(problem, os.strerror(problem)))
 
 
 def foresee_commit(library: Library, work: Work) -> None:
@@ -6020,8 +6025,7 @@ def examine_log(run: Run) -> str:
     place = path = run.config.log_file
     while not os.path.lexists(place):
         place = os.path.dirname(place)
-    if not os.access(place, os.W_OK):
-        raise ServiceError(f"The log {path} cannot be written to; let this user write {place}.")
+    read_sign(place)
     return f"the log {path} can be written to"
 
 
