@@ -1338,6 +1338,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str) -> Policy:
 # the same way, up to the decision.
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
+DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1498,8 +1499,10 @@ class Run:
         return queue.take(room) or [queue.waiting.popleft()]  # which is told in prepare
 
     def commit_in_time(self) -> None:
-        """So seldom that it takes little of the time: a large sidecar is dear to write."""
-        if time.monotonic() - self.committed > max(1.0, 10 * self.cost):
+        """So seldom that it takes little of the time: many sidecars are dear to write."""
+        written = {work.recording.key: len(work.recording.sidecars) for work in self.through}
+        cost = max(self.cost, DOCUMENT_SECONDS * sum(written.values()))
+        if time.monotonic() - self.committed > max(1.0, 10 * cost):
             self.commit()
 
     def commit(self) -> None:
@@ -3565,6 +3568,7 @@ class Committer:
         self.history, self.report = run.history, run.report
         self.folders: set[str] = set()  # that the run has looked into
         self.ids: set[str] = set()  # whose entries in the index may have to change
+        self.written: dict[str, int] = {}  # documents made true, by path: their mtimes (ns)
         self.settled, self.cost = time.monotonic(), 0.0  # seconds
 
     def commit(self, works: Sequence[Work]) -> None:
@@ -3668,12 +3672,15 @@ class Committer:
     def make_true(self, folder: Folder, recording: Recording, after: Mapping[str, Take]) -> None:
         """Make a recording's sidecars say what its takes are, those in `after` (by stem) as they
         will be. Each is rewritten at most once; those that are true keep their bytes and mtime.
-        Raises Flaw, Refusal, OSError."""
+        Without `after`, one that is as we have left it is not read again. Raises Flaw, Refusal,
+        OSError."""
         if recording.policy.unreadable:
             raise Flaw(recording.policy.unreadable)
         for path, edit in edits(self.library, recording, after):
-            mtime_ns = self.rewrite(path, edit, backup=True)
-            folder.documents[os.path.basename(path)] = mtime_ns
+            name = os.path.basename(path)
+            if after or folder.documents.get(name) != self.written.get(path):
+                mtime_ns = self.rewrite(path, edit, backup=True)
+                folder.documents[name] = self.written[path] = mtime_ns
 
     def rewrite(self, path: str, edit: Callable[[bytes], Optional[bytes]], backup: bool) -> int:
         """A document, if it has not been deleted meanwhile: its mtime (ns). Raises Flaw, Refusal,
@@ -3936,8 +3943,8 @@ class JsonText:
             if is_key and raw[1:-1] in NOT_LOOKED_AT:
                 at = self.end(at)
             elif "\\" in raw or raw[:-1].lower().endswith(AUDIO_SUFFIXES):
-                token = Span(*string.span(1))
-                value = self.value(token)
+                token, plain = Span(*string.span(1)), raw[1:-1].encode("latin-1").decode("utf-8")
+                value = self.value(token) if "\\" in raw else plain
                 if value.lower().endswith(AUDIO_SUFFIXES):
                     yield token, value, is_key
 
