@@ -77,7 +77,6 @@ import errno
 import fcntl
 import fnmatch
 import functools
-import grp
 import hashlib
 import html
 import io
@@ -120,7 +119,8 @@ SIDECAR_SUFFIX = ".json"
 BACKUP_SUFFIX = ".bak"  # behind a sidecar's name: as it was before our first change
 INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, level files
-STAGED = re.compile(r"\.compression-(?P<token>[0-9a-f]{8})-\d+\.part")  # beside its target
+# Beside its target, and what rclone makes of such a name.
+STAGED = re.compile(r"\.compression-(?P<token>[0-9a-f]{8})-\d+\.part.*")
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
 
 OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
@@ -268,7 +268,6 @@ class Reason(enum.Enum):
     NAME_TAKEN = "failed: name already taken: {}"
     NAME_TOO_LONG = "failed: a name is too long: {}"
     OWNER = "failed: its copy could not be given to its owner: {}"
-    ARCHIVE = "failed: could not be archived: {}"
     ARCHIVE_REFUSED = "failed: cannot be archived: {}"
     NOT_RESTORED = "failed: cannot be restored: {}"
     CHANGED = "failed: the recording changed while it was being worked on{}"
@@ -283,7 +282,7 @@ class Reason(enum.Enum):
     @property
     def is_environment(self) -> bool:
         """Whether the cause lies outside the recording, so that it must not count against it."""
-        return self in (Reason.OWNER, Reason.ARCHIVE, Reason.NO_SPACE, Reason.INPUT_OUTPUT)
+        return self in (Reason.OWNER, Reason.NO_SPACE, Reason.INPUT_OUTPUT)
 
     @property
     def may_be_ffmpeg(self) -> bool:
@@ -418,7 +417,7 @@ class Past(NamedTuple):
         is_plain = os.path.basename(place.name) == place.name not in (".", "..")
         is_suffix = past.suffix in ("", *COPY_SUFFIXES)
         is_time = all(0 <= moment < LATEST for moment in (past.compressed, place.time))
-        if not (is_plain and is_suffix and is_time) or "\0" in place.name:
+        if not (is_plain and is_suffix and is_time) or "\0" in place.location + place.name:
             raise ValueError("an odd name or time")
         return past._replace(place=place if place.name else None)
 
@@ -1553,7 +1552,7 @@ class Run:
     def examine(self, work: Work) -> None:
         """Open the source once: identity, probe, decide; SHA-256. Raises Refusal, OSError."""
         source, path = work.plan.source, self.library.path(work.path)
-        with open(open_regular(path), "rb") as file:
+        with open_regular(path) as file:
             work.identity = identity_of(os.fstat(file.fileno()))
             if source is None or work.identity[-2:] != source[1:]:
                 raise Refusal(Reason.CHANGED)
@@ -1599,7 +1598,7 @@ class Run:
             raise NotProven("the staged file that was made for it", "another under its name")
         if not work.take.proven_copy or job.encodes:
             give_attributes_of(job.source, job.copy)
-        with open(open_regular(job.copy), "rb") as file:
+        with open_regular(job.copy) as file:
             flush(file.fileno())
         made, before = file_at(job.copy), size_before(work)
         if job.encodes and made.size > before * (1 - self.config.min_saving_percent / 100):
@@ -1689,7 +1688,7 @@ def boundary(work: Work) -> Iterator[None]:
 
 def give_attributes_of(source: str, copy: str) -> None:
     """Those of one file to another, by path. Raises Refusal, OSError."""
-    with open(open_regular(source), "rb") as one, open(open_regular(copy), "rb") as other:
+    with open_regular(source) as one, open_regular(copy) as other:
         give_attributes(one.fileno(), other.fileno(), times=True)
 
 
@@ -1831,7 +1830,7 @@ def foresee_commit(library: Library, work: Work) -> None:
 def foresee_owner(path: str, needed: int) -> None:
     """Raises Refusal, OSError."""
     user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
-    with open(open_regular(path), "rb") as file:
+    with open_regular(path) as file:
         before, acl = os.fstat(file.fileno()), access_list(file.fileno())
     if user != before.st_uid and not may_give_files_away():
         group = before.st_gid if before.st_gid in groups else groups[0]
@@ -2651,7 +2650,7 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
 
 def probe_file(path: str, tools: Tools) -> Probe:
     """The same of a file by its path. Raises Refusal, OSError."""
-    with open(open_regular(path), "rb") as file:
+    with open_regular(path) as file:
         return probe(file.fileno(), path, tools)
 
 
@@ -2664,7 +2663,7 @@ OUR_TAG = re.compile(
 def provenance(path: str) -> Optional[int]:
     """Bit/s from the tag of a copy of ours (`Target.tag`), None if it carries none. Raises
     OSError."""
-    with open(open_regular(path), "rb") as file:
+    with open_regular(path) as file:
         window = Window(file.fileno())
         tags = window.at(0, HEAD_BYTES)
         if tags[4:8] == b"ftyp":
@@ -4233,22 +4232,24 @@ def put(staged: str, path: str, expected: bytes) -> bool:
 
 
 # --------------------------------------------------------------------------------------- archive
-# Put a file, fetch it back, compare hashes: the same two functions for a folder and for an rclone
-# remote. Touches only TARGET/archive-of-NAME/; must never make that folder in a local target (an
-# empty mount point has none), write over a file that is not a part of ours, or leave it by a link.
+# Put a file, fetch it back, compare hashes: the same for a folder and for an rclone remote. Touches
+# only TARGET/archive-of-NAME/; must never make that folder in a local target (an empty mount point
+# has none), write over a file that is not a part of ours, or leave it by a link.
 
 RCLONE = (
     *("--retries", "2", "--low-level-retries", "3", "--contimeout", "20s", "--timeout", "60s"),
     *("--log-level", "ERROR", "--stats", "0"),
 )
-ARCHIVE_PACE = 20_000  # bytes a second, the slowest upload that is still waited for
+ARCHIVE_PACE = 20_000  # bytes a second, the slowest transfer that is still waited for
 
 
 class Archive:
     """One archive of one library: `TARGET/archive-of-NAME/PATH`."""
 
     def __init__(self, target: str, run: Run) -> None:
-        self.target, self.run, self.library = target, run, run.library
+        self.target = target
+        self.run = run
+        self.library = run.library
         self.is_remote = not os.path.isabs(target)
         # `remote:` and `remote:/` are two places.
         slash = "" if target.endswith((":", "/")) else "/"
@@ -4263,10 +4264,10 @@ class Archive:
         if self.is_remote:
             try:
                 self.rclone(0, "lsf", "--max-depth", "1", "--", self.target)
-            except OSError as error:
-                if "directory not found" not in explain(error):  # as before the first file
+            except Refusal as refusal:
+                if "directory not found" not in refusal.detail:  # as before the first file
                     raise ServiceError(
-                        f"The archive {self.target} does not answer: {explain(error)}. Nothing is "
+                        f"The archive {self.target} does not answer: {refusal.detail}. Nothing is "
                         f"removed here; see to it that 'rclone lsf {self.target}' works."
                     ) from None
         elif is_below(self.root, self.library.root):
@@ -4283,123 +4284,132 @@ class Archive:
         for work in works:
             if self.run.stop.requested:
                 raise Stopped
-            if work.reason:
-                continue
-            try:
-                work.place = self.put(work)
-                work.detail = work.place.location
-            except Refusal as refusal:
-                work.refuse(refusal)
-            except OSError as error:
-                self.try_it()
-                work.refuse(Refusal(Reason.ARCHIVE, explain(error)))
+            if not work.reason:
+                with boundary(work):
+                    work.place = self.put(work)
+                    work.detail = work.place.location
+                if work.reason is Reason.NO_SPACE:
+                    advice = "Nothing is removed here; make room and run again."
+                    raise NoSpaceError(f"No space left: {work.detail}. {advice}")
+                if work.reason:
+                    self.try_it()
 
     def put(self, work: Work) -> Place:
         """One file, proven to be there. Raises Refusal, OSError."""
-        source, there = self.library.path(work.path), self.location(work.path)
+        source = self.library.path(work.path)
+        there = self.location(work.path)
         status = os.lstat(source)
-        work.identity, work.sha256 = identity_of(status), digest_of(source)
+        work.identity = identity_of(status)
+        work.sha256 = digest_of(source)
         # What is there already stays, but for the beginning of ours: an upload that was killed.
         for option in ("--ignore-existing", "--ignore-times"):
             self.send(work, source, there, option)
             with self.read_back(there, status.st_size) as found:
-                if digest_of(found) == work.sha256:
-                    return place_of(there, status, work.sha256)
-                if not self.is_remote or not is_beginning(found, source):
-                    break
+                digest = digest_of(found)
+                size = os.path.getsize(found)
+            if digest == work.sha256:
+                return Place(
+                    *os.path.split(there),
+                    status.st_size,
+                    status.st_mtime_ns,
+                    digest,
+                    stat.S_IMODE(status.st_mode),
+                    (status.st_uid, status.st_gid),
+                    time.time(),
+                )
+            if digest != digest_of(source, size):
+                break
         raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
 
     def send(self, work: Work, source: str, there: str, option: str) -> None:
-        """Staged beside its place and linked, each new folder flushed; or uploaded. Raises Refusal,
+        """Upload; or stage it beside its place, and link it, each folder flushed. Raises Refusal,
         OSError."""
         if self.is_remote:
             self.rclone(os.path.getsize(source), "copyto", option, "--", source, there)
             return
-        folder = self.root
-        for part in work.take.folder.split("/"):
-            above, folder = folder, os.path.join(folder, part)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder)
-                flush_folder(above)
-        if work.take.folder and not is_below(folder, self.root):
-            raise Refusal(Reason.ARCHIVE_REFUSED, f"{folder} leads out of the archive")
+        if not is_below(there, self.root):
+            raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} leads out of the archive")
+        folder = os.path.dirname(there)
+        os.stat(self.root)  # which is never made
+        os.makedirs(folder, exist_ok=True)
         # The same name in the next run, if this one is killed.
         part = os.path.join(folder, STAGED_NAME.format(work.sha256[:8], 0))
         remove_all([part])
-        if not os.path.lexists(there):
-            copy_file(source, part)
-            place(part, there)
-        flush_folder(folder)
+        try:
+            if not os.path.lexists(there):
+                copy_file(source, part)
+                place(part, there)
+        finally:
+            remove_all([part])
+        while folder.startswith(self.root):
+            flush_folder(folder)
+            folder = os.path.dirname(folder)
 
     @contextlib.contextmanager
     def read_back(self, there: str, size: int) -> Iterator[str]:
-        """A file of the archive as one that can be read here: itself, or a download of `size`
+        """A file of the archive as one that can be read here: itself, or a download of about `size`
         bytes. Raises Refusal, OSError."""
         if not self.is_remote:
             yield there
             return
         fetched = self.run.staging.levels()
-        try:
-            self.rclone(size, "copyto", "--ignore-times", "--", there, fetched)
-            yield fetched
-        finally:
-            self.run.staging.discard(fetched)
+        self.rclone(size, "copyto", "--ignore-times", "--", there, fetched)
+        yield fetched
+        self.run.staging.discard(fetched)
 
-    def find(self, stem: str) -> Place:
-        """What is there by a name that it may have had, the compressed ones first; it gets back the
-        library's owner and mode. Raises Refusal."""
-        for suffix in (*COPY_SUFFIXES, SOURCE_SUFFIX):
-            there, above = self.location(stem + suffix), os.stat(self.library.root)
-            with contextlib.suppress(OSError), self.read_back(there, LARGEST_JSON) as found:
-                place = place_of(there, os.stat(found), digest_of(found))
-                owner = above.st_uid, above.st_gid
-                return place._replace(mode=above.st_mode & 0o666, owner=owner)
-        raise Refusal(Reason.NOT_RESTORED, f"{stem} is neither here nor in {self.root}")
-
-    def fetch(self, folder: str, place: Place, staged: str) -> None:
-        """Bring a file of a folder back into `staged`, proven by its hash, with mode, owner and
-        mtime. Raises Refusal, OSError."""
-        there = self.whereabouts(folder, place)
-        with self.read_back(there, place.size) as found:
-            copy_file(found, staged)
-        if digest_of(staged) != place.sha256:
+    def fetch(self, take: Take, staged: str) -> Place:
+        """Bring its file back into `staged`, proven by its hash and with mode, owner and mtime, if
+        they are on record, else as the library's owner's; returns what it was. Raises Refusal,
+        OSError, Stopped."""
+        place = take.past.place or self.find(take)
+        there = self.whereabouts(take.folder, place)
+        with self.read_back(there, place.size or LARGEST_JSON) as found:
+            copy_file(found, staged, place if place.time else None)
+        digest = digest_of(staged)
+        if place.sha256 not in ("", digest):
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not the file that went there")
-        with open(open_regular(staged), "rb") as file:
-            with contextlib.suppress(PermissionError):
-                os.fchown(file.fileno(), *place.owner)
-            os.fchmod(file.fileno(), place.mode)
-            os.utime(file.fileno(), ns=(place.mtime_ns, place.mtime_ns))
-            flush(file.fileno())
+        if not place.time:
+            give_to_owner(staged, self.library.root, 0o666)
+        _, size, mtime_ns = file_at(staged)
+        return place._replace(size=size, mtime_ns=mtime_ns, sha256=digest)
+
+    def find(self, take: Take) -> Place:
+        """What is there by a name that it may have had, the compressed ones first: by no record,
+        so without a time. Raises Refusal, Stopped."""
+        for suffix in (*COPY_SUFFIXES, SOURCE_SUFFIX):
+            there = self.location(take.stem + suffix)
+            if self.has(there):
+                return Place(*os.path.split(there))
+        raise Refusal(Reason.NOT_RESTORED, f"{take.stem} is neither here nor in {self.root}")
 
     def whereabouts(self, folder: str, place: Place) -> str:
-        """Where it is on record, if that is below the target; an archive may have moved."""
+        """Where it is on record, if that is below the target; an archive may have moved. (A name of
+        a remote is compared as if it were a path.)"""
         there = f"{place.location}/{place.name}"
-        is_here = there.startswith(self.target) and ".." not in there.split("/")
-        if is_here and (self.is_remote or is_below(there, self.target)):
+        if is_below(there, self.target):
             return there
         return self.location(os.path.join(folder, place.name))
 
-    @functools.cached_property
-    def names(self) -> Collection[str]:
-        """All files in a remote, by location. Raises OSError, Stopped."""
-        lines = self.rclone(0, "lsf", "-R", "--files-only", "--", self.root)
-        return {self.location(line) for line in lines}
-
-    def has(self, folder: str, place: Place) -> bool:
-        """Whether a file of the name is there. Raises OSError, Stopped."""
-        there = self.whereabouts(folder, place)
+    def has(self, there: str) -> bool:
+        """Whether it is a file of the archive. Raises Refusal, Stopped."""
         return there in self.names if self.is_remote else os.path.isfile(there)
 
+    @functools.cached_property
+    def names(self) -> Collection[str]:
+        """All files in a remote, by location. Raises Refusal, Stopped."""
+        lines = self.rclone(0, "lsf", "-R", "--files-only", "--", self.root)
+        return set(map(self.location, lines))
+
     def rclone(self, size: int, *words: str) -> list[str]:
-        """The lines that one call of it prints, which moves `size` bytes. Raises OSError,
-        Stopped."""
+        """The lines that one call of it prints, which moves `size` bytes. Raises Refusal, Stopped,
+        ToolError."""
         lines: list[str] = []
         tools = self.run.tools
-        command = [tools.find("rclone"), words[0], *RCLONE, *words[1:]]
+        command = [tools.find("rclone"), *RCLONE, *words]
         try:
             tools.run(command, size / ARCHIVE_PACE, lines.append)
         except Refusal as refusal:
-            raise OSError(errno.EIO, f"rclone: {refusal.detail}") from None
+            raise Refusal(Reason.INPUT_OUTPUT, f"rclone: {refusal.detail}") from None
         return lines
 
 
@@ -4413,34 +4423,23 @@ def is_below(path: str, folder: str) -> bool:
     return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
 
 
-def place_of(there: str, status: os.stat_result, sha256: str) -> Place:
-    location, name = os.path.split(there)
-    mode, owner = stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)
-    numbers = (status.st_size, status.st_mtime_ns)
-    return Place(location, name, *numbers, sha256, mode, owner, time.time())
-
-
-def copy_file(source: str, target: str) -> None:
-    """Copy a regular file, flush it, and let what is read back come from the disk; its attributes
-    as far as another disk takes them. Raises OSError."""
-    with open_to_write(target) as writer, open(open_regular(source), "rb") as reader:
+def copy_file(source: str, target: str, known: Optional[Place] = None) -> None:
+    """Copy a regular file with its attributes, or those that are `known`, as far as another disk
+    takes them; flush it, and let what is read back come from the disk. Raises OSError."""
+    with open_to_write(target) as writer, open_regular(source) as reader:
         shutil.copyfileobj(reader, writer, BLOCK)
         writer.flush()
         made = writer.fileno()
         with contextlib.suppress(Refusal, OSError):  # a NAS has users of its own
             give_attributes(reader.fileno(), made, times=True)
+        if known:
+            with contextlib.suppress(PermissionError):
+                os.fchown(made, *known.owner)
+            os.fchmod(made, known.mode)
+            os.utime(made, ns=(known.mtime_ns, known.mtime_ns))
         flush(made)
         if sys.platform == "linux":
             os.posix_fadvise(made, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def is_beginning(part: str, whole: str) -> bool:
-    """Whether one file is a shorter one's continuation. Raises OSError."""
-    with open(part, "rb") as begun, open(whole, "rb") as file:
-        while block := begun.read(BLOCK):
-            if block != file.read(len(block)):
-                return False
-    return True
 
 
 # --------------------------------------------------------------------------------------- restore
@@ -4458,12 +4457,15 @@ def command_restore(config: Config, report: Report) -> None:
     run.library.require(config.log_file)
     if config.dry_run:
         for recording in asked_for(run):
-            for take in undoable(recording) if can_come_back(run, recording) else ():
-                report.say(f"{take.stem}: would be restored")
+            for work in works_back(recording, config):
+                if work.reason:
+                    report.outcome(work)
+                else:
+                    report.say(f"{work.take.stem}: would be restored")
         return
     with run.open():
         recordings = asked_for(run)
-        bring_back(run, [each for each in recordings if can_come_back(run, each)])
+        bring_back(run, recordings)
         for recording in recordings:  # also where an earlier restore was cut short
             run.committer.folders.add(recording.folder)
         run.committer.finish()
@@ -4472,98 +4474,90 @@ def command_restore(config: Config, report: Report) -> None:
 
 def asked_for(run: Run) -> list[Recording]:
     """The recordings that the command line names, each once; what is none is told."""
-    folders = {take.folder for take in placed(run.history)}
-    for each in run.library.walk(run.history, run.report.once):
-        folders.add(each.path)
-        if run.is_locked:
-            run.staging.sweep(each)
+    library = run.library
+    history = run.history
+    folders = {folder.path: folder for folder in library.walk(history, run.report.once)}
+    if run.is_locked:
+        for folder in folders.values():
+            run.staging.sweep(folder)
+
+    @functools.cache
+    def recordings_in(path: str) -> Sequence[Recording]:
+        folder = folders.get(path) or Folder(path, history)  # of which all may be archived
+        return resolve_recordings(library, folder, history)
+
     found: dict[str, Recording] = {}
-    for path in (*run.config.paths, *(done_last(run.history) if run.config.last_run else ())):
-        inside, meant = path_inside(run.library, path), []
-        for folder in folders:
-            if is_in(folder, inside) or folder == os.path.dirname(inside):
-                recordings = recordings_of(run, folder)
-                meant += [recording for recording in recordings if is_meant(recording, inside)]
+    for path in (*run.config.paths, *(done_last(history) if run.config.last_run else ())):
+        # From where the user stands, or from the library.
+        given = path if os.path.lexists(path) else library.path(path)
+        whole = os.path.realpath(given)
+        inside = os.path.relpath(whole, os.path.realpath(library.root))
+        if os.path.isdir(whole):
+            around = "" if inside == os.curdir else f"{inside}/"
+            below = [each for each in folders if f"{each}/".startswith(around)]
+            meant = list(itertools.chain(*map(recordings_in, below)))
+        else:
+            folder_of_it, name = os.path.split(stem_of(inside))
+            meant = [each for each in recordings_in(folder_of_it) if name in names_of(each)]
         found.update((recording.key, recording) for recording in meant)
         if not meant:
-            run.report.error(f"{path}: no recording of {run.library.root}, here or on record")
+            run.report.error(f"{path}: no recording of {library.root}, here or on record")
     return list(found.values())
 
 
-def can_come_back(run: Run, recording: Recording) -> bool:
-    """Whether there is something to undo, and an original or an archived file of every chunk; what
-    came back from an archive is what there was."""
-    copies = [take for take in recording.takes if take.copy and not take.original]
-    lost = [take.stem for take in copies if not take.past.is_restored]
-    if lost:
-        only = f"only its copy is left of {', '.join(lost)}"
-        run.report.error(f"{recording.key} stays as it is: {only}")
-    elif not undoable(recording):
-        run.report.say(f"{recording.key}: nothing to undo, the original is here")
-    return not lost and bool(undoable(recording))
+def names_of(recording: Recording) -> set[str]:
+    """What its files and sidecars are called, without a suffix."""
+    sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
+    return {*sidecars, *(take.name for take in recording.takes)}
 
 
 def done_last(history: History) -> list[str]:
-    """Stems of what the last run that compressed or archived anything did: what is newer than the
-    end of the run before."""
-    done = {
-        stem: past.time
-        for stem, past in history.pasts.items()
-        if past.action in (Action.COMPRESSED, Action.ARCHIVED)
-    }
-    newest = max(done.values(), default=0.0)
-    ends = [record["time"] for record in history.runs if record["time"] < newest]
-    # Where no such run is remembered any more: none takes longer than a day.
-    since = max(ends, default=newest - DAY)
-    return [stem for stem, at in done.items() if at > since]
-
-
-def path_inside(library: Library, path: str) -> str:
-    """Below the library, of a path from where the user stands or from the library; a link only
-    leads to what it is called."""
-    whole = os.path.abspath(path if os.path.lexists(path) else library.path(path))
-    real = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
-    return os.path.relpath(real, os.path.realpath(library.root))
-
-
-def is_in(path: str, folder: str) -> bool:
-    """Also where they are the same."""
-    return folder == os.curdir or f"{path}/".startswith(f"{folder}/")
-
-
-def is_meant(recording: Recording, path: str) -> bool:
-    """Whether a path is a file of its, its sidecar, or a folder around it."""
-    names = [sidecar.stem for sidecar in recording.sidecars if sidecar.listed]
-    names += [take.name for take in recording.takes]
-    stems = [os.path.join(recording.folder, name) for name in names]
-    return stem_of(path) in stems or any(is_in(stem, path) for stem in stems)
-
-
-def recordings_of(run: Run, path: str) -> list[Recording]:
-    """Of one folder, with those that are archived and of which nothing is left here."""
-    folder = Folder(path, run.history)
-    with contextlib.suppress(OSError):
-        folder = run.library.folder(path, run.history)
-    return resolve_recordings(run.library, folder, run.history)
-
-
-def undoable(recording: Recording) -> list[Take]:
-    """Its takes of which a copy is to go, or a file is to be fetched, or was and no more."""
+    """What was done since the last run began that compressed or archived anything, as absolute
+    paths."""
+    words = (Action.COMPRESSED, Action.ARCHIVED)
+    begun = [run["time"] for run in history.runs if any(map(run.get, words))]
     return [
-        take
-        for take in recording.takes
-        if not take.file or take.is_half_restored or (take.original and take.copy)
+        history.library.path(stem + SOURCE_SUFFIX)
+        for stem, past in history.pasts.items()
+        if past.action in words and begun and past.time >= begun[-1]
     ]
+
+
+def works_back(recording: Recording, config: Config) -> list[Work]:
+    """What brings it back: of each take its copy is to be proven and to go, or its file is to be
+    fetched, or was and no more. Where neither can be, only what is refused."""
+    works = []
+    is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
+    for take in recording.takes:
+        copy = take.copy if take.original else None
+        is_lost = take.copy and not (take.original or take.past.is_restored or is_begun)
+        if copy or is_lost or not take.file or take.is_half_restored:
+            form = FORMAT_OF[copy.suffix] if copy else config.target_format
+            made = Target(form, config.target_bitrate)
+            source = take.original if copy else None
+            goes = (copy,) if copy else ()
+            plan = Plan(Move.RESTORE, source, made, take.past.settings, goes)
+            works.append(Work(take, recording, plan))
+            if is_lost:
+                refusal = Refusal(Reason.NOT_RESTORED, "only its copy is left")
+                works[-1].refuse(refusal)
+    return [work for work in works if work.reason] or works
 
 
 def bring_back(run: Run, recordings: Sequence[Recording]) -> None:
     """Also finishes what an earlier restore has begun (`Take.is_half_restored`), for a run."""
     for recording in recordings:
-        works = [restoring(take, recording, run.config) for take in undoable(recording)]
+        if run.stop.requested:
+            raise Stopped
+        works = works_back(recording, run.config)
+        if not works:
+            run.report.say(f"{recording.key}: nothing to undo, the original is here")
         for work in works:
             with boundary(work):
-                prepare = prove_again if work.plan.source else fetch_back
-                prepare(run, work)
+                if work.plan.source:
+                    prove_again(run, work)
+                elif not work.reason:
+                    fetch_back(run, work)
         keep_together(works)
         run.committer.attempt(works, run.history.append, works, time.time())
         for work in works:
@@ -4571,50 +4565,48 @@ def bring_back(run: Run, recordings: Sequence[Recording]) -> None:
         run.committer.commit(works)
 
 
-def restoring(take: Take, recording: Recording, config: Config) -> Work:
-    suffix = take.copy.suffix if take.copy else take.past.suffix
-    target = Target(FORMAT_OF.get(suffix, config.target_format), take.past.bitrate)
-    plan = Plan(Move.RESTORE, None, target, take.past.settings)
-    if take.original and take.copy:
-        plan = plan._replace(source=take.original, goes=(take.copy,))
-    return Work(take, recording, plan)
-
-
 def fetch_back(run: Run, work: Work) -> None:
     """From the archive into a staged file beside its place. Raises Refusal, OSError."""
-    archive, take, place = configured_archive(run), work.take, work.take.past.place
-    work.copy, work.place, work.detail = take.file, place, "back from the archive"
+    archive = configured_archive(run)
+    take = work.take
+    work.copy = take.file
+    work.place = take.past.place
+    work.detail = "back from the archive"
     if work.copy:  # a restore was cut short after that
         return
     if archive is None:
         raise Refusal(Reason.NOT_RESTORED, f"{take.stem} is not here, and no archive is set")
-    if place is None:
-        place = archive.find(take.stem)
-        known = Past(mtime_ns=place.mtime_ns, first_size=place.size, place=place)
-        suffix = os.path.splitext(place.name)[1]
+    target = run.library.path(take.stem)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    work.staged = run.staging.beside(target)
+    work.place = found = archive.fetch(take, work.staged)
+    work.copy = File(found.name, found.size, found.mtime_ns)
+    if not take.past.place:
+        suffix = work.copy.suffix
+        sizes: dict[str, Any] = {"first_size": found.size}
         if suffix in FORMAT_OF:
-            known = known._replace(suffix=suffix, size=place.size, first_size=0)
-        work.take = take._replace(past=known)
-    os.makedirs(run.library.path(take.folder), exist_ok=True)
-    work.staged = run.staging.beside(run.library.path(take.stem))
-    archive.fetch(take.folder, place, work.staged)
-    work.place, work.copy = place, File(*place[1:4])
+            sizes = {"suffix": suffix, "size": found.size}
+        work.take = take._replace(past=Past(mtime_ns=found.mtime_ns, place=found, **sizes))
 
 
 def prove_again(run: Run, work: Work) -> None:
-    """Whether the copy that is to go is its original's: one that is not stays. Raises Refusal,
-    Stopped, ServiceError."""
-    proof = Work(work.take, work.recording, work.plan._replace(move=Move.ADOPT))
-    run.transcode([proof])
-    run.find_cause([proof])
-    if proof.identity is None and proof.reason:
-        raise Refusal(proof.reason, proof.detail)
-    work.copy, work.detail = work.plan.source, "the original is back"
-    work.identity, work.sha256, work.probe = proof.identity, proof.sha256, proof.probe
-    if proof.reason:
-        refusal = Refusal(proof.reason, proof.detail)
-        work.plan = work.plan._replace(goes=())
+    """Whether the copy that is to go is its original's: one that is not stays. Raises Stopped,
+    ServiceError."""
+    plan = work.plan
+    work.plan = plan._replace(move=Move.ADOPT)
+    run.transcode([work])
+    run.find_cause([work])
+    if not work.identity:  # the original cannot even be read
+        work.plan = plan
+        return
+    if work.reason:
+        plan = plan._replace(goes=())
+        refusal = Refusal(work.reason, work.detail)
         run.report.once(f"{work.target_path} stays: it does not prove to be a copy. {refusal}")
+    work.plan = plan
+    work.reason = None
+    work.detail = "the original is back"
+    work.copy = plan.source
 
 
 # ----------------------------------------------------------------------------------------- check
@@ -4627,21 +4619,24 @@ LENGTH_TOLERANCE = 0.15  # seconds, between what the history says of a copy and 
 def command_check(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
-    copies: dict[str, float] = {}  # seconds on record, by absolute path
+    takes: list[Take] = []
     by_id: dict[str, list[Take]] = {}
     for folder in run.library.walk(run.history, report.error):
         for recording in resolve_recordings(run.library, folder, run.history):
             check_documents(run, recording)
+            takes += recording.takes
             for id_ in recording.ids:
                 by_id.setdefault(id_, []).extend(recording.takes)
-            for take in recording.takes:
-                if take.copy:
-                    path = run.library.path(take.folder, take.copy.name)
-                    copies[path] = take.past.seconds
-    facts = {id_: facts_of(takes) for id_, takes in by_id.items()}
+    facts = {id_: facts_of(group) for id_, group in by_id.items()}
     with answering_for(run, INDEX_NAME):
-        for id_ in index_differs(read_regular(run.library.path(INDEX_NAME)), facts):
+        index = read_regular(run.library.path(INDEX_NAME))
+        for id_ in index_differs(index, facts):
             report.error(f"{INDEX_NAME} does not say what the recording {id_} is")
+    copies = {  # seconds on record, by absolute path
+        run.library.path(take.folder, take.copy.name): take.past.seconds
+        for take in takes
+        if take.copy
+    }
     with stop_signals() as run.stop, contextlib.suppress(Stopped):
         run.tools = Tools(run.stop)
         check_places(run)
@@ -4658,7 +4653,7 @@ def answering_for(run: Run, what: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         return
-    except (Flaw, ServiceError, OSError) as error:
+    except (Flaw, Refusal, ServiceError, OSError) as error:
         run.report.error(f"{what}: {explain(error)}")
 
 
@@ -4671,22 +4666,22 @@ def check_documents(run: Run, recording: Recording) -> None:
         run.report.error(os.path.join(recording.folder, recording.policy.unreadable))
     for path, edit in edits(run.library, recording, {}):
         with answering_for(run, path):
-            if edit(read_regular(run.library.path(path))) is not None:
+            if edit(read_regular(run.library.path(path))):
                 run.report.error(f"{path} does not say what its recording is")
 
 
 def check_places(run: Run) -> None:
     """What went there is still there."""
-    away, archive = placed(run.history), configured_archive(run)
-    away = [take for take in away if not take.past.is_restored]
-    if away and archive is None:
+    archive = configured_archive(run)
+    away = [take for take in placed(run.history) if not take.past.is_restored]
+    if away and not archive:
         run.report.error(f"{len(away)} files are archived, and no archive is configured")
     elif away and archive:
         with answering_for(run, archive.root):
             archive.try_it()
             for take in away:
                 place = take.past.place
-                if place and not archive.has(take.folder, place):
+                if place and not archive.has(archive.whereabouts(take.folder, place)):
                     run.report.error(f"{take.stem} is not in the archive any more")
 
 
@@ -4701,12 +4696,12 @@ def check_copies(run: Run, copies: Mapping[str, float]) -> None:
         for path in batch:
             try:
                 found[path] = probe_file(path, run.tools)
+                lasts = found[path].timeline
+                recorded = copies[path]
+                if recorded and abs(lasts - recorded) > LENGTH_TOLERANCE:
+                    wrong[path] = f"lasts {lasts:.2f} s, {recorded:.2f} are on record"
             except (Refusal, OSError) as error:
                 wrong[path] = explain(error)
-                continue
-            lasts, seconds = found[path].timeline, copies[path]
-            if seconds and abs(lasts - seconds) > LENGTH_TOLERANCE:
-                wrong[path] = f"lasts {lasts:.2f} s, {seconds:.2f} are on record"
         return {**transcoder.decode(found), **wrong}
 
     with concurrent.futures.ThreadPoolExecutor(run.workers) as pool:
@@ -4741,13 +4736,13 @@ class History:
         """Where the lines of each folder begin, by its name as JSON has it; None: those of runs."""
         lines: dict[Optional[bytes], list[int]] = {}
         try:
-            descriptor = open_regular(self.path)
+            file = open_regular(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return lines
         except OSError as error:
             raise ServiceError(f"The history cannot be read: {describe(error)}.") from None
         offset = 0
-        with open(descriptor, "rb") as file:
+        with file:
             for line in file:
                 match = LINE.match(line)
                 folder = match[1] or b"" if match else None
@@ -4759,7 +4754,7 @@ class History:
         """The objects in these lines."""
         found = []
         if offsets:
-            with open(open_regular(self.path), "rb") as file:
+            with open_regular(self.path) as file:
                 for offset in offsets:
                     file.seek(offset)
                     with contextlib.suppress(ValueError, RecursionError):
@@ -5245,35 +5240,31 @@ class Tools:
 
     @functools.cached_property
     def ffmpeg(self) -> str:
-        """Absolute path; one that lacks an encoder is passed over for a later one that has it.
-        Raises ToolError."""
-        found = self.find_all("ffmpeg")
-        if len(found) == 1:  # no choice, so nothing to ask: that costs the start of a process
-            return found[0]
-        return next((path for path in found if not self.lacks_encoder(path)), found[0])
+        """Absolute path; one that lacks an encoder is passed over for a later one. Raises
+        ToolError."""
+        *others, last = self.find_all("ffmpeg")
+        return next(filter(self.has_encoders, others), last)
 
-    def lacks_encoder(self, ffmpeg: str) -> bool:
+    def has_encoders(self, ffmpeg: str) -> bool:
         """By its own word; one that does not even tell is tried all the same."""
         lines: list[str] = []
         with contextlib.suppress(Refusal, ToolError):
             self.run([ffmpeg, *QUIET, "-encoders"], 0, lines.append)
-        listed = " ".join(lines).split()
-        return bool(listed) and any(form.encoder not in listed for form in FORMATS.values())
+        listed = "".join(lines)
+        return not listed or all(form.encoder in listed for form in FORMATS.values())
 
     def find(self, name: str) -> str:
         """Absolute path. Raises ToolError with how to install it."""
         return self.find_all(name)[0]
 
     def find_all(self, name: str) -> list[str]:
-        """The first on PATH first, each program once."""
-        found: dict[str, str] = {}
-        for folder in (*os.get_exec_path(), *TOOL_FOLDERS):
-            path = shutil.which(name, path=folder)
-            if path:
-                found.setdefault(os.path.realpath(path), os.path.abspath(path))
+        """The first on PATH first, each once."""
+        named = filter(None, (*os.get_exec_path(), *TOOL_FOLDERS))
+        folders = dict.fromkeys(map(os.path.realpath, named))
+        found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
         if not found:
             raise ToolError(f"{name} is not installed. {INSTALL.format(name=name)}")
-        return list(found.values())
+        return found
 
     def run(
         self,
@@ -5287,43 +5278,40 @@ class Tools:
         """Run a command that works on `seconds` of audio, in a folder; `on_line` is told its
         output. Returns what it said at warning or above, by ffmpeg's own tags. Raises Refusal
         (failed, hung, complains without end, no space), Stopped, ToolError."""
-        with contextlib.ExitStack() as ended:
-            process = self.start(ended, command, folder, stdin)
+        with self.started(command, stdin, folder=folder) as process:
             output, messages = self.hear(process, seconds)
         for line in output.decode("utf-8", "replace").split("\n"):
             on_line(line)
         return judge([process], messages)
 
     def pipe(
-        self, commands: Sequence[Sequence[str]], seconds: float, copy: str, folder: str = "/"
+        self, commands: Sequence[Sequence[str]], seconds: float, copy: str
     ) -> tuple[str, bytes]:
         """Run three commands at once: the output of the first goes into the second, that of the
         second into the staged file `copy` and the third. Returns the SHA-256 of what the third was
         given, and its output. Raises as `run` does, and Refusal for any message."""
-        file = os.fdopen(os.open(copy, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "wb")
-        with concurrent.futures.ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as ended:
-            verify = self.start(ended, commands[2], folder, subprocess.PIPE)
-            encode = self.start(ended, commands[1], folder, subprocess.PIPE)
-            decode = self.start(ended, commands[0], folder, subprocess.DEVNULL, encode.stdin)
-            close(encode.stdin)
-            digest = pool.submit(copy_through, encode.stdout, verify.stdin, file)
+        with contextlib.ExitStack() as ended:
+            # Last of all it waits for its threads, which end with the processes.
+            pool = ended.enter_context(concurrent.futures.ThreadPoolExecutor(4))
+            verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
+            encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
+            first = self.started(commands[0], subprocess.DEVNULL, encode.stdin)
+            processes = (ended.enter_context(first), encode, verify)
+            assert encode.stdin
+            encode.stdin.close()
+            digest = pool.submit(copy_through, encode.stdout, verify.stdin, open_to_write(copy))
             encode.stdin = encode.stdout = verify.stdin = None  # so that hearing leaves them alone
-            processes = (decode, encode, verify)
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
-            said_of_it = judge(processes, b"\n".join(messages for _, messages in heard))
-            if said_of_it:
-                raise Refusal(Reason.DAMAGED, said_of_it)
+            messages = judge(processes, b"\n".join(said for _, said in heard))
+            if messages:
+                raise Refusal(Reason.DAMAGED, messages)
             return digest.result(), heard[-1][0]
 
-    def start(
-        self,
-        ended: contextlib.ExitStack,
-        command: Sequence[str],
-        folder: str,
-        stdin: int,
-        stdout: Any = subprocess.PIPE,
-    ) -> Process:
-        """Start a process; whatever is left of it is killed when `ended` closes."""
+    @contextlib.contextmanager
+    def started(
+        self, command: Sequence[str], stdin: int, stdout: Any = subprocess.PIPE, folder: str = "/"
+    ) -> Iterator[Process]:
+        """A process; at the end whatever is left of it and its children is killed."""
         try:
             process = subprocess.Popen(
                 command,
@@ -5336,13 +5324,17 @@ class Tools:
             )
         except OSError as error:
             raise ToolError(f"{command[0]} cannot be started: {describe(error)}.") from None
-        ended.callback(end_group, process)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
-            # Linux may weigh sessions instead of processes, and this one has its own.
-            with open(f"/proc/{process.pid}/autogroup", "w") as file:
-                file.write(str(NICENESS))
-        return process
+        with process:
+            try:
+                with contextlib.suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+                    # Linux may weigh sessions instead of processes, and this one has its own.
+                    with open(f"/proc/{process.pid}/autogroup", "w") as file:
+                        file.write(str(NICENESS))
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def hear(self, process: Process, seconds: float) -> tuple[bytes, bytes]:
         """The output and the messages of a process, heard until it ends, says too much, takes too
@@ -5350,11 +5342,13 @@ class Tools:
         limit = GRACE + seconds * PACE
         deadline = time.monotonic() + limit
         while True:
+            has_ended = process.poll() is not None  # and what it said before is still to be heard
             try:
                 return process.communicate(timeout=0.2)
             except subprocess.TimeoutExpired as late:
-                output, messages = late.output or b"", late.stderr or b""
-            if process.poll() is not None:  # a grandchild may hold its streams as long as it likes
+                output = late.output or b""
+                messages = late.stderr or b""
+            if has_ended:  # a grandchild may hold its streams as long as it likes
                 return output, messages
             if self.stop.requested:
                 raise Stopped
@@ -5391,33 +5385,15 @@ def tail(messages: bytes) -> str:
     return printable("; ".join(filter(None, map(str.strip, lines[-4:]))))
 
 
-def close(stream: Optional[IO[bytes]]) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        if stream:
-            stream.close()
-
-
-def copy_through(source: Any, *targets: Any) -> str:
-    """Copy a stream to its end into all targets and close those; its SHA-256. Raises OSError."""
+def copy_through(source: Any, listener: Any, file: IO[bytes]) -> str:
+    """Copy a stream to its end into both; its SHA-256. Raises OSError."""
     digest = hashlib.sha256()
-    try:
+    with file, listener, source:  # closed whatever goes wrong, so that no one waits for us
         while data := os.read(source.fileno(), 1 << 16):
             digest.update(data)
-            for target in targets:
-                target.write(data)
-    finally:
-        for stream in (source, *targets):  # so that no one waits for us, whatever went wrong
-            close(stream)
+            listener.write(data)
+            file.write(data)
     return digest.hexdigest()
-
-
-def end_group(process: Process) -> None:
-    """Kill whatever is left of a tool and its children, and reap it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        close(stream)
 
 
 INSTALL = (
@@ -5432,11 +5408,13 @@ INSTALL = (
 # symlink, waits for no FIFO.
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-# rename's flags: not over another, and both names at once (Linux: renameat2, macOS: renamex_np).
-NO_REPLACE, EXCHANGE = (4, 2) if sys.platform == "darwin" else (1, 2)
-WORKING_FOLDER = -100  # AT_FDCWD
-NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # what a system or file system cannot do
-NO_LINKS = (*NOT_HERE, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK)
+# rename's flags: not over another, and both names at once.
+RENAME, NO_REPLACE = ("renameatx_np", 4) if sys.platform == "darwin" else ("renameat2", 1)
+EXCHANGE = 2
+WORKING_FOLDER = -100  # AT_FDCWD; of absolute paths it is not asked
+# What a system or file system says that cannot do a thing at all.
+NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
+NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK)
 ACCESS_LIST = "system.posix_acl_access"
 COPYFILE_ACL = 1
 OWNING_GROUP = 4  # tag of its entry in such a list
@@ -5445,7 +5423,6 @@ OWNER_ADVICE = (
     "Files of {} cannot be worked on, who could not use what is made of them: run this as that "
     "user or as root, or let both belong to their group and let it read and write them."
 )
-STAGED_PREFIX = ".compression-"
 BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -5457,14 +5434,11 @@ class Staging:
         self.library = library
         self.token = os.urandom(4).hex()
         self.numbers = itertools.count()
-        self.made: dict[str, tuple[int, int]] = {}  # device and inode, by path
+        self.made: dict[str, os.stat_result] = {}  # by path
 
     def __enter__(self) -> Staging:
-        folder = self.library.own("")
-        with contextlib.suppress(OSError):  # not made yet, or not ours: it is no harm
-            # Also what rclone makes of such a name.
-            ours = (name for name in os.listdir(folder) if name.startswith(STAGED_PREFIX))
-            remove_all(os.path.join(folder, name) for name in ours)
+        with contextlib.suppress(OSError):  # not ours to look into: it is no harm
+            self.sweep(self.library.folder(OWN_FOLDER, History(self.library)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -5475,10 +5449,9 @@ class Staging:
         """A new empty staged file in the target's folder; absolute paths. Raises OSError."""
         name = STAGED_NAME.format(self.token, next(self.numbers))
         staged = os.path.join(os.path.dirname(target), name)
-        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        status = os.fstat(descriptor)
+        descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
+        self.made[staged] = os.fstat(descriptor)
         os.close(descriptor)
-        self.made[staged] = status.st_dev, status.st_ino
         return staged
 
     def levels(self) -> str:
@@ -5488,7 +5461,7 @@ class Staging:
     def write(self, data: bytes, like: str) -> str:
         """A flushed file beside another, with its mode and owner. Raises Refusal, OSError."""
         staged = self.beside(like)
-        with open_to_write(staged) as file, open(open_regular(like), "rb") as source:
+        with open_to_write(staged) as file, open_regular(like) as source:
             file.write(data)
             file.flush()
             give_attributes(source.fileno(), file.fileno(), times=False)
@@ -5496,9 +5469,8 @@ class Staging:
         return staged
 
     def is_ours(self, staged: str) -> bool:
-        """Whether the name is still the file that we made."""
-        status = os.lstat(staged)
-        return (status.st_dev, status.st_ino) == self.made.get(staged)
+        """Whether the name is still the file that we made. Raises OSError."""
+        return os.path.samestat(os.lstat(staged), self.made[staged])
 
     def discard(self, staged: str) -> None:
         """Of a name that is not ours, nothing is removed."""
@@ -5520,18 +5492,12 @@ def remove_all(paths: Iterable[str]) -> None:
 def place(staged: str, final: str) -> None:
     """Give a staged file its name, never over another: link, or rename without replacing, or a
     rename under a check where neither exists. Raises FileExistsError, OSError."""
-    try:
-        os.link(staged, final)
+    if link(staged, final):
         os.unlink(staged)
-        return
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-    if rename_with(NO_REPLACE, staged, final):
-        return
-    if os.path.lexists(final):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
-    os.rename(staged, final)
+    elif not rename_with(NO_REPLACE, staged, final):
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
+        os.rename(staged, final)
 
 
 def exchange(staged: str, final: str) -> str:
@@ -5542,28 +5508,31 @@ def exchange(staged: str, final: str) -> str:
         return staged
     begin, _, number = staged.rpartition("-")
     spare = f"{begin}-0{number}"  # a number that no other staged file has
+    is_spared = link(final, spare)
+    os.rename(staged, final)
+    if is_spared:
+        os.rename(spare, staged)
+    return staged if is_spared else ""
+
+
+def link(source: str, target: str) -> bool:
+    """False where the file system has no links. Raises OSError."""
     try:
-        os.link(final, spare)
+        os.link(source, target)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        os.rename(staged, final)
-        return ""
-    os.rename(staged, final)
-    os.rename(spare, staged)
-    return staged
+        return False
+    return True
 
 
 def rename_with(flag: int, source: str, target: str) -> bool:
     """False where the system or the file system cannot. Raises OSError."""
-    old, new = os.fsencode(source), os.fsencode(target)
-    try:
-        if sys.platform == "darwin":
-            failed = LIBC.renamex_np(old, new, flag)
-        else:
-            failed = LIBC.renameat2(WORKING_FOLDER, old, WORKING_FOLDER, new, flag)
-    except AttributeError:  # a C library from before 2018
+    rename = getattr(LIBC, RENAME, None)
+    if rename is None:  # a C library from before 2018
         return False
+    old, new = map(os.fsencode, (source, target))
+    failed = rename(WORKING_FOLDER, old, WORKING_FOLDER, new, flag)
     code = ctypes.get_errno()
     if failed and code not in NOT_HERE:
         raise OSError(code, os.strerror(code), source, None, target)
@@ -5574,15 +5543,15 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
     """Owner, then mode, then access list, and with `times` the mtime, of one open file to another.
     Where the owner cannot be given, no bit is added and the former owner must still be able to read
     (and write documents). Raises Refusal(OWNER), OSError."""
-    before, acl = os.fstat(source), access_list(source)
+    before = os.fstat(source)
+    acl = access_list(source)
     for owner in (before.st_uid, -1):  # at least the group
         with contextlib.suppress(OSError):
             os.fchown(staged, owner, before.st_gid)
             break
-    now, mode = os.fstat(staged), stat.S_IMODE(before.st_mode)
-    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
-        mode = mode_without_owner(before, now, acl, READ if times else READ_WRITE)
-    if mode != stat.S_IMODE(now.st_mode):
+    now = os.fstat(staged)
+    mode = mode_without_owner(before, now, acl, READ if times else READ_WRITE)
+    if mode != stat.S_IMODE(now.st_mode):  # which not every file system can change
         os.fchmod(staged, mode)
     if sys.platform == "darwin":
         LIBC.fcopyfile(source, staged, None, COPYFILE_ACL)
@@ -5603,97 +5572,99 @@ def access_list(descriptor: int) -> bytes:
 
 
 def mode_without_owner(before: os.stat_result, now: os.stat_result, acl: bytes, needed: int) -> int:
-    """The mode of a file that is ours instead of its owner's: no bit more than it had for anybody.
-    Raises Refusal(OWNER) if its former owner could do less than what is `needed`."""
-    mode = before.st_mode & 0o777
-    group, others = mode >> 3 & 7, mode & 7
+    """The mode of a file that has the owner and group of `now` instead of those `before`: no bit
+    more than it had for anybody. Raises Refusal(OWNER) if its former owner could do less than what
+    is `needed`, or its list would let in another group."""
+    mode = stat.S_IMODE(before.st_mode)
+    group = mode >> 3 & 7
+    others = mode & 7
     for tag, bits, _ in struct.iter_unpack("<HHI", acl[4:]):
         if tag == OWNING_GROUP:  # the mode then shows the mask
             group &= bits
-    if now.st_gid != before.st_gid:
+    is_other_group = now.st_gid != before.st_gid
+    if is_other_group:
         group &= others
         mode = mode & 0o707 | group << 3
-    is_member = is_in_group(before.st_uid, now.st_gid)
-    lost = needed & before.st_mode >> 6 & ~(group if is_member else others)
-    is_other_group = acl and now.st_gid != before.st_gid  # whose members its list would let in
-    if is_other_group or (lost and before.st_uid not in (0, now.st_uid)):
+    lost = 0
+    if before.st_uid not in (0, now.st_uid):
+        is_member = is_in_group(before.st_uid, now.st_gid)
+        lost = needed & mode >> 6 & ~(group if is_member else others)
+    if lost or (is_other_group and acl):
         raise Refusal(Reason.OWNER, f"user {before.st_uid}")
     return mode
 
 
 def is_in_group(uid: int, gid: int) -> bool:
-    """By passwd and group; False for a user or group that they do not know."""
+    """By passwd and group; False for a user that they do not know."""
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(uid)
-        return gid == user.pw_gid or user.pw_name in grp.getgrgid(gid).gr_mem
+        return gid in os.getgrouplist(user.pw_name, user.pw_gid)
     return False
 
 
-def open_regular(path: str) -> int:
-    """A descriptor to read a regular file by. Raises OSError for anything else."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def open_regular(path: str) -> IO[bytes]:
+    """A regular file, to be read. Raises OSError for anything else."""
+    descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Not a regular file", path)
-    return descriptor
+    return open(descriptor, "rb")
 
 
 def open_to_write(path: str) -> IO[bytes]:
     """A file of ours, made private where it is not there yet. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     return open(os.open(path, flags, 0o600), "wb")
 
 
 def read_regular(path: str) -> bytes:
     """At most LARGEST_JSON. Raises OSError."""
-    with open(open_regular(path), "rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > LARGEST_JSON:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         return file.read()
 
 
 def file_at(path: str) -> File:
-    """As a walk would see it. Raises OSError, also where it is no regular file."""
+    """As a walk would see it. Raises OSError."""
     status = os.lstat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "Not a regular file", path)
     return File(os.path.basename(path), status.st_size, status.st_mtime_ns)
 
 
 def flush(descriptor: int) -> None:
     """To the disk itself. Raises OSError."""
-    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's cache
-    if full is not None:
+    if sys.platform == "darwin":  # where fsync alone stops at the drive's cache
         try:
-            fcntl.fcntl(descriptor, full)
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
         except OSError as error:
-            if error.errno not in (*NOT_HERE, errno.ENOTTY):
+            if error.errno not in NOT_HERE:
                 raise
     os.fsync(descriptor)
 
 
 def flush_folder(path: str) -> None:
     """So that the names in it survive a power cut. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_DIRECTORY)
     try:
         flush(descriptor)
     finally:
         os.close(descriptor)
 
 
-def digest_of(path: str) -> str:
-    """SHA-256 of a regular file. Raises OSError."""
-    with open(open_regular(path), "rb") as file:
-        return digest_from(file)
+def digest_of(path: str, size: int = sys.maxsize) -> str:
+    """SHA-256 of a regular file, of so many bytes at most. Raises OSError."""
+    with open_regular(path) as file:
+        return digest_from(file, size)
 
 
-def digest_from(file: IO[bytes]) -> str:
-    """SHA-256 of an open file from its beginning. Raises OSError."""
+def digest_from(file: IO[bytes], size: int = sys.maxsize) -> str:
+    """SHA-256 of an open file from its beginning, of so many bytes at most. Raises OSError."""
     digest = hashlib.sha256()
     file.seek(0)
-    while block := file.read(BLOCK):
+    while block := file.read(min(size, BLOCK)):
         digest.update(block)
+        size -= len(block)
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ import unittest
 from pathlib import Path
 
 from tests.base import DAY, PROJECT, LibraryCase, Ran, decoded_seconds
+from tests.faults import FaultCase
 
 OLD = time.time() - 400 * DAY
 RCLONE = shutil.which("rclone")
@@ -167,6 +168,23 @@ class AFolder(ArchiveCase):
         (self.cold / copies[1]).rename(self.cold / "2025-10-27" / part)
         (self.library / copies[1]).write_bytes(half)
         os.utime(self.library / copies[1], (OLD, OLD))
+        self.run_well()
+        self.assert_archived(*copies)
+
+
+class AFullDisk(ArchiveCase, FaultCase):
+    def test_a_full_archive_ends_the_run_with_exit_5_and_everything_stays_here(self) -> None:
+        copies = self.add_old_session(1)
+        options = ("-t", "tmpfs", "-o", "size=16k,mode=777", "tmpfs")
+        if not self.mount(self.folder / "cold", *options):
+            self.cannot("mounting a small disk")
+        self.cold.mkdir()
+        for _ in range(4):  # and it is never held against the recording
+            ran = self.run_well("--json", code=5)
+            self.assertIn("No space left", ran.summary["message"])
+            self.assertTrue((self.library / copies[0]).exists())
+            self.assertEqual([path for path in self.cold.rglob("*") if path.is_file()], [])
+        self.assertTrue(self.as_root("mount", "-o", "remount,size=1m", str(self.folder / "cold")))
         self.run_well()
         self.assert_archived(*copies)
 

@@ -127,7 +127,7 @@ class NoHarm(RestoreCase):
         self.originals[0].unlink()
         before = self.files()
         ran = self.restore(self.originals[0].with_suffix(".opus"), code=1)
-        self.assertIn("only its copy is left", ran.err)
+        self.assertIn("only its copy is left", ran.out)
         after = self.files()
         for files in (before, after):  # whose size is now that of what is here
             del files["index.json"]

@@ -48,7 +48,9 @@ class ToolCase(FaultCase):
         words = arguments if "-j" in arguments else (*arguments, "-j", "1")
         ran = self.run_cli("--json", *words, env=self.stand_in(body))
         if grace is not None:
-            self.assertLess(time.monotonic() - began, 40, "its deadline came late")
+            # A batch, each of its two recordings, and a sound of our own in between.
+            limit = 5 + 6 * grace
+            self.assertLess(time.monotonic() - began, limit, "its deadline came late")
         self.assertNotIn("Traceback", ran.err + self.log())
         self.assert_no_leftovers()
         self.assert_nothing_runs()
@@ -172,7 +174,7 @@ for o in outputs:
         )
         self.assertEqual(self.snapshot(), self.before)
         for path in SESSION:
-            self.assert_kept(ran, path, "a decode without a message", action="failed")
+            self.assert_kept(ran, path, "expected opus in ogg", action="failed")
         self.assert_kept(
             ran, SINGLE, "too little to gain"
         )  # Firefox's recording is Ogg Opus already
@@ -347,8 +349,8 @@ class Piped(ToolCase):
     def test_a_file_that_is_not_what_was_decoded_is_noticed(self) -> None:
         self.drive(
             "true_pipe = program.Tools.pipe\n"
-            "def pipe(self, commands, seconds, copy, folder='/'):\n"
-            "    told = true_pipe(self, commands, seconds, copy, folder)\n"
+            "def pipe(self, commands, seconds, copy):\n"
+            "    told = true_pipe(self, commands, seconds, copy)\n"
             "    if copy == '/dev/null': return told\n"
             "    with open(copy, 'r+b') as file:\n"
             "        content = bytearray(file.read())\n"
@@ -525,12 +527,13 @@ class ChangingSource(ToolCase):
         self.assertTrue((self.library / SINGLE).is_symlink())
         self.assertEqual(elsewhere.read_bytes(), self.audio)
 
-    def test_one_that_vanished_is_reported_and_not_brought_back(self) -> None:
+    def test_one_that_vanished_is_passed_over_and_not_brought_back(self) -> None:
         path, elsewhere = str(self.library / SINGLE), self.folder / "elsewhere.webm"
         ran = self.run_with(
             TRUTH + f"if os.path.exists({path!r}): os.rename({path!r}, {str(elsewhere)!r})"
         )
-        self.assertEqual((ran.code, ran.outcomes[SINGLE]["action"]), (1, "failed"))
+        self.assertEqual((ran.code, sorted(ran.outcomes)), (0, SESSION))
+        self.assertIn(f"{SINGLE} was deleted meanwhile", self.log())
         self.assertFalse((self.library / SINGLE).with_suffix(".opus").exists())
         self.assertEqual(elsewhere.read_bytes(), self.audio)
 

@@ -95,6 +95,10 @@ class TestRun(ToolsCase):
         self.shell("sleep 60 & exit 0")
         self.assertLess(time.monotonic() - begun, 5)
 
+    def test_its_last_words_are_heard_though_a_grandchild_holds_the_stream(self) -> None:
+        told = self.shell("sleep 60 & sleep 0.5; echo '[error] the end' >&2")
+        self.assertEqual(told, "[error] the end")
+
     def test_one_that_complains_without_end_is_stopped(self) -> None:
         self.assert_refused(Reason.DAMAGED, "yes '[error] bad' >&2")
 
