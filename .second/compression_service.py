@@ -127,7 +127,6 @@ OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 BYTES_PER_SECOND = 16_000  # of a browser's default recording: a first guess at length from size
 BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
 BATCH_SECONDS = 600.0  # audio in one process; longer files gain nothing from sharing a start
-STEP_FILES = 64  # takes of one recording that are put in place before its sidecars are written
 SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
 LARGEST_JSON = 256 << 20  # bytes; a sparse file must not fill the memory
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
@@ -243,8 +242,8 @@ class Reason(enum.Enum):
 
     EMPTY = "kept: the file is empty{}"
     HEADERLESS = "kept: a later part of a recording, unreadable without its first part{}"
-    UNREADABLE = "kept: unreadable: {}"
     NO_AUDIO = "kept: no audio in it: {}"
+    NO_TRACKS = "kept: no audio in it: it ends before its list of tracks{}"
     VIDEO = "kept: has video, which a copy of the sound would lose{}"
     COVER = "kept: has a cover picture or another attachment, which a copy would lose{}"
     SEVERAL_STREAMS = "kept: several streams, of which a copy would keep one: {}"
@@ -253,6 +252,7 @@ class Reason(enum.Enum):
     APPENDED = "kept: several recordings appended, of which ffmpeg keeps the first: {}"
     TRUNCATED = "kept: truncated: {}"
     DAMAGED = "kept: damaged: {}"
+    GAPS = "kept: its timestamps leave more without audio than is filled with silence: {}"
     LOW_BIT_RATE = "kept: already small: {}"
     LITTLE_SAVING = "kept: too little to gain: {}"
     POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
@@ -701,7 +701,8 @@ class Moment(NamedTuple):
 
 @dataclasses.dataclass
 class Probe:
-    """What is in an audio file, from its packets alone: a walker adds them as it meets them.
+    """What is in an audio file, from its packets alone: a walker adds them as it meets them. Raises
+    Refusal for channels and rates that are not compressed.
 
     `packets` counts packets by (bytes, samples); `gaps` are (at sample, length in samples) of the
     silence that the timeline has and the packets have not. A gap is a step of more than GAP_SECONDS
@@ -719,12 +720,18 @@ class Probe:
     doubt: int = 0  # samples by which decoders of such files may differ
     packets: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
     length: int = 0  # samples of all packets
+    last: int = 0  # samples of the last packet
     gaps: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     origin: float = 0.0  # seconds, where a copy begins
     end: float = 0.0  # seconds, where the last packet ends by its stamp
     overlap: float = 0.0  # seconds, the most by which a stamp lies before the end of the one before
     has_chapters: bool = False
-    ends_oddly: bool = False  # so that ffmpeg stumbles over the end of a sound file
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 2):
+            raise unsupported(f"{self.channels} channels")
+        if not 1_000 <= self.rate <= 384_000:
+            raise unsupported(f"sampled at {self.rate:g} Hz")
 
     def add(self, seconds: float, samples: int, size: int) -> None:
         """One packet: its stamp, its samples, its bytes. Raises Refusal."""
@@ -732,6 +739,8 @@ class Probe:
             is_late = seconds > LONGEST_LEAD  # a clock that does not begin with the recording
             self.origin = self.end = seconds if is_late else min(seconds, 0.0)
         step = seconds - self.end
+        if step < -LARGEST_STEP_BACK:
+            raise damaged(f"its timestamps step back by {-step:.1f} s at {self.end:.1f} s")
         if step > GAP_SECONDS:
             # Whole milliseconds that are whole samples, here and at the rate of the levels.
             tick = self.rate // math.gcd(self.rate, 1000)
@@ -739,24 +748,18 @@ class Probe:
             gap = round((seconds - self.origin - written) * self.rate / tick) * tick
             if gap > 0:  # else what came before ran ahead of its stamps
                 self.gaps.append((max(0, self.length - self.pre_skip), gap))
-        self.overlap = max(self.overlap, -step)
-        if self.overlap > LARGEST_STEP_BACK:
-            raise damaged(f"its timestamps step back by {-step:.1f} s at {self.end:.1f} s")
         if len(self.gaps) > MOST_GAPS:
-            raise damaged(f"its timestamps have more than {MOST_GAPS} gaps by {seconds:.1f} s")
+            raise Refusal(Reason.GAPS, f"more than {MOST_GAPS} gaps by {seconds:.1f} s")
+        self.overlap = max(self.overlap, -step)
         self.packets[size, samples] += 1
         self.length += samples
+        self.last = samples
         self.end = seconds + samples / self.rate
 
     @property
     def samples(self) -> int:
         """What a plain decode gives of each channel."""
         return max(0, self.length - self.pre_skip - self.trimmed)
-
-    @property
-    def payload(self) -> int:
-        """Bytes of coded audio."""
-        return sum(size * count for (size, _), count in self.packets.items())
 
     @property
     def seconds(self) -> float:
@@ -775,8 +778,9 @@ class Probe:
 
     @property
     def kilobits(self) -> float:
-        """kbit/s, from payload and packets; no header carries it."""
-        return self.payload * 8 / 1000 / self.seconds if self.seconds else 0.0
+        """kbit/s of coded audio, from the packets; no header carries it."""
+        payload = sum(size * count for (size, _), count in self.packets.items())
+        return payload * 8 / 1000 / self.seconds
 
 
 GAP_SECONDS = 0.1  # of stamps, from here on silence; less is jitter (WebAudio steps by 52-70 ms)
@@ -1584,13 +1588,14 @@ class Run:
             work.staged = path = self.staging.beside(path)
             give_attributes_of(source, path)  # or nothing is worth encoding
             os.chmod(path, 0o600)  # until it is whole
+        most = size_before(work) * (1 - self.config.min_saving_percent / 100)
         levels = (self.staging.levels(), self.staging.levels())
-        return Job(source, work.probe, work.plan.target, path, encodes, *levels)
+        return Job(source, work.probe, work.plan.target, path, encodes, *levels, most)
 
     def finish(self, work: Work, job: Job) -> None:
         """After its proof: a copy is flushed with its attributes. Raises Refusal, OSError."""
         if isinstance(job.problem, NotProven) and not job.encodes:
-            other = f"{work.target_path} is not a copy of it ({job.problem.detail})"
+            other = f"{work.target_path} is not a copy of it ({job.problem})"
             raise Refusal(Reason.NAME_TAKEN, other)
         if job.problem:
             raise job.problem
@@ -1600,11 +1605,7 @@ class Run:
             give_attributes_of(job.source, job.copy)
         with open_regular(job.copy) as file:
             flush(file.fileno())
-        made, before = file_at(job.copy), size_before(work)
-        if job.encodes and made.size > before * (1 - self.config.min_saving_percent / 100):
-            sizes = f"{size_text(before)} would become {size_text(made.size)}"
-            raise Refusal(Reason.LITTLE_SAVING, sizes)
-        work.copy = made._replace(name=os.path.basename(work.target_path))
+        work.copy = file_at(job.copy)._replace(name=os.path.basename(work.target_path))
 
     def find_cause(self, works: Sequence[Work]) -> None:
         """After failures that may lie outside the recordings, try what they needed. Raises the
@@ -2232,7 +2233,7 @@ def finite(value: Any) -> float:
 # three that go through a library read anything, and that through the library section. No clock, no
 # output; statistics and dry run ask the same functions.
 
-MAX_SILENCE = 600.0  # seconds of gaps accepted in any recording; beyond, no more than its audio
+MAX_SILENCE = 600.0  # seconds of gaps: ffmpeg makes each as one frame, a megabyte a second
 SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
 SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, page headers
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
@@ -2525,9 +2526,9 @@ def decide(found: Probe, size: int, recorded: float, target: Target, min_saving:
     """Whether a sound recording of `size` bytes is worth compressing: the bytes its copy is
     expected to have, or Refusal (damaged, truncated, already small). `recorded` is the length in
     seconds that its sidecar gives, 0 for none."""
-    if found.silence > max(MAX_SILENCE, found.seconds):
-        leave = f"its stamps leave {found.silence:.0f} s of silence"
-        raise Refusal(Reason.DAMAGED, f"{leave} around {found.seconds:.1f} s of audio")
+    if found.silence > MAX_SILENCE:
+        around = f"{found.silence:.0f} s around {found.seconds:.1f} s of audio"
+        raise Refusal(Reason.GAPS, around)
     # A record more than twice as long is about something else: paused time, or all chunks together.
     lasts = max(found.end, found.timeline)
     shortest = recorded - max(1.0, recorded * SHORTFALL)
@@ -2559,6 +2560,7 @@ def estimated_size(found: Probe, target: Target) -> int:
 # that a file refers to; never writes.
 
 HEAD_BYTES = 1 << 20  # of a file, in which it says what it is
+LARGEST_INDEX = 64 << 20  # bytes of an MP4 file's moov box: ten for a packet
 OGG_TAGS = 1 << 16  # bytes from the start that hold the names of all tags but behind a picture
 LARGEST_PAGE = 65_307  # bytes of Ogg (RFC 3533, section 6)
 FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page, there too
@@ -2568,46 +2570,55 @@ REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 # 6716, section 3.1, table 2).
 OPUS_FRAMES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
-# PCM by the tag that WAV has for it and its bits.
+# PCM by the tag that WAV has for it and its bits; what Matroska calls the tags.
 PCM_CODECS = {
-    (1, 8): "pcm_u8",
-    (1, 16): "pcm_s16le",
-    (1, 24): "pcm_s24le",
-    (1, 32): "pcm_s32le",
-    (3, 32): "pcm_f32le",
-    (3, 64): "pcm_f64le",
+    "1/8": "pcm_u8",
+    "1/16": "pcm_s16le",
+    "1/24": "pcm_s24le",
+    "1/32": "pcm_s32le",
+    "3/32": "pcm_f32le",
+    "3/64": "pcm_f64le",
 }
-PCM_TAGS = {"A_PCM/INT/LIT": 1, "A_PCM/FLOAT/IEEE": 3}  # of Matroska
+PCM_TAGS = {"A_PCM/INT/LIT": 1, "A_PCM/FLOAT/IEEE": 3}
 
-# How files begin that are not compressed: what they are called, for people. What is in Matroska or
-# MP4 says its name itself.
-NOT_COMPRESSED = {
-    "FLAC": rb"fLaC|OggS.{24}\x7fFLAC",
-    "Vorbis": rb"OggS.{24}\x01vorbis",
-    "Speex": rb"OggS.{24}Speex",
-    "video (Theora)": rb"OggS.{24}\x80theora",
-    "several streams (Skeleton)": rb"OggS.{24}fishead",
-    "ADTS AAC": rb"\xff[\xf0\xf1\xf8\xf9]",  # layer 0, which no MP3 has
-    "MP3": rb"ID3|\xff(?![\xe0\xe1\xe8\xe9])[\xe0-\xff]|RIFF.{4}WAVEfmt .{4}\x55\0",
-    "ADPCM": rb"RIFF.{4}WAVEfmt .{4}[\x02\x11]\0",
-    "A-law": rb"RIFF.{4}WAVEfmt .{4}\x06\0",
-    "mu-law": rb"RIFF.{4}WAVEfmt .{4}\x07\0",
-    "AVI": rb"RIFF.{4}AVI ",
-    "WAV of more than 4 GB": rb"RF64|BW64|riff\x2e\x91",
-    "AIFF": rb"FORM.{4}AIF",
-    "CAF": rb"caff",
-    "AMR": rb"#!AMR",
-    "Windows Media": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
-    "Flash video": rb"FLV",
-    "Sun audio": rb"\.snd",
-    "MPEG transport stream": rb"\x47.{187}\x47",
-    "a playlist": rb"#EXTM3U|ffconcat|\[playlist\]",
-    "a web page": rb"\s*<(?:!doctype|html|\?xml|head|body)",
-}
-FORM_UPLOAD = rb"-+[^\r\n]{1,200}\r?\nContent-Disposition:"
-# Blobs of start(timeslice) after the first begin anywhere in a cluster; blocks of track 1 give them
-# away.
-BLOCK_OF_TRACK_1 = rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].)\x81..\x80"
+# How files begin, by the names of walkers, of reasons, and else of what the file is called for
+# people. Blobs of start(timeslice) after the first begin anywhere
+# in a cluster: two blocks of track 1 give them away. ADTS says layer 0, which no MP3 has.
+BEGINNINGS = re.compile(
+    rb"""
+      (?P<EMPTY> \Z )
+    | (?P<FORM_UPLOAD> -+ [^\r\n]{1,200} \r?\n Content-Disposition: )
+    | (?P<FLAC> fLaC | OggS .{24} \x7fFLAC )
+    | (?P<Vorbis> OggS .{24} \x01vorbis )
+    | (?P<Speex> OggS .{24} Speex )
+    | (?P<Theora_video> OggS .{24} \x80theora )
+    | (?P<Skeleton_of_several_streams> OggS .{24} fishead )
+    | (?P<ADTS_AAC> \xff [\xf0\xf1\xf8\xf9] )
+    | (?P<MP3> ID3 | \xff [\xe2-\xe7\xea-\xff] | RIFF .{4} WAVEfmt\  .{4} \x55\0 )
+    | (?P<ADPCM> RIFF .{4} WAVEfmt\  .{4} [\x02\x11] \0 )
+    | (?P<A_law> RIFF .{4} WAVEfmt\  .{4} \x06 \0 )
+    | (?P<Mu_law> RIFF .{4} WAVEfmt\  .{4} \x07 \0 )
+    | (?P<AVI> RIFF .{4} AVI )
+    | (?P<WAV_of_more_than_4_GB> RF64 | BW64 | riff \x2e \x91 )
+    | (?P<AIFF> FORM .{4} AIF )
+    | (?P<CAF> caff )
+    | (?P<AMR> \#!AMR )
+    | (?P<Windows_Media> \x30\x26\xb2\x75\x8e\x66\xcf\x11 )
+    | (?P<Flash_video> FLV )
+    | (?P<Sun_audio> \.snd )
+    | (?P<MPEG_transport_stream> \x47 .{187} \x47 )
+    | (?P<a_playlist> \#EXTM3U | ffconcat | \[playlist\] )
+    | (?P<a_web_page> \s* < (?: !doctype | html | \?xml | head | body ) )
+    | (?P<NO_TRACKS> \x1aE\xdf\xa3 (?! .* \x16\x54\xae\x6b ) )
+    | (?P<matroska> \x1aE\xdf\xa3 )
+    | (?P<ogg> OggS )
+    | (?P<mp4> .{4} ftyp )
+    | (?P<wav> RIFF .{4} WAVE )
+    | (?P<HEADERLESS> (?: .*? \xa3 (?: [\x80-\xff] | [\x40-\x7f]. ) \x81 .. \x80 ){2} )
+    | (?P<it_begins_like_no_file_of_a_browser_recorder_or_phone> )
+    """,
+    re.DOTALL | re.IGNORECASE | re.VERBOSE,
+)
 
 
 def probe(descriptor: int, path: str, tools: Tools) -> Probe:
@@ -2619,32 +2630,21 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
     decides, never the name.
     """
     window = Window(descriptor)
-    head = window.at(0, HEAD_BYTES)
-    if not head:
-        raise Refusal(Reason.EMPTY)
-    for name, signature in NOT_COMPRESSED.items():
-        if re.match(signature, head, re.DOTALL | re.IGNORECASE):
-            raise unsupported(name)
-    is_matroska = head.startswith(b"\x1aE\xdf\xa3")
-    if is_matroska and b"\x16\x54\xae\x6b" not in head:
-        raise Refusal(Reason.NO_AUDIO, "it ends before its list of tracks")
-    if is_matroska:
-        found = walk_matroska(window)
-    elif head.startswith(b"OggS"):
-        found = walk_ogg(window)
-    elif head[4:8] == b"ftyp":
-        found = walk_mp4(window, path, tools)
-    elif re.match(rb"RIFF.{4}WAVE", head, re.DOTALL):
-        found = walk_wav(window)
-    elif re.match(FORM_UPLOAD, head, re.IGNORECASE):
-        raise Refusal(Reason.FORM_UPLOAD)
-    elif len(re.findall(BLOCK_OF_TRACK_1, head, re.DOTALL)) > 1:
-        raise Refusal(Reason.HEADERLESS)
-    else:
-        writers = "browsers, recorders or phones"
-        raise Refusal(Reason.UNREADABLE, f"it begins like no audio file that {writers} write")
-    if not found.packets:
-        raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet")
+    beginning = BEGINNINGS.match(window.at(0, HEAD_BYTES))
+    kind = str(beginning and beginning.lastgroup)
+    walkers: dict[str, Callable[[Window], Probe]] = {
+        "matroska": walk_matroska,
+        "ogg": walk_ogg,
+        "wav": walk_wav,
+        "mp4": functools.partial(walk_mp4, path=path, tools=tools),
+    }
+    if kind in Reason.__members__:
+        raise Refusal(Reason[kind])
+    if kind not in walkers:
+        raise unsupported(kind.replace("_", " "))
+    found = walkers[kind](window)
+    if not found.samples:
+        raise Refusal(Reason.NO_AUDIO, "it holds a header but not one packet that is played")
     return found
 
 
@@ -2664,14 +2664,11 @@ def provenance(path: str) -> Optional[int]:
     """Bit/s from the tag of a copy of ours (`Target.tag`), None if it carries none. Raises
     OSError."""
     with open_regular(path) as file:
-        window = Window(file.fileno())
-        tags = window.at(0, HEAD_BYTES)
-        if tags[4:8] == b"ftyp":
-            with contextlib.suppress(Refusal):
-                parts = MP4.walk(window)
-                tags = b"".join(window.at(at, size) for name, at, size in parts if name == "moov")
-        found = OUR_TAG.search(tags)
-        return round(float(found[1]) * 1000) if found else None
+        tags = file.read(HEAD_BYTES)
+        if tags[4:8] == b"ftyp":  # they stand behind the table of all packets
+            tags += file.read(LARGEST_INDEX)
+    found = OUR_TAG.search(tags)
+    return round(float(found[1]) * 1000) if found else None
 
 
 class Window:
@@ -2694,37 +2691,17 @@ def unsupported(found: str) -> Refusal:
     return Refusal(Reason.UNSUPPORTED, found)
 
 
-def foreign(window: Window, offset: int) -> Refusal:
-    return damaged(f"the {window.size - offset} bytes from byte {offset} on are no part of it")
-
-
-def appended(offset: int) -> Refusal:
-    return Refusal(Reason.APPENDED, f"a second one begins at byte {offset}")
-
-
-def big(data: bytes) -> int:
-    """An unsigned number, its highest byte first."""
-    return int.from_bytes(data, "big")
-
-
-def little(data: bytes) -> int:
-    return int.from_bytes(data, "little")
-
-
-def new_probe(demuxer: str, codec: str, channels: int, rate: float, pre_skip: int = 0) -> Probe:
-    """Of a stream whose packets are still to come. Raises Refusal for what is not compressed."""
-    if channels not in (1, 2):
-        raise unsupported(f"{channels} channels")
-    if not 1_000 <= rate <= 384_000 or rate != int(rate):
-        raise unsupported(f"sampled at {rate:g} Hz")
-    return Probe(demuxer, codec, channels, int(rate), pre_skip)
+def big(data: bytes, signed: bool = False) -> int:
+    """A number of at most eight bytes, its highest first."""
+    return int.from_bytes(data[:8], "big", signed=signed)
 
 
 def pcm_probe(demuxer: str, tag: int, bits: int, channels: int, rate: float) -> Probe:
     """Raises Refusal."""
-    if (tag, bits) not in PCM_CODECS:
+    codec = PCM_CODECS.get(f"{tag}/{bits}")
+    if not codec:
         raise unsupported(f"PCM of {bits} bits, WAV format {tag}")
-    return new_probe(demuxer, PCM_CODECS[tag, bits], channels, rate)
+    return Probe(demuxer, codec, channels, round(rate))
 
 
 def opus_probe(demuxer: str, head: bytes) -> Probe:
@@ -2734,7 +2711,7 @@ def opus_probe(demuxer: str, head: bytes) -> Probe:
         raise damaged("its Opus header is not one (RFC 7845, section 5.1)")
     if head[18] > 1:
         raise unsupported(f"Opus whose channels have no layout (mapping family {head[18]})")
-    return new_probe(demuxer, "opus", head[9], OPUS_RATE, little(head[10:12]))
+    return Probe(demuxer, "opus", head[9], OPUS_RATE, big(head[11:9:-1]))
 
 
 def opus_packet_samples(start: bytes) -> int:
@@ -2742,103 +2719,77 @@ def opus_packet_samples(start: bytes) -> int:
     packet."""
     if not start:
         return 0
-    count = (1, 2, 2, start[1] & 63 if len(start) > 1 else 0)[start[0] & 3]
+    count = (1, 2, 2, big(start[1:2]) & 63)[start[0] & 3]
     samples = OPUS_FRAMES[start[0] >> 3] * count
     return samples if samples <= 5760 else 0  # 120 ms (RFC 6716, section 3.2.5, R5)
-
-
-Part = tuple[str, int, int]  # name, offset of its content, bytes of that
 
 
 class Container(NamedTuple):
     """A format made of parts, each a name, a size and its content, which may be parts again: every
     byte of a file must belong to a part that may stand where it stands."""
 
-    header: Callable[[Window, int], tuple[str, int, Optional[int]]]  # a Part; None: size not told
-    parts: Mapping[str, set[str]]  # what may stand in what; empty: anything
-    first: str  # with which a file begins
+    # Name, offset of the content, bytes of that (None: not told) of the part that begins there.
+    header: Callable[[Window, int], tuple[str, int, Optional[int]]]
+    parts: dict[str, str]  # names of what may stand in what, a pattern; `.` is the file
+    first: str = ""  # with which a file begins
     alignment: int = 1  # bytes
 
     def walk(
         self,
         window: Window,
         offset: int = 0,
-        end: int = -1,
+        end: int = sys.maxsize,
         parent: str = ".",
         is_open: bool = False,
-    ) -> Generator[Part, None, int]:
-        """Every part up to `end` (-1: that of the file), or, in one that does not tell its size, up
-        to the first that may not stand in it; each behind those that are in it. Returns where that
-        is. Raises Refusal."""
-        end = window.size if end < 0 else end
-        allowed = self.parts[parent]
+    ) -> Generator[tuple[str, int, int], None, int]:
+        """Name, offset and bytes of every part up to `end`, or, in one that does not tell its size,
+        up to the first that may not stand in it; each behind those that are in it. Returns where
+        that is. Raises Refusal."""
+        end = min(end, window.size)
         while offset < end:
             name, body, size = self.header(window, offset)
             if offset and name == self.first:
-                raise appended(offset)
-            is_allowed = not allowed or name in allowed
+                raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}")
+            is_allowed = re.fullmatch(self.parts[parent], name)
             if is_open and (not is_allowed or name == parent):
                 return offset
             stop = end if size is None else body + size
-            if not is_allowed or window.size > end < stop:
-                raise foreign(window, offset)
+            is_part = is_allowed and (stop <= end or end == window.size)
+            if not is_part and body <= window.size:
+                rest = window.size - offset
+                raise damaged(f"the {rest} bytes from byte {offset} on are no part of it")
             reached = stop
             if name in self.parts:
-                reached = yield from self.walk(window, body, min(stop, end), name, size is None)
-            if stop > end:
-                short = f"it ends {stop - end} bytes short of the end of a part"
-                raise Refusal(Reason.TRUNCATED, f"{short} that begins at byte {offset}")
+                reached = yield from self.walk(window, body, stop, name, size is None)
+            short = max(body, stop) - window.size
+            if short > 0:
+                end_of = f"{short} bytes short of the end of a part that begins at byte {offset}"
+                raise Refusal(Reason.TRUNCATED, f"it ends {end_of}")
             yield name, body, stop - body
             offset = reached + reached % self.alignment
         return offset
 
 
+def ebml_number(data: bytes, at: int) -> tuple[int, int]:
+    """A variable-length number with its length marker (RFC 8794, section 4), and where it ends."""
+    end = at + 9 - big(data[at : at + 1]).bit_length()
+    return big(data[at:end]), end
+
+
 def ebml_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
-    """Of an element (RFC 8794, section 6.1): its name, where its content begins, its size. Raises
-    Refusal."""
-    identity, body = ebml_number(window, offset, 4)
-    size, begin = ebml_number(window, body, 8)
-    name = NAMES.get(f"{identity:X}", "unknown")
-    unknown = (1 << 7 * (begin - body)) - 1
+    """Of an element (RFC 8794, section 6.1): its name, where its content begins, its size."""
+    head = window.at(offset, 12)
+    identity, middle = ebml_number(head, 0)
+    size, length = ebml_number(head, middle)
+    unknown = (1 << 7 * (length - middle)) - 1
+    name = NAMES.get(identity, "unknown")
     size &= unknown
-    if size < unknown:
-        return name, begin, size
-    if name not in ("Segment", "Cluster"):
-        raise foreign(window, offset)
-    return name, begin, None
+    is_open = size == unknown and name in ("Segment", "Cluster")
+    return name, offset + length, None if is_open else size
 
 
-def ebml_number(window: Window, offset: int, longest: int) -> tuple[int, int]:
-    """A variable-length number with its length marker (RFC 8794, section 4), and where it ends.
-    Raises Refusal."""
-    data = window.at(offset, longest)
-    length = 9 - big(data[:1]).bit_length()
-    if len(data) < min(length, longest):
-        raise Refusal(Reason.TRUNCATED, f"it ends inside an element at byte {offset}")
-    if length > longest:
-        raise foreign(window, offset)
-    return big(data[:length]), offset + length
-
-
-class Values(dict[str, bytes]):
-    """The last of each kind of Matroska element."""
-
-    def number(self, name: str, default: int = 0) -> int:
-        return big(self.get(name, b"")) or default
-
-    def real(self, name: str, default: float = 0.0) -> float:
-        data = self.get(name, b"")
-        form = {4: ">f", 8: ">d"}.get(len(data))
-        number: float = struct.unpack(form, data)[0] if form else 0.0
-        return number if math.isfinite(number) and number else default
-
-    @property
-    def tick(self) -> float:
-        """Seconds."""
-        return self.number("TimestampScale", 1_000_000) / 1e9
-
-
-# Identity, name, and in what it may stand; `.` is the file, and a dash any other identity.
+# Identity, name, and in what it may stand; `.` is the file. A cluster stands in another as
+# fix-webm-duration gives the first of them a size that spans all.
 ELEMENTS = """
 1A45DFA3 EBML .
 18538067 Segment .
@@ -2877,42 +2828,41 @@ A4 CodecState BlockGroup
 1043A770 Chapters Segment
 EC Void . Segment Cluster BlockGroup Info Tracks TrackEntry Audio
 BF CRC-32 Segment Cluster BlockGroup Info Tracks TrackEntry Audio
-- unknown Info TrackEntry Audio
+0 unknown Info TrackEntry Audio
 """
-# Of which a cluster stands in another as fix-webm-duration gives the first of them a size that
-# spans all those behind it.
-MATROSKA = Container(ebml_header, collections.defaultdict(set), first="EBML")
-NAMES: dict[str, str] = {}
-for code, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
-    NAMES[code] = name
+MATROSKA = Container(ebml_header, collections.defaultdict(str), first="EBML")
+NAMES: dict[int, str] = {}
+for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
+    NAMES[int(identity, 16)] = name
     for parent in parents:
-        MATROSKA.parts[parent].add(name)
+        MATROSKA.parts[parent] += f"|{name}"
 
 
 def walk_matroska(window: Window) -> Probe:
     """WebM and Matroska (RFC 8794, RFC 9559). Raises Refusal."""
-    values, kinds = Values(), list[int]()
+    values: dict[str, bytes] = collections.defaultdict(bytes)
     found = Probe("matroska", "", 1, OPUS_RATE)
+    tracks = []
     for name, body, size in MATROSKA.walk(window):
-        content = window.at(body, min(size, 256))
-        if name in ("SimpleBlock", "Block"):
+        is_block = name in ("SimpleBlock", "Block")
+        values[name] = content = window.at(body, min(size, HEAD_BYTES if is_block else 256))
+        if is_block:
             add_block(found, values, content, body, size)
         elif name == "DiscardPadding":
-            # Nanoseconds that the decoder drops of this block; ffmpeg reckons at the track's rate.
-            padding = int.from_bytes(content[:8], "big", signed=True)
-            rate = values.real("SamplingFrequency", 8000)
-            found.trimmed += round(abs(padding) * rate / 1e9)
+            # Nanoseconds that a decoder drops of this block; ffmpeg reckons at the track's rate,
+            # and drops nothing where it is told to drop more than the block.
+            padding = round(abs(big(content, signed=True)) * rate_of(values) / 1e9)
+            found.trimmed += padding if padding <= found.last else 0
         elif name == "TrackEntry":
-            kinds.append(values.number("TrackType"))
+            tracks.append(big(values["TrackType"]))
         elif name == "Tracks":
             if found.codec:
                 raise damaged("it has a second list of tracks")
-            found = read_tracks(values, kinds)
+            found = read_tracks(values, tracks)
         elif name == "Attachments":
             raise Refusal(Reason.COVER)
-        values[name] = content
     # Chrome's header is 60 ms short or 1 ms in all; it is never behind what was really recorded.
-    lasts = values.real("Duration") * values.tick
+    lasts = real(values["Duration"]) * tick_of(values)
     if lasts > found.end + 1.0:
         ends = f"it ends at {found.end:.1f} s"
         raise Refusal(Reason.TRUNCATED, f"its header says {lasts:.1f} s, but {ends}")
@@ -2920,121 +2870,155 @@ def walk_matroska(window: Window) -> Probe:
     return found
 
 
-def read_tracks(values: Values, kinds: list[int]) -> Probe:
+def real(content: bytes) -> float:
+    """The content of an element; 0 if that is no finite number."""
+    form = {4: ">f", 8: ">d"}.get(len(content))
+    number: float = struct.unpack(form, content)[0] if form else 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def rate_of(values: Mapping[str, bytes]) -> float:
+    """Hz."""
+    return real(values["SamplingFrequency"]) or 8000
+
+
+def tick_of(values: Mapping[str, bytes]) -> float:
+    """Seconds that its stamps count in."""
+    return (big(values["TimestampScale"]) or 1_000_000) / 1e9
+
+
+def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
     """What its only track is, without a packet yet. Raises Refusal."""
-    if 1 in kinds:
+    if 1 in tracks:
         raise Refusal(Reason.VIDEO)
-    if len(kinds) != 1:
-        raise Refusal(Reason.SEVERAL_STREAMS, f"{len(kinds)} tracks")
-    if kinds != [2]:
-        raise Refusal(Reason.NO_AUDIO, "its only track is not audio")
+    if tracks != [2]:
+        raise Refusal(Reason.SEVERAL_STREAMS, f"{len(tracks)} tracks")
     if "ContentEncodings" in values:
         raise unsupported("packed once more by its container (ContentEncodings)")
-    codec = values.get("CodecID", b"").rstrip(b"\0").decode("ascii", "replace")
+    codec = values["CodecID"].rstrip(b"\0").decode("ascii", "replace")
     if codec == "A_OPUS":
-        found = opus_probe("matroska", values.get("CodecPrivate", b""))
-        delay = round(values.number("CodecDelay") * OPUS_RATE / 1e9)  # from nanoseconds
-        if delay and abs(delay - found.pre_skip) > 1:  # ffmpeg 9 follows the one, 5 the other
-            skip = f"Opus that tells decoders to skip {delay} samples at its start"
-            raise unsupported(f"{skip}, and {found.pre_skip} as well")
+        found = opus_probe("matroska", values["CodecPrivate"])
+        delay = round(big(values["CodecDelay"]) * OPUS_RATE / 1e9)  # from nanoseconds
+        if delay:  # ffmpeg 9 follows the one, ffmpeg 5 the other
+            found.doubt = abs(delay - found.pre_skip)
         return found
     if codec not in PCM_TAGS:
         raise unsupported(codec)
-    bits, channels = values.number("BitDepth"), values.number("Channels", 1)
-    rate = values.real("SamplingFrequency", 8000)
-    return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate)
+    channels, bits = big(values["Channels"]) or 1, big(values["BitDepth"])
+    return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate_of(values))
 
 
-def add_block(found: Probe, values: Values, start: bytes, body: int, size: int) -> None:
-    """The packet of a block (RFC 9559, section 10): track number, 16-bit time, flags, packet.
-    mkvmerge puts several into one; browsers do not. Raises Refusal."""
-    is_its_own = found.codec and start[:1] == bytes([0x80 | values.number("TrackNumber", 1) & 0x7F])
-    if size < 5 or not is_its_own:
+def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
+    """The packets of a block (RFC 9559, section 10): track number, 16-bit time, flags, and one
+    packet, or several laced. Raises Refusal."""
+    track = 0x80 | (big(values["TrackNumber"]) or 1) & 0x7F
+    if size < 5 or not found.codec or data[0] != track:
         raise damaged(f"the block at byte {body} does not belong to its only track")
-    if start[3] & 0x06:
-        raise unsupported("Matroska with several packets in a block (lacing)")
-    samples, rest = opus_packet_samples(start[4:]), 0
-    if found.codec != "opus":
-        samples, rest = divmod(size - 4, found.channels * values.number("BitDepth") // 8)
-    if not samples or rest:
-        raise damaged(f"the block at byte {body} holds no {found.codec} packet")
-    ticks = values.number("Timestamp") + int.from_bytes(start[1:3], "big", signed=True)
-    found.add(ticks * values.tick, samples, size - 4)
+    ticks = big(values["Timestamp"]) + big(data[1:3], signed=True)
+    seconds = ticks * tick_of(values)
+    at, sizes = laced(data, size)
+    for length in sizes:
+        samples, rest = opus_packet_samples(data[at : at + length]), 0
+        if found.codec != "opus":
+            samples, rest = divmod(length, found.channels * big(values["BitDepth"]) // 8)
+        if samples <= 0 or rest:
+            raise damaged(f"the block at byte {body} holds no {found.codec} packet")
+        found.add(seconds, samples, length)
+        seconds = found.end
+        at += length
 
 
-TO_THE_END = (0, 0xFFFFFFFF)  # a size that a streaming writer never came back to fill in
+def laced(data: bytes, size: int) -> tuple[int, list[int]]:
+    """Of a block of `size` bytes: where its first packet begins, and the bytes of each (RFC 9559,
+    section 10.3)."""
+    kind = data[3] & 6  # 2: Xiph, 4: all of the same size, 6: EBML
+    if not kind:
+        return 4, [size - 4]
+    count, at = data[4], 5  # one less than there are
+    sizes: list[int] = []
+    if kind == 4:
+        sizes = [(size - at) // (count + 1)] * count
+    elif kind == 2:  # bytes that are added up to one below 255
+        told = re.findall(rb"\xff*[\0-\xfe]", data[at:])[:count]
+        sizes = [sum(each) for each in told]
+        at += sum(map(len, told))
+    else:  # the first in full, each further one by how it differs
+        for _ in range(count):
+            number, end = ebml_number(data, at)
+            half = 1 << 7 * (end - at) - 1
+            sizes.append(sizes[-1] + number - 3 * half + 1 if sizes else number - 2 * half)
+            at = end
+    return at, [*sizes, size - at - sum(sizes)]
+
+
+STREAMED = (0, 36, 0xFFFFFFFF)  # sizes that a streaming writer never came back to fill in
 
 
 def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
-    """Of a chunk (RIFF, 1991): its name, where its content begins, its size. Raises Refusal."""
+    """Of a chunk (RIFF, 1991): its name, where its content begins, its size. The outermost one says
+    behind that what it holds."""
     head = window.at(offset, 8)
-    if not re.fullmatch(rb"[ -~]{4}.{4}", head, re.DOTALL):
-        raise foreign(window, offset)
-    name, size = head[:4].decode(), little(head[4:])
-    is_open = name == "data" and size in TO_THE_END
-    return name, offset + 8, None if is_open else size
+    name, size = head[:4].decode("latin-1"), int.from_bytes(head[4:], "little")
+    told = 4 if name == "RIFF" else 0
+    is_open = name in ("RIFF", "data") and size in STREAMED
+    return name, offset + 8 + told, None if is_open else size - told
 
 
-WAV = Container(riff_header, {".": set()}, first="RIFF", alignment=2)
+WAV = Container(riff_header, {".": "RIFF", "RIFF": "[ -~]{4}"}, first="RIFF", alignment=2)
 
 
 def walk_wav(window: Window) -> Probe:
     """Its length is that of its samples. Raises Refusal."""
-    form, data = b"", (0, 0)
-    for name, body, size in WAV.walk(window, 12):
-        if (name == "fmt " and form) or (name == "data" and data[0]):
-            raise foreign(window, body)
-        if name == "fmt ":
-            form = window.at(body, min(size, 40))
-        elif name == "data":
-            data = body, size
-        elif name.lower() == "id3 " and b"APIC" in window.at(body, min(size, HEAD_BYTES)):
-            raise Refusal(Reason.COVER)
+    chunks: dict[str, bytes] = {}
+    start = size = 0
+    for name, body, length in WAV.walk(window):
+        if name == "data":
+            if start:
+                raise damaged(f"a second part of samples begins at byte {body}")
+            start, size = body, length
+        chunks[name.lower()] = window.at(body, min(length, HEAD_BYTES))
+    if b"APIC" in chunks.get("id3 ", b""):
+        raise Refusal(Reason.COVER)
+    form = chunks.get("fmt ", b"")
     if len(form) < 16:
         raise damaged("it does not tell the format of its samples")
-    tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", form[:16])
+    tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
     if tag == 0xFFFE:  # extensible: the real tag begins a longer field
-        tag = little(form[24:26])
+        tag = int.from_bytes(form[24:26], "little")
     found = pcm_probe("wav", tag, bits, channels, rate)
-    start, size = data
-    riff, told = little(window.at(4, 4)), little(window.at(start - 4, 4)) if start else 1
-    found.ends_oddly = riff in TO_THE_END or told in TO_THE_END
-    # A last padding byte may be counted or not.
-    if not found.ends_oddly and abs(riff + 8 - window.size) > 1:
-        raise damaged(f"its header says {riff + 8} bytes, it has {window.size}")
-    if told in TO_THE_END:
-        check_single(window, start)
+    for at in range(start, start + size, HEAD_BYTES):
+        # Behind samples that go on to the end.
+        second = re.search(rb"RIFF.{4}WAVEfmt ", window.at(at, HEAD_BYTES + 16), re.DOTALL)
+        if second:
+            raise Refusal(Reason.APPENDED, f"a second one begins at byte {at + second.start()}")
     samples, rest = divmod(size, channels * bits // 8)
     if rest:
         raise Refusal(Reason.TRUNCATED, f"it ends inside a sample, after {samples / rate:.1f} s")
-    if samples:
-        found.add(0.0, samples, size)
+    found.add(0.0, samples, size)
+    found.has_chapters = "cue " in chunks
     return found
 
 
-def check_single(window: Window, offset: int) -> None:
-    """Whether no second file stands in samples that go on to the end. Raises Refusal."""
-    for start in range(offset, window.size, HEAD_BYTES):
-        second = re.search(rb"RIFF.{4}WAVEfmt ", window.at(start, HEAD_BYTES + 64), re.DOTALL)
-        if second:
-            raise appended(start + second.start())
-
-
 def box_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
-    """Of a box (ISO/IEC 14496-12, 4.2): its name, where its content begins, its size. Raises
-    Refusal."""
+    """Of a box (ISO/IEC 14496-12, 4.2): its name, where its content begins, its size."""
     head = window.at(offset, 16)
     size, name, length = big(head[:4]), head[4:8].decode("latin-1"), 8
     if size == 1:
         size, length = big(head[8:]), 16
-    if 0 < size < length:
-        raise foreign(window, offset)
-    return name, offset + length, size - length if size else None
+    return name, offset + length, max(0, size - length) if size else None
 
 
-MP4_BOXES = "ftyp styp moov moof mdat free skip wide mfra sidx uuid meta pdin prft emsg"
-MP4 = Container(box_header, {".": set(MP4_BOXES.split())}, first="ftyp")
-MP4_CODECS = {b"Opus": "opus", b"mp4a": "aac"}
+MP4_BOXES = "ftyp|styp|moov|moof|mdat|free|skip|wide|mfra|sidx|uuid|meta|pdin|prft|emsg"
+MP4 = Container(box_header, {".": MP4_BOXES}, first="ftyp")
+MP4_UNITS = {"opus": 120, "aac": 512}  # samples, of which each packet has a multiple
+# ffmpeg's framecrc output, a text that has not changed from ffmpeg 4 to 9, says what the streams
+# are, and then of every packet `stream, dts, pts, duration, size, crc`.
+LISTED_STREAM = re.compile(
+    r"#tb 0: (\d+)/(\d+)\n#media_type 0: audio\n#codec_id 0: (\w+)\n#sample_rate 0: (\d+)\n"
+    r"(?:#channel_layout 0: .*\n)?#channel_layout_name 0: (.*)"
+)
+LISTED_SIZE = re.compile(r"^(?:[^#,]+,){4} *(\d+),", re.MULTILINE)
+LISTED_PACKET = re.compile(r"^0, *-?\d+, *(-?\d+), *(\d+), *(\d+),", re.MULTILINE)
 
 
 def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
@@ -3042,91 +3026,64 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
     same bytes. Raises Refusal."""
     media, index = 0, b""
     for name, body, size in MP4.walk(window):
-        media += size if name == "mdat" else 0
-        index = window.at(body, size) if name == "moov" else index
+        if name == "mdat":
+            media += size
+        elif name == "moov":
+            index = window.at(body, min(size, LARGEST_INDEX))
     if not index:
         raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
     if re.search(rb"hdlr.{8}vide", index, re.DOTALL):
         raise Refusal(Reason.VIDEO)
     if b"covr" in index:
         raise Refusal(Reason.COVER)
-    chapters = re.findall(rb"tref.{4}chap", index, re.DOTALL)  # are a track too
-    tracks = index.count(b"tkhd") - len(chapters)
-    if tracks != 1:
-        raise Refusal(Reason.SEVERAL_STREAMS, f"{tracks} tracks")
-    entry = re.search(rb"stsd.{12}(.{4})", index, re.DOTALL)
-    if entry and entry[1] not in MP4_CODECS:
-        raise unsupported(entry[1].decode("ascii", "replace"))
-    found = list_packets(path, re.search(rb"dOps.(.)(..)", index, re.DOTALL), tools)
-    found.has_chapters = bool(chapters) or b"chpl" in index
-    # Where there are no tables, fragments say it, and ffmpeg has listed them.
-    tables = sample_sizes(index)
-    missing = media - (sum(tables) if any(tables) else found.payload)
-    if any(tables) and found.payload not in tables:
-        missing = max(tables) - found.payload  # left out by an edit list, or not to be read
+    chapters = re.search(rb"tref.{4}chap|chpl", index, re.DOTALL)
+    command = [tools.ffmpeg, *QUIET, "-ignore_chapters", "1", *input_arguments(path, "mov")]
+    command += ["-map", "0", "-c", "copy", "-f", "framecrc", "pipe:1"]
+    lines: list[str] = []
+    messages = tools.run(command, window.size / BYTES_PER_SECOND, lines.append)
+    text = "\n".join(lines)
+    kinds = re.findall(r"#media_type \d+: (\w+)", text)
+    stream = LISTED_STREAM.search(text)
+    is_single = kinds == ["audio"] or (chapters and kinds == ["audio", "subtitle"])
+    if not stream or not is_single:
+        raise Refusal(Reason.SEVERAL_STREAMS, ", ".join(kinds) or "none that can be read")
+    numerator, denominator, codec, rate, layout = stream.groups()
+    if codec not in MP4_UNITS:
+        raise unsupported(codec)
+    missing = media - sum(int(packet[1]) for packet in LISTED_SIZE.finditer(text))
     if missing:
-        raise damaged(f"{missing} of its {window.size} bytes belong to no packet that is played")
+        messages = f"{missing} of its {window.size} bytes belong to no packet that is played"
+    if messages:
+        raise damaged(messages)
+    channels, pre_skip = {"mono": 1, "stereo": 2}.get(layout, 3), 0
+    opus = re.search(rb"dOps.(.)(..)", index, re.DOTALL)
+    if opus:
+        channels, pre_skip = map(big, opus.groups())
+    found = Probe("mov", codec, channels, int(rate), pre_skip)
+    found.has_chapters = bool(chapters)
+    add_listed(found, int(numerator) / int(denominator), text)
     return found
 
 
-def sample_sizes(index: bytes) -> list[int]:
-    """Bytes of all packets of each track, by its table (ISO/IEC 14496-12, 8.7.3)."""
-    sums = []
-    for table in re.finditer(rb"stsz.{4}(.{4})(.{4})", index, re.DOTALL):
-        size, count = map(big, table.groups())
-        words = min(count, (len(index) - table.end()) // 4)
-        sizes = struct.unpack_from(f">{words}I", index, table.end())
-        sums.append(size * count or sum(sizes))
-    return sums
-
-
-# What ffmpeg's framecrc output, a text that has not changed from ffmpeg 4 to 9, says of the stream;
-# then every packet as `stream, dts, pts, duration, size, crc`.
-LISTED_STREAM = re.compile(
-    r"#tb 0: (\d+)/(\d+).*#codec_id 0: (\w+)\n#sample_rate 0: (\d+)\n#channel_layout\w* 0: (\w+)",
-    re.DOTALL,
-)
-LISTED_PACKET = re.compile(r"0, *-?\d+, *(-?\d+), *(\d+), *(\d+),")
-LAYOUTS = {"mono": 1, "stereo": 2, "4": 1, "3": 2}  # ffmpeg 4 tells a mask
-
-
-def list_packets(path: str, opus: Optional[re.Match[bytes]], tools: Tools) -> Probe:
-    """The packets of its only audio stream; `opus` has its channels and pre-skip. Raises
-    Refusal."""
-    lines, numbers = list[str](), array.array("q")
-
-    def add(line: str) -> None:
-        packet = LISTED_PACKET.match(line)
-        if packet:
-            numbers.extend(map(int, packet.groups()))
-        else:
-            lines.append(line)
-
-    command = [tools.ffmpeg, *QUIET, *input_arguments(path, "mov")]
-    command += ["-map", "0:a", "-c", "copy", "-f", "framecrc", "pipe:1"]
-    messages = tools.run(command, os.path.getsize(path) / BYTES_PER_SECOND, add)
-    stream = LISTED_STREAM.search("\n".join(lines))
-    if stream and stream[3] not in MP4_CODECS.values():
-        raise unsupported(stream[3])
-    if messages or not stream:
-        raise damaged(messages or "it has no stream that can be read")
-    channels, pre_skip = map(big, opus.groups()) if opus else (LAYOUTS.get(stream[5], 3), 0)
-    found = new_probe("mov", stream[3], channels, int(stream[4]), pre_skip)
-    tick = int(stream[1]) / int(stream[2])
+def add_listed(found: Probe, tick: float, text: str) -> None:
+    """Add the packets of a listing, whose stamps count in `tick` seconds. How long each plays is
+    its codec's to say, not its stamps', which jitter, leave gaps and overlap; and ffmpeg before 6
+    gives no durations in fragmented MP4. Raises Refusal."""
+    numbers = array.array("q")
+    for packet in LISTED_PACKET.finditer(text):
+        numbers.extend(map(int, packet.groups()))
     stamps, durations, sizes = (numbers[at::3] for at in range(3))
-    if stamps:  # an edit list tells by a negative stamp what decoders drop
-        found.pre_skip = max(pre_skip, round(-stamps[0] * tick * found.rate))
-    # ffmpeg before 6 gives no durations in fragmented MP4: then the step to the next tells.
-    steps = [after - before for before, after in zip(stamps, stamps[1:])]
-    usual = 0
-    for stamp, duration, step, size in zip(stamps, durations, [*steps, 0], sizes):
-        if not duration and 0 < step * tick <= GAP_SECONDS:
-            duration = step
-        usual = round(duration * tick * found.rate) or usual
+    if not sizes:
+        return
+    unit, scale = MP4_UNITS[found.codec], tick * found.rate
+    steps = sorted(after - before for before, after in zip(stamps, stamps[1:])) or durations
+    usual = max(1, round(steps[len(steps) // 2] * scale / unit)) * unit
+    # An edit list tells by a negative stamp what decoders drop; how an AAC decoder starts and ends
+    # differs by a frame or two.
+    found.pre_skip = max(found.pre_skip, round(-stamps[0] * scale))
+    found.doubt = 2 * usual
+    for stamp, size in zip(stamps, sizes):
         found.add(stamp * tick, usual, size)
-    # How an AAC decoder starts and ends differs by a frame or two.
-    found.doubt = 2 * max((samples for _, samples in found.packets), default=0)
-    return found
 
 
 def ogg_checksum(page: bytes) -> int:
@@ -3136,72 +3093,68 @@ def ogg_checksum(page: bytes) -> int:
     return big(mirrored.to_bytes(4, "little").translate(REVERSED_BITS))
 
 
-def ogg_pages(window: Window) -> Iterator[tuple[int, int, int, list[tuple[bytes, int]]]]:
-    """Of every page of an Ogg file: its offset, flags, granule position (samples at 48 kHz; -1: no
-    packet ends on it), and the packets that end on it, by their first bytes and size. Raises
-    Refusal unless the pages are one whole stream, each with the content that its checksum says."""
-    offset, start, size = 0, b"", 0
-    following: Optional[tuple[int, int]] = None  # serial and sequence number
-    while offset < window.size:
-        page = window.at(offset, LARGEST_PAGE)
-        if not b"OggS".startswith(page[:4]):
-            raise damaged(f"no Ogg page where one should begin, at byte {offset}")
-        lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
-        body = 27 + len(lengths)
-        end = body + sum(lengths)
-        if len(page) < max(end, 27) or len(lengths) < page[26]:
-            raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
-        flags, granule, serial, sequence, checksum = struct.unpack_from("<BqIII", page, 5)
-        if not flags & FIRST_PAGE and (serial, sequence) != following:
-            raise damaged(f"pages are missing, or another stream's, at byte {offset}")
-        if ogg_checksum(page[:22] + bytes(4) + page[26:end]) != checksum:
-            raise damaged(f"the page at byte {offset} has not the content that its checksum says")
-        packets = []
-        for length in lengths:
-            if not size:
-                start = page[body : body + min(length, 2)]
-            body += length
-            size += length
-            if length < 255:
-                packets.append((start, size))
-                size = 0
-        yield offset, flags, granule, packets
-        following = None if flags & LAST_PAGE else (serial, sequence + 1)
-        offset += end
-    if following:
-        raise Refusal(Reason.TRUNCATED, "its last page does not end the stream")
-
-
 def walk_ogg(window: Window) -> Probe:
-    """Ogg Opus (RFC 7845). Raises Refusal."""
+    """Ogg Opus (RFC 3533, RFC 7845): pages that are one whole stream, each with the content that
+    its checksum says. Raises Refusal."""
     found, headers = opus_probe("ogg", window.at(28, 19)), 2
     tags = window.at(0, OGG_TAGS).upper()
     if b"METADATA_BLOCK_PICTURE=" in tags:
         raise Refusal(Reason.COVER)
     found.has_chapters = b"CHAPTER0" in tags
-    for offset, flags, granule, packets in ogg_pages(window):
+    offset, packet, following = 0, bytearray(), (0, 0)
+    while offset < window.size:
+        page = window.at(offset, LARGEST_PAGE)
+        at = 27 + big(page[26:27])  # of its content
+        lengths = page[27:at]
+        page = page[: at + sum(lengths)]
+        if not b"OggS".startswith(page[:4]):
+            raise damaged(f"no Ogg page where one should begin, at byte {offset}")
+        if len(page) < at + sum(lengths):
+            raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
+        flags, granule, serial, sequence, checksum = struct.unpack_from("<BqIII", page, 5)
         if offset and flags & FIRST_PAGE:
-            if headers:
-                raise Refusal(Reason.SEVERAL_STREAMS, f"a second one begins at byte {offset}")
-            raise appended(offset)
-        is_last = flags & LAST_PAGE and granule >= 0
+            reason = Reason.SEVERAL_STREAMS if headers else Reason.APPENDED
+            raise Refusal(reason, f"a second one begins at byte {offset}")
+        if offset and (serial, sequence) != following:
+            raise damaged(f"pages are missing, or another stream's, at byte {offset}")
+        if ogg_checksum(page[:22] + bytes(4) + page[26:]) != checksum:
+            raise damaged(f"the page at byte {offset} has not the content that its checksum says")
+        following = (serial, sequence + 1)
+        packets = []
+        for length in lengths:
+            packet += page[at : at + length]
+            at += length
+            if length < 255:
+                packets.append(bytes(packet))
+                packet.clear()
         audio = packets[headers:]
         headers -= len(packets) - len(audio)
-        if is_last and packets and not packets[-1][1]:  # some writers end a stream with none
-            found.ends_oddly = bool(audio.pop())
-        lengths = [opus_packet_samples(start) for start, _ in audio]
-        if 0 in lengths or (audio and granule < 0):
-            raise damaged(f"the page at byte {offset} holds no Opus packets with a time")
-        # A page's packets end at its granule position; only on the last page it may be less, which
-        # trims the end.
-        begin = granule - sum(lengths)
-        if is_last:
-            found.trimmed = max(0, round(found.end * OPUS_RATE) - begin)
-            begin += found.trimmed
-        for (_, size), length in zip(audio, lengths):
-            found.add(begin / OPUS_RATE, length, size)
-            begin += length
+        add_ogg_packets(found, audio, granule, bool(flags & LAST_PAGE), offset)
+        offset += at
+    if not flags & LAST_PAGE:
+        raise Refusal(Reason.TRUNCATED, "its last page does not end the stream")
     return found
+
+
+def add_ogg_packets(
+    found: Probe, packets: list[bytes], granule: int, is_last: bool, offset: int
+) -> None:
+    """Those that end on the page at `offset`, which end at its granule position (samples; -1: none
+    ends on it); only on the last page it may be less, which trims the end. Raises Refusal."""
+    if is_last and packets[-1:] == [b""]:  # some writers end a stream with an empty packet
+        packets.pop()
+    lengths = [opus_packet_samples(packet) for packet in packets]
+    if 0 in lengths or (packets and granule < 0):
+        raise damaged(f"the page at byte {offset} holds no Opus packets with a time")
+    begin = granule - sum(lengths)
+    if is_last and granule >= 0:
+        found.trimmed = max(0, round(found.end * OPUS_RATE) - begin)
+        begin += found.trimmed
+    if found.trimmed > sum(lengths):
+        raise damaged(f"its last page ends before the page before it, at byte {offset}")
+    for packet, length in zip(packets, lengths):
+        found.add(begin / OPUS_RATE, length, len(packet))
+        begin += length
 
 
 # ----------------------------------------------------------------------------------------- prove
@@ -3212,6 +3165,9 @@ def walk_ogg(window: Window) -> Probe:
 
 LEVEL_RATE = 4_000  # Hz; a twelfth of the samples is enough of the voice band to tell sounds apart
 LEVEL_WINDOW = 2_000  # samples, half a second: in it one lost word shows, and one lost packet
+LEVEL_PART = 200  # samples, 50 ms: a tenth of a second that is lost hides in half a second
+LEVEL_EDGE = 240  # samples, 60 ms: the longest packet of an encoder, so how far sound may spread
+LOST_PART = 0.1  # of half a second's power: louder parts are lost where a twentieth is left
 LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: below it is what a codec or rounding adds
 LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
@@ -3223,18 +3179,27 @@ ENCODE_SHARE = 0.8  # of the time that a recording takes, the rest is its proof,
 
 # What browsers record, and nothing that refers to other files (playlists, concat lists).
 SAFE_INPUT = (
-    *("-protocol_whitelist", "file", "-format_whitelist", "matroska,mov,ogg,wav"),
+    "-protocol_whitelist",
+    "file",
+    "-format_whitelist",
+    "matroska,mov,ogg,wav",
     "-codec_whitelist",
-    "opus,libopus,aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le",
-    *("-max_streams", "16", "-max_alloc", "268435456"),
+    "opus,libopus,aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le,mov_text",
+    "-max_streams",
+    "16",
+    "-max_alloc",
+    "268435456",
 )
-QUIET = ("-hide_banner", "-nostdin", "-xerror", "-v", "level+warning", "-y")
-PCM = ("-c:a", "pcm_f32le")
-# Every sample, whatever its timestamp.
-LEVEL_FILTER = f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=flt"
-LEVEL_OUTPUT = (*PCM, "-f", "f32le")
-# Without the option that makes a read error fatal, as which some sound files end.
-LENIENT = tuple(word for word in QUIET if word != "-xerror")
+QUIET = ("-hide_banner", "-nostdin", "-v", "level+warning", "-y")
+# Every sample, whatever its timestamp; encoders take out what is constant, a sound card's offset.
+LEVEL_FILTER = (
+    f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=fltp,highpass=f=30,"
+    "aformat=sample_fmts=flt"
+)
+LEVEL_OUTPUT = ("-c:a", "pcm_f32le", "-f", "f32le")
+# NUT carries rate and channels along, but not whether one channel is mono.
+PIPED_OUTPUT = ("-c:a", "pcm_f32le", "-f", "nut", "pipe:1")
+PIPED_INPUT = ("-thread_queue_size", "64", "-guess_layout_max", "0", "-f", "nut", "-i", "pipe:0")
 
 
 @dataclasses.dataclass(eq=False)
@@ -3249,6 +3214,7 @@ class Job:
     encodes: bool
     source_levels: str
     copy_levels: str
+    most: float = math.inf  # bytes of a copy that is worth it
     problem: Optional[Exception] = None
     digest: str = ""  # of a copy that was decoded while it was written
 
@@ -3256,6 +3222,9 @@ class Job:
     def frame(self) -> int:
         """Bytes in its level files that all channels have at a time."""
         return self.probe.channels * 4
+
+    def input(self) -> list[str]:
+        return input_arguments(self.source, self.probe.demuxer)
 
 
 class Transcoder:
@@ -3267,66 +3236,56 @@ class Transcoder:
     def process(self, jobs: Sequence[Job]) -> None:
         """Leave every job proven or with its problem (Refusal, NotProven, OSError). Raises Stopped,
         ServiceError."""
-        self.divide(jobs, self.pipe if len(jobs) == 1 else self.encode)
-        self.divide(jobs, self.verify)
+        self.divide(jobs, self.pipe if len(jobs) == 1 else self.encode, self.encode)
+        self.divide(jobs, self.verify, self.verify)
 
-    def divide(self, jobs: Sequence[Job], task: Callable[[Sequence[Job]], None]) -> None:
-        """Do a task for many files in one process; if it fails or says anything, one by one, so
-        that each answers for itself."""
+    def divide(
+        self,
+        jobs: Sequence[Job],
+        quick: Callable[[Sequence[Job]], None],
+        task: Callable[[Sequence[Job]], None],
+    ) -> None:
+        """Do a task for all in the quick way; if that fails or says anything, one by one, so that
+        each answers for itself."""
         jobs = [job for job in jobs if job.problem is None]
-        if len(jobs) > 1:
-            try:
-                task(jobs)
+        try:
+            quick(jobs)
+        except (Refusal, OSError) as error:
+            if len(jobs) == 1 and quick == task:
+                jobs[0].problem = error
                 return
-            except (Refusal, OSError) as error:
-                self.try_after(error, jobs[0])
-        for job in jobs:
-            try:
-                task([job])
-            except (Refusal, OSError) as error:
-                job.problem = error
-
-    def try_after(self, error: Exception, job: Job) -> None:
-        """Before the same is tried in another way: an ffmpeg that hangs takes its time each time.
-        Raises ToolError."""
-        if isinstance(error, Refusal) and error.reason is Reason.TOOL_HUNG:
-            try_ffmpeg(self.tools, job.target)
+            if getattr(error, "reason", None) is Reason.TOOL_HUNG:
+                try_ffmpeg(self.tools, jobs[0].target)  # or each would take its time
+            for job in jobs:
+                self.divide([job], task, task)
 
     def encode(self, jobs: Sequence[Job]) -> None:
         """One decode of each source, into its copy and its level file."""
         arguments: list[str] = []
         for job in jobs:
-            arguments += input_arguments(job.source, job.probe.demuxer)
+            arguments += job.input()
         for number, job in enumerate(jobs):
-            copy = [*tag_arguments(number, job), *encoder_arguments(job), "file:" + job.copy]
+            copy = [*self.copy_arguments(number, job), "file:" + job.copy]
             arguments += encode_arguments(number, job, copy)
-        messages = self.run(arguments, jobs)
-        if messages:
-            raise Refusal(Reason.DAMAGED, messages)
+        self.run(arguments, jobs)
 
     def pipe(self, jobs: Sequence[Job]) -> None:
         """Decode one recording, encode it and decode the copy in three processes at once: 0.7 of
         the time of one process that only transcodes, where one after the other takes 1.3. If
         anything is wrong, one after the other is to tell."""
         (job,) = jobs
-        is_ogg = job.target.form.muxer == "ogg"
-        if self.full and job.encodes and is_ogg and not job.probe.ends_oddly:
-            # NUT carries rate and channels along, but not whether one channel is mono.
-            layout = {1: "mono", 2: "stereo"}[job.probe.channels]
-            source = input_arguments(job.source, job.probe.demuxer)
-            decode = [*source, *encode_arguments(0, job, [*PCM, "-f", "nut", "pipe:1"])]
-            encode = ["-thread_queue_size", "64", "-guess_layout_max", "0", "-f", "nut"]
-            encode += ["-i", "pipe:0", *source, "-map", "0:a:0", *tag_arguments(1, job)]
-            encode += ["-af", f"aformat=channel_layouts={layout}"]
-            encode += [*encoder_arguments(job), "pipe:1"]
-            verify = ["-f", "ogg", "-i", "pipe:0", *level_arguments(0, job.copy_levels)]
-            commands = [[self.tools.ffmpeg, *QUIET, *words] for words in (decode, encode, verify)]
-            try:
-                job.digest = self.tools.pipe(commands, job.probe.timeline, job.copy)[0]
-                return
-            except (Refusal, OSError) as error:
-                self.try_after(error, job)
-        self.encode(jobs)
+        if not (self.full and job.encodes and job.target.form.muxer == "ogg"):
+            self.encode(jobs)
+            return
+        layout = ("mono", "stereo")[job.probe.channels - 1]
+        encode = [*PIPED_INPUT, *job.input(), "-map", "0:a:0", *self.copy_arguments(1, job)]
+        commands = [
+            [*job.input(), *encode_arguments(0, job, PIPED_OUTPUT)],
+            [*encode, "-af", f"aformat=channel_layouts={layout}", "pipe:1"],
+            ["-f", "ogg", "-i", "pipe:0", *level_arguments(0, job.copy_levels)],
+        ]
+        commands = [[self.tools.ffmpeg, *QUIET, *words] for words in commands]
+        job.digest = self.tools.pipe(commands, job.probe.timeline, job.copy)[0]
 
     def verify(self, jobs: Sequence[Job]) -> None:
         """Walk the copies, decode them in full, from disk, and compare. Raises Refusal, OSError,
@@ -3334,30 +3293,33 @@ class Transcoder:
         for job in jobs:
             check_structure(job, self.tools)
         heard = [job for job in jobs if self.full or not job.encodes]  # what was there is anything
-        arguments: list[str] = []
-        decoded = [job for job in heard if not job.digest]
-        for job in decoded:
-            arguments += input_arguments(job.copy, job.target.form.demuxer)
-        for number, job in enumerate(decoded):
-            arguments += level_arguments(number, job.copy_levels)
-        try:
-            messages = self.run(arguments, decoded) if decoded else ""
-        except Refusal as refusal:
-            if refusal.reason is not Reason.TOOL_FAILED:
-                raise
-            messages = refusal.detail
-        if messages:
-            raise NotProven("a decode without a message", messages)
+        self.hear([job for job in heard if not job.digest])
         for job in heard:
             if job.digest and digest_of(job.copy) != job.digest:
                 raise NotProven("what was decoded while it was written", "other bytes in the file")
             compare_audio(job, self.tools.stop)
 
-    def run(self, arguments: Sequence[str], jobs: Sequence[Job]) -> str:
-        """What ffmpeg says of them. Raises Refusal, Stopped, ServiceError."""
-        options = LENIENT if any(job.probe.ends_oddly for job in jobs) else QUIET
+    def hear(self, jobs: Sequence[Job]) -> None:
+        """Decode the copies in full, from disk, into their level files. Raises NotProven."""
+        arguments: list[str] = []
+        for job in jobs:
+            arguments += input_arguments(job.copy, job.target.form.demuxer)
+        for number, job in enumerate(jobs):
+            arguments += level_arguments(number, job.copy_levels)
+        try:
+            self.run(arguments, jobs)
+        except Refusal as refusal:
+            if refusal.reason not in (Reason.DAMAGED, Reason.TOOL_FAILED):
+                raise
+            raise NotProven("a decode without a message", refusal.detail) from None
+
+    def run(self, arguments: Sequence[str], jobs: Sequence[Job]) -> None:
+        """Raises Refusal, also for what ffmpeg says of them, Stopped, ServiceError."""
         seconds = sum(job.probe.timeline for job in jobs)
-        return self.tools.run([self.tools.ffmpeg, *options, *arguments], seconds)
+        if jobs:
+            messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
+            if messages:
+                raise damaged(messages)
 
     def seconds_through(self, job: Job) -> float:
         """Of audio, told by how far its level file has grown: while it is encoded."""
@@ -3365,22 +3327,51 @@ class Transcoder:
 
     def decode(self, copies: Mapping[str, Probe]) -> dict[str, str]:
         """What is wrong with which copy (absolute path), by a full decode: for `check`."""
-        arguments: list[str] = []
+        jobs = []
         for path, found in copies.items():
-            arguments += input_arguments(path, found.demuxer)
-        for number in range(len(copies)):
-            arguments += ["-map", f"{number}:a:0", "-f", "null", "-"]
-        seconds = sum(found.timeline for found in copies.values())
-        problem = ""
-        try:
-            if copies:
-                problem = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
-        except Refusal as refusal:
-            problem = str(refusal)
-        if problem and len(copies) > 1:
-            each = (self.decode({path: found}) for path, found in copies.items())
-            return dict(collections.ChainMap(*each))
-        return dict.fromkeys(copies, problem) if problem else {}
+            target = Target(FORMAT_OF[os.path.splitext(path)[1]], 0)
+            jobs.append(Job("", found, target, path, False, "", ""))
+        self.divide(jobs, self.hear, self.hear)
+        return {job.copy: explain(job.problem) for job in jobs if job.problem}
+
+    def copy_arguments(self, number: int, job: Job) -> list[str]:
+        """How it is encoded, with the tags of input `number`, from container and stream, our own
+        two (Ogg keeps the first of them, M4A the second, measured), and its chapters; else ffmpeg
+        takes those of the first input that has any. In Ogg chapters are tags, which ffmpeg before
+        4.2 does not write by itself."""
+        form, found, chapters = job.target.form, job.probe, number
+        arguments = ["-c:a", form.encoder, "-b:a", str(job.target.bitrate), *form.options]
+        if form.codec == "opus" and found.timeline >= LONG_PACKETS_FROM:
+            arguments += ["-frame_duration", "60"]
+        tags = [f"{name}={job.target.tag}" for name in ("encoded_by", "encoding_tool")]
+        if form.muxer == "ogg" and found.has_chapters:
+            lines: list[str] = []
+            command = [self.tools.ffmpeg, *QUIET, *job.input(), "-f", "ffmetadata", "pipe:1"]
+            self.tools.run(command, 0, lines.append)
+            # Without the encoder's own, in whose place ffmpeg would put the last one.
+            tags += ["encoder=", *chapter_tags("\n".join(lines))]
+            chapters = -1
+        for tag in tags:
+            arguments += ["-metadata", tag]
+        arguments += ["-map_metadata", str(number), "-map_metadata", f"{number}:s:a:0"]
+        return [*arguments, "-map_chapters", str(chapters), "-f", form.muxer]
+
+
+CHAPTER = re.compile(
+    r"\[CHAPTER\]\nTIMEBASE=(\d+)/(\d+)\nSTART=(\d+)\nEND=.*\n"
+    r"(?:(?!\[|title=)(?:\\.|[^\\\n])*\n)*(?:title=((?:\\.|[^\\\n])*))?"
+)
+
+
+def chapter_tags(text: str) -> Iterator[str]:
+    """The tags that the chapters of an ffmetadata text are in Ogg: `CHAPTER000=00:00:01.500` and
+    `CHAPTER000NAME=...`."""
+    for number, (ticks, scale, start, title) in enumerate(CHAPTER.findall(text)):
+        seconds = int(start) * int(ticks) / int(scale)
+        minutes, rest = divmod(round(seconds, 3), 60)
+        yield f"CHAPTER{number:03}={minutes // 60:02.0f}:{minutes % 60:02.0f}:{rest:06.3f}"
+        name = re.sub(r"\\(.)", r"\1", title, flags=re.DOTALL)
+        yield f"CHAPTER{number:03}NAME={name}"
 
 
 def size_of(path: str) -> int:
@@ -3394,23 +3385,6 @@ def input_arguments(path: str, demuxer: str) -> list[str]:
     """One input, its format named: nothing is guessed from its content, and no name of it can be
     taken for an option."""
     return [*SAFE_INPUT, "-f", demuxer, "-i", "file:" + path]
-
-
-def encoder_arguments(job: Job) -> list[str]:
-    form = job.target.form
-    arguments = ["-c:a", form.encoder, "-b:a", str(job.target.bitrate), *form.options]
-    if form.codec == "opus" and job.probe.timeline >= LONG_PACKETS_FROM:
-        arguments += ["-frame_duration", "60"]
-    return [*arguments, "-f", form.muxer]
-
-
-def tag_arguments(number: int, job: Job) -> list[str]:
-    """Its source's tags, from container and stream, and its chapters; else ffmpeg takes those of
-    the first input that has any. Ogg keeps the first of our own two, M4A the second (measured)."""
-    arguments = ["-map_metadata", str(number), "-map_metadata", f"{number}:s:a:0"]
-    for name in ("encoded_by", "encoding_tool"):
-        arguments += ["-metadata", f"{name}={job.target.tag}"]
-    return [*arguments, "-map_chapters", str(number)]
 
 
 def timeline_filter(found: Probe) -> str:
@@ -3439,14 +3413,17 @@ def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
 
 
 def level_arguments(number: int, path: str) -> list[str]:
-    """One output: input `number` decoded in full, as levels."""
-    return ["-map", f"{number}:a:0", "-af", LEVEL_FILTER, *LEVEL_OUTPUT, "file:" + path]
+    """One output: input `number` decoded in full, as levels; without a path, for nothing."""
+    output = ["-f", "null", "-"]
+    if path:
+        output = ["-af", LEVEL_FILTER, *LEVEL_OUTPUT, "file:" + path]
+    return ["-map", f"{number}:a:0", *output]
 
 
 def check_structure(job: Job, tools: Tools) -> None:
     """What can be told of a copy without decoding it: that it is one whole stream, of which codec
-    and channels, and its length to the sample where the source's packets tell it and no rate is
-    converted, which may round one up. Raises Refusal, OSError."""
+    and channels, its length to the sample where the source's packets tell it and no rate is
+    converted, which may round one up, and that it is worth it. Raises Refusal, OSError."""
     source, form = job.probe, job.target.form
     try:
         made = probe_file(job.copy, tools)
@@ -3454,12 +3431,10 @@ def check_structure(job: Job, tools: Tools) -> None:
         if refusal.reason.action is not Action.KEPT:
             raise
         raise NotProven(f"one whole {form.codec} stream", str(refusal)) from None
-    is_asked = (made.demuxer, made.codec) == (form.demuxer, form.codec)
-    if not is_asked or made.channels != source.channels:
-        asked = f"{form.codec} in {form.demuxer} with {source.channels} channels"
-        raise NotProven(asked, f"{made.codec} in {made.demuxer} with {made.channels}")
-    if source.has_chapters and not made.has_chapters:
-        raise unsupported("a recording with chapters, which this ffmpeg does not copy")
+    asked = f"{form.codec} in {form.demuxer} with {source.channels} channels"
+    is_there = f"{made.codec} in {made.demuxer} with {made.channels} channels"
+    if is_there != asked:
+        raise NotProven(asked, is_there)
     scale = made.rate / source.rate
     expected = source.timeline * made.rate
     slack = source.doubt * scale + form.slack * made.rate + (scale != 1) + 1e-3
@@ -3467,12 +3442,16 @@ def check_structure(job: Job, tools: Tools) -> None:
         asked = f"{expected:.0f} samples without a gap, by its source's packets"
         steps = f"{len(made.gaps)} gaps, an overlap of {made.overlap:.3f} s"
         raise NotProven(asked, f"{made.samples} samples with {steps}")
+    size = os.path.getsize(job.copy)
+    if job.encodes and size > job.most:
+        sizes = f"its copy takes {size_text(size)}, where {size_text(job.most)} were to be had"
+        raise Refusal(Reason.LITTLE_SAVING, sizes)
 
 
 def compare_audio(job: Job, stop: Stop) -> None:
     """Compare what was decoded: the source with its own packets, then the copy with the source, in
     length and wave, window by window and channel by channel, with silence where the source has gaps
-    and nowhere else. Raises NotProven, Stopped."""
+    and nowhere else. Raises Refusal, NotProven, Stopped."""
     found, scale = job.probe, LEVEL_RATE / job.probe.rate
     source, copy = (size_of(path) // job.frame for path in (job.source_levels, job.copy_levels))
     if abs(source - found.samples * scale) > 1 + found.doubt * scale:
@@ -3485,42 +3464,47 @@ def compare_audio(job: Job, stop: Stop) -> None:
         edges += [begin, begin + round(length * scale)]
     if abs(copy - expected) > 1 + job.target.form.slack * LEVEL_RATE:
         raise NotProven(f"{expected / LEVEL_RATE:.3f} s", f"{copy / LEVEL_RATE:.3f} s")
-    # A tail of less than a fifth of a window is too short to be measured alone.
-    last = max(0, (expected - LEVEL_WINDOW // 5) // LEVEL_WINDOW)
-    sizes = [LEVEL_WINDOW] * last + [2 * LEVEL_WINDOW]
-    sounds = functools.partial(windows, job, job.source_levels, edges, sizes)
-    powers = [max(map(mean_power, sound)) for sound in sounds()]
-    copies = windows(job, job.copy_levels, (), sizes)
-    for number, (sound, other) in enumerate(zip(sounds(), copies)):
+    # All of about the same size, as a short tail could not be measured alone.
+    count = max(1, round(expected / LEVEL_WINDOW))
+    ends = [expected * number // count for number in range(count + 1)]
+    sounds = windows(job, job.source_levels, ends[1:], edges)
+    after = next(sounds)
+    loud = [0.0, max(map(mean_power, after))]
+    for begin, other in zip(ends, windows(job, job.copy_levels, ends[1:], ())):
         if stop.requested:
             raise Stopped
-        around = max(powers[max(0, number - 1) : number + 2])
-        quiet = max(LEVEL_FLOOR**2, FAINT * around, QUIET_CHANNEL * powers[number])
-        spread = max(quiet, QUIET_CHANNEL * around)
+        sound, after = after, next(sounds, [[]])
+        loud = [*loud[-2:], max(map(mean_power, after))]  # before, now and after
+        quiet = max(LEVEL_FLOOR**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
+        spread = max(quiet, QUIET_CHANNEL * max(loud))
         for one, two in zip(sound, other):
-            compare_window(one, two, quiet, spread, number * LEVEL_WINDOW / LEVEL_RATE)
+            try:
+                compare_window(one, two, quiet, spread, begin)
+            except NotProven:
+                # What is loud in the next window may reach a little way into this one.
+                edge = min(LEVEL_EDGE, len(one) // 4)
+                inner = slice(edge, len(one) - edge)
+                if mean_power(one) > spread:
+                    raise
+                compare_window(one[inner], two[inner], quiet, spread, begin + edge)
 
 
 def windows(
-    job: Job, path: str, edges: Iterable[int], sizes: Iterable[int]
+    job: Job, path: str, ends: Iterable[int], edges: Sequence[int]
 ) -> Iterator[list[list[float]]]:
-    """The sound in a level file, so many frames at a time, by channel; silence put in between
-    `edges` (begin, end, begin, ...; frames). Raises NotProven."""
-    position, is_silence = 0, False
-    ahead = collections.deque([*edges, sys.maxsize])
+    """The sound in a level file by channel, up to each of `ends` (frames), with silence put in
+    between `edges` (begin, end, begin, ...)."""
+    position = 0
     with open(path, "rb") as file:
-        for size in sizes:
-            data, end = b"", position + size
+        for end in ends:
+            data = b""
             while position < end:
-                count = min(end, ahead[0]) - position
-                data += bytes(count * job.frame) if is_silence else file.read(count * job.frame)
-                position += count
-                if position == ahead[0]:
-                    ahead.popleft()
-                    is_silence = not is_silence
-            samples = array.array("f", data[: len(data) // job.frame * job.frame])
-            if not math.isfinite(sum(samples)):  # with which nothing can be compared
-                raise NotProven("samples that are numbers", "others")
+                passed = bisect.bisect(edges, position)
+                stop = min([end, *edges[passed : passed + 1]])
+                size = (stop - position) * job.frame
+                data += bytes(size) if passed % 2 else file.read(size)
+                position = stop
+            samples = array.array("f", data)
             yield [samples[at :: job.probe.channels].tolist() for at in range(job.probe.channels)]
 
 
@@ -3530,26 +3514,34 @@ def mean_power(samples: Sequence[float]) -> float:
 
 
 def compare_window(
-    source: Sequence[float], copy: Sequence[float], quiet: float, spread: float, seconds: float
+    source: Sequence[float], copy: Sequence[float], quiet: float, spread: float, begin: int
 ) -> None:
-    """Whether half a second of one channel sounds as loud in the copy, and is the same wave. Each
-    channel is compared for itself: a mix of both hides what is in one, or in their difference.
-    Where the source has less power than `quiet`, the copy has no more than `spread`, as codecs let
-    loud sounds reach a little way into the silence around them. Raises NotProven."""
+    """Whether half a second of one channel, from frame `begin` on, sounds as loud in the copy, is
+    the same wave, and has lost no part. Each channel is compared for itself: a mix of both hides
+    what is in one, or in their difference. Where the source has less power than `quiet`, the copy
+    has no more than `spread`, as codecs let loud sounds reach a little way into the silence around
+    them. Raises Refusal, NotProven."""
     count = min(len(source), len(copy))
     a, b = source[:count], copy[:count]
     power_a, power_b = mean_power(a), mean_power(b)
+    if not math.isfinite(power_a):  # such a thing compares as equal to anything
+        raise damaged(f"it holds samples that are no numbers at {begin / LEVEL_RATE:.1f} s")
     if power_a <= quiet and power_b <= 2 * spread:
         return
+    for at in range(0, count, LEVEL_PART):
+        part, other = (mean_power(sound[at : at + LEVEL_PART]) for sound in (a, b))
+        if part > max(quiet, LOST_PART * power_a) and other < part * LOST_PART / 2:
+            raise NotProven(f"the source's sound at {(begin + at) / LEVEL_RATE:.2f} s", "none")
     difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
-    if abs(difference) > LEVEL_TOLERANCE:
-        raise NotProven(f"the source's loudness at {seconds:.1f} s", f"{difference:+.1f} dB")
+    if not abs(difference) <= LEVEL_TOLERANCE:  # nor where it is no number
+        place = f"the source's loudness at {begin / LEVEL_RATE:.1f} s"
+        raise NotProven(place, f"{difference:+.1f} dB")
     # By the law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
     product = (power_a + power_b - math.dist(a, b) ** 2 / count) / 2
     correlation = product / math.sqrt(power_a * power_b or 1)
     if power_a > quiet and correlation < MIN_CORRELATION:
-        other = f"another (correlation {correlation:.2f})"
-        raise NotProven(f"the source's sound at {seconds:.1f} s", other)
+        place = f"the source's sound at {begin / LEVEL_RATE:.1f} s"
+        raise NotProven(place, f"another (correlation {correlation:.2f})")
 
 
 # ---------------------------------------------------------------------------------------- commit
@@ -5188,14 +5180,30 @@ SAID_OF_SOUND_FILES = re.compile(
     rb"|extension is not .m4a nor .m4v"  # staged files have another
     rb"|EOF timestamp not reliable"  # of the sound of our own, by ffmpeg 4
     rb"|Estimating duration from bitrate"
+    rb"|malformed location metadata"  # a tag that M4A has no place for
+    rb"|Task finished with error code"  # ffmpeg 9, behind what it said of the cause
+    rb"|Too many bits \S+ > \d+ per frame requested"  # AAC below 16 kHz: it takes what it may
+    rb"|timestamp discontinuity"  # ffmpeg 9, of an Ogg gap beyond 10 s; stamps play no part
     rb"|\d+ buffers queued in"  # a long gap is a long frame
     rb"|Thread message queue blocking"  # a decoder that waits for the encoder behind the pipe
-    # Of files that end oddly, whose packets are counted; of others -xerror makes these a failure.
+    # Of files that end oddly: every packet is counted, and its sound compared.
     rb"|Ignoring maximum wav data size|Packet corrupt|corrupt input packet"
     rb"|Packet processing failed|Error during demuxing"
     rb"|\[error\] file:.*: Invalid data found when processing input"
     rb"|Unknown-sized element at \S+ inside parent with finite size"
 )
+
+# What ffmpeg puts before its words.
+EMBELLISHMENT = re.compile(
+    r" @ 0x[0-9a-f]+(?=\])|\[(?:info|warning|error|fatal|panic)\] "
+    r"|Error (?:while decoding stream \S+|submitting packet to decoder:) "
+)
+# What strerror says of a disk, whatever the exit code: no word on a recording.
+FAULTS_OF_THE_DISK = {
+    Reason.NO_SPACE: rb"No space left on device|Disk quota exceeded",
+    Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
+    rb"|Transport endpoint is not connected|Read-only file system",
+}
 
 Process = subprocess.Popen[bytes]
 
@@ -5359,29 +5367,27 @@ class Tools:
 
 
 def judge(processes: Sequence[Process], messages: bytes) -> str:
-    """What was said of the recordings, where all ended well. Raises Refusal."""
+    """What ffmpeg says of the recordings where all ended well: its own warnings and errors, but for
+    those that it has for sound files too. Raises Refusal."""
     codes = [process.returncode for process in processes if process.returncode]
-    if not codes:
-        return said(messages)
-    if b"No space left on device" in messages or b"Disk quota exceeded" in messages:
-        raise Refusal(Reason.NO_SPACE, tail(messages))
+    lines = TAGGED.findall(messages)
+    for reason, words in FAULTS_OF_THE_DISK.items():
+        if re.search(words, messages if codes else b"\n".join(lines)):
+            raise Refusal(reason, tail(messages))
+    said = tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
     if -signal.SIGKILL in codes or -signal.SIGTERM in codes:
         # Someone did that, as the kernel where memory is short; a crash has other signals.
         raise Refusal(Reason.TOOL_KILLED)
-    reason = said(messages) or tail(messages) or "without a message"
-    raise Refusal(Reason.TOOL_FAILED, f"exit code {codes[0]}, {reason}")
-
-
-def said(messages: bytes) -> str:
-    """ffmpeg's own warnings and errors, but for those that it has for sound files too."""
-    lines = TAGGED.findall(messages)
-    return tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
+    if codes:
+        found = said or tail(messages) or "without a message"
+        raise Refusal(Reason.TOOL_FAILED, f"exit code {codes[0]}, {found}")
+    return said
 
 
 def tail(messages: bytes) -> str:
-    """The last few messages on one printable line, without the addresses that ffmpeg prints."""
+    """The last few messages on one printable line."""
     text = messages[-2000:].decode("utf-8", "replace")
-    lines = re.sub(r"\[([^\]@]*) @ 0x[0-9a-f]+\] ", r"[\1] ", text).split("\n")
+    lines = EMBELLISHMENT.sub("", text).split("\n")
     return printable("; ".join(filter(None, map(str.strip, lines[-4:]))))
 
 

@@ -154,6 +154,64 @@ class EverySample(ProofCase):
         length = (packets[70].stamp + 500) * 48 - 70 * 960
         self.assert_whole(gaps=((70 * 960 - 312, length),))
 
+    def test_more_gaps_than_a_filter_takes_terms_in_a_row(self) -> None:
+        samples = array(
+            "h", (int(20_000 * value) for value in samples_of(RECORDINGS / "chunk_1.webm", 1))
+        ).tobytes()
+        audio = (
+            element(0xB5, struct.pack(">d", RATE))
+            + element(0x9F, number(1))
+            + element(0x6264, number(16))
+        )
+        packets = [
+            Packet(145 * n, samples[2_400 * n : 2_400 * (n + 1)]) for n in range(120)
+        ]  # 25 ms each
+        self.put(packets, head=b"", codec=b"A_PCM/INT/LIT", audio=audio)
+        self.assert_whole(gaps=[(1_200 * n, 5_760) for n in range(1, 120)])
+
+    def test_a_gap_in_mp4_is_filled_as_well(self) -> None:
+        source = self.put(
+            [
+                Packet(stamp + (n >= 30) * 2_500, data)
+                for n, (stamp, data) in enumerate(self.packets())
+            ]
+        )
+        for name, flags in (("plain", "faststart"), ("fragments", "frag_keyframe+empty_moov")):
+            path = self.library / f"{name}.webm"
+            ffmpeg(
+                "-i",
+                str(source),
+                "-c",
+                "copy",
+                "-strict",
+                "-2",
+                "-movflags",
+                flags,
+                "-f",
+                "mp4",
+                str(path),
+            )
+            self.add_bytes(path.read_bytes(), path.name)
+        source.unlink()
+        samples = {path.name: len(samples_of(path, 1)) for path in self.library.iterdir()}
+        self.assertEqual(self.run_cli("--json").summary["compressed"], 2)
+        for name, count in samples.items():
+            self.assertAlmostEqual(
+                len(samples_of(self.assert_compressed(name), 1)),
+                count + 120_000,
+                delta=480,
+                msg=name,
+            )
+
+    def test_an_hour_of_sleep_is_not_filled_and_is_told(self) -> None:
+        self.put(
+            [
+                Packet(stamp + (n >= 30) * 3_600_000, data)
+                for n, (stamp, data) in enumerate(self.packets())
+            ]
+        )
+        self.assert_kept(self.run_cli("--json"), "a.webm", "3600 s", "silence")
+
     def test_a_late_start_is_silence_up_to_ten_seconds_and_left_off_beyond(self) -> None:
         for seconds, gaps in ((5, ((0, 240_000),)), (15, ())):
             self.put(
@@ -183,6 +241,20 @@ class EverySample(ProofCase):
         )
         self.assert_kept(self.run_cli("--json"), "a.webm", "step back by 1.5 s")
 
+    def test_a_microphone_with_an_offset_is_compressed_without_it(self) -> None:
+        source = self.make("-af", "dcshift=0.3", "-c:a", "pcm_s16le", "-f", "wav")
+        samples = len(samples_of(source, 1))
+        self.run_cli("--json")
+        self.assertEqual(len(samples_of(self.assert_compressed("a.webm"), 1)), samples)
+
+    def test_a_tenth_of_a_second_of_speech_that_is_muted_where_it_stands_is_refused(self) -> None:
+        self.add("ch_slices_concat", "a.webm")
+        muted = "volume=0:enable='between(t,2.6,2.72)'"
+        self.drive(
+            f"true = program.timeline_filter\nprogram.timeline_filter = lambda found: true(found) + {(',' + muted)!r}"
+        )
+        self.assert_refused("a.webm", "did not prove true")
+
     def test_the_old_filter_which_cuts_is_refused(self) -> None:
         self.add(FROZEN, "a.webm")
         self.drive("program.timeline_filter = lambda found: 'aresample=async=1:first_pts=0'")
@@ -198,22 +270,46 @@ class EverySample(ProofCase):
 class Layouts(ProofCase):
     """Sound files whose containers are laid out in unusual ways."""
 
-    def test_laced_blocks_are_kept_as_such_and_padding_at_the_end_is_left_off(self) -> None:
+    def test_laced_blocks_and_padding_at_the_end(self) -> None:
         packets = [data for _, data in self.packets()]
-        content = header(head=opus_head())
-        for start in range(0, len(packets), 4):
-            content += block(60 * start, lace(packets[start : start + 4], "xiph"), 0x82)
-        self.add_bytes(content, "laced.webm")
-        group = element(0xA1, b"\x81\0\0\0" + packets[0])
-        group += element(0x75A2, (20_000_000).to_bytes(4, "big"))
+        steady = self.folder / "steady.webm"
+        ffmpeg(
+            "-i",
+            str(RECORDINGS / "chunk_1.webm"),
+            "-c:a",
+            "libopus",
+            "-vbr",
+            "off",
+            "-frame_duration",
+            "60",
+            str(steady),
+        )
+        equal = [data for _, data in packets_of(steady)][:40]
+        for kind, flags in (("xiph", 0x82), ("fixed", 0x84), ("ebml", 0x86)):
+            chosen = equal if kind == "fixed" else packets
+            content = header(head=opus_head())
+            for start in range(0, len(chosen), 4):
+                content += block(60 * start, lace(chosen[start : start + 4], kind), flags)
+            self.add_bytes(content, f"{kind}.webm")
+        group = element(0xA1, b"\x81\0\0\0" + packets[0]) + element(
+            0x75A2, (20_000_000).to_bytes(4, "big")
+        )
         tail = element(0x1F43B675, element(0xE7, number(0)) + element(0xA0, group))
         rate = element(0xB5, struct.pack(">d", 48_000))
-        head = header(head=opus_head(), audio=rate)
-        padded = self.add_bytes(head + tail, "padded.webm")
-        self.assertEqual(len(samples_of(padded, 1)), 1_920)
-        ran = self.run_cli("--json")
-        self.assert_kept(ran, "laced.webm", "lacing")
-        self.assertEqual(len(samples_of(self.assert_compressed("padded.webm"), 1)), 1_920)
+        self.add_bytes(header(head=opus_head(), audio=rate) + tail, "padded.webm")
+        from compression_service import Stop, Tools, probe_file  # noqa: PLC0415
+
+        tools = Tools(Stop())
+        found = {path.stem: probe_file(str(path), tools) for path in self.library.glob("*.webm")}
+        for name, probe in found.items():
+            self.assertEqual(
+                probe.samples, {"padded": 1_920, "fixed": 115_200}.get(name, 172_800), name
+            )
+            self.assertEqual(len(samples_of(self.library / f"{name}.webm", 1)), probe.samples, name)
+            self.assertEqual(probe.gaps, [])
+        self.assertEqual(self.run_cli("--json").code, 0)
+        for name in ("xiph", "ebml"):
+            self.assertEqual(len(samples_of(self.assert_compressed(f"{name}.webm"), 1)), 172_800)
 
     def test_an_empty_last_packet_ends_an_ogg_stream(self) -> None:
         from compression_service import ogg_checksum  # noqa: PLC0415
@@ -231,6 +327,19 @@ class Layouts(ProofCase):
             struct.pack_into("<I", each, 22, ogg_checksum(bytes(each)))
         self.add_bytes(content[:last] + page + end, "a.webm")
         self.assert_whole()
+
+    def test_an_end_trim_of_more_than_the_last_page_is_damage_and_nobody_has_failed(self) -> None:
+        from compression_service import ogg_checksum  # noqa: PLC0415
+
+        content = bytearray((RECORDINGS / "ff_chunk_1.webm").read_bytes())
+        last = content.rindex(b"OggS")
+        struct.pack_into("<q", content, last + 6, 48_000)
+        content[last + 22 : last + 26] = bytes(4)
+        struct.pack_into("<I", content, last + 22, ogg_checksum(bytes(content[last:])))
+        self.add_bytes(bytes(content), "a.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0)
+        self.assert_kept(ran, "a.webm", "damaged", "last page")
 
     def test_tables_and_edit_lists_of_mp4_by_others(self) -> None:
         for name, words in {
@@ -427,6 +536,18 @@ class FullScale(ProofCase):
         )
         self.assert_peaks(source)
 
+    def test_samples_that_are_no_numbers_prove_nothing(self) -> None:
+        for name, odd in (("nan", math.nan), ("inf", math.inf)):
+            content = bytearray(
+                self.make("-c:a", "pcm_f32le", "-f", "wav", name=f"{name}.webm").read_bytes()
+            )
+            struct.pack_into("<f", content, content.index(b"data") + 8 + 4 * RATE, odd)
+            self.add_bytes(bytes(content), f"{name}.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0, ran.out)
+        for name in ("nan", "inf"):
+            self.assert_kept(ran, f"{name}.webm", "no numbers")
+
     def test_an_opus_recording_that_decodes_above_full_scale_keeps_its_peaks(self) -> None:
         source = self.folder / "loud.webm"
         ffmpeg(
@@ -528,7 +649,7 @@ class TrueReasons(ProofCase):
             "alac": (["-c:a", "alac", "-f", "ipod"], "alac"),
             "six-channels": (["-ac", "6", "-c:a", "libopus", "-f", "webm"], "6 channels"),
             "six-channel-wav": (["-ac", "6", "-c:a", "pcm_s16le", "-f", "wav"], "6 channels"),
-            "alaw": (["-c:a", "pcm_alaw", "-f", "wav"], "A-law"),
+            "alaw": (["-c:a", "pcm_alaw", "-f", "wav"], "A law"),
             "aiff": (["-c:a", "pcm_s16be", "-f", "aiff"], "AIFF"),
             "cover-m4a": ([*covered, "-c:a", "aac", "-f", "ipod"], "cover picture"),
             "cover-mkv": (["-attach", str(picture), "-metadata:s:t", "mimetype=image/png", "-c:a", "copy", "-f", "matroska"],

@@ -130,6 +130,40 @@ class TestComparison(ProveCase):
             self.compare(self.left[:-packet], self.right[:-packet])
 
 
+class TestMessages(ProveCase):
+    """What a tool says is judged by its words and not by its exit code alone."""
+
+    def judge(self, words: str, code: int = 0) -> str:
+        return self.tools.run(["sh", "-c", f"echo '{words}' >&2; exit {code}"], 0)
+
+    def test_a_fault_of_the_disk_is_no_fault_of_the_recording(self) -> None:
+        for words, reason in (
+            ("[error] file:x: Input/output error", service.Reason.INPUT_OUTPUT),
+            (
+                "[in#0 @ 0x1] [error] Error during demuxing: Input/output error",
+                service.Reason.INPUT_OUTPUT,
+            ),
+            (
+                "[error] Error writing trailer of x: No space left on device",
+                service.Reason.NO_SPACE,
+            ),
+        ):
+            for code in (0, 1):
+                with self.subTest(words, code=code), self.assertRaises(service.Refusal) as caught:
+                    self.judge(words, code)
+                self.assertIs(caught.exception.reason, reason)
+                self.assertTrue(reason.is_environment)
+
+    def test_words_are_told_without_what_ffmpeg_puts_around_them(self) -> None:
+        self.assertEqual(
+            self.judge("[aac @ 0x55d4] [error] channel 0 is odd"), "[aac] channel 0 is odd"
+        )
+
+    def test_what_is_said_of_sound_files_or_by_others_is_no_word_on_them(self) -> None:
+        for words in ("[warning] Guessed Channel Layout for Input", "ld.so: no such library"):
+            self.assertEqual(self.judge(words), "")
+
+
 class TestProvenance(ProveCase):
     def test_what_a_stranger_made_is_not_ours(self) -> None:
         for path in sorted(RECORDINGS.glob("*.webm")):

@@ -120,14 +120,14 @@ for o in outputs:
     s = array.array('h', bytes(pcm(o)))
     for i in range(48000, 96000): s[i] //= 2
     encode(o, s.tobytes())"""
-        self.assert_untouched(self.run_with(SPOILT + body), "the source's ", "at 1.0 s")
+        self.assert_untouched(self.run_with(SPOILT + body), "the source's loudness at ")
 
     def test_a_lost_half_second_filled_with_silence_is_noticed(self) -> None:
         ran = self.run_with(
             SPOILT
             + "for o in outputs: s = pcm(o); s[SECOND:SECOND * 3 // 2] = bytes(SECOND // 2); encode(o, s)"
         )
-        self.assert_untouched(ran, "the source's ", "at 1.0 s")
+        self.assert_untouched(ran, "the source's ", " at 1.")
 
     def test_audio_shifted_by_0_7_seconds_is_noticed(self) -> None:
         ran = self.run_with(

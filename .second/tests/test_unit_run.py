@@ -10,7 +10,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from compression_service import (
-    STEP_FILES,
     File,
     Move,
     Plan,
@@ -20,7 +19,6 @@ from compression_service import (
     Target,
     Work,
     space_needed,
-    steps_of,
 )
 
 
@@ -56,14 +54,3 @@ class TestQueue(unittest.TestCase):
         self.assertEqual(queue.take(needed), one[:1])
         self.assertEqual(queue.take(10 * needed), one[1:])
 
-
-class TestSteps(unittest.TestCase):
-    def test_a_recording_is_committed_as_a_whole(self) -> None:
-        first, second = works(3), works(1, name="y")
-        steps = steps_of([*first, *second])
-        self.assertEqual([steps[work] for work in (*first, *second)], [first] * 3 + [second])
-
-    def test_a_very_large_one_in_few_steps(self) -> None:
-        steps = {id(step): step for step in steps_of(works(1000)).values()}
-        sizes = [len(step) for step in steps.values()]
-        self.assertEqual((sum(sizes), sizes[0]), (1000, STEP_FILES))
