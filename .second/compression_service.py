@@ -68,7 +68,6 @@ import bisect
 import codecs
 import collections
 import concurrent.futures
-import contextlib
 import ctypes
 import dataclasses
 import difflib
@@ -102,8 +101,12 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property, lru_cache, partial
 from logging.handlers import RotatingFileHandler
+from os.path import abspath, basename, dirname, isdir, islink, join, lexists, realpath, splitext
 from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
 
 VERSION = "2.0"
@@ -351,7 +354,7 @@ class File(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        return os.path.splitext(self.name)[1]
+        return splitext(self.name)[1]
 
     @property
     def is_original(self) -> bool:
@@ -414,7 +417,7 @@ class Past(NamedTuple):
         said = {**record, "ids": map(sys.intern, record.get("ids", ()))}
         place = remembered(Place(), said.pop("place", {}))
         past = remembered(cls(), said)
-        is_plain = os.path.basename(place.name) == place.name not in (".", "..")
+        is_plain = basename(place.name) == place.name not in (".", "..")
         is_suffix = past.suffix in ("", *COPY_SUFFIXES)
         is_time = all(0 <= moment < LATEST for moment in (past.compressed, place.time))
         if not (is_plain and is_suffix and is_time) or "\0" in place.location + place.name:
@@ -484,12 +487,12 @@ class Take(NamedTuple):
 
     @property
     def folder(self) -> str:
-        return os.path.dirname(self.stem)
+        return dirname(self.stem)
 
     @property
     def name(self) -> str:
         """The stem without its folder."""
-        return os.path.basename(self.stem)
+        return basename(self.stem)
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -561,7 +564,7 @@ class Take(NamedTuple):
         """By what a document must call what it calls `name`, a file of this stem: names change only
         between the original and the copy that stands for it, or the other way after a restore. A
         stranger's name, and that of another original, stay."""
-        suffix, file, state = os.path.splitext(name)[1], self.file, self.state
+        suffix, file, state = splitext(name)[1], self.file, self.state
         is_other = any(each.name == name for each in self.originals if each != self.original)
         is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
         is_left = state is State.COMPRESSED and is_original
@@ -639,7 +642,7 @@ class Folder:
         self.leftovers: list[str] = []  # names, staged by runs that are gone
         self.links = 0
 
-    @functools.cached_property
+    @cached_property
     def takes(self) -> dict[str, Take]:
         """By name without suffix, with their pasts; only where somebody asks, as a folder at rest
         is told by its files alone."""
@@ -648,7 +651,7 @@ class Folder:
             files.setdefault(stem_of(file.name), []).append(file)
         takes = {}
         for name, group in files.items():
-            stem = os.path.join(self.path, name)
+            stem = join(self.path, name)
             takes[name] = Take(stem, past=self.history.past(stem)).with_files(group)
         return takes
 
@@ -699,7 +702,7 @@ class Moment(NamedTuple):
         return (self.now - mtime_ns / 1e9) / DAY
 
 
-@dataclasses.dataclass
+@dataclass
 class Probe:
     """What is in an audio file, from its packets alone: a walker adds them as it meets them. Raises
     Refusal for channels and rates that are not compressed.
@@ -789,7 +792,7 @@ LARGEST_STEP_BACK = 1.0  # seconds; more is no backlog of a frozen tab but damag
 MOST_GAPS = 1000  # each is a term of an expression that ffmpeg evaluates for every frame
 
 
-@dataclasses.dataclass(eq=False)
+@dataclass(eq=False)
 class Work:
     """One move of one take on its way through a run; filled in from section to section."""
 
@@ -811,7 +814,7 @@ class Work:
     def path(self) -> str:
         """Of the source, below the library."""
         source = self.plan.source or self.take.past.place
-        return os.path.join(self.take.folder, source.name if source else self.take.name)
+        return join(self.take.folder, source.name if source else self.take.name)
 
     @property
     def target_path(self) -> str:
@@ -904,11 +907,11 @@ class Work:
         reason, place = self.outcome_reason, self.place
         is_done = reason.action in DONE_ACTIONS
         copy = self.copy if is_done else None
-        file = os.path.join(self.take.folder, copy.name) if copy else self.path
+        file = join(self.take.folder, copy.name) if copy else self.path
         outcome = {
             "type": "recording",
             "path": self.path,
-            "file": os.path.join(place.location, place.name) if place and not copy else file,
+            "file": join(place.location, place.name) if place and not copy else file,
             "action": reason.action.value,
             "reason": reason.sentence.format(self.detail),
             "original_size": self.plan.source.size if self.plan.source else 0,
@@ -1032,7 +1035,7 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> 
     if kind is BOOLEAN:
         options["action"] = BOOLEAN_ACTIONS[field.default]
     else:
-        options.update(metavar=flags.pop(), type=functools.partial(from_text, kind))
+        options.update(metavar=flags.pop(), type=partial(from_text, kind))
     if kind is TEXTS:
         options.update({"action": "append"} if flags else {"nargs": "*"})
     if has_key:
@@ -1047,10 +1050,10 @@ def from_text(kind: Kind, text: str) -> Any:
     try:
         value = kind(text)
     except ValueError as error:
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             return kind(json.loads(text))
         raise argparse.ArgumentTypeError(f"{error}, found {text}") from None
-    return os.path.abspath(value) if kind is PATH else value
+    return abspath(value) if kind is PATH else value
 
 
 # --------------------------------------------------------------------------------- configuration
@@ -1067,7 +1070,7 @@ def setting(default: Any, kind: Kind, flags: str = "", key: bool = True) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-flag = functools.partial(setting, key=False)  # only the command line sets it
+flag = partial(setting, key=False)  # only the command line sets it
 
 
 def matching(expected: str, pattern: str) -> Kind:
@@ -1084,7 +1087,7 @@ def matching(expected: str, pattern: str) -> Kind:
 def check_bitrate(value: Any) -> int:
     """Bit/s from "96k" or 96000."""
     lowest, highest = FORMATS["opus"].rates
-    with contextlib.suppress(ValueError):
+    with suppress(ValueError):
         rate = int(re.sub("k$", "000", str(value).lower()))
         if lowest <= rate <= highest:
             return rate
@@ -1141,7 +1144,7 @@ def check_tiers(value: Any) -> tuple[Tier, ...]:
     return tuple(sorted((Tier(**tier) for tier in tiers), key=lambda tier: tier.after_days))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Config:
     """Every setting of a run, as resolved; a flag beats the config file, which beats the default.
     Fields are declared with `setting(...)`; paths are absolute, rates bit/s."""
@@ -1255,11 +1258,11 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     """Flags, checked when they were parsed, over the config file over the defaults. Raises
     UsageError naming the key, what was expected and, for an unknown one, the nearest known."""
     flags = {key: value for key, value in vars(arguments).items() if value is not None}
-    folder = os.path.dirname(os.path.realpath(__file__))
-    file = flags.get("file", os.path.join(folder, "compression_config.json"))
-    is_there = "file" in flags or os.path.lexists(file)
+    folder = dirname(realpath(__file__))
+    file = flags.get("file", join(folder, "compression_config.json"))
+    is_there = "file" in flags or lexists(file)
     config = read_config(file) if is_there else Config()
-    absolute = functools.partial(absolute_from, os.path.dirname(file))
+    absolute = partial(absolute_from, dirname(file))
     places = {
         "recordings_dir": absolute(config.recordings_dir),
         "log_file": absolute(config.log_file),
@@ -1281,7 +1284,7 @@ def absolute_from(folder: str, path: Optional[str]) -> Optional[str]:
     """A path of the config file; none, and an rclone remote (`name:path` with a name as rclone
     allows it) stay."""
     if path and not re.match(r"[\w.+@][\w.+@ -]*:", path):
-        path = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+        path = abspath(join(folder, os.path.expanduser(path)))
     return path
 
 
@@ -1369,7 +1372,7 @@ class Run:
         self.foreseen: dict[str, Take] = {}  # by a dry run, after what it would do; by stem
         self.seconds_done = 0.0  # of audio, as guessed from sizes
 
-    @functools.cached_property
+    @cached_property
     def moment(self) -> Moment:
         """The history is loaded by it."""
         runs = self.history.runs
@@ -1400,14 +1403,14 @@ class Run:
     def is_begun(self) -> bool:
         """Whether something was done here before, or is to be now: our own folder is first made
         when something is due."""
-        is_known = os.path.lexists(self.library.own("history.jsonl"))
+        is_known = lexists(self.library.own("history.jsonl"))
         return is_known or bool(plan_run(self) or next(plan_archive(self), None))
 
-    @contextlib.contextmanager
+    @contextmanager
     def open(self) -> Iterator[None]:
         """Lock, stop signals, staging, tools, committer: for a run and for restore. A dry run needs
         but the tools."""
-        with stop_signals() as self.stop, contextlib.ExitStack() as stack:
+        with stop_signals() as self.stop, ExitStack() as stack:
             self.tools = Tools(self.stop)
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
             if not self.config.dry_run:
@@ -1416,7 +1419,7 @@ class Run:
                 self.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
                 self.is_locked = True
-            with contextlib.suppress(Stopped):
+            with suppress(Stopped):
                 yield
         self.tell_stop()
 
@@ -1568,7 +1571,7 @@ class Run:
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
             foresee_commit(self.library, work)
             if self.config.dry_run:
-                made = os.path.basename(work.target_path)
+                made = basename(work.target_path)
                 work.copy = File(made, work.estimate, source.mtime_ns)
                 self.foreseen[work.take.stem] = work.take_after(self.now)
                 raise Refusal(Reason.DUE)
@@ -1605,7 +1608,7 @@ class Run:
             give_attributes_of(job.source, job.copy)
         with open_regular(job.copy) as file:
             flush(file.fileno())
-        work.copy = file_at(job.copy)._replace(name=os.path.basename(work.target_path))
+        work.copy = file_at(job.copy)._replace(name=basename(work.target_path))
 
     def find_cause(self, works: Sequence[Work]) -> None:
         """After failures that may lie outside the recordings, try what they needed. Raises the
@@ -1663,7 +1666,7 @@ class Run:
         nothing."""
         if self.config.notify_command:
             shell = ["/bin/sh", "-c", self.config.notify_command]
-            folder = os.path.dirname(self.config.file) or "/"
+            folder = dirname(self.config.file) or "/"
             reader, writer = os.pipe()
             try:
                 os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
@@ -1675,7 +1678,7 @@ class Run:
                 os.close(reader)
 
 
-@contextlib.contextmanager
+@contextmanager
 def boundary(work: Work) -> Iterator[None]:
     """Whatever goes wrong with one recording is its own: a defect costs it its turn, not the
     run."""
@@ -1797,7 +1800,7 @@ def failed_trial(where: str, error: OSError) -> ServiceError:
 def read_signs(library: Library) -> None:
     """The same from modes, mounts and free space alone. Raises as try_commits does."""
     places = (library.root, library.own(""), library.own("history.jsonl"))
-    for path in filter(os.path.lexists, places):
+    for path in filter(lexists, places):
         read_sign(path)
 
 
@@ -1823,11 +1826,11 @@ def foresee_commit(library: Library, work: Work) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
     foresee_owner(library.path(work.path), READ)
     for sidecar in work.recording.sidecars:
-        with contextlib.suppress(FileNotFoundError):
-            foresee_owner(os.path.join(folder, sidecar.name), READ_WRITE)
+        with suppress(FileNotFoundError):
+            foresee_owner(join(folder, sidecar.name), READ_WRITE)
 
 
-@functools.lru_cache(maxsize=1 << 14)  # many chunks have the same sidecars
+@lru_cache(maxsize=1 << 14)  # many chunks have the same sidecars
 def foresee_owner(path: str, needed: int) -> None:
     """Raises Refusal, OSError."""
     user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
@@ -1839,10 +1842,10 @@ def foresee_owner(path: str, needed: int) -> None:
         mode_without_owner(before, ours, acl, needed)
 
 
-@functools.lru_cache
+@lru_cache
 def may_give_files_away() -> bool:
     """As root may, but not in every container."""
-    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+    with suppress(OSError), open("/proc/self/status") as file:
         effective = re.search(r"CapEff:\s*(\w+)", file.read())
         return bool(effective and int(effective[1], 16) & CAP_CHOWN)
     return os.geteuid() == 0
@@ -1889,11 +1892,11 @@ class Library:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.name = os.path.basename(root)  # as names in documents may have it
+        self.name = basename(root)  # as names in documents may have it
 
     def path(self, *parts: str) -> str:
         """Absolute, of a path below the library."""
-        return os.path.join(self.root, *parts)
+        return join(self.root, *parts)
 
     def own(self, name: str) -> str:
         """Absolute, of a file in our own folder; makes nothing."""
@@ -1910,7 +1913,7 @@ class Library:
     def make_own(self) -> None:
         """Our folder, with the library's mode and owner; only for who locks the library or pauses
         it, as later a folder that is missing is a disk that is gone. Raises OSError."""
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             os.mkdir(self.own(""), 0o700)
             give_to_owner(self.own(""), self.root, 0o7777)
 
@@ -1920,13 +1923,13 @@ class Library:
         flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.own(name), flags, 0o600)
         if os.fstat(descriptor).st_size == 0:
-            with contextlib.suppress(OSError):  # another user's: it is as he made it
+            with suppress(OSError):  # another user's: it is as he made it
                 give_to_owner(descriptor, self.own(""), 0o666)
         return descriptor
 
     def require_there(self) -> None:
         """While it is locked. Raises ServiceError."""
-        if not os.path.lexists(self.own("lock")):
+        if not lexists(self.own("lock")):
             raise ServiceError(
                 f"The disk of {self.root} is gone. What was not finished is as it was; mount it "
                 "and run again."
@@ -1937,20 +1940,20 @@ class Library:
         it holds nothing, not even our folder, and the log names it: a disk that is not mounted; and
         where our folder is a link, which may lead anywhere."""
         advice = "Is its disk mounted? Else name it with --recordings or recordings_dir."
-        if not os.path.isdir(self.root):
+        if not isdir(self.root):
             raise UsageError(f"The recordings folder {self.root} is not there. {advice}")
-        if os.path.islink(self.path(OWN_FOLDER)):
+        if islink(self.path(OWN_FOLDER)):
             raise UsageError(f"{self.path(OWN_FOLDER)} is a link. Remove it, and run again.")
-        above = os.path.realpath(self.root)
-        while above != os.path.dirname(above):
-            above = os.path.dirname(above)
-            if os.path.isdir(os.path.join(above, OWN_FOLDER)):
+        above = realpath(self.root)
+        while above != dirname(above):
+            above = dirname(above)
+            if isdir(join(above, OWN_FOLDER)):
                 raise UsageError(
                     f"{self.root} lies inside the library {above}. "
                     "Run on that one, and choose a part of it with --only."
                 )
         for name in () if os.listdir(self.root) else (log_file, f"{log_file}.1"):
-            with contextlib.suppress(OSError), open(name, errors="replace") as log:
+            with suppress(OSError), open(name, errors="replace") as log:
                 if any(printable(self.root) in line for line in log):
                     raise UsageError(f"{self.root} is empty, and was not before. {advice}")
 
@@ -1964,11 +1967,11 @@ class Library:
         except (OSError, ValueError):
             return True
 
-    @contextlib.contextmanager
+    @contextmanager
     def lock(self) -> Iterator[None]:
         """flock on our file `lock`, which is never unlinked. Raises BusyError, saying who holds it
         and since when; ServiceError where it cannot be locked."""
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             holder = b""
             try:
                 self.make_own()
@@ -1982,7 +1985,7 @@ class Library:
             except OSError as error:
                 raise failed_trial(self.own("lock"), error) from None
             we = f"process {os.getpid()} on {socket.gethostname()} since {iso(time.time())}"
-            with contextlib.suppress(OSError):  # a full disk is found by what writes more
+            with suppress(OSError):  # a full disk is found by what writes more
                 os.truncate(file.fileno(), 0)
                 os.pwrite(file.fileno(), we.encode(), 0)
             yield
@@ -2018,7 +2021,7 @@ class Library:
     def folder(self, path: str, history: History) -> Folder:
         """One folder as it is now. Raises OSError, and UsageError for another library's."""
         folder = Folder(path, history)
-        prefix = os.path.join(path, "")
+        prefix = join(path, "")
         with os.scandir(self.path(path)) as entries:
             for entry in entries:
                 name = entry.name
@@ -2033,7 +2036,7 @@ class Library:
                 elif entry.is_dir(follow_symlinks=False):
                     folder.below.append(prefix + name)
                 elif is_document or (suffix in AUDIO_SUFFIXES and not entry.is_symlink()):
-                    with contextlib.suppress(FileNotFoundError):  # deleted while we looked
+                    with suppress(FileNotFoundError):  # deleted while we looked
                         status = entry.stat(follow_symlinks=False)
                         if is_document:  # also a link or a FIFO: what is unreadable may say a lot
                             folder.documents[name] = status.st_mtime_ns
@@ -2047,7 +2050,7 @@ class Library:
 def give_to_owner(target: Union[int, str], like: str, mask: int) -> None:
     """What we make in a folder is its owner's, with its mode. Raises OSError."""
     status = os.stat(like)
-    with contextlib.suppress(OSError):  # not root: then it is ours
+    with suppress(OSError):  # not root: then it is ours
         os.chown(target, status.st_uid, status.st_gid)
     os.chmod(target, status.st_mode & mask)
 
@@ -2061,10 +2064,10 @@ def resolve_recordings(library: Library, folder: Folder, history: History) -> li
     sidecars = [read_sidecar(library, folder.path, *document) for document in documents]
     named = frozenset[str]().union(*{sidecar.files for sidecar in sidecars})
     pasts = history.in_folder(folder.path)
-    archived = (os.path.basename(stem) for stem, past in pasts.items() if past.place)
+    archived = (basename(stem) for stem, past in pasts.items() if past.place)
     takes = dict(folder.takes)
     for name in sorted({*takes, *map(stem_of, named), *archived}):
-        stem = os.path.join(folder.path, name)
+        stem = join(folder.path, name)
         take = takes.get(name) or Take(stem, past=pasts.get(stem, NO_PAST))
         is_claimed = take.copies and not take.proven_copy
         takes[name] = claim(library, take, named) if is_claimed else take
@@ -2083,14 +2086,14 @@ def claim(library: Library, take: Take, named: Collection[str]) -> Take:
     ours = {}
     for name in (file.name for file in take.copies):
         rate = None
-        with contextlib.suppress(OSError):  # one that cannot be read is nobody's
+        with suppress(OSError):  # one that cannot be read is nobody's
             rate = provenance(library.path(take.folder, name))
         if rate is not None or name in named:
             ours[name] = rate or 0
     return take._replace(ours=ours)
 
 
-@functools.lru_cache(maxsize=1 << 14)  # a large folder is asked again at every commit in it
+@lru_cache(maxsize=1 << 14)  # a large folder is asked again at every commit in it
 def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Sidecar:
     """What planning needs of a JSON file; nothing of one that is gone. A half-written one is waited
     for."""
@@ -2101,7 +2104,7 @@ def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Sid
         return Sidecar(name)
     except (Flaw, OSError) as error:
         stuck = frozenset[str]()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             stuck = frozenset(names_in_broken(read_regular(path)))
         flaw = f"{name}: {error.strerror}" if isinstance(error, OSError) else str(error)
         return Sidecar(name, stuck=stuck, flaw=flaw)
@@ -2122,7 +2125,7 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
             in_chunks += [file] if begin < token.start < end else []
     durations: dict[Optional[str], float] = {}
     for chunk in said["chunks"] if isinstance(said.get("chunks"), list) else ():
-        with contextlib.suppress(*ODD):
+        with suppress(*ODD):
             durations[called(chunk["file"], library, folder)] = finite(chunk.get("duration"))
     texts = (said.get(key) for key in ("id", "language"))
     id_, language = (text if isinstance(text, str) else None for text in texts)
@@ -2139,7 +2142,7 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
     )
 
 
-@functools.lru_cache(maxsize=1 << 8)
+@lru_cache(maxsize=1 << 8)
 def held(kind: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
     """What is said by many, as of 1,000 chunks by each of their 1,000 sidecars, is held once."""
     return kind(items)
@@ -2209,16 +2212,16 @@ def grouped(
 
 
 def stem_of(name: str) -> str:
-    return os.path.splitext(name)[0]
+    return splitext(name)[0]
 
 
-@functools.lru_cache(maxsize=1 << 14)  # 1,000 sidecars may each name the same 1,000 chunks
+@lru_cache(maxsize=1 << 14)  # 1,000 sidecars may each name the same 1,000 chunks
 def called(value: str, library: str, folder: str) -> Optional[str]:
     """The file of `folder` that a string names, None for any other string: without a leading ./ or
     / it is the last components of the file's path, the library's own name included. Pure."""
     text = re.sub(r"\A(?:\./|/)", "", value)
-    name = os.path.basename(text)
-    is_tail = os.path.join(f"/{library}", folder, name).endswith(f"/{text}")
+    name = basename(text)
+    is_tail = join(f"/{library}", folder, name).endswith(f"/{text}")
     return name if is_tail and name not in NO_NAMES and "\0" not in name else None
 
 
@@ -2364,7 +2367,7 @@ def plan_run(run: Run) -> list[Work]:
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
         for file in folder.audio:
             if run.moment.days_since(file.mtime_ns) < -1:
-                path = os.path.join(folder.path, file.name)
+                path = join(folder.path, file.name)
                 report.once(f"{path} is dated in the future: no run touches it until then.")
         if run.is_locked:
             run.staging.sweep(folder)
@@ -2433,7 +2436,7 @@ def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
     if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
         return []
     rest = {"rest": rest_of(folder, run), "kept": resting_in(takes)}
-    return [{"type": "folder", "path": os.path.join(folder.path, ""), **rest}]
+    return [{"type": "folder", "path": join(folder.path, ""), **rest}]
 
 
 def resting_in(takes: Iterable[Take]) -> int:
@@ -2492,7 +2495,7 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
     """Whether the selection flags admit it: by path, by recorded date, by language."""
     names = [file.name for file in take.files] or [take.name]
-    paths = [os.path.join(take.folder, name) for name in names]
+    paths = [join(take.folder, name) for name in names]
     languages = {sidecar.language for sidecar in recording.sidecars}
     date = recorded_date(take, recording) if config.since or config.until else ""
     return (
@@ -2636,7 +2639,7 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
         "matroska": walk_matroska,
         "ogg": walk_ogg,
         "wav": walk_wav,
-        "mp4": functools.partial(walk_mp4, path=path, tools=tools),
+        "mp4": partial(walk_mp4, path=path, tools=tools),
     }
     if kind in Reason.__members__:
         raise Refusal(Reason[kind])
@@ -3202,7 +3205,7 @@ PIPED_OUTPUT = ("-c:a", "pcm_f32le", "-f", "nut", "pipe:1")
 PIPED_INPUT = ("-thread_queue_size", "64", "-guess_layout_max", "0", "-f", "nut", "-i", "pipe:0")
 
 
-@dataclasses.dataclass(eq=False)
+@dataclass(eq=False)
 class Job:
     """One proof. With `encodes` the copy is made first; else `copy` is one that is there already.
     Left with `problem` None it is proven."""
@@ -3329,7 +3332,7 @@ class Transcoder:
         """What is wrong with which copy (absolute path), by a full decode: for `check`."""
         jobs = []
         for path, found in copies.items():
-            target = Target(FORMAT_OF[os.path.splitext(path)[1]], 0)
+            target = Target(FORMAT_OF[splitext(path)[1]], 0)
             jobs.append(Job("", found, target, path, False, "", ""))
         self.divide(jobs, self.hear, self.hear)
         return {job.copy: explain(job.problem) for job in jobs if job.problem}
@@ -3376,7 +3379,7 @@ def chapter_tags(text: str) -> Iterator[str]:
 
 def size_of(path: str) -> int:
     """Bytes, 0 where there is no such file."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return os.stat(path).st_size
     return 0
 
@@ -3602,7 +3605,7 @@ class Committer:
 
     def is_gone(self, work: Work) -> bool:
         """Whether its owner has deleted its source."""
-        is_gone = bool(work.plan.source) and not os.path.lexists(self.library.path(work.path))
+        is_gone = bool(work.plan.source) and not lexists(self.library.path(work.path))
         if is_gone:
             self.library.require_there()
             self.report.due -= 1
@@ -3642,7 +3645,7 @@ class Committer:
                 if work.is_ready:
                     work.refuse(refusal)
                     if work.plan.move is Move.SMALLER and work.staged:
-                        with contextlib.suppress(OSError):
+                        with suppress(OSError):
                             exchange(work.staged, self.library.path(work.target_path))
             if not works:
                 self.report.once(f"Left alone, and may not say all that is true: {explain(error)}")
@@ -3668,7 +3671,7 @@ class Committer:
         if recording.policy.unreadable:
             raise Flaw(recording.policy.unreadable)
         for path, edit in edits(self.library, recording, after):
-            name = os.path.basename(path)
+            name = basename(path)
             if after or folder.documents.get(name) != self.written.get(path):
                 mtime_ns = self.rewrite(path, edit, backup=True)
                 folder.documents[name] = self.written[path] = mtime_ns
@@ -3676,7 +3679,7 @@ class Committer:
     def rewrite(self, path: str, edit: Callable[[bytes], Optional[bytes]], backup: bool) -> int:
         """A document, if it has not been deleted meanwhile: its mtime (ns). Raises Flaw, Refusal,
         OSError."""
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             return rewrite(self.library.path(path), edit, self.staging, backup)
         return 0
 
@@ -3703,16 +3706,16 @@ class Committer:
         try:
             for file in work.plan.goes:
                 path = self.library.path(work.take.folder, file.name)
-                with contextlib.suppress(FileNotFoundError):  # its owner was faster
+                with suppress(FileNotFoundError):  # its owner was faster
                     is_source = file == work.plan.source
                     expect(is_same(path, work) if is_source else file_at(path) == file)
                     os.unlink(path)
         except OSError as error:
             raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
 
-    @functools.cached_property
+    @cached_property
     def index_names_files(self) -> bool:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             return bool(AUDIO_ENDING.search(read_regular(self.library.path(INDEX_NAME))))
         return False
 
@@ -3738,7 +3741,7 @@ class Committer:
         if not (self.folders or self.ids) or not is_time:
             return
         pasts = self.history.pasts.items()
-        met = {os.path.dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
+        met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
         met |= self.folders
         takes: dict[str, TakesByFolder] = {id_: {} for id_ in self.ids}
         copies = 0
@@ -3749,9 +3752,7 @@ class Committer:
             for recording in recordings:
                 for id_ in self.ids.intersection(recording.ids):
                     takes[id_][folder.path] = {take.name: take for take in recording.takes}
-        edit = functools.partial(
-            settle_index, library=self.library.name, takes=takes, copies=copies
-        )
+        edit = partial(settle_index, library=self.library.name, takes=takes, copies=copies)
         if self.attempt((), self.rewrite, INDEX_NAME, edit, False):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
@@ -3764,7 +3765,7 @@ class Committer:
         to be tried, that is noted; what was not written is looked at again by the next run."""
         notes = []
         for path in sorted(self.folders):
-            with contextlib.suppress(OSError, UsageError):
+            with suppress(OSError, UsageError):
                 folder = self.library.folder(path, self.history)
                 recordings = resolve_recordings(self.library, folder, self.history)
                 true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
@@ -3807,8 +3808,8 @@ def edits(
     facts, rename = facts_of(takes.values()), renamer(library.name, recording.folder, takes)
     for sidecar in recording.sidecars:
         own = facts if sidecar.listed else None
-        edit = functools.partial(edit_sidecar, rename=rename, facts=own)
-        yield os.path.join(recording.folder, sidecar.name), edit
+        edit = partial(edit_sidecar, rename=rename, facts=own)
+        yield join(recording.folder, sidecar.name), edit
 
 
 def keep_together(works: Sequence[Work]) -> None:
@@ -3973,7 +3974,7 @@ class JsonText:
             if new and is_key:
                 raise Flaw(f"it has {name} as a key")
             if new:
-                old, suffix = (os.path.splitext(path)[1] for path in (name, new))
+                old, suffix = (splitext(path)[1] for path in (name, new))
                 end = token.end - 1
                 if self.text.endswith(old, token.start, end):
                     self.edits[Span(end - len(old), end)] = suffix
@@ -4139,7 +4140,7 @@ def edit_index(
         if id_ in facts:
             wanted = index_members(facts[id_])
             document.set(span, wanted)
-            document.rename(span, functools.partial(rename, id_))
+            document.rename(span, partial(rename, id_))
             entry = {**entry, **wanted}
         size += finite(entry.get("size"))
     totals = {"total_size": round(size), "compressed_size": copies_size}
@@ -4181,7 +4182,7 @@ def read_whole(path: str, parse: Callable[[bytes], T]) -> tuple[bytes, T]:
         except Flaw as flaw:
             age = time.time() - os.lstat(path).st_mtime
             if time.monotonic() > deadline or not -60 < age < HALF_WRITTEN_WAIT:
-                raise Flaw(f"{os.path.basename(path)}: {flaw}") from None
+                raise Flaw(f"{basename(path)}: {flaw}") from None
             time.sleep(0.01)
 
 
@@ -4200,8 +4201,8 @@ def rewrite(
         data, edited = read_whole(path, edit)
         if edited is None:
             return mtime_ns
-        if backup and not os.path.lexists(path + BACKUP_SUFFIX):
-            with contextlib.suppress(FileExistsError):
+        if backup and not lexists(path + BACKUP_SUFFIX):
+            with suppress(FileExistsError):
                 place(staging.write(data, path), path + BACKUP_SUFFIX)
         staged = staging.write(edited, path)
         mtime_ns = os.lstat(staged).st_mtime_ns
@@ -4264,7 +4265,7 @@ class Archive:
                     ) from None
         elif is_below(self.root, self.library.root):
             raise ServiceError(f"The archive {self.target} lies inside the library: move it out.")
-        elif not os.path.isdir(self.root):
+        elif not isdir(self.root):
             raise ServiceError(
                 f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "
                 "folder once by hand, so that nothing can ever go to the wrong disk."
@@ -4321,23 +4322,23 @@ class Archive:
             return
         if not is_below(there, self.root):
             raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} leads out of the archive")
-        folder = os.path.dirname(there)
+        folder = dirname(there)
         os.stat(self.root)  # which is never made
         os.makedirs(folder, exist_ok=True)
         # The same name in the next run, if this one is killed.
-        part = os.path.join(folder, STAGED_NAME.format(work.sha256[:8], 0))
+        part = join(folder, STAGED_NAME.format(work.sha256[:8], 0))
         remove_all([part])
         try:
-            if not os.path.lexists(there):
+            if not lexists(there):
                 copy_file(source, part)
                 place(part, there)
         finally:
             remove_all([part])
         while folder.startswith(self.root):
             flush_folder(folder)
-            folder = os.path.dirname(folder)
+            folder = dirname(folder)
 
-    @contextlib.contextmanager
+    @contextmanager
     def read_back(self, there: str, size: int) -> Iterator[str]:
         """A file of the archive as one that can be read here: itself, or a download of about `size`
         bytes. Raises Refusal, OSError."""
@@ -4380,13 +4381,13 @@ class Archive:
         there = f"{place.location}/{place.name}"
         if is_below(there, self.target):
             return there
-        return self.location(os.path.join(folder, place.name))
+        return self.location(join(folder, place.name))
 
     def has(self, there: str) -> bool:
         """Whether it is a file of the archive. Raises Refusal, Stopped."""
         return there in self.names if self.is_remote else os.path.isfile(there)
 
-    @functools.cached_property
+    @cached_property
     def names(self) -> Collection[str]:
         """All files in a remote, by location. Raises Refusal, Stopped."""
         lines = self.rclone(0, "lsf", "-R", "--files-only", "--", self.root)
@@ -4412,7 +4413,7 @@ def configured_archive(run: Run) -> Optional[Archive]:
 
 def is_below(path: str, folder: str) -> bool:
     """Wherever links lead."""
-    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
+    return realpath(path).startswith(join(realpath(folder), ""))
 
 
 def copy_file(source: str, target: str, known: Optional[Place] = None) -> None:
@@ -4422,10 +4423,10 @@ def copy_file(source: str, target: str, known: Optional[Place] = None) -> None:
         shutil.copyfileobj(reader, writer, BLOCK)
         writer.flush()
         made = writer.fileno()
-        with contextlib.suppress(Refusal, OSError):  # a NAS has users of its own
+        with suppress(Refusal, OSError):  # a NAS has users of its own
             give_attributes(reader.fileno(), made, times=True)
         if known:
-            with contextlib.suppress(PermissionError):
+            with suppress(PermissionError):
                 os.fchown(made, *known.owner)
             os.fchmod(made, known.mode)
             os.utime(made, ns=(known.mtime_ns, known.mtime_ns))
@@ -4481,10 +4482,10 @@ def asked_for(run: Run) -> list[Recording]:
     found: dict[str, Recording] = {}
     for path in (*run.config.paths, *(done_last(history) if run.config.last_run else ())):
         # From where the user stands, or from the library.
-        given = path if os.path.lexists(path) else library.path(path)
-        whole = os.path.realpath(given)
-        inside = os.path.relpath(whole, os.path.realpath(library.root))
-        if os.path.isdir(whole):
+        given = path if lexists(path) else library.path(path)
+        whole = realpath(given)
+        inside = os.path.relpath(whole, realpath(library.root))
+        if isdir(whole):
             around = "" if inside == os.curdir else f"{inside}/"
             below = [each for each in folders if f"{each}/".startswith(around)]
             meant = list(itertools.chain(*map(recordings_in, below)))
@@ -4569,7 +4570,7 @@ def fetch_back(run: Run, work: Work) -> None:
     if archive is None:
         raise Refusal(Reason.NOT_RESTORED, f"{take.stem} is not here, and no archive is set")
     target = run.library.path(take.stem)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.makedirs(dirname(target), exist_ok=True)
     work.staged = run.staging.beside(target)
     work.place = found = archive.fetch(take, work.staged)
     work.copy = File(found.name, found.size, found.mtime_ns)
@@ -4629,7 +4630,7 @@ def command_check(config: Config, report: Report) -> None:
         for take in takes
         if take.copy
     }
-    with stop_signals() as run.stop, contextlib.suppress(Stopped):
+    with stop_signals() as run.stop, suppress(Stopped):
         run.tools = Tools(run.stop)
         check_places(run)
         check_copies(run, copies)
@@ -4638,7 +4639,7 @@ def command_check(config: Config, report: Report) -> None:
     report.say(f"Checked {len(copies)} copies and what is said of them: {verdict}.")
 
 
-@contextlib.contextmanager
+@contextmanager
 def answering_for(run: Run, what: str) -> Iterator[None]:
     """What is wrong with it is told; that it is not there is nothing wrong."""
     try:
@@ -4655,7 +4656,7 @@ def check_documents(run: Run, recording: Recording) -> None:
         if take.state is State.MISSING:
             run.report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
     if recording.policy.unreadable:
-        run.report.error(os.path.join(recording.folder, recording.policy.unreadable))
+        run.report.error(join(recording.folder, recording.policy.unreadable))
     for path, edit in edits(run.library, recording, {}):
         with answering_for(run, path):
             if edit(read_regular(run.library.path(path))):
@@ -4723,7 +4724,7 @@ class History:
         self.library = library
         self.known: dict[str, dict[str, Past]] = {}  # by folder and stem
 
-    @functools.cached_property
+    @cached_property
     def lines(self) -> dict[Optional[bytes], list[int]]:
         """Where the lines of each folder begin, by its name as JSON has it; None: those of runs."""
         lines: dict[Optional[bytes], list[int]] = {}
@@ -4749,7 +4750,7 @@ class History:
             with open_regular(self.path) as file:
                 for offset in offsets:
                     file.seek(offset)
-                    with contextlib.suppress(ValueError, RecursionError):
+                    with suppress(ValueError, RecursionError):
                         found.append(json.loads(file.readline()))
         return [record for record in found if isinstance(record, dict)]
 
@@ -4758,7 +4759,7 @@ class History:
         if folder not in self.known:
             pasts = self.known[folder] = {}
             for record in self.read(self.lines.get(as_json(folder), ())):
-                with contextlib.suppress(*ODD):
+                with suppress(*ODD):
                     stem = record["take"]
                     if "\0" not in stem and NO_NAMES.isdisjoint(stem.split("/")):
                         pasts[stem] = Past.of(record["past"])
@@ -4766,18 +4767,18 @@ class History:
 
     def past(self, stem: str) -> Past:
         """NO_PAST for a take it has not met."""
-        return self.in_folder(os.path.dirname(stem)).get(stem, NO_PAST)
+        return self.in_folder(dirname(stem)).get(stem, NO_PAST)
 
     @property
     def pasts(self) -> Mapping[str, Past]:
         """All, by stem."""
         for folder in filter(None, self.lines):
-            with contextlib.suppress(ValueError):
+            with suppress(ValueError):
                 self.in_folder(json.loads(b'"%s"' % folder[:-1]))
         known = [self.in_folder(""), *self.known.values()]
         return {stem: past for pasts in known for stem, past in pasts.items()}
 
-    @functools.cached_property
+    @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
         """The newest records of runs, oldest first: for statistics, doctor and Moment.previous.
         Each has its `time` and `date`."""
@@ -4806,14 +4807,14 @@ class History:
             )
         self.write(records)
         for stem, past in pasts.items():
-            self.in_folder(os.path.dirname(stem))[stem] = past
+            self.in_folder(dirname(stem))[stem] = past
 
     def note(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
         or `folder` (`note_rest`). Failing loses a convenience, so it raises nothing."""
         now = time.time()
         when = {"date": iso(now), "time": now}
-        with contextlib.suppress(OSError):  # its type and path come first; a time it has, stays
+        with suppress(OSError):  # its type and path come first; a time it has, stays
             self.write([{**record, **when, **record} for record in records])
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -4833,7 +4834,7 @@ class History:
 
 def as_json(folder: str) -> bytes:
     """How its takes' paths begin in the history."""
-    return json.dumps(os.path.join(folder, ""))[1:-1].encode("ascii")
+    return json.dumps(join(folder, ""))[1:-1].encode("ascii")
 
 
 # ------------------------------------------------------------------------------------ statistics
@@ -5208,7 +5209,7 @@ FAULTS_OF_THE_DISK = {
 Process = subprocess.Popen[bytes]
 
 
-@dataclasses.dataclass
+@dataclass
 class Stop:
     """Set by a signal; everything that may take long looks at it."""
 
@@ -5220,7 +5221,7 @@ class Stop:
         return self.signal != 0 or self.is_over
 
 
-@contextlib.contextmanager
+@contextmanager
 def stop_signals() -> Iterator[Stop]:
     """While inside, SIGHUP, SIGINT and SIGTERM only set a flag: no state of the library depends on
     when they come. One that was ignored when we were started (nohup) stays ignored."""
@@ -5246,7 +5247,7 @@ class Tools:
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
-    @functools.cached_property
+    @cached_property
     def ffmpeg(self) -> str:
         """Absolute path; one that lacks an encoder is passed over for a later one. Raises
         ToolError."""
@@ -5256,7 +5257,7 @@ class Tools:
     def has_encoders(self, ffmpeg: str) -> bool:
         """By its own word; one that does not even tell is tried all the same."""
         lines: list[str] = []
-        with contextlib.suppress(Refusal, ToolError):
+        with suppress(Refusal, ToolError):
             self.run([ffmpeg, *QUIET, "-encoders"], 0, lines.append)
         listed = "".join(lines)
         return not listed or all(form.encoder in listed for form in FORMATS.values())
@@ -5268,7 +5269,7 @@ class Tools:
     def find_all(self, name: str) -> list[str]:
         """The first on PATH first, each once."""
         named = filter(None, (*os.get_exec_path(), *TOOL_FOLDERS))
-        folders = dict.fromkeys(map(os.path.realpath, named))
+        folders = dict.fromkeys(map(realpath, named))
         found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
         if not found:
             raise ToolError(f"{name} is not installed. {INSTALL.format(name=name)}")
@@ -5298,7 +5299,7 @@ class Tools:
         """Run three commands at once: the output of the first goes into the second, that of the
         second into the staged file `copy` and the third. Returns the SHA-256 of what the third was
         given, and its output. Raises as `run` does, and Refusal for any message."""
-        with contextlib.ExitStack() as ended:
+        with ExitStack() as ended:
             # Last of all it waits for its threads, which end with the processes.
             pool = ended.enter_context(concurrent.futures.ThreadPoolExecutor(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
@@ -5315,7 +5316,7 @@ class Tools:
                 raise Refusal(Reason.DAMAGED, messages)
             return digest.result(), heard[-1][0]
 
-    @contextlib.contextmanager
+    @contextmanager
     def started(
         self, command: Sequence[str], stdin: int, stdout: Any = subprocess.PIPE, folder: str = "/"
     ) -> Iterator[Process]:
@@ -5334,14 +5335,14 @@ class Tools:
             raise ToolError(f"{command[0]} cannot be started: {describe(error)}.") from None
         with process:
             try:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
                     # Linux may weigh sessions instead of processes, and this one has its own.
                     with open(f"/proc/{process.pid}/autogroup", "w") as file:
                         file.write(str(NICENESS))
                 yield process
             finally:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
+                with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
     def hear(self, process: Process, seconds: float) -> tuple[bytes, bytes]:
@@ -5443,7 +5444,7 @@ class Staging:
         self.made: dict[str, os.stat_result] = {}  # by path
 
     def __enter__(self) -> Staging:
-        with contextlib.suppress(OSError):  # not ours to look into: it is no harm
+        with suppress(OSError):  # not ours to look into: it is no harm
             self.sweep(self.library.folder(OWN_FOLDER, History(self.library)))
         return self
 
@@ -5454,7 +5455,7 @@ class Staging:
     def beside(self, target: str) -> str:
         """A new empty staged file in the target's folder; absolute paths. Raises OSError."""
         name = STAGED_NAME.format(self.token, next(self.numbers))
-        staged = os.path.join(os.path.dirname(target), name)
+        staged = join(dirname(target), name)
         descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
         self.made[staged] = os.fstat(descriptor)
         os.close(descriptor)
@@ -5491,7 +5492,7 @@ class Staging:
 def remove_all(paths: Iterable[str]) -> None:
     """Files of ours; one that cannot be removed is a leftover for the next run."""
     for path in paths:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(path)
 
 
@@ -5501,7 +5502,7 @@ def place(staged: str, final: str) -> None:
     if link(staged, final):
         os.unlink(staged)
     elif not rename_with(NO_REPLACE, staged, final):
-        if os.path.lexists(final):
+        if lexists(final):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
         os.rename(staged, final)
 
@@ -5552,7 +5553,7 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
     before = os.fstat(source)
     acl = access_list(source)
     for owner in (before.st_uid, -1):  # at least the group
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.fchown(staged, owner, before.st_gid)
             break
     now = os.fstat(staged)
@@ -5572,7 +5573,7 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
 def access_list(descriptor: int) -> bytes:
     """As Linux keeps it (acl(5)), empty where there is none."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             return os.getxattr(descriptor, ACCESS_LIST)
     return b""
 
@@ -5602,7 +5603,7 @@ def mode_without_owner(before: os.stat_result, now: os.stat_result, acl: bytes, 
 
 def is_in_group(uid: int, gid: int) -> bool:
     """By passwd and group; False for a user that they do not know."""
-    with contextlib.suppress(KeyError):
+    with suppress(KeyError):
         user = pwd.getpwuid(uid)
         return gid in os.getgrouplist(user.pw_name, user.pw_gid)
     return False
@@ -5634,7 +5635,7 @@ def read_regular(path: str) -> bytes:
 def file_at(path: str) -> File:
     """As a walk would see it. Raises OSError."""
     status = os.lstat(path)
-    return File(os.path.basename(path), status.st_size, status.st_mtime_ns)
+    return File(basename(path), status.st_size, status.st_mtime_ns)
 
 
 def flush(descriptor: int) -> None:
@@ -5715,17 +5716,17 @@ class Report:
         if self.config.dry_run or self.is_logging:
             return
         path = self.config.log_file
-        with contextlib.suppress(OSError), open(path, "r+b") as file:
+        with suppress(OSError), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another run does the same
             if os.path.getsize(path) > LARGEST_LOG:
                 RotatingFileHandler(path, backupCount=5, delay=True).doRollover()
-        folder = os.path.dirname(path)
-        made = [each for each in (folder, path) if not os.path.lexists(each)]
+        folder = dirname(path)
+        made = [each for each in (folder, path) if not lexists(each)]
         try:
             os.makedirs(folder, exist_ok=True)
             open(path, "ab").close()
             for each in made:
-                give_to_owner(each, os.path.dirname(each), os.stat(each).st_mode)
+                give_to_owner(each, dirname(each), os.stat(each).st_mode)
             self.is_logging = True
         except OSError as error:
             self.log_failed(error)
@@ -5852,7 +5853,7 @@ class Report:
         try:
             print(text, end=end, file=stream, flush=True)
         except OSError:  # whoever read it has gone, or its disk is full; the work goes on
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     def write_json(self, told: Mapping[str, Any]) -> None:
@@ -5984,7 +5985,7 @@ def examine_library(run: Run) -> str:
     library.require(run.config.log_file)
     works = plan_run(run)
     read_signs(library)
-    if os.path.isdir(library.own("")):
+    if isdir(library.own("")):
         try:
             with library.lock():
                 try_commits(library)
@@ -6007,8 +6008,8 @@ def examine_archive(run: Run) -> str:
 def examine_log(run: Run) -> str:
     """Without making it: doctor changes nothing."""
     place = path = run.config.log_file
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
+    while not lexists(place):
+        place = dirname(place)
     read_sign(place)
     return f"the log {path} can be written to"
 
@@ -6028,12 +6029,12 @@ def examine_runs(run: Run) -> str:
 
 def command_schedule(config: Config, report: Report) -> None:
     """Print what makes a run every night on this machine. Raises UsageError."""
-    folder = os.path.dirname(Tools(Stop()).find("ffmpeg"))  # which may be one of the user's own
+    folder = dirname(Tools(Stop()).find("ffmpeg"))  # which may be one of the user's own
     words = [
         "/usr/bin/env",
         f"PATH={folder}:/usr/local/bin:/usr/bin:/bin",
         lasting_python(),
-        os.path.abspath(__file__),
+        abspath(__file__),
         "run",
         "--quiet",
         *(["-c", config.file] if config.file else []),
@@ -6052,7 +6053,7 @@ def lasting_python() -> str:
     try:
         Tools(Stop()).run([system, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"], 0)
     except (Refusal, ToolError):
-        return os.path.abspath(sys.executable)
+        return abspath(sys.executable)
     return system
 
 
@@ -6134,19 +6135,19 @@ DEMO_SOUND = (
 def command_demo(config: Config, report: Report) -> None:
     """The whole job on a library made for it, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
-        day = os.path.join(folder, "recordings/2025-10-27")
+        day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
         for name, text in DEMO_FILES.items():
-            with open(os.path.join(folder, name), "w", encoding="ascii") as file:
+            with open(join(folder, name), "w", encoding="ascii") as file:
                 file.write(text)
         tools = Tools(Stop())
         for name in ("14-30-45-chunk-1.webm", "16-00-00-cut-short.webm"):
             tools.run([tools.ffmpeg, *QUIET, *DEMO_SOUND.split(), name], 6, folder=day)
-        os.truncate(os.path.join(day, name), 40_000)
+        os.truncate(join(day, name), 40_000)
         for words in ("run --dry-run", "run", "run", "stats"):
             report.say(f"{folder}/recordings/2025-10-27: {', '.join(sorted(os.listdir(day)))}")
             report.say(f"--- {PROGRAM} {words} ---")
-            code = main([*words.split(), "-c", os.path.join(folder, "config.json")])
+            code = main([*words.split(), "-c", join(folder, "config.json")])
             report.exit_code = max(report.exit_code, code)
 
 
@@ -6165,7 +6166,7 @@ def command_pause(config: Config, report: Report) -> None:
 
 
 def command_resume(config: Config, report: Report) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.unlink(library_of(config).own("paused"))
     report.say("Resumed: the next run goes on.")
 
