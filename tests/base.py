@@ -80,13 +80,20 @@ class LibraryCase(unittest.TestCase):
         target.write_text(json.dumps(document, ensure_ascii=False, **style), encoding="utf-8")
         return target
 
-    def add_session(self, folder: str = "2025-10-27", name: str = "14-30-45", chunks: int = 2, first: int = 0) -> list[Path]:
+    def add_session(
+        self, folder: str = "2025-10-27", name: str = "14-30-45", chunks: int = 2, first: int = 0
+    ) -> list[Path]:
         """A recording of real chunks with one sidecar beside each, every one listing all chunks, and its index entry. They are
         chunk_0, whose peaks exceed full scale, and chunk_1 in turn, from `first`."""
         names = [f"{name}-chunk-{number + 1}.webm" for number in range(chunks)]
-        paths = [self.add(f"chunk_{(number + first) % 2}", f"{folder}/{chunk}") for number, chunk in enumerate(names)]
+        paths = [
+            self.add(f"chunk_{(number + first) % 2}", f"{folder}/{chunk}")
+            for number, chunk in enumerate(names)
+        ]
         for chunk in names:
-            self.add_json(f"{folder}/{chunk[:-5]}.json", sidecar(f"{folder}T{name}", names), indent=2)
+            self.add_json(
+                f"{folder}/{chunk[:-5]}.json", sidecar(f"{folder}T{name}", names), indent=2
+            )
         entry = index_entry(f"{folder}T{name}", sum(path.stat().st_size for path in paths), chunks)
         self.add_to_index(entry)
         return paths
@@ -120,7 +127,11 @@ class LibraryCase(unittest.TestCase):
             timeout=timeout,
             check=False,
         )
-        return Ran(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+        return Ran(
+            done.returncode,
+            done.stdout.decode("utf-8", "replace"),
+            done.stderr.decode("utf-8", "replace"),
+        )
 
     def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
         words = list(arguments)
@@ -129,7 +140,7 @@ class LibraryCase(unittest.TestCase):
 
     def stand_in(self, body: str, name: str = "ffmpeg") -> dict[str, str]:
         """An environment whose PATH begins with a Python stand-in for a tool. `body` finds its words in `args`, the real tool in
-        `real`, and `outputs`: the media files it was asked to write."""
+        `real`, and `outputs`: the copies it was asked to write, `levels` the level files."""
         folder = self.folder / "stand-ins"
         folder.mkdir(exist_ok=True)
         tool = folder / name
@@ -137,18 +148,27 @@ class LibraryCase(unittest.TestCase):
             f"#!{sys.executable}\n"
             "import os, re, signal, subprocess, sys, time\n"
             f"args, real = sys.argv[1:], {FFMPEG!r}\n"
-            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\d+\\.(opus|m4a)', a)]\n"
-            "outputs = [path for path in media if args[args.index('file:' + path) - 1] != '-i']\n"
+            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\.compression-\\w+-\\d+\\.part', a)]\n"
+            "levels = [path for path in media if '/.compression/' in path]\n"
+            "copies = [path for path in media if path not in levels]\n"
+            "outputs = [path for path in copies if args[args.index('file:' + path) - 1] != '-i']\n"
             f"{body}\n"
         )
         tool.chmod(0o755)
         return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
+    def history(self) -> Path:
+        return self.library / ".compression" / "history.jsonl"
+
     # What must hold, always
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the library with its content."""
-        found = sorted(path for path in self.library.rglob("*") if path.is_file() and not path.is_symlink())
+        """Every file of the library with its content, without what we keep in our own folder."""
+        found = sorted(
+            path
+            for path in self.library.rglob("*")
+            if path.is_file() and not path.is_symlink() and path.parent.name != ".compression"
+        )
         return {str(path.relative_to(self.library)): path.read_bytes() for path in found}
 
     def assert_audio_complete(self, *sources: str) -> None:
@@ -157,17 +177,24 @@ class LibraryCase(unittest.TestCase):
             original, copy = self.library / source, (self.library / source).with_suffix(".opus")
             self.assertTrue(original.exists() or copy.exists(), f"{source} is lost")
             if not original.exists():
-                self.assertGreater(decoded_seconds(copy), 0.05, f"the copy of {source} does not decode")
+                self.assertGreater(
+                    decoded_seconds(copy), 0.05, f"the copy of {source} does not decode"
+                )
 
     def assert_sidecars_true(self) -> None:
         """Every sidecar names files that exist."""
         for path in self.library.rglob("*.json"):
             for chunk in json.loads(path.read_text()).get("chunks") or []:
-                self.assertTrue((path.parent / chunk["file"]).exists(), f"{path.name} names {chunk['file']}, which is not there")
+                self.assertTrue(
+                    (path.parent / chunk["file"]).exists(),
+                    f"{path.name} names {chunk['file']}, which is not there",
+                )
 
     def assert_no_leftovers(self) -> None:
-        hidden = [str(path) for path in self.library.rglob(".*")]
+        hidden = [path for path in self.library.rglob(".*") if path.name != ".compression"]
         self.assertEqual(hidden, [], "left behind in the library")
+        ours = {path.name for path in self.library.glob(".compression/*")}
+        self.assertLessEqual(ours, {"history.jsonl", "lock", "paused"}, "left behind")
 
     def assert_kept(self, ran: Ran, path: str, *words: str, action: str = "kept") -> None:
         """The recording was left alone, for a reason in these words."""
@@ -208,13 +235,34 @@ def index(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def index_entry(id_: str, size: int, chunks: int = 1) -> dict[str, Any]:
-    return {"id": id_, "date": id_[:10], "duration": 3.0 * chunks, "chunks": chunks, "compressed": False, "size": size, "note": "ü"}
+    return {
+        "id": id_,
+        "date": id_[:10],
+        "duration": 3.0 * chunks,
+        "chunks": chunks,
+        "compressed": False,
+        "size": size,
+        "note": "ü",
+    }
 
 
 def decode(path: Path, rate: int = 4000) -> bytes:
     """A media file as 16-bit mono samples: every one that a plain decode gives, whatever its timestamps say."""
-    command = [FFMPEG, "-v", "error", "-nostdin", "-i", f"file:{path}", "-af", "asetpts=N/SR/TB", "-ac", "1"]
-    return subprocess.run([*command, "-ar", str(rate), "-f", "s16le", "-"], capture_output=True, check=True).stdout
+    command = [
+        FFMPEG,
+        "-v",
+        "error",
+        "-nostdin",
+        "-i",
+        f"file:{path}",
+        "-af",
+        "asetpts=N/SR/TB",
+        "-ac",
+        "1",
+    ]
+    return subprocess.run(
+        [*command, "-ar", str(rate), "-f", "s16le", "-"], capture_output=True, check=True
+    ).stdout
 
 
 def decoded_seconds(path: Path) -> float:

@@ -52,9 +52,9 @@ def timed(*args, **options):
         return run(*args, **options)
     finally:
         spans.append((start, time.perf_counter()))
-def counted(staged, path, staging):
+def counted(staged, path):
     writes[0] += os.path.basename(path) == "index.json"
-    return exchange(staged, path, staging)
+    return exchange(staged, path)
 service.Tools.run, service.exchange = timed, counted
 code = service.main(sys.argv[3:])
 wall, tools, end = time.perf_counter() - began, 0.0, 0.0
@@ -139,18 +139,37 @@ class Bench:
             theirs = costs[rival.name]
             seconds = statistics.median(cost.wall for cost in theirs)
             if rival is rivals[0]:
-                self.row(what, f"{seconds:.2f} s, {statistics.median(cost.cpu for cost in theirs):.2f} s of CPU")
+                self.row(
+                    what,
+                    f"{seconds:.2f} s, {statistics.median(cost.cpu for cost in theirs):.2f} s of CPU",
+                )
                 continue
             ratios = sorted(a.wall / b.wall for a, b in zip(ours, theirs))
             work = statistics.median(a.cpu / b.cpu for a, b in zip(ours, theirs))
             ratio = statistics.median(ratios)
             found = f"{ratio:.2f} x ({ratios[0]:.2f}-{ratios[-1]:.2f}), CPU {work:.2f} x of {seconds:.2f} s"
-            self.row(f"    over {rival.name}", found, at_most(rival.target, "x"), rival.target is None or ratio <= rival.target)
+            self.row(
+                f"    over {rival.name}",
+                found,
+                at_most(rival.target, "x"),
+                rival.target is None or ratio <= rival.target,
+            )
 
     def inside(self, place: Path, *words: str) -> Own:
         """The program's own costs on a library."""
         result = self.folder / "own.json"
-        command = [sys.executable, "-c", INSIDE, self.script, str(result), "run", "-c", str(place / "config.json"), "-q", *words]
+        command = [
+            sys.executable,
+            "-c",
+            INSIDE,
+            self.script,
+            str(result),
+            "run",
+            "-c",
+            str(place / "config.json"),
+            "-q",
+            *words,
+        ]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         found: dict[str, Any] = json.loads(result.read_text())
         return Own(found["cpu"], found["idle"], found["peak"], found["writes"])
@@ -178,7 +197,22 @@ def join(parts: Sequence[Path], seconds: float, target: Path) -> None:
     """Real audio end to end, packets untouched. The length of each part is given, as Chrome's headers are 60 ms short."""
     listing = target.with_suffix(".txt")
     listing.write_text("".join(f"file '{part}'\nduration {seconds}\n" for part in parts))
-    words = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-f", "concat", "-safe", "0", "-i", str(listing), "-c", "copy", str(target)]
+    words = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-nostdin",
+        "-y",
+        "-f",
+        "concat",
+        "-safe",
+        "0",
+        "-i",
+        str(listing),
+        "-c",
+        "copy",
+        str(target),
+    ]
     subprocess.run(words, check=True)
 
 
@@ -209,10 +243,22 @@ def session(library: Path, name: str, chunks: int) -> dict[str, Any]:
         add(RECORDINGS / "chunk_0.webm", library / DAY / chunk)
     segments = [{"start": 0.0, "end": 2.5, "text": "Hello world"}]
     listed = [
-        {"file": chunk, "start": 3 * number, "end": 3 * number + 3, "duration": 3, "segments": segments}
+        {
+            "file": chunk,
+            "start": 3 * number,
+            "end": 3 * number + 3,
+            "duration": 3,
+            "segments": segments,
+        }
         for number, chunk in enumerate(names)
     ]
-    document = {"id": f"{DAY}T{name}", "duration": 3 * chunks, "chunks": listed, "compressed": False, "original_size": 0}
+    document = {
+        "id": f"{DAY}T{name}",
+        "duration": 3 * chunks,
+        "chunks": listed,
+        "compressed": False,
+        "original_size": 0,
+    }
     (library / DAY / f"{name}.json").write_text(json.dumps(document, indent=2))
     return entry(name, chunks)
 
@@ -223,7 +269,12 @@ def entry(name: str, chunks: int) -> dict[str, Any]:
 
 
 def write_index(library: Path, entries: list[dict[str, Any]]) -> None:
-    document = {"recordings": entries, "total_recordings": len(entries), "total_size": 0, "compressed_size": 0}
+    document = {
+        "recordings": entries,
+        "total_recordings": len(entries),
+        "total_size": 0,
+        "compressed_size": 0,
+    }
     (library / "index.json").write_text(json.dumps(document, indent=2))
 
 
@@ -259,16 +310,24 @@ def program(bench: Bench) -> Rival:
     def proof(place: Path) -> None:
         left = [path.name for path in (place / "recordings").rglob("*.webm")]
         if left:
-            sys.exit(f"bench: the program left {len(left)} originals, such as {left[0]}; see {place}/logs")
+            sys.exit(
+                f"bench: the program left {len(left)} originals, such as {left[0]}; see {place}/logs"
+            )
 
-    return Rival("the program", lambda place: [sys.executable, bench.script, "-c", str(place / "config.json"), "-q"], proof)
+    return Rival(
+        "the program",
+        lambda place: [sys.executable, bench.script, "-c", str(place / "config.json"), "-q"],
+        proof,
+    )
 
 
 def peer(name: str, script: str, target: Optional[float] = None) -> Rival:
     """A shell line in the folder of the recordings, that leaves x.opus in place of every x.webm."""
 
     def proof(place: Path) -> None:
-        if list((place / "recordings").rglob("*.webm")) or not list((place / "recordings").rglob("*.opus")):
+        if list((place / "recordings").rglob("*.webm")) or not list(
+            (place / "recordings").rglob("*.opus")
+        ):
             sys.exit(f"bench: {name} did not do its work")
 
     def command(place: Path) -> list[str]:
@@ -278,12 +337,21 @@ def peer(name: str, script: str, target: Optional[float] = None) -> Rival:
 
 
 def one_by_one(target: Optional[float] = None) -> Rival:
-    return peer("a loop of ffmpeg", f'for f in *.webm; do {FFMPEG} -i "$f" {ENCODE} "${{f%.webm}}.opus" && rm "$f"; done', target)
+    return peer(
+        "a loop of ffmpeg",
+        f'for f in *.webm; do {FFMPEG} -i "$f" {ENCODE} "${{f%.webm}}.opus" && rm "$f"; done',
+        target,
+    )
 
 
 def all_cores(target: Optional[float] = None) -> list[Rival]:
     one = f'{FFMPEG} -i "$1" {ENCODE} "${{1%.webm}}.opus" && rm "$1"'
-    rivals = [one_by_one(), peer(f"xargs -P{CORES} ffmpeg", f"ls *.webm | xargs -P{CORES} -I@ sh -c '{one}' sh @", target)]
+    rivals = [
+        one_by_one(),
+        peer(
+            f"xargs -P{CORES} ffmpeg", f"ls *.webm | xargs -P{CORES} -I@ sh -c '{one}' sh @", target
+        ),
+    ]
     if shutil.which("parallel"):
         line = f"{FFMPEG} -i {{}} {ENCODE} {{.}}.opus && rm {{}}"
         rivals.append(peer("GNU parallel", f"parallel --will-cite -j{CORES} '{line}' ::: *.webm"))
@@ -297,11 +365,15 @@ def floor(count: int) -> Rival:
     lines = []
     for part in groups:
         sources = " ".join(f"-i {name}.webm" for name in part)
-        outputs = " ".join(f"-map {number} {ENCODE} {name}.opus" for number, name in enumerate(part))
+        outputs = " ".join(
+            f"-map {number} {ENCODE} {name}.opus" for number, name in enumerate(part)
+        )
         copies = " ".join(f"-i {name}.opus" for name in part)
         decoded = " ".join(f"-map {number} -f null -" for number in range(len(part)))
         lines.append(f"{{ {FFMPEG} {sources} {outputs} && {FFMPEG} {copies} {decoded}; }} & ")
-    return peer("the floor (encode once, decode the copy once)", "".join(lines) + "wait && rm *.webm")
+    return peer(
+        "the floor (encode once, decode the copy once)", "".join(lines) + "wait && rm *.webm"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- cases
@@ -310,7 +382,10 @@ def floor(count: int) -> Rival:
 def short_recordings(bench: Bench) -> None:
     def fill(library: Path) -> None:
         for number in range(100):
-            add(RECORDINGS / f"chunk_{number % 2}.webm", library / DAY / f"14-30-45-chunk-{number + 1}.webm")
+            add(
+                RECORDINGS / f"chunk_{number % 2}.webm",
+                library / DAY / f"14-30-45-chunk-{number + 1}.webm",
+            )
 
     bench.race("100 three-second recordings", fill, [program(bench), *all_cores(0.45), floor(100)])
 
@@ -324,11 +399,20 @@ def long_recording(bench: Bench) -> None:
     minutes = 10 if bench.quick else 120
     target = bench.folder / "long.webm"
     join([two_minutes(bench.folder)] * (minutes // 2), 120.0, target)
-    bench.race(f"one recording of {minutes} minutes", copies_of(target, 1), [program(bench), one_by_one(0.75), floor(1)])
+    bench.race(
+        f"one recording of {minutes} minutes",
+        copies_of(target, 1),
+        [program(bench), one_by_one(0.75), floor(1)],
+    )
     own = bench.inside(bench.library(copies_of(target, 1)))
-    bench.row("    peak memory of the program", f"{own.peak:.0f} MB", "under 100 MB", own.peak < 100)
+    bench.row(
+        "    peak memory of the program", f"{own.peak:.0f} MB", "under 100 MB", own.peak < 100
+    )
     seconds = minutes * 60
-    bench.row("    its own CPU", f"{own.cpu:.2f} s, {own.cpu / seconds * 1000:.2f} ms for a second of audio")
+    bench.row(
+        "    its own CPU",
+        f"{own.cpu:.2f} s, {own.cpu / seconds * 1000:.2f} ms for a second of audio",
+    )
 
 
 def nothing_due(bench: Bench) -> None:
@@ -349,45 +433,82 @@ def nothing_due(bench: Bench) -> None:
     milliseconds = statistics.median(cost.wall for cost in ours) * 1000
     bench.row(f"nothing due: {count} recordings with sidecars", f"{milliseconds:.0f} ms")
     found = f"{ratio:.2f} x ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-    bench.row(f"    over a bare walk, start of Python ({start * 1000:.0f} ms) in both", found, "at most 3 x", ratio <= 3)
+    bench.row(
+        f"    over a bare walk, start of Python ({start * 1000:.0f} ms) in both",
+        found,
+        "at most 3 x",
+        ratio <= 3,
+    )
     bench.row("    the first time, when the index is new to it", f"{first.wall * 1000:.0f} ms")
     own = bench.inside(place)
     bench.row("    peak memory", f"{own.peak:.0f} MB", "under 100 MB", own.peak < 100)
     os.utime(place / "recordings" / "index.json")
     own = bench.inside(place)
-    bench.row("    peak memory when the index is new to it", f"{own.peak:.0f} MB", "under 100 MB", own.peak < 100)
+    bench.row(
+        "    peak memory when the index is new to it",
+        f"{own.peak:.0f} MB",
+        "under 100 MB",
+        own.peak < 100,
+    )
     own = bench.inside(bench.library(sessions(20, 1, count)))
-    bench.row(f"    20 due, {count} in the index: peak memory, CPU", f"{own.peak:.0f} MB, {own.cpu:.2f} s")
+    bench.row(
+        f"    20 due, {count} in the index: peak memory, CPU", f"{own.peak:.0f} MB, {own.cpu:.2f} s"
+    )
 
 
 def own_time(bench: Bench) -> None:
     few, many = (50, 200) if bench.quick else (250, 1000)
-    own_time_of(bench, "due recordings, 20 times as many in the index", lambda size: sessions(size, 1, 19 * size), few, many)
+    own_time_of(
+        bench,
+        "due recordings, 20 times as many in the index",
+        lambda size: sessions(size, 1, 19 * size),
+        few,
+        many,
+    )
     own_time_of(bench, "chunks of one recording", lambda size: sessions(1, size), few, many)
 
 
-def own_time_of(bench: Bench, name: str, fill: Callable[[int], Callable[[Path], None]], few: int, many: int) -> None:
+def own_time_of(
+    bench: Bench, name: str, fill: Callable[[int], Callable[[Path], None]], few: int, many: int
+) -> None:
     small, large = (bench.inside(bench.library(fill(size))) for size in (few, many))
     each = large.cpu / many * 1000
     growth = (large.cpu / small.cpu) / (many / few)
     bench.row(f"own time: {many} {name}", f"{each:.2f} ms of CPU each", "under 2 ms", each < 2)
-    bench.row(f"    over the same with {few}", f"{growth:.2f} x each", "at most 1.3 x", growth <= 1.3)
-    bench.row("    wall time in which no tool was at work", f"{large.idle / many * 1000:.2f} ms each")
-    bench.row("    times the index was written", f"{large.writes} (with {few}: {small.writes})", "at most 20", large.writes <= 20)
+    bench.row(
+        f"    over the same with {few}", f"{growth:.2f} x each", "at most 1.3 x", growth <= 1.3
+    )
+    bench.row(
+        "    wall time in which no tool was at work", f"{large.idle / many * 1000:.2f} ms each"
+    )
+    bench.row(
+        "    times the index was written",
+        f"{large.writes} (with {few}: {small.writes})",
+        "at most 20",
+        large.writes <= 20,
+    )
 
 
 def request(folder: Path) -> None:
     """What a server does for one: some 25 ms of JSON, disk and hashing."""
-    segments = [{"start": number, "end": number + 1, "text": "Hello world " * 5} for number in range(2_000)]
+    segments = [
+        {"start": number, "end": number + 1, "text": "Hello world " * 5} for number in range(2_000)
+    ]
     for _ in range(4):
         text = json.dumps({"segments": segments}, indent=1)
         (folder / "request.json").write_text(text)
-        hashlib.sha256(json.dumps(json.loads((folder / "request.json").read_text())).encode()).hexdigest()
+        hashlib.sha256(
+            json.dumps(json.loads((folder / "request.json").read_text())).encode()
+        ).hexdigest()
 
 
 def requests_beside(bench: Bench, command: Optional[list[str]]) -> list[float]:
     """How long requests take, in ms, sorted, while a command runs (for ten seconds, if there is none)."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) if command else None
+    process = (
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        if command
+        else None
+    )
     until, found = time.monotonic() + 10, []
     time.sleep(1.0)
     while process.poll() is None if process else time.monotonic() < until:
@@ -410,7 +531,11 @@ def server(bench: Bench) -> None:
         loop.command(bench.folder / "library")[2].replace("nice -n 10 ", ""),
         *loop.command(bench.folder / "library")[3:],
     ]
-    kinds = {"no run": None, "the program": program(bench).command(bench.folder / "library"), f"xargs -P{CORES} ffmpeg": plain}
+    kinds = {
+        "no run": None,
+        "the program": program(bench).command(bench.folder / "library"),
+        f"xargs -P{CORES} ffmpeg": plain,
+    }
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(bench.rounds):
         for kind, command in kinds.items():
@@ -418,7 +543,9 @@ def server(bench: Bench) -> None:
             times[kind] += requests_beside(bench, command)
     for kind, found in times.items():
         found.sort()
-        row = f"{statistics.median(found):.0f} ms, 95 % under {found[len(found) * 95 // 100]:.0f} ms"
+        row = (
+            f"{statistics.median(found):.0f} ms, 95 % under {found[len(found) * 95 // 100]:.0f} ms"
+        )
         bench.row(f"a server's requests beside {kind}", row)
 
 
@@ -427,17 +554,31 @@ CASES = {"short": short_recordings, "medium": medium_recordings, "long": long_re
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="smaller libraries")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--only", action="append", choices=list(CASES), help="this case only (repeatable)")
-    parser.add_argument("--folder", metavar="DIR", help="where to put the libraries; default: the system's temporary folder")
-    parser.add_argument("--script", default=str(SCRIPT), metavar="FILE", help="another version of the program")
+    parser.add_argument(
+        "--only", action="append", choices=list(CASES), help="this case only (repeatable)"
+    )
+    parser.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="where to put the libraries; default: the system's temporary folder",
+    )
+    parser.add_argument(
+        "--script", default=str(SCRIPT), metavar="FILE", help="another version of the program"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="compression-bench-", dir=options.folder) as folder:
         bench = Bench(Path(folder), options.rounds, options.quick, os.path.abspath(options.script))
-        print(f"{CORES} cores, {options.rounds} rounds, load {os.getloadavg()[0]:.1f}; ratios: median (least-most) of the rounds\n")
-        print(f"| {'case':<58} | {'measured':<48} | {'target':<16} | {'':<6} |\n|{'-' * 60}|{'-' * 50}|{'-' * 18}|{'-' * 8}|")
+        print(
+            f"{CORES} cores, {options.rounds} rounds, load {os.getloadavg()[0]:.1f}; ratios: median (least-most) of the rounds\n"
+        )
+        print(
+            f"| {'case':<58} | {'measured':<48} | {'target':<16} | {'':<6} |\n|{'-' * 60}|{'-' * 50}|{'-' * 18}|{'-' * 8}|"
+        )
         for name in options.only or CASES:
             CASES[name](bench)
     print(f"\nload at the end {os.getloadavg()[0]:.1f}; {bench.missed} targets missed")

@@ -31,58 +31,78 @@ LINK, RENAME = ("link", "linkat"), ("rename", "renameat", "renameat2")
 CALLS = OPEN + WRITE + FLUSH + REMOVE + LINK + RENAME + ("mkdir", "mkdirat", "rmdir")
 ALL = bool(os.environ.get("CRASH_ALL"))
 
+# The names of staged files are made up anew by every run: here they are known before, so that faults can be meant for them.
 # strace counts each thread's calls by themselves and strikes whichever gets there first. This many idle calls at its start set a
 # worker's count apart from the main thread's.
 AHEAD = 5000
-AHEAD_OF_MAIN = f"""
+TOKEN = "{:08x}"  # of a run, by its number
+PRELUDE = f"""
 import contextlib, os, runpy, sys, threading
-call, run = sys.argv.pop(1), threading.Thread.run
+token, call, run = bytes.fromhex(sys.argv.pop(1)), sys.argv.pop(1), threading.Thread.run
+os.urandom = lambda size: token[:size]
 idle = {{"write": lambda: os.write(9999, b""), "fsync": lambda: os.fsync(9999), "fdatasync": lambda: os.fdatasync(9999),
         "openat": lambda: os.open("", 0), "link": lambda: os.link("", ""), "rename": lambda: os.rename("", ""),
         "unlink": lambda: os.unlink(""), "mkdir": lambda: os.mkdir(""), "rmdir": lambda: os.rmdir("")}}
-idle = next(make for name, make in idle.items() if call.startswith(name))
 def ahead(thread):
     for _ in range({AHEAD}):
         with contextlib.suppress(OSError):
-            idle()
+            make()
     run(thread)
-threading.Thread.run = ahead
+if call:
+    make = next(make for name, make in idle.items() if call.startswith(name))
+    threading.Thread.run = ahead
 sys.argv.pop(0)
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
-# Inputs count by their content, outputs by their order, all other words by themselves.
-REPLAYING_FFMPEG = """#!/bin/sh
-key=$(for word; do
-    case "$last $word" in
-        "-i file:"*) cksum <"${word#file:}" ;;
-        *" file:"*) ;;
-        *) printf '%s\\n' "$word" ;;
-    esac
-    last=$word
-done | cksum)
-made="$MADE/$key"
-each() {
-    number=0 last=
-    for word; do
-        case "$last $word" in
-            "-i "*) ;;
-            *" file:"*) number=$((number + 1)); "$copy" "${word#file:}" "$to/$number" || exit ;;
-        esac
-        last=$word
-    done
-}
-keep() { cp "$1" "$2"; }
-give() { cp "$2" "$1"; }
-if [ ! -d "$made" ]; then
-    to=$(mktemp -d "$MADE/new.XXXXXX")
-    "$FFMPEG" "$@" >"$to/out" 2>"$to/err" || { code=$?; cat "$to/out"; cat "$to/err" >&2; exit $code; }
-    copy=keep; each "$@"
-    mv -T "$to" "$made" 2>/dev/null
-fi
-to=$made copy=give; each "$@"
-cat "$to/out"; cat "$to/err" >&2
+# Inputs count by their content, outputs by their order, all other words by themselves. Outputs are copies, level files, the notes
+# of peaks that a filter writes where ffmpeg was started, and what goes into a pipe.
+REPLAYING_FFMPEG = f"""#!{sys.executable} -IS
+import hashlib, os, re, shutil, subprocess, sys
+args, real = sys.argv[1:], os.environ["FFMPEG"]
+if re.search(r"pipe:[2-9]", " ".join(args)):
+    os.execv(real, [real, *args])
+text = sys.stdin.buffer.read() if "pipe:0" in args else b""
+key, outputs = hashlib.sha256(text), []
+
+def output(match):
+    outputs.append(match[1])
+    return ":file="
+
+for before, word in zip([""] + args, args):
+    if word.startswith("file:") and before == "-i":
+        with open(word[5:], "rb") as file:
+            word = hashlib.sha256(file.read()).hexdigest()
+    elif word.startswith("file:"):
+        outputs.append(word[5:])
+        word = "file:"
+    else:
+        word = re.sub(r":file=([^,]+)", output, word)
+    key.update(os.fsencode(word) + b"\\0")
+made = os.path.join(os.environ["MADE"], key.hexdigest())
+if not os.path.isdir(made):
+    done = subprocess.run([real, *args], input=text, capture_output=True)
+    if done.returncode:
+        sys.stdout.buffer.write(done.stdout)
+        sys.stderr.buffer.write(done.stderr)
+        sys.exit(done.returncode)
+    new = f"{{made}}.{{os.getpid()}}"
+    os.mkdir(new)
+    for number, path in enumerate(outputs):
+        shutil.copyfile(path, os.path.join(new, str(number)))
+    for name, said in (("out", done.stdout), ("err", done.stderr)):
+        with open(os.path.join(new, name), "wb") as file:
+            file.write(said)
+    try:
+        os.rename(new, made)
+    except OSError:  # another run was faster
+        shutil.rmtree(new)
+for number, path in enumerate(outputs):
+    shutil.copyfile(os.path.join(made, str(number)), path)
+for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
+    with open(os.path.join(made, name), "rb") as file:
+        stream.buffer.write(file.read())
 """
 
 
@@ -139,7 +159,11 @@ def parse_log(text: str) -> list[Event]:
             line = begun.pop(thread, "") + line[resumed.end() :]
         if found := re.match(r"(\w+)\(", line):
             paths = re.findall(r'(?<=\d<)[^>]*(?=>)|(?<=")/[^"]*(?=")', line)
-            events.append(Event(thread != main, found[1], tuple(paths), line, not re.search(r"= (-1 |\?)", line)))
+            events.append(
+                Event(
+                    thread != main, found[1], tuple(paths), line, not re.search(r"= (-1 |\?)", line)
+                )
+            )
     return events
 
 
@@ -148,7 +172,9 @@ def kill_points(events: Sequence[Event]) -> list[Point]:
     return points(events, KILL, CALLS)
 
 
-def points(events: Sequence[Event], fault: str, calls: Sequence[str], onward: bool = False) -> list[Point]:
+def points(
+    events: Sequence[Event], fault: str, calls: Sequence[str], onward: bool = False
+) -> list[Point]:
     """A fault at each of these calls; at an open only where it creates or cuts a file."""
     found = []
     counts: dict[tuple[bool, str], int] = {}
@@ -183,14 +209,26 @@ class Played(NamedTuple):
 class Place:
     """A library of its own for one run, and the run."""
 
-    def __init__(self, harness: Harness, folder: Path) -> None:
+    def __init__(self, harness: Harness, folder: Path, runs: int) -> None:
         self.harness, self.folder, self.library = harness, folder, folder / "recordings"
+        self.runs = runs  # that it has seen before
 
     def run(self, *strace: str, ahead: str = "", cwd: str = "/") -> Ran:
         command, *options = self.harness.words
-        words = [str(self.harness.script), command, "-c", str(self.folder / "config.json"), *options]
-        words = ["-c", AHEAD_OF_MAIN, ahead, *words] if ahead else words
-        traced = [str(STRACE), "-qq", "-y", "-o", str(self.folder / "strace.log"), *strace] if strace else []
+        words = [
+            str(self.harness.script),
+            command,
+            "-c",
+            str(self.folder / "config.json"),
+            *options,
+        ]
+        self.runs += 1
+        words = ["-c", PRELUDE, TOKEN.format(self.runs), ahead, *words]
+        traced = (
+            [str(STRACE), "-qq", "-y", "-o", str(self.folder / "strace.log"), *strace]
+            if strace
+            else []
+        )
         done = subprocess.run(
             [*traced, sys.executable, *words], capture_output=True, stdin=subprocess.DEVNULL, cwd=cwd, timeout=120, check=False,
             env=self.harness.environment,
@@ -205,7 +243,7 @@ class Place:
         return parse_log((self.folder / "strace.log").read_text(errors="replace"))
 
     def processes(self) -> list[str]:
-        """What of this run is still there after a moment: the watchdog needs one to end the tools."""
+        """What of this run is still there after a moment: a tool whose run was killed ends by itself."""
         for _ in range(100):
             found = []
             for process in Path("/proc").glob("[0-9]*/cmdline"):
@@ -229,7 +267,10 @@ class Harness:
         self.environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PATH": path, "MADE": str(tools / "made"),
                             "FFMPEG": os.path.abspath(FFMPEG)}  # fmt: skip
         originals = template / "recordings"
-        self.originals = {str(path.relative_to(originals)): path.read_bytes() for path in sorted(originals.rglob("*.webm"))}
+        self.originals = {
+            str(path.relative_to(originals)): path.read_bytes()
+            for path in sorted(originals.rglob("*.webm"))
+        }
         self.written: set[str] = set()  # files that the program itself writes
         self.goal: dict[str, object] = {}
         self.copies: dict[str, bytes] = {}
@@ -239,26 +280,40 @@ class Harness:
         """A fresh copy of the library."""
         with tempfile.TemporaryDirectory(prefix="crash-", dir=self.folder) as folder:
             shutil.copytree(template or self.template, folder, dirs_exist_ok=True)
-            yield Place(self, Path(folder))
+            yield Place(self, Path(folder), 1 if template else 0)
 
     def undisturbed(self) -> tuple[Ran, list[Event]]:
         """One run that nothing happens to: what all others must come to, and the calls it makes."""
         with self.place() as place:
             ran = place.run("-f", "-b", "execve", "-e", f"trace={names(CALLS)}")
             self.goal = self.state(place)
-            self.copies = {str(path.relative_to(place.library)): path.read_bytes() for path in place.library.rglob("*.opus")}
+            self.copies = {
+                str(path.relative_to(place.library)): path.read_bytes()
+                for path in place.library.rglob("*.opus")
+            }
             base = str(place.folder)
-            events = [each._replace(paths=tuple(path.replace(base, "") for path in each.paths)) for each in place.events()]
+            events = [
+                each._replace(paths=tuple(path.replace(base, "") for path in each.paths))
+                for each in place.events()
+            ]
         for event in events:
             if event.call in WRITE and event.paths[0].startswith("/"):
-                numbered = re.fullmatch(r"(.*/)\d+(\.\w+)", event.paths[0])  # staged files are numbered as they come
-                self.written |= {f"{numbered[1]}{number}{numbered[2]}" for number in range(40)} if numbered else {event.paths[0]}
+                numbered = re.fullmatch(
+                    r"(.*-)\d+(\.part)", event.paths[0]
+                )  # staged files are numbered as they come
+                self.written |= (
+                    {f"{numbered[1]}{number}{numbered[2]}" for number in range(40)}
+                    if numbered
+                    else {event.paths[0]}
+                )
         return ran, events
 
     def state(self, place: Place) -> dict[str, object]:
         return state(place.library)
 
-    def play_all(self, points: Sequence[Point], template: Optional[Path] = None) -> Iterator[Played]:
+    def play_all(
+        self, points: Sequence[Point], template: Optional[Path] = None
+    ) -> Iterator[Played]:
         with ThreadPoolExecutor(2) as pool:
             yield from pool.map(lambda point: self.play(point, template), points)
 
@@ -268,7 +323,11 @@ class Harness:
             ran = place.strike(point)
             found = self.broken(place)
             killed = ran.code == -9
-            struck = killed if point.fault == KILL else "(INJECTED)" in (place.folder / "strace.log").read_text(errors="replace")
+            struck = (
+                killed
+                if point.fault == KILL
+                else "(INJECTED)" in (place.folder / "strace.log").read_text(errors="replace")
+            )
             if not killed:
                 found += self.manners(ran, point, place) + distrust(place.events())
             again = place.run()
@@ -293,7 +352,10 @@ class Harness:
         for name, content in self.originals.items():
             path = place.library / name
             if not path.exists():
-                copy, proven = path.with_suffix(".opus"), self.copies[str(Path(name).with_suffix(".opus"))]
+                copy, proven = (
+                    path.with_suffix(".opus"),
+                    self.copies[str(Path(name).with_suffix(".opus"))],
+                )
                 if not copy.exists() or not same_audio(copy.read_bytes(), proven):
                     found.append(f"the audio of {name} is lost")
             elif path.read_bytes() != content:
@@ -313,11 +375,17 @@ class Harness:
         found = [f"ended with {ran.code}: {ran.err[-300:]}"] if ran.code not in (0, 1, 5) else []
         if "Traceback" in ran.err or "Exception ignored" in ran.err:
             found.append(f"a traceback: {ran.err[-600:]}")
-        told = re.search(r"[Nn]o space left|disk is full|[Ii]nput/output error", ran.out + ran.err)
+        told = re.search(
+            r"[Nn]o space left|disk (of .* )?is full|[Ii]nput/output error", ran.out + ran.err
+        )
         if ran.code and not told:
-            found.append(f"ended with {ran.code} without saying why: {ran.out[-300:]}{ran.err[-300:]}")
+            found.append(
+                f"ended with {ran.code} without saying why: {ran.out[-300:]}{ran.err[-300:]}"
+            )
         lines = ran.err.splitlines()
-        found += [f"told twice: {line}" for line in lines if f"compression_service.py: {line}" in lines]
+        found += [
+            f"told twice: {line}" for line in lines if f"compression_service.py: {line}" in lines
+        ]
         gone = sum(not (place.library / name).exists() for name in self.originals)
         if (
             (summary := re.search(r"^(\d+) of \d+ due compressed", ran.out, re.MULTILINE))
@@ -325,18 +393,30 @@ class Harness:
             and self.originals
         ):
             found.append(f"{gone} originals were deleted, but its summary says: {summary[0]}")
-        can_clean = point.call not in ("unlink", "unlinkat", "rmdir") and not (point.onward and point.call in OPEN)
-        return found + [f"left behind: {path.name}" for path in place.library.rglob(".*") if can_clean]
+        can_clean = point.call not in ("unlink", "unlinkat", "rmdir") and not (
+            point.onward and point.call in OPEN
+        )
+        return found + [
+            f"left behind: {path.name}" for path in leftovers(place.library) if can_clean
+        ]
 
     def unrecovered(self, again: Ran, place: Place) -> list[str]:
         """What still differs after the next run from a library that nothing happened to."""
-        found = [f"the next run ended with {again.code}: {again.out[-300:]}{again.err[-600:]}"] if again.code else []
+        found = (
+            [f"the next run ended with {again.code}: {again.out[-300:]}{again.err[-600:]}"]
+            if again.code
+            else []
+        )
         now = self.state(place)
         for name in sorted(self.goal.keys() | now.keys()):
             if name not in now or name not in self.goal:
-                found.append(f"after the next run {name} {'is not there' if name in self.goal else 'is left'}")
+                found.append(
+                    f"after the next run {name} {'is not there' if name in self.goal else 'is left'}"
+                )
             elif now[name] != self.goal[name]:
-                found.append(f"after the next run {name} differs: {now[name]!r:.500} instead of {self.goal[name]!r:.500}")
+                found.append(
+                    f"after the next run {name} differs: {now[name]!r:.500} instead of {self.goal[name]!r:.500}"
+                )
         return found + place.processes()
 
 
@@ -360,17 +440,30 @@ class MovingHarness(Harness):
         return ran, events
 
     def state(self, place: Place) -> dict[str, object]:
-        return {**state(place.library), **{f"cold/{name}": what for name, what in state(place.folder / "cold").items()}}
+        return {
+            **state(place.library),
+            **{f"cold/{name}": what for name, what in state(place.folder / "cold").items()},
+        }
 
     def broken(self, place: Place) -> list[str]:
         found, here = place.processes(), audio_of(place.folder)
         for stem, accepted in self.accepted.items():
-            if not any(same_audio(content, other) for content in here.get(stem, []) for other in accepted):
+            if not any(
+                same_audio(content, other) for content in here.get(stem, []) for other in accepted
+            ):
                 found.append(f"the audio of {stem} is lost")
         for path in visible(place.library, ".json"):
             document = json.loads(path.read_bytes())
-            folder = place.folder / "cold" / path.parent.name if document.get("archived") else path.parent
-            lost = [chunk["file"] for chunk in document.get("chunks") or [] if not (folder / chunk["file"]).exists()]
+            folder = (
+                place.folder / "cold/archive-of-recordings" / path.parent.name
+                if document.get("archived")
+                else path.parent
+            )
+            lost = [
+                chunk["file"]
+                for chunk in document.get("chunks") or []
+                if not (folder / chunk["file"]).exists()
+            ]
             found += [f"{path.name} names {name}, which is not there" for name in lost]
         return found
 
@@ -384,7 +477,16 @@ def audio_of(folder: Path) -> dict[str, list[bytes]]:
 
 
 def visible(library: Path, suffix: str) -> list[Path]:
-    return [path for path in sorted(library.rglob("*" + suffix)) if "/." not in f"/{path.relative_to(library)}"]
+    return [
+        path
+        for path in sorted(library.rglob("*" + suffix))
+        if "/." not in f"/{path.relative_to(library)}"
+    ]
+
+
+def leftovers(library: Path) -> list[Path]:
+    """What is hidden there, but for our own folder."""
+    return [path for path in sorted(library.rglob(".*")) if path.name != ".compression"]
 
 
 def state(library: Path) -> dict[str, object]:
@@ -392,13 +494,17 @@ def state(library: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(library.rglob("*")):
         name = str(path.relative_to(library))
+        if path.parent.name == ".compression" and path.suffix != ".part":
+            continue  # history and lock, which tell of each run
         if path.is_dir():
             found[name] = "folder"
         elif path.suffix == ".opus":
             found[name] = (path.stat().st_mtime_ns, path.stat().st_mode, sound(path.read_bytes()))
         else:
             text = path.read_text(errors="replace").replace(str(library.parent), "")
-            found[name] = re.sub(r'("(?:compression_date|archive_date|last_updated)": )"[^"]*"', r'\1"..."', text)
+            found[name] = re.sub(
+                r'("(?:compression_date|archive_date|last_updated)": )"[^"]*"', r'\1"..."', text
+            )
     return found
 
 
@@ -432,8 +538,14 @@ def distrust(events: Sequence[Event]) -> list[str]:
             continue
         elif event.call in LINK + RENAME and event.paths[-2] in failed:
             found.append(f"put in place after its flush failed: {event.line}")
-        elif event.call in REMOVE and event.paths[-1].endswith(".webm") and os.path.dirname(event.paths[-1]) in failed:
-            found.append(f"an original deleted although its folder could not be flushed: {event.line}")
+        elif (
+            event.call in REMOVE
+            and event.paths[-1].endswith(".webm")
+            and os.path.dirname(event.paths[-1]) in failed
+        ):
+            found.append(
+                f"an original deleted although its folder could not be flushed: {event.line}"
+            )
     return found
 
 
@@ -443,11 +555,22 @@ def disorder(events: Sequence[Event], documents: Sequence[str]) -> list[str]:
     `documents` are the sidecars and the index, as paths of the log.
     """
     found = []
-    deletions = [at for at, event in enumerate(events) if event.call in REMOVE and event.done and event.paths[-1].endswith(".webm")]
+    deletions = [
+        at
+        for at, event in enumerate(events)
+        if event.call in REMOVE and event.done and event.paths[-1].endswith(".webm")
+    ]
     for at in deletions:
         original = events[at].paths[-1]
         folder, copy = os.path.dirname(original), original[:-5] + ".opus"
-        wanted = [copy, *(path for path in documents if os.path.dirname(path) in (folder, os.path.dirname(folder)))]
+        wanted = [
+            copy,
+            *(
+                path
+                for path in documents
+                if os.path.dirname(path) in (folder, os.path.dirname(folder))
+            ),
+        ]
         found += [f"{original}: {text}" for path in wanted for text in unsafe(events, at, path)]
         found += [f"{original}: {text}" for text in unflushed(events[:at], "history.jsonl")]
         if not flushed(events[at:], folder):
@@ -457,7 +580,11 @@ def disorder(events: Sequence[Event], documents: Sequence[str]) -> list[str]:
 
 def unsafe(events: Sequence[Event], before: int, path: str) -> Iterator[str]:
     """Why a file that was given its name in this run may not survive a power cut at `before`."""
-    moves = [at for at, event in enumerate(events) if event.call in LINK + RENAME and event.done and event.paths[-1] == path]
+    moves = [
+        at
+        for at, event in enumerate(events)
+        if event.call in LINK + RENAME and event.done and event.paths[-1] == path
+    ]
     if not moves or moves[0] > before:
         yield f"{path} was not put in its place before"
         return
@@ -474,6 +601,10 @@ def flushed(events: Sequence[Event], path: str) -> bool:
 
 
 def unflushed(events: Sequence[Event], name: str) -> Iterator[str]:
-    writes = [at for at, event in enumerate(events) if event.call in WRITE and event.paths and event.paths[0].endswith("/" + name)]
+    writes = [
+        at
+        for at, event in enumerate(events)
+        if event.call in WRITE and event.paths and event.paths[0].endswith("/" + name)
+    ]
     if not writes or not flushed(events[writes[-1] :], events[writes[-1]].paths[0]):
         yield f"{name} was not written and flushed before"

@@ -41,10 +41,14 @@ class FaultCase(LibraryCase):
         words = super().command(*arguments, python=python)
         return [words[0], str(self.driver), *words[2:]] if self.driver else words
 
-    def start(self, *arguments: str, env: Optional[dict[str, str]] = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, *arguments: str, env: Optional[dict[str, str]] = None
+    ) -> subprocess.Popen[bytes]:
         """Start the program and go on; it is killed at the end of the test if need be."""
         words, pipe, silent = self.command(*arguments), subprocess.PIPE, subprocess.DEVNULL
-        process = subprocess.Popen(words, stdin=silent, stdout=pipe, stderr=pipe, cwd="/", env=env, start_new_session=True)
+        process = subprocess.Popen(
+            words, stdin=silent, stdout=pipe, stderr=pipe, cwd="/", env=env, start_new_session=True
+        )
         self.addCleanup(self.reap, process)
         return process
 
@@ -54,7 +58,9 @@ class FaultCase(LibraryCase):
 
     def processes(self) -> list[str]:
         """Everything that runs on account of this test, as it calls itself."""
-        listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, check=True).stdout
+        listing = subprocess.run(
+            ["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, check=True
+        ).stdout
         lines = listing.decode("utf-8", "replace").splitlines()
         return [line for line in lines if str(self.folder) in line and line.split()[1][0] != "Z"]
 
@@ -73,7 +79,9 @@ class FaultCase(LibraryCase):
 
     def snapshot(self) -> dict[str, str]:
         """Every file of the library with a digest of its content, whose differences unittest can show in less than minutes."""
-        return {path: hashlib.sha256(content).hexdigest()[:16] for path, content in self.files().items()}
+        return {
+            path: hashlib.sha256(content).hexdigest()[:16] for path, content in self.files().items()
+        }
 
     def log(self) -> str:
         path = self.folder / "logs" / "compression.log"
@@ -82,7 +90,13 @@ class FaultCase(LibraryCase):
     def as_root(self, *command: str) -> bool:
         """Whether a command worked that only root may give."""
         silent = subprocess.DEVNULL
-        return LINUX and subprocess.run([*ROOT, *command], stdin=silent, stdout=silent, stderr=silent, check=False).returncode == 0
+        return (
+            LINUX
+            and subprocess.run(
+                [*ROOT, *command], stdin=silent, stdout=silent, stderr=silent, check=False
+            ).returncode
+            == 0
+        )
 
     def mount(self, folder: Path, *options: str) -> bool:
         """Mount something on a folder until the end of the test; False where that is not permitted."""
@@ -100,11 +114,24 @@ class FaultCase(LibraryCase):
     def strace(self, options: Sequence[str], *arguments: str) -> tuple[int, str, str]:
         """Run the program under strace. Returns its exit code, standard output and error."""
         command = [STRACE, "-f", "-qq", *options, *self.command(*arguments)]
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, cwd="/", timeout=120, check=False)
-        return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            timeout=120,
+            check=False,
+        )
+        return (
+            done.returncode,
+            done.stdout.decode("utf-8", "replace"),
+            done.stderr.decode("utf-8", "replace"),
+        )
 
 
-needs_strace = unittest.skipUnless(STRACE or (LINUX and os.environ.get("CI")), "strace is not installed")
+needs_strace = unittest.skipUnless(
+    STRACE or (LINUX and os.environ.get("CI")), "strace is not installed"
+)
 
 
 def control_characters(text: str) -> list[str]:

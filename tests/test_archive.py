@@ -14,7 +14,8 @@ import time
 import unittest
 from pathlib import Path
 
-from tests.base import DAY, PROJECT, LibraryCase, Ran
+from tests.base import DAY, PROJECT, LibraryCase, Ran, decoded_seconds
+from tests.faults import FaultCase
 
 OLD = time.time() - 400 * DAY
 RCLONE = shutil.which("rclone")
@@ -23,9 +24,9 @@ RCLONE = shutil.which("rclone")
 class ArchiveCase(LibraryCase):
     def setUp(self) -> None:
         super().setUp()
-        self.cold = self.folder / "cold"
-        self.cold.mkdir()
-        self.target = str(self.cold)
+        self.target = str(self.folder / "cold")
+        self.cold = self.folder / "cold/archive-of-recordings"
+        self.cold.mkdir(parents=True)
         self.configure()
 
     def configure(self, **settings: object) -> None:
@@ -58,14 +59,23 @@ class AFolder(ArchiveCase):
         self.assertTrue((self.library / "2025-10-27/young.opus").exists())
         self.assertEqual(ran.summary["archived"], 2)
         document = self.read_json("2025-10-27/14-30-45-chunk-2.json")
-        self.assertEqual((document["archived"], document["archive_location"]), (True, f"{self.cold}/2025-10-27"))
-        self.assertEqual(document["compressed_size"], sum((self.cold / copy).stat().st_size for copy in copies))
+        self.assertEqual(
+            (document["archived"], document["archive_location"]), (True, f"{self.cold}/2025-10-27")
+        )
+        self.assertEqual(
+            document["compressed_size"], sum((self.cold / copy).stat().st_size for copy in copies)
+        )
         self.assertRegex(document["archive_date"], r"^\d{4}-\d\d-\d\dT")
-        self.assertEqual([chunk["file"] for chunk in document["chunks"]], [os.path.basename(copy) for copy in copies])
+        self.assertEqual(
+            [chunk["file"] for chunk in document["chunks"]],
+            [os.path.basename(copy) for copy in copies],
+        )
         index = self.read_json("index.json")
         entry = index["recordings"][0]
         self.assertEqual((entry["archived"], entry["compressed"], entry["size"]), (True, True, 0))
-        self.assertEqual(index["compressed_size"], (self.library / "2025-10-27/young.opus").stat().st_size)
+        self.assertEqual(
+            index["compressed_size"], (self.library / "2025-10-27/young.opus").stat().st_size
+        )
         before = self.files()
         again = self.run_well("--json")
         self.assertEqual((again.outcomes, self.files()), ({}, before))
@@ -104,7 +114,9 @@ class AFolder(ArchiveCase):
         self.configure(delete_originals=False)
         self.add_old_session(1)
         self.add("chunk_0", "b.webm", OLD)
-        self.add_json("b.json", {"chunks": [{"file": "b.webm"}], "compression_policy": {"keep": True}})
+        self.add_json(
+            "b.json", {"chunks": [{"file": "b.webm"}], "compression_policy": {"keep": True}}
+        )
         self.run_well()
         self.run_well()
         self.assertEqual(list(self.cold.rglob("*.*")), [])
@@ -113,7 +125,8 @@ class AFolder(ArchiveCase):
         copies = self.add_old_session(1)
         self.cold.rmdir()
         ran = self.run_well("--json", code=1)
-        self.assertIn("mounted", ran.outcomes[copies[0]]["reason"])
+        self.assertIn("mounted", ran.summary["message"])
+        self.assertNotIn(copies[0], ran.outcomes, "it counts against a recording")
         self.assertTrue((self.library / copies[0]).exists())
         self.assertFalse(self.cold.exists())
         self.cold.mkdir()
@@ -137,9 +150,11 @@ class AFolder(ArchiveCase):
         sidecar = (self.library / copies[0]).with_suffix(".json")
         sidecar.write_text("{")
         os.utime(sidecar, (OLD, OLD))  # no one is in the middle of writing it
-        ran = self.run_well("--json", code=1)
-        self.assertEqual(ran.outcomes[copies[0]]["code"], "sidecar")
+        ran = self.run_well("--json")
+        self.assertEqual(ran.outcomes[copies[0]]["action"], "kept")
+        self.assertIn("sidecar cannot be edited: 14", ran.outcomes[copies[0]]["reason"])
         self.assertTrue((self.library / copies[0]).exists())
+        self.assertEqual(list(self.cold.rglob("*.opus")), [])
 
     def test_a_run_killed_in_between_converges(self) -> None:
         self.add("chunk_0", "without-sidecar.webm", OLD)
@@ -148,7 +163,28 @@ class AFolder(ArchiveCase):
         for copy in (copies[0], copies[2]):  # as if killed before they were removed
             (self.library / copy).write_bytes((self.cold / copy).read_bytes())
             os.utime(self.library / copy, (OLD, OLD))
-        (self.cold / "2025-10-27/.0123456789abcdef.part").write_bytes(b"half")
+        half = (self.cold / copies[1]).read_bytes()
+        part = f".compression-{hashlib.sha256(half).hexdigest()[:8]}-0.part"
+        (self.cold / copies[1]).rename(self.cold / "2025-10-27" / part)
+        (self.library / copies[1]).write_bytes(half)
+        os.utime(self.library / copies[1], (OLD, OLD))
+        self.run_well()
+        self.assert_archived(*copies)
+
+
+class AFullDisk(ArchiveCase, FaultCase):
+    def test_a_full_archive_ends_the_run_with_exit_5_and_everything_stays_here(self) -> None:
+        copies = self.add_old_session(1)
+        options = ("-t", "tmpfs", "-o", "size=16k,mode=777", "tmpfs")
+        if not self.mount(self.folder / "cold", *options):
+            self.cannot("mounting a small disk")
+        self.cold.mkdir()
+        for _ in range(4):  # and it is never held against the recording
+            ran = self.run_well("--json", code=5)
+            self.assertIn("No space left", ran.summary["message"])
+            self.assertTrue((self.library / copies[0]).exists())
+            self.assertEqual([path for path in self.cold.rglob("*") if path.is_file()], [])
+        self.assertTrue(self.as_root("mount", "-o", "remount,size=1m", str(self.folder / "cold")))
         self.run_well()
         self.assert_archived(*copies)
 
@@ -156,8 +192,8 @@ class AFolder(ArchiveCase):
 class NotItself(ArchiveCase):
     """A recording must never be taken for its own copy in the archive."""
 
-    def test_a_library_that_is_the_archive_or_around_it_is_refused(self) -> None:
-        for library in (self.cold, self.cold / "deeper", self.folder):
+    def test_an_archive_inside_of_the_library_is_refused(self) -> None:
+        for library in (Path(self.target), self.folder):
             (library / "d").mkdir(parents=True, exist_ok=True)
             path = library / "d/a.webm"
             shutil.copyfile(self.add("chunk_0", "a.webm", OLD), path)
@@ -182,7 +218,11 @@ class NotItself(ArchiveCase):
         self.configure()
         victim = self.folder / "victim"
         victim.write_bytes(b"mine")
-        part = self.cold / "2025-10-27" / f".{hashlib.sha256((self.library / copies[0]).read_bytes()).hexdigest()[:16]}.part"
+        part = (
+            self.cold
+            / "2025-10-27"
+            / f".compression-{hashlib.sha256((self.library / copies[0]).read_bytes()).hexdigest()[:8]}-0.part"
+        )
         part.parent.mkdir()
         part.symlink_to(victim)
         self.run_well()
@@ -221,7 +261,8 @@ class BackAgain(ArchiveCase):
         self.assertEqual({outcome["action"] for outcome in ran.outcomes.values()}, {"restored"})
         after = self.files()
         self.assertEqual(
-            {name for name in after if not name.endswith(".bak")}, {name for name in before if not name.endswith(".bak")}
+            {name for name in after if not name.endswith(".bak")},
+            {name for name in before if not name.endswith(".bak")},
         )
         for copy in copies:
             self.assertEqual(after[copy], before[copy])
@@ -229,7 +270,9 @@ class BackAgain(ArchiveCase):
             sidecar = copy.replace(".opus", ".json")
             self.assertEqual(json.loads(after[sidecar]), json.loads(before[sidecar]))
         entry = self.read_json("index.json")["recordings"][0]
-        self.assertEqual((entry["archived"], entry["size"]), (False, sum(len(before[copy]) for copy in copies)))
+        self.assertEqual(
+            ("archived" in entry, entry["size"]), (False, sum(len(before[copy]) for copy in copies))
+        )
         self.run_well()
         self.assertTrue((self.library / copies[0]).exists(), "taken away again by the next run")
         self.run_well("--retry")
@@ -241,7 +284,7 @@ class BackAgain(ArchiveCase):
         path = self.cold / copies[0]
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         ran = self.run_well("restore", copies[0], code=1)
-        self.assertIn("not the file", ran.err)
+        self.assertIn("not the file", ran.out)
         self.assertFalse((self.library / copies[0]).exists())
 
     def test_sidecars_of_one_recording_come_back_together(self) -> None:
@@ -271,20 +314,31 @@ class BackAgain(ArchiveCase):
         self.run_well("restore", "K.WEBM")
         self.assertTrue((self.library / "K.WEBM").exists())
 
-    def test_what_came_back_and_was_deleted_is_not_said_to_be_here(self) -> None:
+    def test_what_came_back_and_was_deleted_comes_back_once_more(self) -> None:
         copies = self.add_old_session(1)
         self.run_well()
         self.run_well("restore", copies[0])
         (self.library / copies[0]).unlink()
-        self.assertIn("is not here", self.run_well("restore", copies[0], code=1).err)
+        self.run_well("restore", copies[0].replace(".opus", ".json"))
+        content = (self.cold / copies[0]).read_bytes()
+        self.assertEqual((self.library / copies[0]).read_bytes(), content)
 
     def test_an_odd_line_of_the_history_is_not_followed_and_breaks_nothing(self) -> None:
         copies = self.add_old_session(1)
         self.run_well()
-        history = self.folder / "logs/history.jsonl"
-        line = next(line for line in history.read_text().splitlines() if '"archived"' in line and '"recording"' in line)
+        history = self.folder / "recordings/.compression/history.jsonl"
+        line = next(
+            line
+            for line in history.read_text().splitlines()
+            if '"archived"' in line and '"recording"' in line
+        )
         record = json.loads(line)
-        odd: list[dict[str, object]] = [{"path": "../outside/a.opus"}, {"path": 5}, {"path": "/etc/x"}, {"mtime_ns": 10**40}]
+        odd: list[dict[str, object]] = [
+            {"path": "../outside/a.opus"},
+            {"path": 5},
+            {"path": "/etc/x"},
+            {"mtime_ns": 10**40},
+        ]
         odd += [{"location": "a\0b"}, {"owner": 3}]
         with open(history, "a") as file:
             file.writelines(json.dumps({**record, "path": "b.opus", **each}) + "\n" for each in odd)
@@ -296,7 +350,11 @@ class BackAgain(ArchiveCase):
     def test_a_location_in_a_sidecar_is_never_followed(self) -> None:
         (self.folder / "secret").mkdir()
         (self.folder / "secret/a.opus").write_bytes(b"private")
-        document = {"chunks": [{"file": "a.opus"}], "archived": True, "archive_location": str(self.folder / "secret")}
+        document = {
+            "chunks": [{"file": "a.opus"}],
+            "archived": True,
+            "archive_location": str(self.folder / "secret"),
+        }
         self.add_json("a.json", document)
         self.run_well("restore", "a.json", code=1)
         self.assertFalse((self.library / "a.opus").exists())
@@ -308,24 +366,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@unittest.skipUnless(RCLONE or os.environ.get("CI"), "rclone is not installed (sudo apt-get install rclone)")
+@unittest.skipUnless(
+    RCLONE or os.environ.get("CI"), "rclone is not installed (sudo apt-get install rclone)"
+)
 class RemoteCase(ArchiveCase):
     """A real server on the loopback, and rclone told of it by its environment alone."""
 
     def serve(self, port: int, *command: str, **settings: str) -> None:
         """Start a server, and name it `cold:` to rclone."""
         server = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "RCLONE_CONFIG": "/dev/null"}
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "RCLONE_CONFIG": "/dev/null"},
         )
         self.addCleanup(server.wait)
         self.addCleanup(server.kill)
-        self.environment = {key: value for key, value in os.environ.items() if key != "AWS_CA_BUNDLE"}
+        self.environment = {
+            key: value for key, value in os.environ.items() if key != "AWS_CA_BUNDLE"
+        }
         self.environment |= {
             "RCLONE_CONFIG": "/dev/null",
             **{f"RCLONE_CONFIG_COLD_{key}": value for key, value in settings.items()},
         }
         for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), timeout=1),
+            ):
                 return
             time.sleep(0.05)
         self.fail(f"{command[0]} does not answer")
@@ -345,32 +413,35 @@ class AWebDavServer(RemoteCase):
             TYPE="webdav", URL=f"http://127.0.0.1:{port}", VENDOR="other",
         )  # fmt: skip
         self.target = "cold:voice/2025 ü"
+        self.there = self.cold / "voice/2025 ü/archive-of-recordings"
         self.configure()
 
     def test_recordings_go_to_a_remote_and_come_back(self) -> None:
         copies = self.add_old_session()
         self.run_remote()
-        self.assert_archived(*copies, cold=str(self.cold / "voice/2025 ü"))
+        self.assert_archived(*copies, cold=str(self.there))
         document = self.read_json("2025-10-27/14-30-45-chunk-1.json")
-        self.assertEqual(document["archive_location"], "cold:voice/2025 ü/2025-10-27")
+        self.assertEqual(
+            document["archive_location"], "cold:voice/2025 ü/archive-of-recordings/2025-10-27"
+        )
         self.run_remote("restore", copies[0].replace(".opus", ".json"))
         for copy in copies:
-            self.assertEqual((self.library / copy).read_bytes(), (self.cold / "voice/2025 ü" / copy).read_bytes())
+            self.assertEqual((self.library / copy).read_bytes(), (self.there / copy).read_bytes())
 
     def test_without_a_network_all_is_kept_here_and_goes_the_next_time(self) -> None:
         copies = self.add_old_session(1)
         url = self.environment["RCLONE_CONFIG_COLD_URL"]
         self.environment["RCLONE_CONFIG_COLD_URL"] = "http://127.0.0.1:9"
         ran = self.run_remote("--json", code=1)
-        self.assertIn("could not be archived", ran.outcomes[copies[0]]["reason"])
+        self.assertIn("does not answer", ran.summary["message"])
         self.assertTrue((self.library / copies[0]).exists())
         self.environment["RCLONE_CONFIG_COLD_URL"] = url
         self.run_remote()
-        self.assert_archived(*copies, cold=str(self.cold / "voice/2025 ü"))
+        self.assert_archived(*copies, cold=str(self.there))
 
     def test_a_server_that_keeps_other_bytes_is_noticed(self) -> None:
         copies = self.add_old_session(1)
-        there = self.cold / "voice/2025 ü" / copies[0]
+        there = self.there / copies[0]
         there.parent.mkdir(parents=True)
         there.write_bytes(b"other")
         ran = self.run_remote("--json", code=1)
@@ -378,21 +449,21 @@ class AWebDavServer(RemoteCase):
         self.assertTrue((self.library / copies[0]).exists())
         self.assertEqual(there.read_bytes(), b"other")
 
-    def test_a_remote_that_is_the_library_itself_is_noticed(self) -> None:
+    def test_a_remote_that_is_the_library_itself_only_gets_a_second_copy(self) -> None:
         copies = self.add_old_session(1)
         self.environment |= {"RCLONE_CONFIG_COLD_TYPE": "local"}
         self.target = f"cold:{self.library}"
         self.configure()
-        ran = self.run_remote("--json", code=1)
-        self.assertIn("the library itself", ran.outcomes[copies[0]]["reason"])
-        self.assertTrue((self.library / copies[0]).exists())
+        self.run_remote()
+        there = self.library / "archive-of-recordings" / copies[0]
+        self.assertGreater(decoded_seconds(there), 2.5)
 
     def test_an_environment_that_loosens_the_comparison_does_not(self) -> None:
         copies = self.add_old_session(1)
         LibraryCase.configure(self)
         self.run_remote()
         self.configure()
-        there = self.cold / "voice/2025 ü" / copies[0]
+        there = self.there / copies[0]
         there.parent.mkdir(parents=True)
         there.write_bytes(b"x" * (self.library / copies[0]).stat().st_size)
         self.environment |= {"RCLONE_SIZE_ONLY": "true"}
@@ -404,11 +475,11 @@ class AWebDavServer(RemoteCase):
         LibraryCase.configure(self)
         self.run_remote()
         self.configure()
-        there = self.cold / "voice/2025 ü" / copies[0]
+        there = self.there / copies[0]
         there.parent.mkdir(parents=True)
         there.write_bytes((self.library / copies[0]).read_bytes()[:1000])
         self.run_remote()
-        self.assert_archived(*copies, cold=str(self.cold / "voice/2025 ü"))
+        self.assert_archived(*copies, cold=str(self.there))
 
     def test_without_rclone_the_way_to_install_it_is_told(self) -> None:
         copies = self.add_old_session(1)
@@ -418,7 +489,12 @@ class AWebDavServer(RemoteCase):
             (tools / name).symlink_to(str(shutil.which(name)))
         script = f"import compression_service as c; c.TOOL_FOLDERS = (); import sys; sys.exit(c.main(['-c', {str(self.config)!r}]))"
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=PROJECT, env={"PATH": str(tools)}, capture_output=True, text=True, check=False
+            [sys.executable, "-c", script],
+            cwd=PROJECT,
+            env={"PATH": str(tools)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         self.assertEqual(done.returncode, 4, done.stdout + done.stderr)
         self.assertIn("apt-get install rclone", done.stderr)
@@ -428,7 +504,10 @@ class AWebDavServer(RemoteCase):
 MOTO = os.environ.get("COMPRESSION_TEST_S3")
 
 
-@unittest.skipUnless(MOTO, "COMPRESSION_TEST_S3 names no moto_server (pip install 'moto[server]' in an environment of its own)")
+@unittest.skipUnless(
+    MOTO,
+    "COMPRESSION_TEST_S3 names no moto_server (pip install 'moto[server]' in an environment of its own)",
+)
 class AnS3Bucket(RemoteCase):
     def test_recordings_go_to_a_bucket_and_come_back(self) -> None:
         port = free_port()

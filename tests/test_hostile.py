@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from compression_service import staging_name
-from tests.base import FFMPEG, LONG_AGO, PROJECT, RECORDINGS, Ran, decode, index, index_entry, sidecar
+from tests.base import FFMPEG, LONG_AGO, PROJECT, RECORDINGS, Ran, index, index_entry, sidecar
 from tests.faults import FaultCase, control_characters, needs_strace
 
 CHUNK = (RECORDINGS / "chunk_0.webm").read_bytes()
@@ -89,7 +88,9 @@ def contents(decoy: str) -> dict[str, bytes]:
         "truncated": CHUNK[:half],
         "appended": CHUNK + CHUNK,
         "timestamp-jump": timestamp_jump(),
-        "endless-scale": CHUNK.replace(b"*\xd7\xb1\x83\x0fB@D\x89\x84", b"*\xd7\xb1\x83\xff\xff\xffD\x89\x84"),
+        "endless-scale": CHUNK.replace(
+            b"*\xd7\xb1\x83\x0fB@D\x89\x84", b"*\xd7\xb1\x83\xff\xff\xffD\x89\x84"
+        ),
     }
 
 
@@ -99,7 +100,9 @@ def sidecars(decoy: str, good: str) -> dict[str, bytes]:
 
     def files(*values: Any) -> bytes:
         chunks = [{"file": value, "duration": 3} for value in values]
-        return json.dumps({**whole, "id": f"id of {values!r}", "chunks": [*whole["chunks"], *chunks]}).encode()
+        return json.dumps(
+            {**whole, "id": f"id of {values!r}", "chunks": [*whole["chunks"], *chunks]}
+        ).encode()
 
     def extra(**values: Any) -> bytes:
         return json.dumps({**whole, "id": f"id of {sorted(values)!r}", **values}).encode()
@@ -109,12 +112,16 @@ def sidecars(decoy: str, good: str) -> dict[str, bytes]:
 
     relative = os.path.join("..", "..", "outside", "secret.webm")
     return {
-        "fine-leads-out": files(relative, decoy, f"../{good}", "/etc/passwd", "..", ".", "", "a\0b"),
+        "fine-leads-out": files(
+            relative, decoy, f"../{good}", "/etc/passwd", "..", ".", "", "a\0b"
+        ),
         "fine-odd-types": files(7, 1.5, None, True, ["x.webm"], {"file": "x.webm"}),
         "fine-odd-chunks": extra(chunks=[*whole["chunks"], 1, "x.webm", None, [], {}]),
         "fine-chunks-null": extra(chunks=None),
         "fine-chunks-object": extra(chunks={"file": decoy}),
-        "fine-odd-values": extra(id=["x"], language={}, duration="long", original_size="big", date=5),
+        "fine-odd-values": extra(
+            id=["x"], language={}, duration="long", original_size="big", date=5
+        ),
         "fine-long-duration": extra(chunks=[{"file": "x.webm", "duration": 1e308}]),
         "fine-nested": raw("[" * 60 + "]" * 60),
         "control-policy": extra(**POLICY),
@@ -135,6 +142,19 @@ def sidecars(decoy: str, good: str) -> dict[str, bytes]:
         "binary": bytes(range(256)),
         "two-documents": json.dumps(whole).encode() * 2,
     }
+
+
+EDITABLE = {
+    "a-number",
+    "bom",
+    "lone-surrogate",
+    "long-integer",
+    "many-digits",
+    "nan",
+    "infinity",
+    "1e400",
+    "not-an-object",
+}
 
 
 class Scene(FaultCase):
@@ -160,7 +180,9 @@ class Scene(FaultCase):
         (outside / "secret.webm").write_bytes(CHUNK)
         (outside / "secret.json").write_text(json.dumps(sidecar("secret", ["x.webm"])))
         cls.good = []
-        stage.drive("program.SAME_FAILURES = 1000")  # what many failures in a row do is asked in tests of their own
+        stage.drive(
+            "program.SAME_FAILURES = 1000"
+        )  # what many failures in a row do is asked in tests of their own
         cls.fill(stage, outside)
         cls.before = stage.files()
         cls.outside_before = cls.tree(outside)
@@ -183,10 +205,16 @@ class Scene(FaultCase):
 
     @staticmethod
     def tree(folder: Path) -> list[tuple[str, bytes]]:
-        return sorted((str(path), path.read_bytes() if path.is_file() else b"") for path in folder.rglob("*"))
+        return sorted(
+            (str(path), path.read_bytes() if path.is_file() else b"") for path in folder.rglob("*")
+        )
 
     def setUp(self) -> None:
-        self.folder, self.library, self.config = self.stage.folder, self.stage.library, self.stage.config
+        self.folder, self.library, self.config = (
+            self.stage.folder,
+            self.stage.library,
+            self.stage.config,
+        )
         self.driver = self.stage.driver
 
     def assert_unharmed(self) -> None:
@@ -196,16 +224,22 @@ class Scene(FaultCase):
         for path in self.good:
             self.assert_compressed(path)
         self.assertEqual(self.tree(self.folder / "outside"), self.outside_before)
-        self.assertEqual(sorted(path.name for path in self.library.rglob(".*")), [])
+        self.assert_no_leftovers()
         for path, content in self.before.items():
             if path.endswith((".webm", ".WEBM")):
                 here = self.library / path
-                whole = (here.exists() and here.read_bytes() == content) or here.with_suffix(".opus").exists()
+                whole = (here.exists() and here.read_bytes() == content) or here.with_suffix(
+                    ".opus"
+                ).exists()
                 self.assertTrue(whole, f"{path!r} is lost")
 
     def reasons(self, folder: str) -> dict[str, tuple[str, str]]:
         """Action and reason of each recording in a folder, by its path below it."""
-        found = {path[len(folder) + 1 :]: each for path, each in self.ran.outcomes.items() if path.startswith(folder + "/")}
+        found = {
+            path[len(folder) + 1 :]: each
+            for path, each in self.ran.outcomes.items()
+            if path.startswith(folder + "/")
+        }
         return {path: (each["action"], each["reason"]) for path, each in found.items()}
 
     def assert_clean_output(self) -> None:
@@ -253,7 +287,10 @@ class HostileNamesAndContents(Scene):
 
     @classmethod
     def look(cls, stage: FaultCase) -> None:
-        for what, start in (("sparse", b""), ("sparse-recording", CHUNK)):  # only now, as nobody should read them
+        for what, start in (
+            ("sparse", b""),
+            ("sparse-recording", CHUNK),
+        ):  # only now, as nobody should read them
             os.truncate(stage.add_bytes(start, f"contents/{what}.webm"), 5 << 30)
             os.utime(stage.library / f"contents/{what}.webm", (1, 1))
         rehearsal = stage.run_cli("--dry-run")
@@ -261,7 +298,18 @@ class HostileNamesAndContents(Scene):
         cls.opened = []
         trace = stage.folder / "trace"
         calls = "trace=/^(open|creat|rename|unlink|link|symlink|truncate|mknod|mkdir|rmdir|connect|execve)"
-        options = ["--seccomp-bpf", "-y", "-s", "8192", "-e", calls, "-e", "signal=none", "-o", str(trace)]
+        options = [
+            "--seccomp-bpf",
+            "-y",
+            "-s",
+            "8192",
+            "-e",
+            calls,
+            "-e",
+            "signal=none",
+            "-o",
+            str(trace),
+        ]
         cls.ran = Ran(*stage.strace(options, "--json", "-v"))
         for line in trace.read_text(errors="surrogateescape").splitlines():
             cls.opened += cls.read_call(line)
@@ -275,11 +323,16 @@ class HostileNamesAndContents(Scene):
         if not match or " ENOENT " in line:
             return []
         call, rest = match.groups()
-        writes = not call.startswith(("open", "execve")) or bool(re.search(r"O_(WRONLY|RDWR|CREAT|TRUNC)", rest))
+        writes = not call.startswith(("open", "execve")) or bool(
+            re.search(r"O_(WRONLY|RDWR|CREAT|TRUNC)", rest)
+        )
         found = []
         quoted = r'(?:\w+<((?:[^\\>]|\\.)*)>, )?"((?:[^"\\]|\\.)*)"'
         for base, name in re.findall(quoted, rest)[: 1 if call == "execve" else 2]:
-            parts = [codecs.escape_decode(part.encode("utf-8", "surrogateescape"))[0] for part in (base, name)]
+            parts = [
+                codecs.escape_decode(part.encode("utf-8", "surrogateescape"))[0]
+                for part in (base, name)
+            ]
             path = os.path.join(*(os.fsdecode(part) for part in parts))
             found.append((call, os.path.normpath(os.path.join("/", path)), writes))
         return found
@@ -294,9 +347,14 @@ class HostileNamesAndContents(Scene):
         for name in NAMES:
             with self.subTest(name=name):
                 path = "names/" + os.fsdecode(name)
-                self.assertEqual(self.ran.outcomes[path]["action"], "compressed", self.ran.outcomes[path])
+                self.assertEqual(
+                    self.ran.outcomes[path]["action"], "compressed", self.ran.outcomes[path]
+                )
                 self.assert_compressed(path)
-        self.assertEqual(sorted(path.suffix for path in (self.library / "names").iterdir()), [".opus"] * (len(NAMES) + 4))
+        self.assertEqual(
+            sorted(path.suffix for path in (self.library / "names").iterdir()),
+            [".opus"] * (len(NAMES) + 4),
+        )
 
     def test_every_hostile_content_is_kept_and_the_reason_told(self) -> None:
         for name in [*contents(""), "sparse", "sparse-recording"]:
@@ -322,7 +380,10 @@ class HostileNamesAndContents(Scene):
                 self.assertEqual(self.ran.outcomes[f"copies/{name}.webm"]["action"], "failed")
                 self.assertTrue((self.library / "copies" / f"{name}.webm").exists())
         self.assertIn("name already taken", self.ran.outcomes["copies/foreign.webm"]["reason"])
-        self.assertEqual((self.library / "copies/foreign.opus").read_bytes(), (RECORDINGS / "ff_chunk_1.webm").read_bytes())
+        self.assertEqual(
+            (self.library / "copies/foreign.opus").read_bytes(),
+            (RECORDINGS / "ff_chunk_1.webm").read_bytes(),
+        )
         self.assertEqual((self.library / "copies/empty.opus").read_bytes(), b"")
 
     def test_nothing_printed_or_logged_does_more_than_print(self) -> None:
@@ -361,25 +422,49 @@ class HostileNamesAndContents(Scene):
         stray = {path for path in opened if not self.is_below(path, allowed)}
         self.assertEqual({path for path in stray if path.startswith(str(self.folder) + "/")}, set())
         self.assertEqual(
-            {path for path in stray if path not in (str(PROJECT), str(self.folder)) and not modules.search(path)}, set()
+            {
+                path
+                for path in stray
+                if path not in (str(PROJECT), str(self.folder)) and not modules.search(path)
+            },
+            set(),
         )
 
     @needs_strace
     def test_nothing_outside_is_written_to(self) -> None:
         allowed = (str(self.library), str(self.folder / "logs"), "/dev/null", "/dev/tty")
-        written = [(call, path) for call, path, writes in self.opened if writes and not path.endswith("/autogroup")]  # a priority
-        self.assertEqual([(call, path) for call, path in written if not self.is_below(path, allowed)], [])
+        written = [
+            (call, path)
+            for call, path, writes in self.opened
+            if writes and not path.endswith("/autogroup")
+        ]  # a priority
+        self.assertEqual(
+            [(call, path) for call, path in written if not self.is_below(path, allowed)], []
+        )
 
     @needs_strace
     def test_no_program_but_ours_is_started(self) -> None:
         started = {os.path.basename(path) for call, path, _ in self.opened if call == "execve"}
         self.assertLessEqual(
-            started, {os.path.basename(sys.executable), "sh", "ionice", "nice", "true", "ffmpeg", "python3", "python"}
+            started,
+            {
+                os.path.basename(sys.executable),
+                "sh",
+                "ionice",
+                "nice",
+                "true",
+                "ffmpeg",
+                "python3",
+                "python",
+            },
         )
 
     @staticmethod
     def is_below(path: str, folders: tuple[str, ...]) -> bool:
-        return any(path == folder or path.startswith(folder + "/") for folder in folders) or path == "/"
+        return (
+            any(path == folder or path.startswith(folder + "/") for folder in folders)
+            or path == "/"
+        )
 
 
 class HostileSidecars(Scene):
@@ -404,7 +489,10 @@ class HostileSidecars(Scene):
         (stage.library / "kinds/folder/x.json").mkdir()
         stage.add("chunk_0", "theft/mine.webm")
         stage.add("chunk_1", "theft/other.webm")
-        stage.add_json("theft/mine.json", {**sidecar("mine", ["mine.webm", "other.webm"]), "compression_policy": {"keep": True}})
+        stage.add_json(
+            "theft/mine.json",
+            {**sidecar("mine", ["mine.webm", "other.webm"]), "compression_policy": {"keep": True}},
+        )
         stage.add_json("theft/other.json", sidecar("other", ["other.webm"]))
         cls.add_good(stage, "last/x.webm")
 
@@ -418,30 +506,51 @@ class HostileSidecars(Scene):
         for name in (name for name in sidecars("", "") if name.startswith("fine")):
             with self.subTest(name):
                 self.assert_compressed(f"odd/{name}/x.webm")
-                before, after = json.loads(self.before[f"odd/{name}/x.json"]), self.read_json(f"odd/{name}/x.json")
+                before, after = (
+                    json.loads(self.before[f"odd/{name}/x.json"]),
+                    self.read_json(f"odd/{name}/x.json"),
+                )
                 self.assertIs(after["compressed"], True)
                 changed = {key for key in after if key not in before or after[key] != before[key]}
-                ours = {"compressed", "original_size", "compressed_size", "compression_ratio", "compression_date", "chunks"}
+                ours = {
+                    "compressed",
+                    "original_size",
+                    "compressed_size",
+                    "compression_ratio",
+                    "compression_date",
+                    "chunks",
+                }
                 self.assertLessEqual(changed, ours)
-                if isinstance(before["chunks"], list):
-                    self.assertEqual(after["chunks"][1:], before["chunks"][1:])
+                named = json.dumps(before["chunks"]).replace('"x.webm"', '"x.opus"')
+                self.assertEqual(after["chunks"], json.loads(named))
 
-    def test_a_sidecar_that_cannot_be_written_back_unchanged_keeps_its_recording(self) -> None:
-        odd = [path.name for path in (self.library / "odd").iterdir() if not path.name.startswith("fine")]
-        for name in (name for name in odd if not name.endswith("-good")):
+    def test_what_can_be_edited_as_text_keeps_every_other_byte(self) -> None:
+        for name in EDITABLE:
             with self.subTest(name):
-                path, text = f"odd/{name}/x.webm", (self.library / f"odd/{name}/x.json").read_bytes()
-                outcome = self.ran.outcomes.get(path, {"action": "none", "reason": ""})
-                if outcome["action"] == "compressed":  # then its sidecar was good enough to be changed in nothing else
-                    self.fail("its sidecar was taken as sound")
-                else:
-                    self.assertIn(outcome["action"], ("none", "kept") if "policy" in name else ("failed",))
-                    self.assertTrue((self.library / path).exists())
-                    self.assertEqual(text, self.before[f"odd/{name}/x.json"])
+                self.assert_compressed(f"odd/{name}/x.webm")
+                before = self.before[f"odd/{name}/x.json"].replace(b'"x.webm"', b'"x.opus"')
+                after = (self.library / f"odd/{name}/x.json").read_bytes()
+                for member in (b"compressed", b"original_size", b"compressed_size"):
+                    value = rb'"%s": [^,}]+' % member
+                    before, after = (re.sub(value, b"", text) for text in (before, after))
+                ours = rb'(, "compression_ratio": [^,}]+)|("compression_date": [^,}]+)'
+                before, after = (re.sub(ours, b"", text) for text in (before, after))
+                self.assertEqual(before, after)
+
+    def test_a_sidecar_that_cannot_be_edited_keeps_its_recording(self) -> None:
+        odd = {path.name for path in (self.library / "odd").iterdir()} - EDITABLE
+        for name in odd:
+            if name.startswith("fine") or name.endswith("-good"):
+                continue
+            with self.subTest(name):
+                words = ("sidecar",) if name != "prefix-0" else ("parsed",)
+                self.assert_kept(self.ran, f"odd/{name}/x.webm", *words)
+                text = (self.library / f"odd/{name}/x.json").read_bytes()
+                self.assertEqual(text, self.before[f"odd/{name}/x.json"])
 
     def test_a_sidecar_that_is_no_regular_file_is_not_followed(self) -> None:
         for name in ("link", "fifo"):
-            self.assert_kept(self.ran, f"kinds/{name}/x.webm", "sidecar cannot be read", action="failed")
+            self.assert_kept(self.ran, f"kinds/{name}/x.webm", "sidecar cannot be edited")
 
     def test_a_policy_over_a_shared_recording_is_the_careful_one(self) -> None:
         for name in ("mine", "other"):
@@ -470,9 +579,8 @@ class HostileDocuments(FaultCase):
             (self.library / f"{number}/x.json").write_text("{")
             os.utime(self.library / f"{number}/x.json", (LONG_AGO, LONG_AGO))
         self.add(GOOD, "9/x.webm")
-        for _ in range(3):
-            ran = self.run_cli("--json")
-            self.assertEqual(ran.code, 1)
+        ran = self.run_cli("--json")
+        self.assertEqual((ran.code, ran.summary["kept"]), (0, 6))
         self.assert_compressed("9/x.webm")
         ran = self.run_cli("--json")
         self.assertEqual((ran.code, ran.outcomes), (0, {}), "not remembered")
@@ -488,7 +596,17 @@ class HostileDocuments(FaultCase):
 
     def test_an_index_of_odd_entries_is_kept_and_brought_up_to_date(self) -> None:
         self.add_session(chunks=1)
-        entries = [{"id": ["x"], "size": 1}, {"id": {}, "size": None}, {"id": None}, {"id": 7}, {}, 5, None, [], "x"]
+        entries = [
+            {"id": ["x"], "size": 1},
+            {"id": {}, "size": None},
+            {"id": None},
+            {"id": 7},
+            {},
+            5,
+            None,
+            [],
+            "x",
+        ]
         document = self.read_json("index.json")
         self.add_json("index.json", {**document, "recordings": [*entries, *document["recordings"]]})
         self.assert_done("2025-10-27/14-30-45-chunk-1.webm")
@@ -500,7 +618,13 @@ class HostileDocuments(FaultCase):
 
     def test_an_index_of_huge_sizes_stays_json(self) -> None:
         self.add_session(chunks=1)
-        document = index([{**index_entry("2025-10-27T14-30-45", 1)}, {"id": "a", "size": 1e308}, {"id": "b", "size": 1e308}])
+        document = index(
+            [
+                {**index_entry("2025-10-27T14-30-45", 1)},
+                {"id": "a", "size": 1e308},
+                {"id": "b", "size": 1e308},
+            ]
+        )
         self.add_json("index.json", document)
         self.assert_done(code=None)
 
@@ -513,13 +637,22 @@ class HostileDocuments(FaultCase):
     def odd_sidecar(self, extra: str, path: str = "odd/x.webm") -> None:
         """A good recording, and one whose sidecar holds `extra`, a JSON text of further keys."""
         self.add("chunk_0", path)
-        text = json.dumps(sidecar(f"2025-10-27T14:30:45 {path}", [os.path.basename(path)]), indent=2)
+        text = json.dumps(
+            sidecar(f"2025-10-27T14:30:45 {path}", [os.path.basename(path)]), indent=2
+        )
         (self.library / path).with_suffix(".json").write_text(f"{text[:-2]},\n  {extra}\n}}")
 
     def test_a_length_of_400_digits_never_ends_the_run(self) -> None:
-        self.odd_sidecar(f'"chunks": [{{"file": "x.webm", "duration": 1{"0" * 400}}}]'.replace('"chunks"', '"chunks "'))
+        self.odd_sidecar(
+            f'"chunks": [{{"file": "x.webm", "duration": 1{"0" * 400}}}]'.replace(
+                '"chunks"', '"chunks "'
+            )
+        )
         self.add("chunk_0", "odd/y.webm")
-        self.add_json("odd/y.json", {"chunks": [{"file": "y.webm", "duration": 10**400}], "original_size": 10**400})
+        self.add_json(
+            "odd/y.json",
+            {"chunks": [{"file": "y.webm", "duration": 10**400}], "original_size": 10**400},
+        )
         self.add(GOOD, "z.webm")
         self.assert_done("z.webm", "odd/x.webm")
 
@@ -536,21 +669,23 @@ class HostileDocuments(FaultCase):
             self.odd_sidecar('"odd": ' + "[" * depth + "0" + "]" * depth, f"{depth}/x.webm")
         self.add(GOOD, "z.webm")
         ran = self.assert_done("z.webm", code=None)
-        self.assertEqual(sum(ran.summary[each] for each in ("compressed", "kept", "failed")), len(depths) + 1)
+        self.assertEqual(
+            sum(ran.summary[each] for each in ("compressed", "kept", "failed")), len(depths) + 1
+        )
         self.assert_sidecars_true()
 
-    def test_a_symlink_called_like_our_staging_folder_is_not_followed(self) -> None:
+    def test_a_symlink_called_like_our_own_folder_is_not_followed(self) -> None:
         outside = self.folder / "outside"
-        for name in {staging_name(None), "1-of-1"}:
-            (outside / name).mkdir(parents=True)
-            (outside / name / "precious").write_text("precious")
-        folders = [outside, *(path for path in outside.iterdir())]
-        before = [(str(path), path.stat().st_mtime_ns) for path in folders]
+        outside.mkdir()
+        for name in (".compression-0123abcd-0.part", "lock", "history.jsonl", "paused"):
+            (outside / name).write_text("precious")
+        before = Scene.tree(outside)
         (self.library / ".compression").symlink_to(outside)
         self.add(GOOD, "x.webm")
-        self.run_cli("--json")
-        self.assertEqual([(str(path), path.exists() and path.stat().st_mtime_ns) for path in folders], before)
-        self.assertTrue((self.library / "x.webm").exists() or decode(self.library / "x.opus"))
+        ran = self.run_cli("--json")
+        self.assertEqual((ran.code, Scene.tree(outside)), (2, before))
+        self.assertIn("is a link", ran.err)
+        self.assertTrue((self.library / "x.webm").exists())
 
     def test_a_sidecar_with_the_longest_name_loses_nothing(self) -> None:
         stem = "n" * 250

@@ -27,15 +27,27 @@ class RestoreCase(LibraryCase):
         return ran
 
     def assert_as_before(self) -> None:
+        """But for `original_size`, which stays, and the sidecars' backups."""
         now = self.files()
-        self.assertEqual(sorted(now), sorted(self.before))
+        backups = {name for name in now if name.endswith(".bak")}
+        self.assertEqual(sorted(now.keys() - backups), sorted(self.before))
         for name, content in self.before.items():
-            if name != "index.json":
+            self.assertEqual(now.get(name + ".bak", content), content, name)
+            if name.endswith(".webm"):
                 self.assertEqual(now[name], content, name)
+            elif name != "index.json":
+                known = {**json.loads(now[name]), "original_size": 1024000}
+                self.assertEqual(known, json.loads(content), name)
         entry = self.read_json("index.json")["recordings"][0]
         size = sum(path.stat().st_size for path in self.originals)
         self.assertEqual((entry["compressed"], entry["size"]), (False, size))
-        self.assertEqual((self.read_json("index.json")["total_size"], self.read_json("index.json")["compressed_size"]), (size, 0))
+        self.assertEqual(
+            (
+                self.read_json("index.json")["total_size"],
+                self.read_json("index.json")["compressed_size"],
+            ),
+            (size, 0),
+        )
 
 
 class Undo(RestoreCase):
@@ -44,14 +56,12 @@ class Undo(RestoreCase):
         self.assert_as_before()
         self.assert_no_leftovers()
 
-    def test_originals_or_copies_do_it_one_by_one(self) -> None:
-        self.restore(self.originals[0])
-        document = self.read_json("2025-10-27/14-30-45-chunk-2.json")
-        self.assertEqual([chunk["file"][-5:] for chunk in document["chunks"]], [".webm", ".opus"])
-        self.assertFalse(document["compressed"])
-        self.assertEqual(self.run_cli("check").code, 0)
-        self.restore(self.originals[1].with_suffix(".opus"))
-        self.assert_as_before()
+    def test_an_original_or_a_copy_brings_back_all_of_its_recording(self) -> None:
+        for path in (self.originals[0], self.originals[1].with_suffix(".opus")):
+            self.restore(path)
+            self.assert_as_before()
+            self.assertEqual(self.run_cli("check").code, 0)
+            self.assertEqual(self.run_cli("--retry").code, 0)
 
     def test_a_path_may_be_given_from_the_library(self) -> None:
         self.restore("2025-10-27/14-30-45-chunk-1.webm", "2025-10-27/14-30-45-chunk-2.webm")
@@ -74,6 +84,14 @@ class Undo(RestoreCase):
         self.assertEqual((after["full_transcription"], after["new"]), ("mended by hand", [1]))
         self.assertEqual(after["chunks"][0]["file"], self.originals[0].name)
         self.assertEqual((after["compressed"], "compression_ratio" in after), (False, False))
+
+    def test_the_last_run_that_did_something_is_undone_and_no_other(self) -> None:
+        self.add("chunk_0", "later/a.webm")
+        for _ in range(2):  # the second does nothing
+            self.assertEqual(self.run_cli().code, 0)
+        self.restore("--last-run")
+        self.assertFalse((self.library / "later/a.opus").exists())
+        self.assertTrue(self.originals[0].with_suffix(".opus").exists())
 
     def test_it_is_done_once(self) -> None:
         self.restore(self.originals[0].with_suffix(".json"))
@@ -98,33 +116,50 @@ class NoHarm(RestoreCase):
         self.restore("rec.1.json")
         self.assertEqual(sorted(path.name for path in self.library.glob("rec*.opus")), ["rec.opus"])
 
-    def test_a_configuration_for_dry_runs_changes_nothing(self) -> None:
+    def test_a_dry_run_says_what_would_come_back_and_changes_nothing(self) -> None:
         self.configure(dry_run=True)
         before = self.files()
-        self.assertIn("dry_run", self.restore(self.originals[0], code=2).err)
+        ran = self.restore(self.originals[0])
+        self.assertEqual(ran.out.count("would be restored"), 2)
         self.assertEqual(self.files(), before)
 
     def test_a_copy_whose_original_is_gone_is_not_touched(self) -> None:
         self.originals[0].unlink()
         before = self.files()
         ran = self.restore(self.originals[0].with_suffix(".opus"), code=1)
-        self.assertIn("only its copy is left", ran.err)
-        self.assertEqual(self.files(), before)
+        self.assertIn("only its copy is left", ran.out)
+        after = self.files()
+        for files in (before, after):  # whose size is now that of what is here
+            del files["index.json"]
+        self.assertEqual(after, before)
 
-    def test_an_original_that_is_damaged_or_another_keeps_its_copy(self) -> None:
-        for content in (self.originals[0].read_bytes()[:-3000], self.originals[1].read_bytes(), b""):
+    def test_an_original_that_is_damaged_or_another_comes_back_and_its_copy_stays(self) -> None:
+        for content in (
+            self.originals[0].read_bytes()[:-3000],
+            self.originals[1].read_bytes(),
+            b"",
+        ):
             self.originals[0].write_bytes(content)
-            ran = self.restore(self.originals[0], code=1)
-            self.assertIn("Nothing was removed", ran.err)
+            ran = self.restore(self.originals[0])
+            self.assertIn("chunk-1.opus stays: it does not prove to be a copy", ran.out)
             self.assertTrue(self.originals[0].with_suffix(".opus").exists())
+            self.assertEqual(self.originals[0].read_bytes(), content)
+            self.assertEqual(self.run_cli().code, 0)
+            self.assertTrue(self.originals[0].with_suffix(".opus").exists(), "taken by a run")
 
     def test_a_path_outside_or_of_nothing_is_told(self) -> None:
         outside = self.folder / "other.webm"
         outside.write_bytes(b"x")
         (self.library / "link").symlink_to(self.folder)
-        for path in (outside, self.library / "link/other.webm", "nothing.webm", "no/such/folder.webm", "../config.json"):
+        for path in (
+            outside,
+            self.library / "link/other.webm",
+            "nothing.webm",
+            "no/such/folder.webm",
+            "../config.json",
+        ):
             with self.subTest(path=path):
-                self.assertIn("Nothing was removed", self.restore(path, code=1).err)
+                self.assertIn(str(path), self.restore(path, code=1).err)
         self.assertEqual(outside.read_bytes(), b"x")
 
     def test_a_broken_sidecar_keeps_everything(self) -> None:
@@ -153,16 +188,25 @@ class Notification(LibraryCase):
         self.assertFalse(self.heard().exists(), "told of a dry run")
         self.assertEqual(self.run_cli().code, 0)
         summary = json.loads(self.heard().read_text())
-        self.assertEqual((summary["type"], summary["compressed"], summary["exit_code"]), ("summary", 1, 0))
+        self.assertEqual(
+            (summary["type"], summary["compressed"], summary["exit_code"]), ("summary", 1, 0)
+        )
 
     def test_a_run_that_failed_tells_it_with_its_exit_code(self) -> None:
         self.configure(notify_command="cat > heard.json")
         self.add("chunk_0", "a.webm")
         self.run_cli(env=self.stand_in("sys.exit(1)"))
-        self.assertEqual(json.loads(self.heard().read_text())["exit_code"], 1)
+        summary = json.loads(self.heard().read_text())
+        self.assertEqual(summary["exit_code"], 4)
+        self.assertIn("does not work", summary["message"])
 
     def test_its_failure_is_logged_and_nothing_more(self) -> None:
-        for command in ("echo no such service >&2; exit 3", "sleep 100 & exit 0", "/no/such/command", "yes"):
+        for command in (
+            "echo no such service >&2; exit 3",
+            "sleep 100 & exit 0",
+            "/no/such/command",
+            "yes >&2",
+        ):
             self.add("chunk_0", "a.webm")
             (self.library / "a.opus").unlink(missing_ok=True)
             self.configure(notify_command=command)

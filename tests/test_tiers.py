@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import time
 import unittest
 
-from tests.base import DAY, LibraryCase, decoded_seconds
+from tests.base import DAY, FFMPEG, LibraryCase, decoded_seconds
 
-TIERS = [{"after_days": 90, "bitrate": "32k"}, {"after_days": 30, "bitrate": "48k"}]  # in whatever order
+TIERS = [
+    {"after_days": 90, "bitrate": "32k"},
+    {"after_days": 30, "bitrate": "48k"},
+]  # in whatever order
 
 
 class TierCase(LibraryCase):
@@ -18,11 +23,15 @@ class TierCase(LibraryCase):
         self.configure(tiers=TIERS)
 
     def grow_older(self, days: float) -> None:
-        """Every recording of the library was last modified so many days ago."""
-        then = time.time() - days * DAY
+        """Every recording of the library was last modified so many days ago, and is on record so."""
+        then = round(time.time() - days * DAY)
         for path in self.library.rglob("*"):
             if path.suffix in (".webm", ".opus", ".m4a"):
                 os.utime(path, (then, then))
+        for path in self.library.glob(".compression/history.jsonl"):
+            path.write_text(
+                re.sub(r'"mtime_ns": \d+', f'"mtime_ns": {then * 10**9}', path.read_text())
+            )
 
     def compressed(self, days: float, *options: str) -> dict[str, int]:
         """Run at an age; the bytes of every copy then."""
@@ -38,7 +47,9 @@ class AgeDecides(TierCase):
         self.add("chunk_0", "older.webm", time.time() - 31 * DAY)
         self.add("chunk_0", "oldest.webm", time.time() - 91 * DAY)
         ran = self.run_cli("--json")
-        sizes = [ran.outcomes[f"{name}.webm"]["compressed_size"] for name in ("new", "older", "oldest")]
+        sizes = [
+            ran.outcomes[f"{name}.webm"]["compressed_size"] for name in ("new", "older", "oldest")
+        ]
         self.assertGreater(sizes[0], 1.7 * sizes[1])
         self.assertGreater(sizes[1], 1.3 * sizes[2])
         again = self.run_cli("--json")
@@ -59,7 +70,10 @@ class AgeDecides(TierCase):
             self.assertLess(size, 0.6 * first[name])
         document = self.read_json("2025-10-27/14-30-45-chunk-1.json")
         self.assertEqual(document["compressed_size"], sum(second.values()))
-        self.assertEqual(document["compression_ratio"], round(sum(second.values()) / document["original_size"], 4))
+        self.assertEqual(
+            document["compression_ratio"],
+            round(sum(second.values()) / document["original_size"], 4),
+        )
         entry = self.read_json("index.json")["recordings"][0]
         self.assertEqual((entry["compressed"], entry["size"]), (True, sum(second.values())))
         self.assertEqual(self.read_json("index.json")["compressed_size"], sum(second.values()))
@@ -83,7 +97,11 @@ class AgeDecides(TierCase):
         self.assertEqual(outcome["action"], "would-compress")
         due = json.loads(self.run_cli("stats", "--json").out)["due"]
         self.assertEqual((due["count"], due["size"]), (1, len(before["a.opus"])))
-        self.assertAlmostEqual(due["estimated_saving"], len(before["a.opus"]) - outcome["estimated_size"], delta=0.1 * due["size"])
+        self.assertAlmostEqual(
+            due["estimated_saving"],
+            len(before["a.opus"]) - outcome["estimated_size"],
+            delta=0.1 * due["size"],
+        )
         self.assertEqual(self.files(), before)
         after = self.compressed(31)["a.opus"]
         self.assertAlmostEqual(outcome["estimated_size"] / after, 1, delta=0.09)
@@ -116,7 +134,9 @@ class BestSource(TierCase):
         self.assertTrue(original.exists())
         self.assertEqual(self.run_cli("--json").outcomes, {})
 
-    def test_a_copy_of_something_else_is_not_replaced_from_an_original_that_came_later(self) -> None:
+    def test_a_copy_of_something_else_is_not_replaced_from_an_original_that_came_later(
+        self,
+    ) -> None:
         self.configure(tiers=TIERS, delete_originals=False)
         self.add("chunk_0", "a.webm")
         self.compressed(8)
@@ -139,14 +159,18 @@ class BestSource(TierCase):
 
     def test_a_policy_of_its_own_holds_at_any_age(self) -> None:
         self.add("chunk_0", "a.webm")
-        self.add_json("a.json", {"chunks": [{"file": "a.webm"}], "compression_policy": {"bitrate": "80k"}})
+        self.add_json(
+            "a.json", {"chunks": [{"file": "a.webm"}], "compression_policy": {"bitrate": "80k"}}
+        )
         first = self.compressed(8)
         self.assertEqual(self.compressed(100), first)
 
     def test_a_file_in_a_copys_format_that_no_record_knows_is_left_alone(self) -> None:
         self.add("chunk_0", "a.webm")
         self.compressed(8)
-        (self.library / "a.opus").rename(self.library / "mine.opus")
+        copy = ["-i", str(self.library / "a.opus"), "-c", "copy", "-map_metadata", "-1"]
+        subprocess.run([FFMPEG, "-v", "error", *copy, str(self.library / "mine.opus")], check=True)
+        (self.library / "a.opus").unlink()
         before = self.files()
         self.compressed(100)
         self.assertEqual(self.files(), before)
@@ -159,6 +183,14 @@ class BestSource(TierCase):
         second = self.compressed(31)
         self.assertLess(sum(second.values()), 0.6 * sum(first.values()))
         self.assertEqual(self.compressed(32), second)
+
+    def test_a_copy_is_known_by_its_tag_where_its_time_is_not_that_on_record(self) -> None:
+        self.add("chunk_0", "a.webm")
+        first = self.compressed(8)["a.opus"]
+        then = time.time() - 31 * DAY
+        os.utime(self.library / "a.opus", (then, then))
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertLess((self.library / "a.opus").stat().st_size, 0.6 * first)
 
     def test_a_copy_that_changed_on_the_way_is_kept(self) -> None:
         self.add("chunk_0", "a.webm")
@@ -180,9 +212,12 @@ class OddTiers(LibraryCase):
             ([{"bitrate": "64k"}], "after_days"),
             ([{"after_days": 30}], "bitrate"),
             ([{"after_days": 30, "bitrate": "64k", "archive": "/x"}], "either"),
-            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 30, "bitrate": "32k"}], "differ"),
+            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 30, "bitrate": "32k"}], "rise"),
             ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 90, "bitrate": "70k"}], "fall"),
-            ([{"after_days": 30, "archive": "/x"}, {"after_days": 90, "bitrate": "32k"}], "last"),
+            (
+                [{"after_days": 30, "archive": "/x"}, {"after_days": 90, "bitrate": "32k"}],
+                "archive last",
+            ),
             ([{"after_days": 5, "bitrate": "64k"}], "age_threshold_days"),
             ([{"after_days": 30, "bitrate": "128k"}], "target_bitrate"),
             ([{"after_days": "30", "bitrate": "64k"}], "number"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import math
 import struct
 import subprocess
 import unittest
@@ -21,16 +21,15 @@ def source(name: str) -> service.Probe:
 
 
 def examine(path: Path) -> service.Probe:
-    with service.Tools(service.Stop()) as tools:
-        return service.probe_file(str(path), tools)
+    return service.probe_file(str(path), service.Tools(service.Stop()))
 
 
-def work_of(found: service.Probe, form: str = "opus") -> service.Work:
-    """A recording on its way, as far as the checks look at it."""
-    source = service.Source("x.webm", service.Identity(0, 0, 49_217, 0))
-    work = service.Work(source, service.Session("", [source], []), service.Target(form, 96_000), "", True)
-    work.probe = found
-    return work
+def job_of(found: service.Probe, copy: Path, form: str = "opus") -> service.Job:
+    """A proof, as far as the checks look at it; its level files are `source` and `copy` beside the
+    copy."""
+    source, levels = (str(copy.parent / name) for name in ("source", "copy"))
+    target = service.Target(form, 96_000)
+    return service.Job("", found, target, str(copy), True, source, levels)
 
 
 def with_checksums(content: bytearray) -> bytes:
@@ -42,8 +41,21 @@ def with_checksums(content: bytearray) -> bytes:
     return bytes(content)
 
 
-def encode(path: Path, *options: str, recording: str = "chunk_0", codec: str = "libopus", rate: str = "64k") -> Path:
-    command = [FFMPEG, "-v", "error", "-nostdin", "-y", "-i", str(RECORDINGS / f"{recording}.webm"), *options, "-c:a", codec]
+def encode(
+    path: Path, *options: str, recording: str = "chunk_0", codec: str = "libopus", rate: str = "64k"
+) -> Path:
+    command = [
+        FFMPEG,
+        "-v",
+        "error",
+        "-nostdin",
+        "-y",
+        "-i",
+        str(RECORDINGS / f"{recording}.webm"),
+        *options,
+        "-c:a",
+        codec,
+    ]
     subprocess.run([*command, "-b:a", rate, str(path)], check=True)
     return path
 
@@ -52,17 +64,11 @@ class Structure(LibraryCase):
     """What is told of a copy without decoding it."""
 
     def verify(self, copy: Path, recording: str = "chunk_0", form: str = "opus") -> None:
-        work = work_of(source(recording), form)
-        work.staged = str(copy)
-        descriptor = os.open(copy, os.O_RDONLY)
-        try:
-            with service.Tools(service.Stop()) as tools:
-                service.verify_structure(descriptor, str(copy), work, tools, 5)
-        finally:
-            os.close(descriptor)
+        job = job_of(source(recording), copy, form)
+        service.check_structure(job, service.Tools(service.Stop()))
 
-    def refused(self, copy: Path, error: type[service.Refusal], *words: str) -> None:
-        with self.assertRaises(error) as caught:
+    def refused(self, copy: Path, *words: str) -> None:
+        with self.assertRaises(service.NotProven) as caught:
             self.verify(copy)
         for word in words:
             self.assertIn(word, str(caught.exception))
@@ -74,28 +80,30 @@ class Structure(LibraryCase):
     def test_an_empty_file_is_no_copy(self) -> None:
         empty = self.folder / "a.opus"
         empty.touch()
-        self.refused(empty, service.MissingCopy, "empty")
+        self.refused(empty, "empty")
 
     def test_another_codec_is_noticed(self) -> None:
-        self.refused(encode(self.folder / "a.ogg", "-f", "ogg", codec="flac"), service.NotProven)
+        self.refused(encode(self.folder / "a.ogg", "-f", "ogg", codec="flac"))
 
     def test_another_container_is_noticed(self) -> None:
-        self.refused(encode(self.folder / "a.webm"), service.UnsoundStream)
+        self.refused(encode(self.folder / "a.webm"))
 
     def test_another_number_of_channels_is_noticed(self) -> None:
-        self.refused(encode(self.folder / "a.opus", "-ac", "2"), service.WrongStream, "1 channels", "2")
+        self.refused(encode(self.folder / "a.opus", "-ac", "2"), "with 1 channels", "with 2")
 
     def test_a_second_stream_is_noticed(self) -> None:
-        one, two = (encode(self.folder / f"{name}.opus", recording=name) for name in ("chunk_0", "chunk_1"))
+        one, two = (
+            encode(self.folder / f"{name}.opus", recording=name) for name in ("chunk_0", "chunk_1")
+        )
         one.write_bytes(one.read_bytes() + two.read_bytes())
-        self.refused(one, service.UnsoundStream, "second stream")
+        self.refused(one, "a second one begins")
 
     def test_a_stream_without_its_end_flag_is_noticed(self) -> None:
         copy = encode(self.folder / "a.opus")
         content = bytearray(copy.read_bytes())
         content[content.rindex(b"OggS") + 5] &= ~4
         copy.write_bytes(with_checksums(content))
-        self.refused(copy, service.UnsoundStream, "last page")
+        self.refused(copy, "last page")
 
     def test_a_granule_position_that_steps_back_is_noticed(self) -> None:
         copy = encode(self.folder / "a.opus")
@@ -103,35 +111,34 @@ class Structure(LibraryCase):
         pages = [at for at in range(len(content)) if content[at : at + 4] == b"OggS"]
         struct.pack_into("<q", content, pages[3] + 6, 4_000)
         copy.write_bytes(with_checksums(content))
-        self.refused(copy, service.UnsoundStream, "step back")
+        self.refused(copy, "step back")
 
     def test_a_cut_inside_a_page_is_noticed(self) -> None:
         copy = encode(self.folder / "a.opus")
         copy.write_bytes(copy.read_bytes()[:-100])
-        self.refused(copy, service.UnsoundStream, "inside a page")
+        self.refused(copy, "inside a page")
 
     def test_one_other_byte_is_noticed_by_the_checksum_of_its_page(self) -> None:
         copy = encode(self.folder / "a.opus")
         content = bytearray(copy.read_bytes())
         content[len(content) // 2] ^= 1
         copy.write_bytes(content)
-        self.refused(copy, service.UnsoundStream, "checksum")
+        self.refused(copy, "checksum")
 
     def test_a_page_that_is_missing_is_noticed(self) -> None:
         copy = encode(self.folder / "a.opus", "-page_duration", "200000")
         content = copy.read_bytes()
         pages = [at for at in range(len(content)) if content[at : at + 4] == b"OggS"]
         copy.write_bytes(content[: pages[5]] + content[pages[6] :])
-        self.refused(copy, service.UnsoundStream, "pages are missing")
+        self.refused(copy, "pages are missing")
 
     def test_one_sample_less_is_noticed(self) -> None:
-        self.refused(encode(self.folder / "a.opus", "-af", "atrim=end_sample=143999"), service.WrongLength, "143999 samples")
+        self.refused(
+            encode(self.folder / "a.opus", "-af", "atrim=end_sample=143999"), "143999 samples"
+        )
 
     def test_a_copy_that_lacks_a_second_is_noticed_by_its_packets(self) -> None:
-        self.refused(encode(self.folder / "a.opus", "-t", "2"), service.WrongLength, "3.000 s", "2.000 s")
-
-    def test_a_copy_that_saves_too_little_is_kept_and_not_called_a_failure(self) -> None:
-        self.refused(encode(self.folder / "a.opus", "-vbr", "off", rate="200k"), service.Refusal, "too little")
+        self.refused(encode(self.folder / "a.opus", "-t", "2"), "144000 samples", "96000 samples")
 
 
 class Wave(LibraryCase):
@@ -139,17 +146,34 @@ class Wave(LibraryCase):
 
     def setUp(self) -> None:
         super().setUp()
-        command = [FFMPEG, "-v", "error", "-nostdin", "-i", str(RECORDINGS / "ch_slices_concat.webm"), "-ac", "1"]
-        self.samples = subprocess.run([*command, "-ar", "4000", "-f", "f32le", "-"], capture_output=True, check=True).stdout
+        command = [
+            FFMPEG,
+            "-v",
+            "error",
+            "-nostdin",
+            "-i",
+            str(RECORDINGS / "ch_slices_concat.webm"),
+            "-ac",
+            "1",
+        ]
+        self.samples = subprocess.run(
+            [*command, "-ar", "4000", "-f", "f32le", "-"], capture_output=True, check=True
+        ).stdout
 
-    def compare(self, copy: bytes, packets: int = 0, gaps: tuple[tuple[int, int], ...] = (), channels: int = 1) -> None:
+    def compare(
+        self,
+        copy: bytes,
+        packets: int = 0,
+        gaps: tuple[tuple[int, int], ...] = (),
+        channels: int = 1,
+    ) -> None:
         """`packets`: samples that the source's packets have, if not those that were decoded; `gaps` at 4 kHz."""
-        paths = [self.folder / "source", self.folder / "copy"]
-        for path, content in zip(paths, (self.samples, copy)):
-            path.write_bytes(content)
         rate, samples = service.LEVEL_RATE, packets or len(self.samples) // 4 // channels
-        found = service.Probe("ogg", "opus", channels, rate, {}, samples, gaps, 0.0)
-        service.compare_audio(str(paths[0]), str(paths[1]), work_of(found), service.Stop())
+        found = service.Probe("ogg", "opus", channels, rate, length=samples, gaps=list(gaps))
+        job = job_of(found, self.folder / "a.opus")
+        Path(job.source_levels).write_bytes(self.samples)
+        Path(job.copy_levels).write_bytes(copy)
+        service.compare_audio(job, service.Stop())
 
     def changed(self, begin: float, end: float, factor: float) -> bytes:
         samples = array("f", self.samples)
@@ -161,40 +185,51 @@ class Wave(LibraryCase):
         self.compare(self.samples)
 
     def test_silence_is_noticed(self) -> None:
-        with self.assertRaises(service.DifferentAudio):
+        with self.assertRaises(service.NotProven):
             self.compare(bytes(len(self.samples)))
 
+    def test_what_is_no_number_proves_nothing(self) -> None:
+        for source, copy in ((math.nan, 0.1), (0.1, math.nan), (math.inf, math.inf)):
+            samples = array("f", self.samples)
+            samples[9_000] = copy
+            sound = array("f", self.samples)
+            sound[9_000] = source
+            whole, self.samples = self.samples, sound.tobytes()
+            with self.subTest(source), self.assertRaises(service.Refusal):
+                self.compare(samples.tobytes())
+            self.samples = whole
+
     def test_one_quiet_second_is_noticed_and_told_where(self) -> None:
-        with self.assertRaisesRegex(service.DifferentAudio, r"loudness at (3\.5|4\.0) s"):
+        with self.assertRaisesRegex(service.NotProven, r"loudness at (3\.[5-9]|4\.[0-4]) s"):
             self.compare(self.changed(3.5, 4.5, 0.3))
 
     def test_one_lost_word_is_noticed(self) -> None:
-        with self.assertRaises(service.DifferentAudio):
+        with self.assertRaises(service.NotProven):
             self.compare(self.changed(3.6, 4.1, 0))
 
     def test_a_shift_of_a_fiftieth_of_a_second_is_noticed(self) -> None:
         shift = 4 * service.LEVEL_RATE // 50
-        with self.assertRaises(service.DifferentAudio):
+        with self.assertRaises(service.NotProven):
             self.compare(self.samples[shift:] + self.samples[:shift])
 
     def test_a_shift_of_0_7_seconds_is_noticed(self) -> None:
         shift = int(4 * service.LEVEL_RATE * 0.7)
-        with self.assertRaises(service.DifferentAudio):
+        with self.assertRaises(service.NotProven):
             self.compare(self.samples[shift:] + self.samples[:shift])
 
     def test_the_same_loudness_with_other_content_is_noticed(self) -> None:
         samples = array("f", self.samples)
         for at in range(0, len(samples) - 200, 200):
             samples[at : at + 200] = samples[at : at + 200][::-1]
-        with self.assertRaisesRegex(service.DifferentAudio, "correlation"):
+        with self.assertRaisesRegex(service.NotProven, "correlation"):
             self.compare(samples.tobytes())
 
     def test_a_copy_shorter_by_a_packet_is_noticed(self) -> None:
-        with self.assertRaises(service.WrongLength):
+        with self.assertRaises(service.NotProven):
             self.compare(self.samples[: -4 * service.LEVEL_RATE // 50])
 
     def test_a_source_that_did_not_decode_to_its_own_length_proves_nothing(self) -> None:
-        with self.assertRaisesRegex(service.WrongLength, "by the source's packets"):
+        with self.assertRaisesRegex(service.NotProven, "by the source's packets"):
             self.compare(self.samples, packets=len(self.samples) // 4 + 4_000)
 
     def test_silence_has_to_be_where_the_source_has_a_gap_and_nowhere_else(self) -> None:
@@ -202,16 +237,16 @@ class Wave(LibraryCase):
         right = self.samples[: 4 * at] + bytes(4 * length) + self.samples[4 * at :]
         self.compare(right, gaps=((at, length),))
         for other in (at - 2_400, at + 2_400):
-            with self.assertRaises(service.DifferentAudio):
+            with self.assertRaises(service.NotProven):
                 self.compare(right, gaps=((other, length),))
-        with self.assertRaises(service.WrongLength):
+        with self.assertRaises(service.NotProven):
             self.compare(right)
 
     def test_a_tenth_of_a_second_cut_and_filled_in_elsewhere_is_noticed(self) -> None:
         tenth = 4 * service.LEVEL_RATE // 10
         for cut, filled in ((10, 30), (30, 10), (10, 18)):
             kept = self.samples[: cut * tenth] + self.samples[(cut + 1) * tenth :]
-            with self.subTest(cut=cut, filled=filled), self.assertRaises(service.DifferentAudio):
+            with self.subTest(cut=cut, filled=filled), self.assertRaises(service.NotProven):
                 self.compare(kept[: filled * tenth] + bytes(tenth) + kept[filled * tenth :])
 
 
@@ -230,7 +265,7 @@ class Channels(Wave):
         self.samples = source
         self.compare(source, channels=2)
         for number, copy in enumerate(copies):
-            with self.subTest(number), self.assertRaises(service.DifferentAudio):
+            with self.subTest(number), self.assertRaises(service.NotProven):
                 self.compare(copy, channels=2)
 
     def test_two_channels_exchanged_silent_or_the_same_are_noticed(self) -> None:
@@ -240,15 +275,28 @@ class Channels(Wave):
 
     def test_a_recording_that_cancels_itself_out_in_a_mix_is_compared_all_the_same(self) -> None:
         left, inverse, none = self.left, [-sample for sample in self.left], [0] * len(self.left)
-        self.refused(self.stereo(left, inverse), self.stereo(none, none), self.stereo(left, left), self.stereo(inverse, left))
+        self.refused(
+            self.stereo(left, inverse),
+            self.stereo(none, none),
+            self.stereo(left, left),
+            self.stereo(inverse, left),
+        )
 
     def test_a_channel_20_dB_quieter_may_not_be_lost(self) -> None:
         left, quiet, none = self.left, [sample / 10 for sample in self.right], [0] * len(self.left)
-        self.refused(self.stereo(left, quiet), self.stereo(left, none), self.stereo(left, [s / 10 for s in left]))
+        self.refused(
+            self.stereo(left, quiet),
+            self.stereo(left, none),
+            self.stereo(left, [s / 10 for s in left]),
+        )
 
     def test_a_silent_channel_has_to_stay_silent(self) -> None:
         left, none = self.left, [0] * len(self.left)
-        self.refused(self.stereo(left, none), self.stereo(left, [s / 5 for s in left]), self.stereo(none, left))
+        self.refused(
+            self.stereo(left, none),
+            self.stereo(left, [s / 5 for s in left]),
+            self.stereo(none, left),
+        )
 
 
 class Sources(LibraryCase):
@@ -264,13 +312,15 @@ class Sources(LibraryCase):
 
     def test_length_gaps_and_channels_come_from_the_packets(self) -> None:
         suspended = source("ch_ctx_suspend_4_3_4s")
-        self.assertAlmostEqual(suspended.audio_seconds, 7.98, delta=0.001)
+        self.assertAlmostEqual(suspended.seconds, 7.98, delta=0.001)
         self.assertAlmostEqual(suspended.timeline, 10.98, delta=0.05)
-        self.assertEqual(suspended.gaps, ((190_080, 143_952),))
+        self.assertEqual(suspended.gaps, [(190_080, 143_952)])
         self.assertEqual(suspended.channels, 2)
         self.assertAlmostEqual(source("ch_late_track_5s").timeline, 4.98, delta=0.01)
         self.assertAlmostEqual(source("ff_chunk_1").timeline, 3.304, delta=0.001)
-        self.assertEqual(source("ch_mp4mime_10s").samples, 474_240)  # less what its header has decoders skip, 80 ms
+        self.assertEqual(
+            source("ch_mp4mime_10s").samples, 474_240
+        )  # less what its header has decoders skip, 80 ms
         self.assertAlmostEqual(source("ch_mic_24k_20s").kilobits, 23.8, delta=0.5)
 
     def test_every_cut_of_a_recording_is_noticed_unless_it_falls_between_packets(self) -> None:
@@ -299,9 +349,9 @@ class Sources(LibraryCase):
 
     def test_a_jump_to_the_end_of_the_clock_is_not_filled_with_weeks_of_silence(self) -> None:
         found = source("chunk_0")
-        leaped = dataclasses.replace(found, gaps=((0, 2_147_480 * found.rate),))
+        leaped = dataclasses.replace(found, gaps=[(0, 2_147_480 * found.rate)])
         with self.assertRaises(service.Refusal) as caught:
-            service.decide(leaped, 49_217, None, service.Target("opus", 96_000), 5)
+            service.decide(leaped, 49_217, 0.0, service.Target("opus", 96_000), 5)
         self.assertIs(caught.exception.reason, service.Reason.GAPS)
 
 
@@ -314,5 +364,12 @@ class Commands(unittest.TestCase):
         self.assertEqual(tuple(words[: len(service.SAFE_INPUT)]), service.SAFE_INPUT)
 
     def test_each_packet_s_length_is_told_by_its_first_two_bytes(self) -> None:
-        for start, samples in ((b"\xfb\x83", 2880), (b"\xfc", 960), (b"\x78", 960), (b"\x18", 2880), (b"\xfb\xbf", 0), (b"", 0)):
+        for start, samples in (
+            (b"\xfb\x83", 2880),
+            (b"\xfc", 960),
+            (b"\x78", 960),
+            (b"\x18", 2880),
+            (b"\xfb\xbf", 0),
+            (b"", 0),
+        ):
             self.assertEqual(service.opus_packet_samples(start), samples, start)

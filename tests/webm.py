@@ -18,7 +18,11 @@ class Packet(NamedTuple):
 
 def element(identity: int, content: bytes, size: Optional[bytes] = None) -> bytes:
     length = (identity.bit_length() + 7) // 8
-    return identity.to_bytes(length, "big") + (size or (1 << 56 | len(content)).to_bytes(8, "big")) + content
+    return (
+        identity.to_bytes(length, "big")
+        + (size or (1 << 56 | len(content)).to_bytes(8, "big"))
+        + content
+    )
 
 
 def number(value: int, length: int = 1) -> bytes:
@@ -29,12 +33,22 @@ def opus_head(channels: int = 1, pre_skip: int = 0) -> bytes:
     return b"OpusHead" + struct.pack("<BBHIhB", 1, channels, pre_skip, 48_000, 0, 0)
 
 
-def header(codec: bytes = b"A_OPUS", head: bytes = b"", audio: bytes = b"", extra: bytes = b"") -> bytes:
+def header(
+    codec: bytes = b"A_OPUS", head: bytes = b"", audio: bytes = b"", extra: bytes = b""
+) -> bytes:
     """What stands before the first cluster; `audio` are elements of the Audio element, `extra` of the segment."""
     ebml = element(0x1A45DFA3, element(0x4282, b"webm"))
     private = element(0x63A2, head) if head else b""
-    track = element(0xD7, number(1)) + element(0x83, number(2)) + element(0x86, codec) + private + element(0xE1, audio)
-    return ebml + element(0x18538067, b"", UNKNOWN) + extra + element(0x1654AE6B, element(0xAE, track))
+    track = (
+        element(0xD7, number(1))
+        + element(0x83, number(2))
+        + element(0x86, codec)
+        + private
+        + element(0xE1, audio)
+    )
+    return (
+        ebml + element(0x18538067, b"", UNKNOWN) + extra + element(0x1654AE6B, element(0xAE, track))
+    )
 
 
 def block(stamp: int, data: bytes, flags: int = 0x80) -> bytes:
@@ -43,7 +57,9 @@ def block(stamp: int, data: bytes, flags: int = 0x80) -> bytes:
     return element(0x1F43B675, element(0xE7, number(stamp, 8)) + simple)
 
 
-def write(path: Path, packets: Iterable[Packet], head: Optional[bytes] = None, **parts: bytes) -> Path:
+def write(
+    path: Path, packets: Iterable[Packet], head: Optional[bytes] = None, **parts: bytes
+) -> Path:
     content = header(head=opus_head() if head is None else head, **parts)
     path.write_bytes(content + b"".join(block(*packet) for packet in packets))
     return path
@@ -76,5 +92,8 @@ def packets_of(path: Path) -> Iterator[Packet]:
         if identity == 0xE7:
             cluster = int.from_bytes(data[at : at + size], "big")
         elif identity == 0xA3:
-            yield Packet(cluster + int.from_bytes(data[at + 1 : at + 3], "big", signed=True), data[at + 4 : at + size])
+            yield Packet(
+                cluster + int.from_bytes(data[at + 1 : at + 3], "big", signed=True),
+                data[at + 4 : at + size],
+            )
         at += 0 if identity in MASTERS else size

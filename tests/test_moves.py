@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import compression_service as service
 
-RECORDINGS = Path(__file__).resolve().parent.parent.parent / "tests" / "recordings"
+RECORDINGS = Path(__file__).resolve().parent / "recordings"
 NAMES = ("a-chunk-1", "a-chunk-2")
 SIDECAR = {"id": "x", "chunks": [{"file": f"{name}.webm"} for name in NAMES]}
 

@@ -13,6 +13,7 @@ import time
 import unittest
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .base import LONG_AGO, PROJECT, SCRIPT, LibraryCase, Ran, sidecar
 
@@ -77,7 +78,7 @@ class Owners(SituationCase):
         said = [line["past"].get("attempts", 0) for line in self.records()]
         self.assertEqual(said, [0, 0], "it must not count against the recordings")
 
-    def records(self) -> list[dict]:
+    def records(self) -> list[dict[str, Any]]:
         lines = map(json.loads, self.history().read_text().splitlines())
         return [line for line in lines if line["type"] == "recording"]
 

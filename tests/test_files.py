@@ -197,7 +197,11 @@ class TestRewrite(FileCase):
     def test_a_document_is_replaced_with_its_mode_and_backed_up_once(self) -> None:
         path = self.make("x.json", b"first", mode=0o640)
         for data in (b"second", b"third"):
-            service.rewrite(path, lambda _, data=data: data, self.staging, backup=True)
+
+            def edit(_: bytes, new: bytes = data) -> bytes:
+                return new
+
+            service.rewrite(path, edit, self.staging, backup=True)
         self.assertEqual(Path(path).read_bytes(), b"third")
         self.assertEqual(Path(path + ".bak").read_bytes(), b"first")
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o640)

@@ -2,6 +2,7 @@
 
 import json
 import unittest
+from typing import Any
 
 import compression_service as service
 from compression_service import Reason
@@ -10,14 +11,14 @@ from .test_library import OLD, Case
 
 
 class Statistics(Case):
-    def gather(self, **settings):
+    def gather(self, **settings: Any) -> dict[str, Any]:
         config = service.Config(recordings_dir=str(self.root), **settings)
         return service.gather_stats(config)
 
-    def past(self, stem, **past):
+    def past(self, stem: str, **past: Any) -> None:
         self.remember(stem, mtime_ns=OLD * 10**9, seconds=3600.0, **past)
 
-    def fill(self):
+    def fill(self) -> None:
         self.add("d/a.opus", b"1234")
         self.past(
             "d/a",
@@ -41,7 +42,7 @@ class Statistics(Case):
         self.add("e/new.webm", b"1" * 100)
         self.add("e/stranger.opus", b"12")
 
-    def test_sizes_savings_and_reasons_are_those_of_the_records(self):
+    def test_sizes_savings_and_reasons_are_those_of_the_records(self) -> None:
         self.fill()
         stats = self.gather()
         wanted = {
@@ -68,7 +69,7 @@ class Statistics(Case):
         self.assertNotIn("<c>", page)
         json.dumps(stats)
 
-    def test_a_kept_original_has_saved_nothing_and_an_empty_library_is_shown(self):
+    def test_a_kept_original_has_saved_nothing_and_an_empty_library_is_shown(self) -> None:
         list(service.stats_lines(self.gather())), service.stats_page(self.gather())
         self.add("d/a.opus", b"1234"), self.add("d/a.webm", b"1234567890")
         self.past(

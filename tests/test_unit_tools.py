@@ -25,7 +25,6 @@ from compression_service import (
     Target,
     ToolError,
     Tools,
-    said,
     stop_signals,
     try_ffmpeg,
 )
@@ -68,9 +67,9 @@ class TestRun(ToolsCase):
     def test_only_what_ffmpeg_tagged_itself_is_said_of_a_recording(self) -> None:
         self.assertEqual(self.shell("echo a banner >&2; echo '[info] all well' >&2"), "")
         told = "[matroska @ 0x55d0c0] [warning] Guessed Channel Layout for Input Stream"
-        self.assertEqual(said(told.encode()), "")
+        self.assertEqual(self.shell(f"echo '{told}' >&2"), "")
         told = "[matroska @ 0x55d0c0] [error] File ended prematurely"
-        self.assertEqual(said(told.encode()), "[matroska] [error] File ended prematurely")
+        self.assertEqual(self.shell(f"echo '{told}' >&2"), "[matroska] File ended prematurely")
 
     def test_a_failure_says_what_the_tool_said(self) -> None:
         refusal = self.assert_refused(Reason.TOOL_FAILED, "echo no idea >&2; exit 3")
@@ -97,7 +96,7 @@ class TestRun(ToolsCase):
 
     def test_its_last_words_are_heard_though_a_grandchild_holds_the_stream(self) -> None:
         told = self.shell("sleep 60 & sleep 0.5; echo '[error] the end' >&2")
-        self.assertEqual(told, "[error] the end")
+        self.assertEqual(told, "the end")
 
     def test_one_that_complains_without_end_is_stopped(self) -> None:
         self.assert_refused(Reason.DAMAGED, "yes '[error] bad' >&2")

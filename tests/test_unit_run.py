@@ -9,17 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from compression_service import (
-    File,
-    Move,
-    Plan,
-    Queue,
-    Recording,
-    Take,
-    Target,
-    Work,
-    space_needed,
-)
+from compression_service import File, Move, Plan, Queue, Recording, Take, Target, Work, space_needed
 
 
 def works(count: int, size: int = 48_000, name: str = "x") -> list[Work]:
@@ -53,4 +43,3 @@ class TestQueue(unittest.TestCase):
         self.assertEqual(queue.take(needed - 1), [])
         self.assertEqual(queue.take(needed), one[:1])
         self.assertEqual(queue.take(10 * needed), one[1:])
-

@@ -3,11 +3,12 @@
 import json
 import time
 import unittest
+from typing import Any
 
 import compression_service as service
 from compression_service import File, Past, Place, Take
 
-SIDECAR = {
+SIDECAR: dict[str, Any] = {
     "id": "2025-10-27T14:30:45Z",
     "duration": 145.2,
     "chunks": [
@@ -22,7 +23,9 @@ SIDECAR = {
 }
 
 
-def copied(stem, first=1000, size=400, when=1000.0, kept=False):
+def copied(
+    stem: str, first: int = 1000, size: int = 400, when: float = 1000.0, kept: bool = False
+) -> Take:
     name = stem.rpartition("/")[2]
     past = Past(
         "compressed", mtime_ns=5, first_size=first, suffix=".opus", size=size, compressed=when
@@ -31,45 +34,51 @@ def copied(stem, first=1000, size=400, when=1000.0, kept=False):
     return Take(stem, originals, (File(name + ".opus", size, 5),), past)
 
 
-def waiting(stem, size=1000):
+def waiting(stem: str, size: int = 1000) -> Take:
     return Take(stem, (File(stem.rpartition("/")[2] + ".webm", size, 5),))
 
 
-def edit(document, *takes, facts=True):
+def edit(document: Any, *takes: Take, facts: bool = True) -> Any:
     data = document if isinstance(document, bytes) else json.dumps(document, indent=2).encode()
     rename = service.renamer("recordings", "d", {take.name: take for take in takes})
     return service.edit_sidecar(data, rename, service.facts_of(takes) if facts else None)
 
 
 class Sidecars(unittest.TestCase):
-    def test_names_and_members_follow_the_takes_and_a_second_edit_changes_nothing(self):
+    def test_names_and_members_follow_the_takes_and_a_second_edit_changes_nothing(self) -> None:
         takes = copied("d/a-1"), copied("d/a-2", 3000, 600)
         new = json.loads(edit(SIDECAR, *takes))
         self.assertEqual([chunk["file"] for chunk in new["chunks"]], ["a-1.opus", "a-2.opus"])
         self.assertEqual(new["chunks"][0]["segments"], SIDECAR["chunks"][0]["segments"])
         self.assertEqual(new["full_transcription"], "a-1.webm")
-        wanted = {"compressed": True, "original_size": 4000, "compressed_size": 1000}
+        wanted: dict[str, Any] = {
+            "compressed": True,
+            "original_size": 4000,
+            "compressed_size": 1000,
+        }
         wanted.update(compression_ratio=0.25, compression_date="1970-01-01T00:16:40Z")
         self.assertEqual({key: new[key] for key in wanted}, wanted)
         self.assertIsNone(edit(edit(SIDECAR, *takes), *takes))
 
-    def test_only_files_really_compressed_are_renamed_and_the_whole_is_not_called_compressed(self):
+    def test_only_files_really_compressed_are_renamed_and_the_whole_is_not_called_compressed(
+        self,
+    ) -> None:
         new = json.loads(edit(SIDECAR, copied("d/a-1"), waiting("d/a-2", 7)))
         self.assertEqual([chunk["file"] for chunk in new["chunks"]], ["a-1.opus", "a-2.webm"])
         self.assertEqual((new["compressed"], new["original_size"]), (False, 1007))
         self.assertEqual(new["compressed_size"], 407)
 
-    def test_a_missing_chunk_leaves_the_size_that_the_recorder_wrote(self):
+    def test_a_missing_chunk_leaves_the_size_that_the_recorder_wrote(self) -> None:
         new = json.loads(edit(SIDECAR, copied("d/a-1"), Take("d/a-2")))
         self.assertEqual((new["compressed"], new["original_size"]), (False, 99))
 
-    def test_original_size_is_set_once(self):
+    def test_original_size_is_set_once(self) -> None:
         once = edit(SIDECAR, copied("d/a-1"), waiting("d/a-2"))
         self.assertEqual(
             json.loads(edit(once, copied("d/a-1", 5), copied("d/a-2")))["original_size"], 2000
         )
 
-    def test_restored_has_its_names_and_members_back(self):
+    def test_restored_has_its_names_and_members_back(self) -> None:
         takes = copied("d/a-1"), copied("d/a-2", 3000, 600)
         back = [
             take._replace(
@@ -82,7 +91,7 @@ class Sidecars(unittest.TestCase):
         wanted = {**SIDECAR, "original_size": 4000}
         self.assertEqual(json.loads(edit(edit(SIDECAR, *takes), *back)), wanted)
 
-    def test_archived_says_where_and_coming_back_takes_that_out(self):
+    def test_archived_says_where_and_coming_back_takes_that_out(self) -> None:
         place = Place(
             "/mnt/cold/archive-of-recordings/d", "a-1.opus", 400, 5, "", 0o644, (0, 0), 9e8
         )
@@ -94,7 +103,7 @@ class Sidecars(unittest.TestCase):
         self.assertEqual((new["compressed"], new["compressed_size"]), (True, 800))
         self.assertEqual(edit(edit(first, *gone), *here), first)
 
-    def test_every_other_byte_stays(self):
+    def test_every_other_byte_stays(self) -> None:
         odd = (
             b'\xef\xbb\xbf{\r\n\t"na\\u006de" : NaN, "twice": {"a": 1, "a": 2},\r\n\t"n": -0, '
             b'"big": 1234567890123456789012345678901234567890.10, "s": "\\ud800 \\/ \xc3\xa9",\r\n'
@@ -109,7 +118,7 @@ class Sidecars(unittest.TestCase):
         )
         self.assertEqual(new, expected)
 
-    def test_names_written_with_escapes_and_in_every_path_are_names(self):
+    def test_names_written_with_escapes_and_in_every_path_are_names(self) -> None:
         takes = (copied("d/a-1"),)
         for name in (
             "a-1.webm",
@@ -123,7 +132,7 @@ class Sidecars(unittest.TestCase):
         self.assertEqual(edit(b'["a\\u002d1.webm"]', *takes), b'["a\\u002d1.opus"]')
         self.assertEqual(json.loads(edit(b'["a-1.web\\u006d"]', *takes)), ["a-1.opus"])
 
-    def test_any_other_string_is_data(self):
+    def test_any_other_string_is_data(self) -> None:
         for name in (
             "http://x/d/a-1.webm",
             "../a-1.webm",
@@ -146,18 +155,18 @@ class Sidecars(unittest.TestCase):
                 edit([{key: "a-1.webm"}, {key: [{"x": "a-1.webm"}]}], copied("d/a-1"))
             )
 
-    def test_a_name_as_a_key_and_a_doubled_key_of_the_object_itself_are_flaws(self):
+    def test_a_name_as_a_key_and_a_doubled_key_of_the_object_itself_are_flaws(self) -> None:
         for data in (b'{"a-1.webm": 1}', b'{"chunks": [], "id": 1, "id": 2}'):
             with self.assertRaises(service.Flaw):
                 edit(data, copied("d/a-1"))
 
-    def test_every_prefix_of_a_sidecar_is_a_flaw(self):
+    def test_every_prefix_of_a_sidecar_is_a_flaw(self) -> None:
         data = json.dumps(SIDECAR).encode()
         for length in range(len(data)):
             with self.assertRaises(service.Flaw):
                 edit(data[:length], copied("d/a-1"))
 
-    def test_what_cannot_be_parsed_is_a_flaw_and_no_traceback(self):
+    def test_what_cannot_be_parsed_is_a_flaw_and_no_traceback(self) -> None:
         for data in (
             b"",
             b"{",
@@ -171,7 +180,7 @@ class Sidecars(unittest.TestCase):
             with self.assertRaises(service.Flaw):
                 edit(data, copied("d/a-1"))
 
-    def test_members_are_taken_out_and_added_anywhere(self):
+    def test_members_are_taken_out_and_added_anywhere(self) -> None:
         gone = service.GONE
         for before, values, after in (
             (b'{"a":1,"b":2,"c":3}', {"a": gone, "b": gone, "d": 4}, b'{"c":3,"d":4}'),
@@ -187,8 +196,8 @@ class Sidecars(unittest.TestCase):
             text.set(text.root, values)
             self.assertEqual(text.edited(), after, before)
 
-    def test_a_document_of_a_thousand_times_the_size_takes_a_thousand_times_as_long(self):
-        def seconds(count):
+    def test_a_document_of_a_thousand_times_the_size_takes_a_thousand_times_as_long(self) -> None:
+        def seconds(count: int) -> float:
             chunks = [
                 {"file": f"a-{n}.webm", "segments": [{"text": "x" * 50}]} for n in range(count)
             ]
@@ -217,11 +226,11 @@ class Index(unittest.TestCase):
         "last_updated": "then",
     }
 
-    def edit(self, data, facts, copies=400):
+    def edit(self, data: bytes, facts: Any, copies: int = 400) -> Any:
         rename = service.renamer("recordings", "d", {"a-1": copied("d/a-1")})
         return service.edit_index(data, facts, lambda id_, name: rename(name), copies, "now")
 
-    def test_the_entry_and_the_totals_follow_and_nothing_else(self):
+    def test_the_entry_and_the_totals_follow_and_nothing_else(self) -> None:
         data = json.dumps(self.INDEX).encode()
         facts = {"A": service.facts_of([copied("d/a-1")]), "Z": service.facts_of([copied("d/z")])}
         expected = data.replace(
@@ -238,7 +247,7 @@ class Index(unittest.TestCase):
         self.assertEqual(service.index_differs(expected, facts), [])
         self.assertIsNone(self.edit(expected, facts))
 
-    def test_an_index_that_is_no_object_is_a_flaw(self):
+    def test_an_index_that_is_no_object_is_a_flaw(self) -> None:
         for data in (b"[]", b"{", b'{"recordings": [], "recordings": []}'):
             with self.assertRaises(service.Flaw):
                 self.edit(data, {})

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import compression_service as service
 
-RECORDINGS = Path(__file__).resolve().parent.parent.parent / "tests" / "recordings"
+RECORDINGS = Path(__file__).resolve().parent / "recordings"
 TARGET = service.Target("opus", 96_000)
 
 
