@@ -1442,7 +1442,7 @@ class Run:
         self.begun = len(works)
         if works and self.config.dry_run:
             read_signs(self.library)
-            try_ffmpeg(self.tools, works[0].plan.target)
+            try_ffmpeg(self.tools, works[0].plan.target, self.library.path(works[0].path))
         elif works:
             try_commits(self.library)
         begun_before = [work.recording for work in works if work.plan.move is Move.RESTORE]
@@ -1617,7 +1617,8 @@ class Run:
         refused = [(work, work.reason) for work in works if work.reason]
         suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
         if suspects:
-            try_ffmpeg(self.tools, suspects[0].plan.target)
+            suspect = suspects[0]
+            try_ffmpeg(self.tools, suspect.plan.target, self.library.path(suspect.path))
         for work, reason in refused:
             if reason is Reason.NO_SPACE:
                 raise self.no_space(work, work.detail)
@@ -1851,9 +1852,10 @@ def may_give_files_away() -> bool:
     return os.geteuid() == 0
 
 
-def try_ffmpeg(tools: Tools, target: Target) -> None:
+def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
     """Decode, encode and decode again a second of a sound of our own, all of it through pipes, so
-    that no file plays a part and a dry run may do it too. Raises ToolError."""
+    that no file plays a part and a dry run may do it too; and open a recording (absolute path), as
+    one that is confined to other folders cannot (a snap). Raises ToolError."""
     sound = ("-f", "lavfi", "-i", f"sine=duration=1:sample_rate={OPUS_RATE}", "-f", "nut")
     codec = ("-c:a", target.form.encoder, "-b:a", str(target.bitrate), "-f", "matroska")
     words = (
@@ -1875,6 +1877,16 @@ def try_ffmpeg(tools: Tools, target: Target) -> None:
             f"{tools.ffmpeg} does not work: a second of a sound could not be made into "
             f"{target.format} and read again ({problem}). {INSTALL.format(name='ffmpeg')}"
         )
+    opened = ["-i", f"file:{recording}", "-t", "0", "-f", "null", "-"]
+    try:
+        if lexists(recording):
+            tools.run([tools.ffmpeg, *QUIET, *SAFE_INPUT, *opened], 0)
+    except Refusal as refusal:
+        if re.search("Permission denied|No such file", refusal.detail):
+            raise ToolError(
+                f"{tools.ffmpeg} cannot open {recording}, which we can. It may be confined to "
+                f"other folders, as a snap is. {INSTALL.format(name='ffmpeg')}"
+            ) from None
 
 
 # --------------------------------------------------------------------------------------- library
@@ -5985,6 +5997,7 @@ def examine_library(run: Run) -> str:
             return str(busy)
     for work in works[:1]:
         foresee_commit(library, work)
+        try_ffmpeg(run.tools, work.plan.target, library.path(work.path))
     free = size_text(free_space(library))
     return f"the library {library.root} can be written to, {free} free; due: {len(works)}"
 

@@ -53,7 +53,7 @@ class SituationCase(LibraryCase):
     def mount(self, target: Path, *options: str) -> None:
         target.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", *options, str(target)], check=True)
-        self.addCleanup(subprocess.run, ["umount", "-l", str(target)], check=False)
+        self.addCleanup(subprocess.run, ["umount", "-lq", str(target)], check=False)
 
 
 @AS_ROOT
@@ -290,6 +290,23 @@ class Silence(SituationCase):
             self.assert_told("does not work")
         self.assertEqual(self.run_cli("--dry-run", env=env).code, 4)
         self.assertEqual(self.run_cli("doctor", env=env).code, 4)
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertEqual(self.outcomes_on_record(), ["compressed", "compressed"])
+
+    def test_an_ffmpeg_that_is_confined_to_other_folders_is_not_the_recordings_fault(self) -> None:
+        """As a snap, which works as long as everything goes through pipes."""
+        self.add_session()
+        env = self.stand_in(
+            "named = [word for word in args if word.startswith('file:')]\n"
+            "if named:\n"
+            "    sys.exit(f'[error] {named[0]}: Permission denied')\n"
+            "os.execv(real, [real, *args])"
+        )
+        for command in ("--dry-run", "doctor", "run"):
+            ran = self.run_cli(command, env=env)
+            self.assertEqual(ran.code, 4, (command, ran))
+            self.assertIn("cannot open", ran.out + ran.err)
+        self.heard.unlink()
         self.assertEqual(self.run_cli().code, 0)
         self.assertEqual(self.outcomes_on_record(), ["compressed", "compressed"])
 
