@@ -3628,8 +3628,10 @@ class Committer:
             expect(self.staging.is_ours(work.staged))
         if work.plan.move is Move.SMALLER:
             expect(file_at(final) == work.take.copy)
-            # On record before: nothing else could tell that a copy in another's place is proven.
-            self.history.append([work], now)
+            # On record before: without its original, nothing else could tell that a copy in
+            # another's place is proven.
+            if not work.take.original:
+                self.history.append([work], now)
             work.staged = exchange(work.staged, final)  # the old one waits until all is true
         elif work.staged:
             place(work.staged, final)
@@ -3728,15 +3730,21 @@ class Committer:
     def look_at_index(self) -> None:
         """Where another program has written the index since our last word: note which entries it
         has turned back. (From the history alone, so only a hint.)"""
-        pasts = self.history.pasts.values()
-        compressed = {id_ for past in pasts if past.suffix for id_ in past.ids}
+        copies, originals = Counter[str](), Counter[str]()
+        for past in self.history.pasts.values():
+            for id_ in past.ids if past.suffix else ():
+                copies[id_] += 0 if past.place else past.size
+                originals[id_] += 0 if past.place else past.first_size
 
-        def turned_back(data: bytes) -> set[str]:
-            said = entries(JsonText(data))
-            return {id_ for _, id_, entry in said if not entry.get("compressed")}
+        def turned_back(data: bytes) -> Iterator[str]:
+            for _, id_, entry in entries(JsonText(data)):
+                sizes = (copies[id_], copies[id_] + originals[id_])
+                is_true = entry.get("compressed") is True and entry.get("size") in sizes
+                if id_ in copies and not is_true:
+                    yield id_
 
-        stale = read_whole(self.library.path(INDEX_NAME), turned_back)[1]
-        self.ids |= stale & compressed
+        path = self.library.path(INDEX_NAME)
+        self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
 
     def settle(self, at_once: bool) -> None:
         """Make the index true, from what the folders say now. Within seconds, but not so often that
@@ -3780,7 +3788,8 @@ class Committer:
                 if all(true):
                     notes += word_on(folder, self.run)
         self.settle(at_once=True)
-        self.history.note(notes)
+        if not self.ids:
+            self.history.note(notes)
 
 
 def settle_index(
@@ -4529,8 +4538,11 @@ def works_back(recording: Recording, config: Config) -> list[Work]:
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
         copy = take.copy if take.original else None
-        is_lost = take.copy and not (take.original or take.past.is_restored or is_begun)
-        if copy or is_lost or not take.file or take.is_half_restored:
+        # One whose restore failed half way has its file here, and is on record as in the archive.
+        is_away = not take.file or take.past.place is not None
+        is_back = take.original or take.past.is_restored or is_begun
+        is_lost = take.copy and not (is_back or is_away)
+        if copy or is_lost or is_away or take.is_half_restored:
             form = FORMAT_OF[copy.suffix] if copy else config.target_format
             made = Target(form, config.target_bitrate)
             source = take.original if copy else None
@@ -5443,10 +5455,11 @@ class Staging:
     """Everything unfinished of one run: `.compression-TOKEN-N.part` beside its target, and level
     files in our own folder; each made by us (O_EXCL, 0600) before a tool writes into it."""
 
+    numbers = itertools.count()
+
     def __init__(self, library: Library) -> None:
         self.library = library
         self.token = os.urandom(4).hex()
-        self.numbers = itertools.count()
         self.made: dict[str, os.stat_result] = {}  # by path
 
     def __enter__(self) -> Staging:
