@@ -62,6 +62,11 @@ not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 9) or sys.platform == "win32":  # where what follows cannot be imported
+    sys.exit("compression_service.py needs Python 3.9 or newer, on Linux or macOS.")
+
 import argparse
 import array
 import bisect
@@ -92,7 +97,6 @@ import socket
 import stat
 import struct
 import subprocess
-import sys
 import tempfile
 import textwrap
 import threading

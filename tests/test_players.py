@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import textwrap
 import time
 import unittest
 from typing import Any
 
-from .base import LibraryCase, decoded_seconds
+from .base import PROJECT, LibraryCase, decoded_seconds
 
 PYTHON_WITH_FLASK = os.environ.get("COMPRESSION_TEST_FLASK", "")
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 SERVER = """
@@ -87,6 +90,30 @@ class Players(LibraryCase):
                 self.assertAlmostEqual(heard[path]["at"], seconds / 2, delta=0.1)
                 self.assertAlmostEqual(heard[path]["end"], seconds, delta=0.1)
 
+    def test_the_readme_s_lines_show_the_statistics_in_the_recorders_own_page(self) -> None:
+        self.add("chunk_0", "a.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+        ours = re.findall(r"(?ms)^    from compression_service .*?recordings\"\)$", readme)[0]
+        page = re.findall(r"(?ms)^    <p id=\"storage\">.*?</script>$", readme)[0]
+        server, port = self.folder / "server.py", 20_001 + os.getpid() % 20_000
+        server.write_text(
+            f"import flask\napp = flask.Flask(__name__)\n{textwrap.dedent(ours)}\n"
+            f"app.get('/', endpoint='page')(lambda: {textwrap.dedent(page)!r})\napp.run(port={port})\n"
+        )
+        for name in ("compression_service.py", "compression_config.json"):
+            shutil.copyfile(PROJECT / name, self.folder / name)
+        words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        words += [f"--user-data-dir={self.folder}/profile", "--virtual-time-budget=5000"]
+        with subprocess.Popen([PYTHON_WITH_FLASK, server], cwd=self.folder, **QUIET) as flask:
+            self.addCleanup(flask.kill)
+            time.sleep(1.5)
+            done = subprocess.run(
+                [*words, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=False
+            )
+            flask.kill()
+        self.assertRegex(done.stdout, r"0\.0 MB, 0\.0 MB saved", done)
+
     def play(self, paths: list[str]) -> Any:
         """What Chromium says of each."""
         page, answer, server = (self.folder / name for name in ("page", "answer", "server.py"))
@@ -97,12 +124,11 @@ class Players(LibraryCase):
         words = [PYTHON_WITH_FLASK, server, self.library, page, answer, port]
         browser = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"]
         browser += ["--autoplay-policy=no-user-gesture-required", f"--user-data-dir={profile}"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(list(map(str, words)), **quiet) as flask:  # type: ignore[call-overload]
+        with subprocess.Popen(list(map(str, words)), **QUIET) as flask:
             self.addCleanup(flask.kill)
             time.sleep(1.5)
             address = f"http://127.0.0.1:{port}/"
-            with subprocess.Popen([*browser, address], **quiet) as chromium:  # type: ignore[call-overload]
+            with subprocess.Popen([*browser, address], **QUIET) as chromium:
                 deadline = time.monotonic() + 90
                 while not (answer.exists() and answer.stat().st_size):
                     self.assertLess(time.monotonic(), deadline, "the page did not answer")
