@@ -1481,6 +1481,7 @@ class Run:
                     running[pool.submit(self.transcode, batch)] = batch
                 if not running:
                     return
+                self.commit_in_time()  # while all are at work
                 first = concurrent.futures.FIRST_COMPLETED
                 for future in concurrent.futures.wait(running, 0.5, first).done:
                     batch = running.pop(future)
@@ -1489,7 +1490,6 @@ class Run:
                     self.find_cause(batch)
                     self.through += [work for work in batch if work.reason]
                     self.seconds_done += sum(map(guessed_seconds, batch))
-                self.commit_in_time()
                 self.report.progress(self.seconds_done + self.seconds_at_work(), queue.seconds)
         except BaseException:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
@@ -1509,9 +1509,11 @@ class Run:
         return queue.take(room) or [queue.waiting.popleft()]  # which is told in prepare
 
     def commit_in_time(self) -> None:
-        """So seldom that it takes little of the time: many sidecars are dear to write."""
+        """So seldom that it takes little of the time, as many sidecars of one recording are dear to
+        write."""
         written = {work.recording.key: len(work.recording.sidecars) for work in self.through}
-        cost = max(self.cost, DOCUMENT_SECONDS * sum(written.values()))
+        dear = sum(written.values()) if sum(written.values()) > len(self.through) else 0
+        cost = max(self.cost, DOCUMENT_SECONDS * dear)
         if time.monotonic() - self.committed > max(1.0, 10 * cost):
             self.commit()
 
@@ -1829,6 +1831,8 @@ def foresee_commit(library: Library, work: Work) -> None:
     folder = library.path(work.take.folder)
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+    if may_give_files_away():
+        return
     foresee_owner(library.path(work.path), READ)
     for sidecar in work.recording.sidecars:
         with suppress(FileNotFoundError):
@@ -1841,7 +1845,7 @@ def foresee_owner(path: str, needed: int) -> None:
     user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
     with open_regular(path) as file:
         before, acl = os.fstat(file.fileno()), access_list(file.fileno())
-    if user != before.st_uid and not may_give_files_away():
+    if user != before.st_uid:
         group = before.st_gid if before.st_gid in groups else groups[0]
         ours = os.stat_result((before.st_mode, 0, 0, 0, user, group, 0, 0, 0, 0))
         mode_without_owner(before, ours, acl, needed)
