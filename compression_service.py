@@ -1386,9 +1386,9 @@ class Run:
         """The whole of `run`. Log line, summary, history's run record and notification follow also
         where it could not begin, is paused, or finds no library; so errors are told here."""
         message = ""
+        self.report.open_log()
         try:
             self.library.require(self.config.log_file)
-            self.report.open_log()
             if self.library.paused(self.now):
                 message = f"Paused: nothing was done. '{PROGRAM} resume' lets runs go on."
                 self.report.once(message)
@@ -1396,7 +1396,6 @@ class Run:
                 with self.open():
                     self.work(plan_run(self))
         except (ServiceError, OSError) as error:
-            self.report.open_log()
             message = self.report.failed(error)
         summary = self.report.summary(message)
         if self.is_locked:
@@ -1511,10 +1510,10 @@ class Run:
     def commit_in_time(self) -> None:
         """So seldom that it takes little of the time, as many sidecars of one recording are dear to
         write."""
-        written = {work.recording.key: len(work.recording.sidecars) for work in self.through}
-        dear = sum(written.values()) if sum(written.values()) > len(self.through) else 0
-        cost = max(self.cost, DOCUMENT_SECONDS * dear)
-        if time.monotonic() - self.committed > max(1.0, 10 * cost):
+        recordings = {work.recording.key: work.recording for work in self.through}
+        documents = sum(len(recording.sidecars) for recording in recordings.values())
+        cost = DOCUMENT_SECONDS * documents if documents > len(self.through) else 0
+        if time.monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
             self.commit()
 
     def commit(self) -> None:
@@ -4479,6 +4478,7 @@ def command_restore(config: Config, report: Report) -> None:
                 else:
                     report.say(f"{work.take.stem}: would be restored")
         return
+    report.open_log()
     with run.open():
         recordings = asked_for(run)
         bring_back(run, recordings)
@@ -5738,9 +5738,9 @@ class Report:
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
-        """Rotated first, under a lock on it. What we create belongs to the owner of the folder it
-        is in. Called again, or by a dry run, it does nothing."""
-        if self.config.dry_run or self.is_logging:
+        """Rotated first, under a lock on it; not by a dry run. What we create belongs to the owner
+        of the folder it is in."""
+        if self.config.dry_run:
             return
         path = self.config.log_file
         with suppress(OSError), open(path, "r+b") as file:

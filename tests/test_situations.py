@@ -210,6 +210,8 @@ class Together(SituationCase):
         ran = self.run_cli("restore", "--recordings", libraries[1], "a.webm")
         self.assertEqual(ran.code, 0, ran)
         self.assertEqual(sorted(os.listdir(other)), [".compression", "a.webm"])
+        log = (self.folder / "logs/compression.log").read_text()
+        self.assertRegex(log, r"INFO - restored +a\.webm")
         self.assertEqual((self.library / "a.webm").read_bytes(), mine)
         self.assertTrue((self.library / "a.opus").exists())
 
