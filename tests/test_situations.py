@@ -163,6 +163,36 @@ class Disks(SituationCase):
         self.assert_sidecars_true()
         self.assert_no_leftovers()
 
+    def test_a_union_file_system_needs_none_either(self) -> None:
+        layers = self.folder / "layers"
+        self.mount(layers, "-t", "tmpfs", "none")
+        for name in ("lower/2025-11-01", "upper", "work"):
+            (layers / name).mkdir(parents=True)
+        shutil.copy2(self.add("chunk_0", "a.webm"), layers / "lower/2025-11-01/b.webm")
+        union = self.library / "union"
+        options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        self.mount(union, "-t", "overlay", "-o", options, "overlay")
+        self.assertEqual(self.run_cli().code, 0)
+        self.assert_compressed("union/2025-11-01/b.webm")
+        self.assert_no_leftovers()
+
+    def test_a_history_that_cannot_be_appended_to_is_known_before_anything_is_encoded(self) -> None:
+        subprocess.run(["umount", "-l", str(self.library)], check=True)
+        self.add_session()
+        self.assertEqual(self.run_cli("--limit", "1").code, 0)
+        subprocess.run(["chattr", "+i", str(self.history())], check=True)
+        self.addCleanup(subprocess.run, ["chattr", "-i", str(self.history())], check=False)
+        self.assert_alike(1, "cannot be written to", "history.jsonl")
+
+    def test_a_log_that_cannot_be_written_is_told_and_stops_nothing(self) -> None:
+        self.mount(self.folder / "logs", "-t", "tmpfs", "-o", "size=4k", "none")
+        (self.folder / "logs/full").write_bytes(bytes(4096))
+        self.assertEqual(self.run_cli("doctor").code, 5)
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 0)
+        self.assertIn("The log cannot be written", ran.err)
+        self.assert_compressed("2025-10-27/14-30-45-chunk-1.webm")
+
 
 class FileSystems(SituationCase):
     def test_neither_links_nor_an_exchange_of_names_are_needed(self) -> None:
@@ -244,6 +274,56 @@ class Together(SituationCase):
         self.assertFalse((day / "14-30-45-chunk-3.opus").exists(), "what was deleted came back")
         self.assertIn("deleted meanwhile", ran.out)
         self.assertNotIn("left for the next run", ran.out)
+
+    def test_two_libraries_of_one_name_in_one_archive_lose_nothing(self) -> None:
+        cold = self.folder / "cold"
+        (cold / "archive-of-recordings").mkdir(parents=True)
+        self.configure(tiers=[{"after_days": 30, "archive": str(cold)}])
+        self.add("chunk_0", "a.webm")
+        other = self.folder / "other/recordings"
+        other.mkdir(parents=True)
+        shutil.copyfile(PROJECT / "tests/recordings/chunk_1.webm", other / "a.webm")
+        os.utime(other / "a.webm", (LONG_AGO, LONG_AGO))
+        self.assertEqual(self.run_cli().code, 0)
+        ran = self.run_cli("run", "--recordings", str(other))
+        self.assertEqual(ran.code, 1, ran)
+        self.assertIn("is there already and is another file", ran.out)
+        self.assertTrue((other / "a.opus").exists())
+        self.assertEqual(self.run_cli("restore", "a.webm").code, 0)
+        self.assertNotEqual((self.library / "a.opus").read_bytes(), (other / "a.opus").read_bytes())
+
+    def test_whatever_the_index_is_it_is_edited_or_left_alone_and_stops_nothing(self) -> None:
+        index = self.library / "index.json"
+        told = b'{"recordings": [{"id": "A", "compressed": false}]}'
+        forms = {
+            b"\xef\xbb\xbf" + told: True,
+            told.replace(b" ", b"\r\n"): True,
+            b"[]": False,
+            b"": False,
+            told[:-2]: False,
+        }
+        for number, (data, is_edited) in enumerate(forms.items()):
+            with self.subTest(data):
+                self.add("chunk_0", f"{number}/a.webm")
+                document = json.dumps({"id": "A", "chunks": [{"file": "a.webm"}]}, indent=1)
+                text = b"\xef\xbb\xbf" + document.replace("\n", "\r\n").encode()
+                (self.library / f"{number}/a.json").write_bytes(text)
+                index.write_bytes(data)
+                os.utime(index, (LONG_AGO, LONG_AGO))
+                self.assertEqual(self.run_cli().code, 0)
+                self.assert_compressed(f"{number}/a.webm")
+                now = index.read_bytes()
+                self.assertEqual((b"true" in now, now[:3]), (is_edited, data[:3]))
+        index.unlink()
+        index.symlink_to(self.config)
+        before = self.config.read_bytes()
+        self.add("chunk_0", "last/a.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertEqual(self.config.read_bytes(), before)
+
+    def test_a_config_with_a_byte_order_mark_and_other_line_ends_is_read(self) -> None:
+        self.config.write_bytes(b'\xef\xbb\xbf{\r\n  "jobs": 1\r\n}\r\n')
+        self.assertEqual(self.run_cli().code, 0)
 
 
 class Clocks(SituationCase):
