@@ -190,7 +190,7 @@ class Disks(SituationCase):
         self.assertEqual(self.run_cli("doctor").code, 5)
         ran = self.run_cli()
         self.assertEqual(ran.code, 0)
-        self.assertIn("The log cannot be written", ran.err)
+        self.assertIn("cannot be written: No space left on device. The work goes on", ran.err)
         self.assert_compressed("2025-10-27/14-30-45-chunk-1.webm")
 
 
