@@ -206,6 +206,33 @@ class FileSystems(SituationCase):
         self.assert_sidecars_true()
         self.assert_no_leftovers()
 
+    @AS_ROOT
+    @unittest.skipUnless(shutil.which("mount.exfat-fuse"), "needs exfat-fuse and exfatprogs")
+    def test_on_exfat_through_fuse_it_works_and_a_kill_leaves_nothing_behind(self) -> None:
+        image = self.folder / "image"
+        with open(image, "wb") as file:
+            file.truncate(64 << 20)
+        subprocess.run(["mkfs.exfat", str(image)], check=True, stdout=subprocess.DEVNULL)
+        loop = ["losetup", "--find", "--show", str(image)]
+        device = subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip()
+        self.addCleanup(subprocess.run, ["losetup", "--detach", device], check=False)
+        words = ["mount.exfat-fuse", "-o", "nonempty", device, str(self.library)]
+        subprocess.run(words, check=True, capture_output=True)
+        self.addCleanup(subprocess.run, ["umount", "-lq", str(self.library)], check=False)
+        self.add_session(chunks=6)
+        with subprocess.Popen(self.command("run"), cwd="/", stdout=subprocess.DEVNULL) as process:
+            while not self.history().exists():
+                time.sleep(0.01)
+            time.sleep(0.3)
+            process.kill()
+        self.assertEqual(self.run_cli("--dry-run").code, 0)
+        self.assertEqual(self.run_cli("doctor").code, 0)
+        self.assertEqual(self.run_cli().code, 0)
+        self.assert_compressed("2025-10-27/14-30-45-chunk-6.webm")
+        self.assert_sidecars_true()
+        self.assert_no_leftovers()
+        self.assertEqual(self.run_cli("check").code, 0)
+
     def test_where_nothing_can_be_locked_nothing_is_done(self) -> None:
         before = self.add("chunk_0", "a.webm").read_bytes()
         ran = self.run_under(
