@@ -127,7 +127,7 @@ BACKUP_SUFFIX = ".bak"  # behind a sidecar's name: as it was before our first ch
 INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, level files
 # Beside its target, and what rclone makes of such a name.
-STAGED = re.compile(r"\.compression-(?P<token>[0-9a-f]{8})-\d+\.part.*")
+STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*")
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
 
 OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
@@ -166,12 +166,8 @@ FORMATS = {
         demuxer="ogg",
         codec="opus",
         encoder="libopus",
-        options=(
-            "-vbr",
-            "constrained",
-            "-ar",
-            "48000",
-        ),  # plain VBR takes 117-126 kbit/s of speech at 96k
+        # Plain VBR takes 117-126 kbit/s of speech at 96k.
+        options=("-vbr", "constrained", "-ar", "48000"),
         payload=0.997,
         header=250,
         slack=0.0,
@@ -916,7 +912,7 @@ class Work:
             "type": "recording",
             "path": self.path,
             "file": join(place.location, place.name) if place and not copy else file,
-            "action": reason.action.value,
+            "action": reason.action,
             "reason": reason.sentence.format(self.detail),
             "original_size": self.plan.source.size if self.plan.source else 0,
             "compressed_size": copy.size if copy else None,
@@ -1407,7 +1403,7 @@ class Run:
         """Whether something was done here before, or is to be now: our own folder is first made
         when something is due."""
         is_known = lexists(self.library.own("history.jsonl"))
-        return is_known or bool(plan_run(self) or next(plan_archive(self), None))
+        return is_known or bool(next(due_works(self), None) or next(plan_archive(self), None))
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -1627,11 +1623,11 @@ class Run:
         for work, reason in refused:
             if reason is Reason.NO_SPACE:
                 raise self.no_space(work, work.detail)
-            if reason.is_environment and self.is_locked:
-                try_commits(self.library)
             if reason is Reason.TOOL_FAILED:
                 work.reason = Reason.DAMAGED
                 work.detail = f"ffmpeg cannot decode it ({work.detail})"
+        if self.is_locked and any(reason.is_environment for _, reason in refused):
+            try_commits(self.library)
 
     def archive(self) -> None:
         """What is old enough goes there, recording by recording. Raises ServiceError where the
@@ -1789,14 +1785,13 @@ def try_commits(library: Library) -> None:
     except OSError as error:
         raise failed_trial(folder, error) from None
     finally:
-        for path in list(staging.made):
-            staging.discard(path)
+        remove_all(staging.made)
 
 
 def failed_trial(where: str, error: OSError) -> ServiceError:
     """The sentence about a place that a run must be able to write to."""
     where = error.filename or where
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if exit_code_of(error) == NoSpaceError.exit_code:
         advice = "Nothing was changed; make room and run again."
         return NoSpaceError(f"The disk of {where} is full. {advice}")
     advice = "Nothing was changed; let this user write there and run again."
@@ -2303,7 +2298,7 @@ def next_move(
         plan = compression(take, wish, config, moment, draft)
         if plan:
             return plan
-    if holds and past.is_settled and past.move == Move.ARCHIVE.value:
+    if holds and past.is_settled and past.move == Move.ARCHIVE:
         return None
     return archiving(take, wish, config, age, draft)
 
@@ -2374,14 +2369,23 @@ def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float
 
 def plan_run(run: Run) -> list[Work]:
     """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
-    is due. A refused plan makes a Work that is refused already.
+    is due. Where the index is not as we left it, that too is looked into."""
+    works = list(due_works(run))
+    left = (record.get("index") for record in run.history.runs[-1:])
+    if run.is_locked and run.library.index_state() not in (None, *left):
+        run.committer.attempt((), run.committer.look_at_index)
+    works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
+    return works[: run.config.limit]
+
+
+def due_works(run: Run) -> Iterator[Work]:
+    """The same as they are met, of which a refused plan makes a Work that is refused already.
 
     The documents of a folder are read unless it is at rest; who may write makes true at the end
-    what has been looked into. Where the index is not as we left it, that too is looked into."""
-    config, history, report = run.config, run.history, run.report
-    works: list[Work] = []
+    what has been looked into."""
+    config, report, is_found = run.config, run.report, False
     report.found = report.young = 0
-    for folder in run.library.walk(history, report.error, report.once):
+    for folder in run.library.walk(run.history, report.error, report.once):
         report.found += len(folder.audio)
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
         for file in folder.audio:
@@ -2392,20 +2396,16 @@ def plan_run(run: Run) -> list[Work]:
             run.staging.sweep(folder)
         if is_at_rest(folder, run):
             continue
-        for recording in resolve_recordings(run.library, folder, history):
-            works += [
-                work for work in works_of(recording, run) if work.plan.move is not Move.ARCHIVE
-            ]
+        for recording in resolve_recordings(run.library, folder, run.history):
+            for work in works_of(recording, run):
+                if work.plan.move is not Move.ARCHIVE:
+                    is_found = True
+                    yield work
         if run.is_locked:
             run.committer.folders.add(folder.path)
-    left = (record.get("index") for record in history.runs[-1:])
-    if run.is_locked and run.library.index_state() not in (None, *left):
-        run.committer.attempt((), run.committer.look_at_index)
-    works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
     is_selective = config.only or config.language or config.since or config.until
-    if is_selective and not works:
+    if is_selective and not is_found:
         report.once("The selection fits nothing that is due.")
-    return works[: config.limit]
 
 
 def placed(history: History) -> list[Take]:
@@ -2593,8 +2593,8 @@ PCM_CODECS = {
 PCM_TAGS = {"A_PCM/INT/LIT": 1, "A_PCM/FLOAT/IEEE": 3}
 
 # How files begin, by the names of walkers, of reasons, and else of what the file is called for
-# people. Blobs of start(timeslice) after the first begin anywhere
-# in a cluster: two blocks of track 1 give them away. ADTS says layer 0, which no MP3 has.
+# people. Blobs of start(timeslice) after the first begin anywhere in a cluster: two blocks of
+# track 1 give them away. ADTS says layer 0, which no MP3 has.
 BEGINNINGS = re.compile(
     rb"""
       (?P<EMPTY> \Z )
@@ -4812,7 +4812,7 @@ class History:
         return [record for record in records if 0 < finite(record.get("time")) < LATEST]
 
     def word(self, folder: str) -> Mapping[str, Any]:
-        """Our last word on a folder (`note_rest`), if nothing has become of its takes since."""
+        """Our last word on a folder (`word_on`), if nothing has become of its takes since."""
         last = self.read(self.lines.get(as_json(folder), ())[-1:])
         return last[0] if last and last[0].get("type") == "folder" else {}
 
@@ -4837,7 +4837,7 @@ class History:
 
     def note(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
-        or `folder` (`note_rest`). Failing loses a convenience, so it raises nothing."""
+        or `folder` (`word_on`). Failing loses a convenience, so it raises nothing."""
         now = time.time()
         when = {"date": iso(now), "time": now}
         with suppress(OSError):  # its type and path come first; a time it has, stays
@@ -4926,7 +4926,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
                 "paths": stems,
             }
             for (action, code), stems in sorted(words.items())
-            if action in (Action.KEPT.value, Action.FAILED.value)
+            if action in (Action.KEPT, Action.FAILED)
         ],
         "runs": list(history.runs),
         "problems": problems,

@@ -246,23 +246,25 @@ def index_entry(id_: str, size: int, chunks: int = 1) -> dict[str, Any]:
     }
 
 
-def decode(path: Path, rate: int = 4000) -> bytes:
-    """A media file as 16-bit mono samples: every one that a plain decode gives, whatever its timestamps say."""
-    command = [
-        FFMPEG,
+def plain_decode(path: Path, *form: str) -> bytes:
+    """The audio of a media file in some raw form: every sample that a plain decode gives, whatever its timestamps say."""
+    words = [
         "-v",
         "error",
         "-nostdin",
         "-i",
         f"file:{path}",
+        "-map",
+        "0:a:0",
         "-af",
         "asetpts=N/SR/TB",
-        "-ac",
-        "1",
     ]
-    return subprocess.run(
-        [*command, "-ar", str(rate), "-f", "s16le", "-"], capture_output=True, check=True
-    ).stdout
+    return subprocess.run([FFMPEG, *words, *form, "-"], capture_output=True, check=True).stdout
+
+
+def decode(path: Path, rate: int = 4000) -> bytes:
+    """The same as 16-bit mono samples."""
+    return plain_decode(path, "-ac", "1", "-ar", str(rate), "-f", "s16le")
 
 
 def decoded_seconds(path: Path) -> float:

@@ -12,8 +12,6 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import compression_service as service
 
 GIVEN, OTHERS = 12_345, 23_456  # users that no machine has

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 import unittest
@@ -16,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import compression_service as service
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
-from tests.base import FFMPEG, RECORDINGS
+from tests.base import FFMPEG, RECORDINGS, plain_decode
 from tests.faults import FaultCase
 from tests.webm import Packet, block, element, header, lace, number, opus_head, packets_of, write
 
@@ -22,20 +22,8 @@ Gaps = Sequence[tuple[int, int]]  # (samples before, samples of silence)
 
 def samples_of(path: Path, channels: int) -> array[float]:
     """Every sample of a plain decode at 48 kHz, channels interleaved, in float."""
-    command = [
-        FFMPEG,
-        "-v",
-        "error",
-        "-nostdin",
-        "-i",
-        f"file:{path}",
-        "-map",
-        "0:a:0",
-        "-af",
-        "asetpts=N/SR/TB",
-    ]
-    form = ["-ac", str(channels), "-ar", str(RATE), "-f", "f32le", "-"]
-    return array("f", subprocess.run([*command, *form], capture_output=True, check=True).stdout)
+    form = ("-ac", str(channels), "-ar", str(RATE), "-f", "f32le")
+    return array("f", plain_decode(path, *form))
 
 
 def ffmpeg(*words: str) -> None:

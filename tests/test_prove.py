@@ -6,14 +6,11 @@ import array
 import math
 import random
 import shutil
-import sys
 import tempfile
 import unittest
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import compression_service as service
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import unittest
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from compression_service import File, Move, Plan, Queue, Recording, Take, Target, Work, space_needed
 

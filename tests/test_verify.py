@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import compression_service as service
-from tests.base import FFMPEG, RECORDINGS, LibraryCase
+from tests.base import FFMPEG, RECORDINGS, LibraryCase, plain_decode
 
 
 def source(name: str) -> service.Probe:
@@ -146,19 +146,8 @@ class Wave(LibraryCase):
 
     def setUp(self) -> None:
         super().setUp()
-        command = [
-            FFMPEG,
-            "-v",
-            "error",
-            "-nostdin",
-            "-i",
-            str(RECORDINGS / "ch_slices_concat.webm"),
-            "-ac",
-            "1",
-        ]
-        self.samples = subprocess.run(
-            [*command, "-ar", "4000", "-f", "f32le", "-"], capture_output=True, check=True
-        ).stdout
+        source = RECORDINGS / "ch_slices_concat.webm"
+        self.samples = plain_decode(source, "-ac", "1", "-ar", "4000", "-f", "f32le")
 
     def compare(
         self,
