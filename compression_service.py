@@ -70,9 +70,6 @@ if sys.version_info < (3, 9) or sys.platform == "win32":  # where what follows c
 import argparse
 import array
 import bisect
-import codecs
-import collections
-import concurrent.futures
 import ctypes
 import dataclasses
 import difflib
@@ -80,7 +77,6 @@ import enum
 import errno
 import fcntl
 import fnmatch
-import functools
 import hashlib
 import html
 import io
@@ -103,19 +99,35 @@ import threading
 import time
 import traceback
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from logging.handlers import RotatingFileHandler
-from os.path import abspath, basename, dirname, isdir, islink, join, lexists, realpath, splitext
-from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar, Union
+from os.path import (
+    abspath,
+    basename,
+    dirname,
+    getsize,
+    isdir,
+    islink,
+    join,
+    lexists,
+    realpath,
+    relpath,
+    splitext,
+)
+from pathlib import PurePath
+from time import monotonic
+from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar
 
 VERSION = "2.0"
 PROGRAM = "compression_service.py"
 DAY = 86_400  # seconds
+memoized = lru_cache(maxsize=1 << 14)  # for what many documents say alike
 
 # ------------------------------------------------------------------------- constants and formats
 # A number stands here if more than one section uses it or a reader may want to change it; each
@@ -205,6 +217,7 @@ class Action(str, enum.Enum):
     ARCHIVED = "archived"
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
+    WOULD_RESTORE = "would-restore"
 
 
 class Move(str, enum.Enum):
@@ -242,6 +255,7 @@ class Reason(enum.Enum):
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     RESTORED = "restored: {}; --retry lets runs take it up again"
+    RESTORE_DUE = "would-restore: asked for{}"
 
     EMPTY = "kept: the file is empty{}"
     HEADERLESS = "kept: a later part of a recording, unreadable without its first part{}"
@@ -361,10 +375,7 @@ class File(NamedTuple):
         return self.suffix.lower() == SOURCE_SUFFIX
 
 
-Identity = tuple[int, int, int, int, int]
-
-
-def identity_of(status: os.stat_result) -> Identity:
+def identity_of(status: os.stat_result) -> tuple[int, ...]:
     """All that must be unchanged of a source between probe and unlink, or else its SHA-256 decides:
     a hard link, a chmod, made-up inode numbers change the first three and no content. Its size and
     mtime (ns) come last."""
@@ -799,7 +810,7 @@ class Work:
     take: Take
     recording: Recording
     plan: Plan
-    identity: Optional[Identity] = None  # of the source, when it was probed
+    identity: Optional[tuple[int, ...]] = None  # of the source, when it was probed
     sha256: str = ""  # of the source's bytes, from the same descriptor
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes that the copy will have
@@ -813,7 +824,7 @@ class Work:
     @property
     def path(self) -> str:
         """Of the source, below the library."""
-        source = self.plan.source or self.take.past.place
+        source = self.plan.source or self.take.past.place or self.take.file
         return join(self.take.folder, source.name if source else self.take.name)
 
     @property
@@ -839,7 +850,7 @@ class Work:
             self.reason, self.detail = error.reason, error.detail
         elif isinstance(error, OSError):
             self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
-            self.detail = describe(error)
+            self.detail = explain(error)
         else:
             self.reason, self.detail = Reason.DEFECT, f"{type(error).__name__}: {error}"
             lines = traceback.format_exception(type(error), error, error.__traceback__)
@@ -940,8 +951,10 @@ REASON_OF_ERRNO = {
 }
 
 
-def describe(error: OSError) -> str:
-    """What happened, and to which file."""
+def explain(error: Exception) -> str:
+    """What happened, and to which file if the system said so."""
+    if not isinstance(error, OSError):
+        return str(error)
     names = (error.filename, error.filename2)
     paths = ", ".join(os.fsdecode(name) for name in names if isinstance(name, (str, bytes)))
     return f"{error.strerror or error}" + (f" ({paths})" if paths else "")
@@ -1039,8 +1052,7 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> 
     if kind is TEXTS:
         options.update({"action": "append"} if flags else {"nargs": "*"})
     if has_key:
-        default = json.dumps(field.default)
-        options["help"] += f" (config key: {field.name}, default: {default})"
+        options["help"] += f" (config key: {field.name}, default: {json.dumps(field.default)})"
     parser.add_argument(*flags, default=None, **options)
 
 
@@ -1357,12 +1369,13 @@ class Run:
     staging: Staging
     committer: Committer
     transcoder: Transcoder
+    tell_holder: Callable[[str], object] = str  # how far it is, to whoever asks the lock
 
     def __init__(self, config: Config, report: Report) -> None:
         self.config, self.report = config, report
         self.library = Library(config.recordings_dir)
         self.history = History(self.library)
-        self.now, self.started = time.time(), time.monotonic()
+        self.now, self.started = time.time(), monotonic()
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
         self.begun = 0  # recordings, for --limit
@@ -1413,7 +1426,7 @@ class Run:
             self.tools = Tools(self.stop)
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
             if not self.config.dry_run:
-                stack.enter_context(self.library.lock())
+                self.tell_holder = stack.enter_context(self.library.lock())
                 self.staging = stack.enter_context(Staging(self.library))
                 self.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
@@ -1433,8 +1446,10 @@ class Run:
         size and mtime."""
         is_true = not self.committer.ids and not self.report.exit_code
         index = self.library.index_state() if is_true else None
-        when = {"date": iso(self.now), "time": self.now}
-        self.history.note([{**summary, "type": "run", **when, "index": index}])
+        self.history.note(
+            [{**summary, "type": self.config.command, "python": sys.executable, "index": index}],
+            self.now,
+        )
 
     def work(self, works: Sequence[Work]) -> None:
         self.report.begin(works, self.workers)
@@ -1460,13 +1475,13 @@ class Run:
         self.through += [work for work in works if work.reason]
         queue = Queue([work for work in works if not work.reason], self.workers)
         try:
-            with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+            with ThreadPoolExecutor(self.workers) as pool:
                 self.transcode_all(queue, pool)
         finally:
             self.commit()
 
-    def transcode_all(self, queue: Queue, pool: concurrent.futures.Executor) -> None:
-        running: dict[concurrent.futures.Future[None], Sequence[Work]] = {}
+    def transcode_all(self, queue: Queue, pool: Executor) -> None:
+        running: dict[Future[None], Sequence[Work]] = {}
         try:
             while True:
                 while len(running) < self.workers:
@@ -1477,15 +1492,15 @@ class Run:
                 if not running:
                     return
                 self.commit_in_time()  # while all are at work
-                first = concurrent.futures.FIRST_COMPLETED
-                for future in concurrent.futures.wait(running, 0.5, first).done:
+                for future in wait(running, 0.5, FIRST_COMPLETED).done:
                     batch = running.pop(future)
                     future.result()
                     self.through += [work for work in batch if work.is_ready]
                     self.find_cause(batch)
                     self.through += [work for work in batch if work.reason]
                     self.seconds_done += sum(map(guessed_seconds, batch))
-                self.report.progress(self.seconds_done + self.seconds_at_work(), queue.seconds)
+                done = self.seconds_done + self.seconds_at_work()
+                self.tell_holder(self.report.progress(done, queue.seconds))
         except BaseException:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
@@ -1509,19 +1524,19 @@ class Run:
         recordings = {work.recording.key: work.recording for work in self.through}
         documents = sum(len(recording.sidecars) for recording in recordings.values())
         cost = DOCUMENT_SECONDS * documents if documents > len(self.through) else 0
-        if time.monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
+        if monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
             self.commit()
 
     def commit(self) -> None:
         """All that is through; only the main thread comes here."""
         works, self.through = self.through, []
-        begun = time.monotonic()
+        begun = monotonic()
         if self.is_locked:
             self.committer.commit(works)
         else:
             for work in works:
                 self.report.outcome(work)
-        self.committed = time.monotonic()
+        self.committed = monotonic()
         self.cost = self.committed - begun
 
     def no_space(self, work: Work, detail: str) -> NoSpaceError:
@@ -1655,7 +1670,7 @@ class Run:
         """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
         the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
-        is_late = time.monotonic() - self.started > minutes * 60
+        is_late = monotonic() - self.started > minutes * 60
         is_paused = self.library.paused(time.time())
         if is_late:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
@@ -1733,7 +1748,7 @@ class Queue:
     """Hands out works in batches of about the same length that the disk has room for."""
 
     def __init__(self, works: Sequence[Work], workers: int) -> None:
-        self.waiting = collections.deque(works)
+        self.waiting = deque(works)
         self.seconds = sum(map(guessed_seconds, works))
         batches = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
         rounds = max(1, math.ceil(batches / workers))
@@ -1833,7 +1848,7 @@ def foresee_commit(library: Library, work: Work) -> None:
             foresee_owner(join(folder, sidecar.name), READ_WRITE)
 
 
-@lru_cache(maxsize=1 << 14)  # many chunks have the same sidecars
+@memoized  # many chunks have the same sidecars
 def foresee_owner(path: str, needed: int) -> None:
     """Raises Refusal, OSError."""
     user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
@@ -1858,19 +1873,18 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
     """Decode, encode and decode again a second of a sound of our own, all of it through pipes, so
     that no file plays a part and a dry run may do it too; and open a recording (absolute path), as
     one that is confined to other folders cannot (a snap). Raises ToolError."""
-    sound = ("-f", "lavfi", "-i", f"sine=duration=1:sample_rate={OPUS_RATE}", "-f", "nut")
-    codec = ("-c:a", target.form.encoder, "-b:a", str(target.bitrate), "-f", "matroska")
-    words = (
-        (*sound, "pipe:1"),
-        ("-f", "nut", "-i", "pipe:0", *codec, "pipe:1"),
-        ("-f", "matroska", "-i", "pipe:0", "-f", "framecrc", "pipe:1"),
+    codec = f"-c:a {target.form.encoder} -b:a {target.bitrate}"
+    lines = (
+        f"-f lavfi -i sine=duration=1:sample_rate={OPUS_RATE} -f nut pipe:1",
+        f"-f nut -i pipe:0 {codec} -f matroska pipe:1",
+        "-f matroska -i pipe:0 -f framecrc pipe:1",
     )
-    commands = [[tools.ffmpeg, *QUIET, *each] for each in words]
+    commands = [[tools.ffmpeg, *QUIET, *line.split()] for line in lines]
     try:
         _, frames = tools.pipe(commands, 1, os.devnull)
         # Stream, two stamps, length in samples, size, checksum.
-        lines = [line.split(b",") for line in frames.splitlines() if b"," in line]
-        samples = sum(int(line[3]) for line in lines)
+        packets = [line.split(b",") for line in frames.splitlines() if b"," in line]
+        samples = sum(int(packet[3]) for packet in packets)
         problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
     except Refusal as refusal:
         problem = refusal.detail or str(refusal)
@@ -1896,6 +1910,9 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
 # by their sidecars. Reads names, stats and JSON; opens no audio. Must never follow a link, enter a
 # hidden folder or a library below, or take a folder that cannot be read for an empty one.
 
+AT_WORK = "Another run is at work on this library: "
+LOCK_SECONDS = 0.3
+HOLDER_BYTES = 200  # of what the lock file says
 SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
 BROKEN_NAME = re.compile(rb".*\.(?:webm|opus|m4a)", re.IGNORECASE | re.DOTALL)
@@ -1958,9 +1975,7 @@ class Library:
             raise UsageError(f"The recordings folder {self.root} is not there. {advice}")
         if islink(self.path(OWN_FOLDER)):
             raise UsageError(f"{self.path(OWN_FOLDER)} is a link. Remove it, and run again.")
-        above = realpath(self.root)
-        while above != dirname(above):
-            above = dirname(above)
+        for above in PurePath(realpath(self.root)).parents:
             if isdir(join(above, OWN_FOLDER)):
                 raise UsageError(
                     f"{self.root} lies inside the library {above}. "
@@ -1982,45 +1997,63 @@ class Library:
             return True
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """flock on our file `lock`, which is never unlinked. Raises BusyError, saying who holds it
-        and since when; ServiceError where it cannot be locked."""
+    def lock(self) -> Iterator[Callable[[str], None]]:
+        """flock on our file `lock`, which is never unlinked and says who holds it; yields what adds
+        how far that is. Doctor and statistics hold it for an instant, so it is waited for. Raises
+        BusyError, ServiceError where it cannot be locked."""
         with ExitStack() as stack:
-            holder = b""
             try:
                 self.make_own()
                 descriptor = self.open_own("lock", os.O_RDWR)
                 file = stack.enter_context(open(descriptor, "r+b", buffering=0))
-                holder = file.read(200)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                who = holder.decode("utf-8", "replace")
-                raise BusyError(f"Another run is at work on this library: {who}.") from None
+                deadline = monotonic() + LOCK_SECONDS
+                while holder := self.holder(file, fcntl.LOCK_EX):
+                    if monotonic() > deadline:
+                        raise BusyError(f"{AT_WORK}{holder}. Wait for its end, or stop it well.")
+                    time.sleep(0.02)
             except OSError as error:
                 raise failed_trial(self.own("lock"), error) from None
-            we = f"process {os.getpid()} on {socket.gethostname()} since {iso(time.time())}"
-            with suppress(OSError):  # a full disk is found by what writes more
-                os.truncate(file.fileno(), 0)
-                os.pwrite(file.fileno(), we.encode(), 0)
-            yield
+            we = f"process {os.getpid()} on {socket.gethostname()} since {local_time(time.time())}"
+
+            def tell(how_far: str) -> None:
+                with suppress(OSError):  # a full disk is found by what writes more
+                    os.pwrite(descriptor, f"{we}  {how_far}".ljust(HOLDER_BYTES).encode(), 0)
+
+            tell("")
+            yield tell
+
+    def at_work(self) -> str:
+        """Whoever locks the library just now, or "", also where that cannot be told."""
+        with suppress(OSError), open_regular(self.own("lock")) as file:
+            return self.holder(file)
+        return ""
+
+    def holder(self, file: IO[bytes], kind: int = fcntl.LOCK_SH) -> str:
+        """Who locks the library, since when and how far it is, by its own word; "" where nobody
+        does, and then `file` has the lock. Raises OSError."""
+        told = os.pread(file.fileno(), HOLDER_BYTES, 0)
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return told.decode("utf-8", "replace").strip() or "one that just begins"
+        return ""
 
     def walk(
         self,
         history: History,
-        problem: Callable[[str], None],
-        passed_over: Callable[[str], None] = lambda text: None,
+        problem: Callable[[str], object],
+        passed_over: Callable[[str], object] = str,
     ) -> Iterator[Folder]:
         """Every folder, "" first: one scandir and one stat a file, nothing opened, one folder in
-        memory at a time. `problem` is told of folders that cannot be read, `passed_over` of links
-        and of libraries below. Serves run, check and statistics. Raises OSError where the library
+        memory at a time. `problem` is told of folders that cannot be read, `passed_over` of
+        libraries below. Serves run, check and statistics. Raises OSError where the library
         itself cannot be read."""
-        paths, links = [""], 0
+        paths = [""]
         while paths:
             path = paths.pop()
             try:
                 folder = self.folder(path, history)
                 paths += folder.below
-                links += folder.links
                 yield folder
             except UsageError as error:
                 passed_over(str(error))
@@ -2029,8 +2062,6 @@ class Library:
                     raise
                 if error.errno != errno.ENOENT:  # it went while we looked
                     problem(f"The folder {path} cannot be read: {error.strerror}.")
-        if links:
-            passed_over(f"{links} symbolic links were passed over.")
 
     def folder(self, path: str, history: History) -> Folder:
         """One folder as it is now. Raises OSError, and UsageError for another library's."""
@@ -2061,7 +2092,7 @@ class Library:
         return folder
 
 
-def give_to_owner(target: Union[int, str], like: str, mask: int) -> None:
+def give_to_owner(target: int | str, like: str, mask: int) -> None:
     """What we make in a folder is its owner's, with its mode. Raises OSError."""
     status = os.stat(like)
     with suppress(OSError):  # not root: then it is ours
@@ -2107,7 +2138,7 @@ def claim(library: Library, take: Take, named: Collection[str]) -> Take:
     return take._replace(ours=ours)
 
 
-@lru_cache(maxsize=1 << 14)  # a large folder is asked again at every commit in it
+@memoized  # a large folder is asked again at every commit in it
 def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Sidecar:
     """What planning needs of a JSON file; nothing of one that is gone. A half-written one is waited
     for."""
@@ -2156,7 +2187,7 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
     )
 
 
-@lru_cache(maxsize=1 << 8)
+@lru_cache
 def held(kind: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
     """What is said by many, as of 1,000 chunks by each of their 1,000 sidecars, is held once."""
     return kind(items)
@@ -2229,7 +2260,7 @@ def stem_of(name: str) -> str:
     return splitext(name)[0]
 
 
-@lru_cache(maxsize=1 << 14)  # 1,000 sidecars may each name the same 1,000 chunks
+@memoized  # 1,000 sidecars may each name the same 1,000 chunks
 def called(value: str, library: str, folder: str) -> Optional[str]:
     """The file of `folder` that a string names, None for any other string: without a leading ./ or
     / it is the last components of the file's path, the library's own name included. Pure."""
@@ -2255,14 +2286,8 @@ SHORTFALL = 0.05  # a recording this much shorter than its own record of it has 
 SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, page headers
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
 REST_SETTINGS = (
-    "age_threshold_days",
-    "target_bitrate",
-    "target_format",
-    "min_saving_percent",
-    "verify_before_delete",
-    "delete_originals",
-    "keep_originals_days",
-    "tiers",
+    "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
+    "delete_originals keep_originals_days tiers"
 )
 
 
@@ -2384,9 +2409,10 @@ def due_works(run: Run) -> Iterator[Work]:
     The documents of a folder are read unless it is at rest; who may write makes true at the end
     what has been looked into."""
     config, report, is_found = run.config, run.report, False
-    report.found = report.young = 0
+    report.found = report.young = report.links = 0
     for folder in run.library.walk(run.history, report.error, report.once):
         report.found += len(folder.audio)
+        report.links += folder.links
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
         for file in folder.audio:
             if run.moment.days_since(file.mtime_ns) < -1:
@@ -2405,7 +2431,7 @@ def due_works(run: Run) -> Iterator[Work]:
             run.committer.folders.add(folder.path)
     is_selective = config.only or config.language or config.since or config.until
     if is_selective and not is_found:
-        report.once("The selection fits nothing that is due.")
+        report.once("The selection fits nothing that is due; --only takes paths as stats has them.")
 
 
 def placed(history: History) -> list[Take]:
@@ -2435,7 +2461,7 @@ def rest_of(folder: Folder, run: Run) -> str:
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
     ages = [run.moment.days_since(file.mtime_ns) for file in folder.audio]
     files = sorted((*file, bisect.bisect(steps, age)) for file, age in zip(folder.audio, ages))
-    settings = [getattr(config, name) for name in REST_SETTINGS]
+    settings = [getattr(config, name) for name in REST_SETTINGS.split()]
     rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
 
@@ -2487,7 +2513,7 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
     """Recordings of which every take that is here makes the move `archive`, and none is missing."""
     if run.config.archive_tier is None:
         return
-    for folder in run.library.walk(run.history, lambda problem: None):
+    for folder in run.library.walk(run.history, str):
         if is_at_rest(folder, run):
             continue
         for recording in resolve_recordings(run.library, folder, run.history):
@@ -2517,7 +2543,7 @@ def fits(path: str, config: Config) -> bool:
     """Whether a path below the library is one of --only: a glob, a folder, or either as the shell
     completes it, from where it stands."""
     for glob in config.only:
-        for place in (os.path.normpath(glob), os.path.relpath(glob, config.recordings_dir)):
+        for place in (os.path.normpath(glob), relpath(glob, config.recordings_dir)):
             is_below = place == os.curdir or f"{path}/".startswith(f"{place}/")
             if is_below or fnmatch.fnmatchcase(path, place):
                 return True
@@ -2846,7 +2872,7 @@ EC Void . Segment Cluster BlockGroup Info Tracks TrackEntry Audio
 BF CRC-32 Segment Cluster BlockGroup Info Tracks TrackEntry Audio
 0 unknown Info TrackEntry Audio
 """
-MATROSKA = Container(ebml_header, collections.defaultdict(str), first="EBML")
+MATROSKA = Container(ebml_header, defaultdict(str), first="EBML")
 NAMES: dict[int, str] = {}
 for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
     NAMES[int(identity, 16)] = name
@@ -2856,7 +2882,7 @@ for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
 
 def walk_matroska(window: Window) -> Probe:
     """WebM and Matroska (RFC 8794, RFC 9559). Raises Refusal."""
-    values: dict[str, bytes] = collections.defaultdict(bytes)
+    values: dict[str, bytes] = defaultdict(bytes)
     found = Probe("matroska", "", 1, OPUS_RATE)
     tracks = []
     for name, body, size in MATROSKA.walk(window):
@@ -3054,7 +3080,7 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
         raise Refusal(Reason.COVER)
     chapters = re.search(rb"tref.{4}chap|chpl", index, re.DOTALL)
     command = [tools.ffmpeg, *QUIET, "-ignore_chapters", "1", *input_arguments(path, "mov")]
-    command += ["-map", "0", "-c", "copy", "-f", "framecrc", "pipe:1"]
+    command += shlex.split("-map 0 -c copy -f framecrc pipe:1")
     lines: list[str] = []
     messages = tools.run(command, window.size / BYTES_PER_SECOND, lines.append)
     text = "\n".join(lines)
@@ -3194,28 +3220,21 @@ LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the s
 ENCODE_SHARE = 0.8  # of the time that a recording takes, the rest is its proof, measured
 
 # What browsers record, and nothing that refers to other files (playlists, concat lists).
-SAFE_INPUT = (
-    "-protocol_whitelist",
-    "file",
-    "-format_whitelist",
-    "matroska,mov,ogg,wav",
-    "-codec_whitelist",
-    "opus,libopus,aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le,mov_text",
-    "-max_streams",
-    "16",
-    "-max_alloc",
-    "268435456",
+SAFE_INPUT = shlex.split(
+    "-protocol_whitelist file -format_whitelist matroska,mov,ogg,wav -codec_whitelist opus,libopus,"
+    "aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le,mov_text "
+    "-max_streams 16 -max_alloc 268435456"
 )
-QUIET = ("-hide_banner", "-nostdin", "-v", "level+warning", "-y")
+QUIET = shlex.split("-hide_banner -nostdin -v level+warning -y")
 # Every sample, whatever its timestamp; encoders take out what is constant, a sound card's offset.
 LEVEL_FILTER = (
     f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=fltp,highpass=f=30,"
     "aformat=sample_fmts=flt"
 )
-LEVEL_OUTPUT = ("-c:a", "pcm_f32le", "-f", "f32le")
+LEVEL_OUTPUT = shlex.split("-c:a pcm_f32le -f f32le")
 # NUT carries rate and channels along, but not whether one channel is mono.
-PIPED_OUTPUT = ("-c:a", "pcm_f32le", "-f", "nut", "pipe:1")
-PIPED_INPUT = ("-thread_queue_size", "64", "-guess_layout_max", "0", "-f", "nut", "-i", "pipe:0")
+PIPED_OUTPUT = shlex.split("-c:a pcm_f32le -f nut pipe:1")
+PIPED_INPUT = shlex.split("-thread_queue_size 64 -guess_layout_max 0 -f nut -i pipe:0")
 
 
 @dataclass(eq=False)
@@ -3458,7 +3477,7 @@ def check_structure(job: Job, tools: Tools) -> None:
         asked = f"{expected:.0f} samples without a gap, by its source's packets"
         steps = f"{len(made.gaps)} gaps, an overlap of {made.overlap:.3f} s"
         raise NotProven(asked, f"{made.samples} samples with {steps}")
-    size = os.path.getsize(job.copy)
+    size = getsize(job.copy)
     if job.encodes and size > job.most:
         sizes = f"its copy takes {size_text(size)}, where {size_text(job.most)} were to be had"
         raise Refusal(Reason.LITTLE_SAVING, sizes)
@@ -3576,7 +3595,7 @@ class Committer:
         self.folders: set[str] = set()  # that the run has looked into
         self.ids: set[str] = set()  # whose entries in the index may have to change
         self.written: dict[str, int] = {}  # documents made true, by path: their mtimes (ns)
-        self.settled, self.cost = time.monotonic(), 0.0  # seconds
+        self.settled, self.cost = monotonic(), 0.0  # seconds
 
     def commit(self, works: Sequence[Work]) -> None:
         """All that is ready, and what was refused (it changes what documents say, and goes into the
@@ -3757,14 +3776,14 @@ class Committer:
         """Make the index true, from what the folders say now. Within seconds, but not so often that
         it takes the time of the work. One that cannot be read, is a link or no object is told and
         left alone."""
-        begun = time.monotonic()
+        begun = monotonic()
         is_time = at_once or begun - self.settled > max(5.0, 50 * self.cost)
         if not (self.folders or self.ids) or not is_time:
             return
         pasts = self.history.pasts.items()
         met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
         met |= self.folders
-        takes: dict[str, TakesByFolder] = {id_: {} for id_ in self.ids}
+        takes: dict[str, dict[str, dict[str, Take]]] = {id_: {} for id_ in self.ids}
         copies = 0
         for folder in self.library.walk(self.history, self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
@@ -3777,7 +3796,7 @@ class Committer:
         if self.attempt((), self.rewrite, INDEX_NAME, edit, False):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
-        self.settled = time.monotonic()
+        self.settled = monotonic()
         self.cost = self.settled - begun
 
     def finish(self) -> None:
@@ -3796,13 +3815,14 @@ class Committer:
                     notes += word_on(folder, self.run)
         self.settle(at_once=True)
         if not self.ids:
-            self.history.note(notes)
+            self.history.note(notes, self.run.now)
 
 
 def settle_index(
-    data: bytes, library: str, takes: Mapping[str, TakesByFolder], copies: int
+    data: bytes, library: str, takes: dict[str, dict[str, dict[str, Take]]], copies: int
 ) -> Optional[bytes]:
-    """The index with entries and totals as the takes of its recordings are, by id and folder."""
+    """The index with entries and totals as the takes of its recordings are, by id, folder and
+    name."""
     facts = {}
     for id_, folders in takes.items():
         each = [take for group in folders.values() for take in group.values()]
@@ -3817,9 +3837,6 @@ def settle_index(
         return next(filter(None, names), None)
 
     return edit_index(data, facts, rename, copies, iso(time.time()))
-
-
-TakesByFolder = dict[str, Mapping[str, Take]]  # takes by name, by folder
 
 
 def edits(
@@ -3896,7 +3913,7 @@ class JsonText:
             data.decode("utf-8")
         except UnicodeDecodeError:
             raise Flaw("it is not UTF-8") from None
-        start = self.skip(len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0)
+        start = self.skip(3 if data.startswith(b"\xef\xbb\xbf") else 0)  # a byte order mark
         self.root = Span(start, self.end(start))
         if self.skip(self.root.end) < len(data):
             raise Flaw(f"it has something behind its end (at byte {self.root.end})")
@@ -4127,7 +4144,7 @@ def edit_sidecar(
 def renamer(library: str, folder: str, takes: Mapping[str, Take]) -> Callable[[str], Optional[str]]:
     """What `edit_sidecar` asks: `called`, then `Take.name_now`; `takes` by name. Pure."""
 
-    @functools.cache
+    @cache
     def rename(value: str) -> Optional[str]:
         name = called(value, library, folder)
         take = takes.get(stem_of(name)) if name else None
@@ -4190,20 +4207,19 @@ def index_differs(data: bytes, facts: Mapping[str, Facts]) -> list[str]:
 
 
 HALF_WRITTEN_WAIT = 3.0  # seconds; a server that writes in place does so in a fraction of one
-T = TypeVar("T")
 
 
-def read_whole(path: str, parse: Callable[[bytes], T]) -> tuple[bytes, T]:
+def read_whole(path: str, parse: Callable[[bytes], Any]) -> tuple[bytes, Any]:
     """A JSON file that no other program is in the middle of writing: its bytes, and what `parse`
     makes of them. Raises Flaw, OSError."""
-    deadline = time.monotonic() + HALF_WRITTEN_WAIT
+    deadline = monotonic() + HALF_WRITTEN_WAIT
     while True:
         data = read_regular(path)
         try:
             return data, parse(data)
         except Flaw as flaw:
             age = time.time() - os.lstat(path).st_mtime
-            if time.monotonic() > deadline or not -60 < age < HALF_WRITTEN_WAIT:
+            if monotonic() > deadline or not -60 < age < HALF_WRITTEN_WAIT:
                 raise Flaw(f"{basename(path)}: {flaw}") from None
             time.sleep(0.01)
 
@@ -4251,9 +4267,8 @@ def put(staged: str, path: str, expected: bytes) -> bool:
 # only TARGET/archive-of-NAME/; must never make that folder in a local target (an empty mount point
 # has none), write over a file that is not a part of ours, or leave it by a link.
 
-RCLONE = (
-    *("--retries", "2", "--low-level-retries", "3", "--contimeout", "20s", "--timeout", "60s"),
-    *("--log-level", "ERROR", "--stats", "0"),
+RCLONE = shlex.split(
+    "--retries 2 --low-level-retries 3 --contimeout 20s --timeout 60s --log-level ERROR --stats 0"
 )
 ARCHIVE_PACE = 20_000  # bytes a second, the slowest transfer that is still waited for
 
@@ -4321,7 +4336,7 @@ class Archive:
             self.send(work, source, there, option)
             with self.read_back(there, status.st_size) as found:
                 digest = digest_of(found)
-                size = os.path.getsize(found)
+                size = getsize(found)
             if digest == work.sha256:
                 return Place(
                     *os.path.split(there),
@@ -4340,7 +4355,7 @@ class Archive:
         """Upload; or stage it beside its place, and link it, each folder flushed. Raises Refusal,
         OSError."""
         if self.is_remote:
-            self.rclone(os.path.getsize(source), "copyto", option, "--", source, there)
+            self.rclone(getsize(source), "copyto", option, "--", source, there)
             return
         if not is_below(there, self.root):
             raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} leads out of the archive")
@@ -4420,7 +4435,7 @@ class Archive:
         ToolError."""
         lines: list[str] = []
         tools = self.run.tools
-        command = [tools.find("rclone"), *RCLONE, *words]
+        command = [tools.find("rclone")[0], *RCLONE, *words]
         try:
             tools.run(command, size / ARCHIVE_PACE, lines.append)
         except Refusal as refusal:
@@ -4473,10 +4488,10 @@ def command_restore(config: Config, report: Report) -> None:
     if config.dry_run:
         for recording in asked_for(run):
             for work in works_back(recording, config):
-                if work.reason:
-                    report.outcome(work)
-                else:
-                    report.say(f"{work.take.stem}: would be restored")
+                if not work.reason:
+                    work.refuse(Refusal(Reason.RESTORE_DUE))
+                report.outcome(work)
+        report.summary()
         return
     report.open_log()
     with run.open():
@@ -4497,7 +4512,7 @@ def asked_for(run: Run) -> list[Recording]:
         for folder in folders.values():
             run.staging.sweep(folder)
 
-    @functools.cache
+    @cache
     def recordings_in(path: str) -> Sequence[Recording]:
         folder = folders.get(path) or Folder(path, history)  # of which all may be archived
         return resolve_recordings(library, folder, history)
@@ -4507,7 +4522,7 @@ def asked_for(run: Run) -> list[Recording]:
         # From where the user stands, or from the library.
         given = path if lexists(path) else library.path(path)
         whole = realpath(given)
-        inside = os.path.relpath(whole, realpath(library.root))
+        inside = relpath(whole, realpath(library.root))
         if isdir(whole):
             around = "" if inside == os.curdir else f"{inside}/"
             below = [each for each in folders if f"{each}/".startswith(around)]
@@ -4558,7 +4573,9 @@ def works_back(recording: Recording, config: Config) -> list[Work]:
             plan = Plan(Move.RESTORE, source, made, take.past.settings, goes)
             works.append(Work(take, recording, plan))
             if is_lost:
-                refusal = Refusal(Reason.NOT_RESTORED, "only its copy is left")
+                refusal = Refusal(
+                    Reason.NOT_RESTORED, "only its copy is left; that is the recording"
+                )
                 works[-1].refuse(refusal)
     return [work for work in works if work.reason] or works
 
@@ -4569,8 +4586,6 @@ def bring_back(run: Run, recordings: Sequence[Recording]) -> None:
         if run.stop.requested:
             raise Stopped
         works = works_back(recording, run.config)
-        if not works:
-            run.report.say(f"{recording.key}: nothing to undo, the original is here")
         for work in works:
             with boundary(work):
                 if work.plan.source:
@@ -4662,7 +4677,9 @@ def command_check(config: Config, report: Report) -> None:
         check_copies(run, copies)
     run.tell_stop()
     verdict = "something is wrong" if report.exit_code else "all sound"
-    report.say(f"Checked {len(copies)} copies and what is said of them: {verdict}.")
+    message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
+    report.say(message)
+    report.summary(message)
 
 
 @contextmanager
@@ -4723,11 +4740,11 @@ def check_copies(run: Run, copies: Mapping[str, float]) -> None:
                 wrong[path] = explain(error)
         return {**transcoder.decode(found), **wrong}
 
-    with concurrent.futures.ThreadPoolExecutor(run.workers) as pool:
+    with ThreadPoolExecutor(run.workers) as pool:
         for number, wrong in enumerate(pool.map(problems, batches), 1):
             run.report.progress(number * BATCH_FILES, len(paths))
             for path, text in wrong.items():
-                run.report.error(f"{os.path.relpath(path, run.library.root)}: {text}")
+                run.report.error(f"{relpath(path, run.library.root)}: {text}")
 
 
 # --------------------------------------------------------------------------------------- history
@@ -4759,7 +4776,7 @@ class History:
         except (FileNotFoundError, NotADirectoryError):
             return lines
         except OSError as error:
-            raise ServiceError(f"The history cannot be read: {describe(error)}.") from None
+            raise ServiceError(f"The history cannot be read: {explain(error)}.") from None
         offset = 0
         with file:
             for line in file:
@@ -4835,13 +4852,12 @@ class History:
         for stem, past in pasts.items():
             self.in_folder(dirname(stem))[stem] = past
 
-    def note(self, records: Iterable[Mapping[str, Any]]) -> None:
+    def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
         or `folder` (`word_on`). Failing loses a convenience, so it raises nothing."""
-        now = time.time()
         when = {"date": iso(now), "time": now}
-        with suppress(OSError):  # its type and path come first; a time it has, stays
-            self.write([{**record, **when, **record} for record in records])
+        with suppress(OSError):
+            self.write([{**record, **when} for record in records])  # their type and path first
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append lines, flushed together. Raises OSError."""
@@ -4869,6 +4885,7 @@ def as_json(folder: str) -> bytes:
 
 USUAL_RATE = 8 * BYTES_PER_SECOND  # bit/s, of a recording whose own nobody has measured
 NAMED = 50  # recordings that a table names; --json has all
+LISTED = 10  # runs, likewise
 COUNTED = {  # what is added up, by group
     "totals": "original_size compressed_size recordings originals compressed young unrecorded",
     "compressed": "before after",  # bytes of what is nothing but a copy now, and was when recorded
@@ -4877,7 +4894,6 @@ COUNTED = {  # what is added up, by group
     "recorded_by_month": "",
     "savings_by_month": "",
 }
-Sums = dict[str, Counter[str]]
 SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
 
 
@@ -4898,13 +4914,14 @@ def gather_stats(config: Config) -> dict[str, Any]:
     history, problems = History(library), list[str]()
     now = time.time()
     sums = {group: Counter(dict.fromkeys(names.split(), 0)) for group, names in COUNTED.items()}
-    words: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    words: dict[tuple[str, str], list[str]] = defaultdict(list)
     for folder in library.walk(history, problems.append):
         for take in folder.takes.values():
             # As a run asks, but without sidecars, which may still say otherwise.
             add_take(sums, take, next_move(take, None, config, Moment(now, now)))
-            if take.is_known or take.proven_copy:
-                words[take.past.action, take.past.code].append(take.stem)
+            if take.file and (take.is_known or take.proven_copy):
+                path = join(folder.path, take.file.name)
+                words[take.past.action, take.past.code].append(path)
     for past in history.pasts.values():
         if past.place:
             sums["archived"].update(count=1, size=past.place.size)
@@ -4922,13 +4939,14 @@ def gather_stats(config: Config) -> dict[str, Any]:
                 "action": action,
                 "code": code,
                 "reason": SENTENCES.get(code, code),
-                "count": len(stems),
-                "paths": stems,
+                "count": len(paths),
+                "paths": sorted(paths),
             }
-            for (action, code), stems in sorted(words.items())
+            for (action, code), paths in sorted(words.items())
             if action in (Action.KEPT, Action.FAILED)
         ],
-        "runs": list(history.runs),
+        "runs": history.runs,
+        "at_work": library.at_work(),
         "problems": problems,
     }
 
@@ -4940,7 +4958,7 @@ def library_of(config: Config) -> Library:
     return library
 
 
-def add_take(sums: Sums, take: Take, plan: Optional[Plan]) -> None:
+def add_take(sums: Mapping[str, Counter[str]], take: Take, plan: Optional[Plan]) -> None:
     """What a take has here, and what is due of it."""
     totals, copy, source = sums["totals"], take.proven_copy, plan and plan.source
     copies = sum(file.size for file in take.copies)
@@ -4965,7 +4983,7 @@ def add_take(sums: Sums, take: Take, plan: Optional[Plan]) -> None:
         totals["young"] += 1
 
 
-def add_saving(sums: Sums, past: Past, size: int) -> None:
+def add_saving(sums: Mapping[str, Counter[str]], past: Past, size: int) -> None:
     """Of what has `size` bytes now; nothing was saved of what has no copy in its past."""
     before = past.first_size or size
     sums["recorded_by_month"][local_time(past.mtime_ns // 10**9)[:7]] += before
@@ -4981,26 +4999,29 @@ def local_time(seconds: float) -> str:
 
 def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """What people want to know: rows by title, for terminal and page."""
-    kept = stats["kept"]
-    named = [(path, each["reason"]) for each in kept for path in each["paths"]]
-    tables = {"storage": figures(stats)}
-    for name, group in stats.items():
-        if isinstance(group, dict):
-            tables[name.replace("_", " ")] = figures(group)
-    tables["failed or kept"] = [(each["reason"], f"{each['count']:,}") for each in kept]
-    tables["failed or kept, by name"] = named[:NAMED]
-    tables["last runs"] = [
-        (local_time(run["time"]), f"{run.get('message')}") for run in stats["runs"]
-    ]
-    tables["problems"] = [(problem, "") for problem in stats["problems"]]
+    kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
+    named = [(path, text) for text, paths in kept for path in paths]
+    runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
+    tables = {
+        "problems": [(problem, "") for problem in stats["problems"]],
+        "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
+        "storage": figures(stats),
+        "due": figures(stats["due"]),
+        "archived": figures(stats["archived"]),
+        "last runs": runs[-LISTED:],
+        "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
+        "failed or kept, by name": named[:NAMED],
+        "savings by month": figures(stats["savings_by_month"]),
+        "recorded by month": figures(stats["recorded_by_month"]),
+    }
     return {title: rows for title, rows in tables.items() if rows}
 
 
 def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every number by its name; what is a size, or a month's, in its unit."""
+    """Every number but zeros by its name; what is a size, or a month's, in its unit."""
     rows = []
     for name, value in stats.items():
-        if isinstance(value, (int, float)):
+        if value and isinstance(value, (int, float)):
             is_size = re.search(r"size|saving|\d", name)
             rows.append((name.replace("_", " "), size_text(value) if is_size else f"{value:,}"))
     return rows
@@ -5029,8 +5050,11 @@ section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;
 margin:0 0 1rem}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:anywhere}
-.storage td,.month td,.due td,.archived td,.kept td{text-align:right}
+td:last-child{padding-right:0}.runs th{white-space:nowrap}
+.storage td,.month td,.due td,.archived td,.kept td{text-align:right;white-space:nowrap}
 tr+tr>*{border-top:1px solid var(--line)}
+@media(max-width:30rem){.runs th,.runs td,.name th,.name td{display:block;padding-right:0}
+.runs td,.name td{border:0;padding-top:0}}
 svg{display:block;width:100%;height:12rem;border-bottom:1px solid var(--line)}
 .area{fill:var(--with)}.line{fill:none;stroke:var(--without);stroke-width:2;
 vector-effect:non-scaling-stroke}
@@ -5081,7 +5105,7 @@ def size_chart(stats: Mapping[str, Any]) -> str:
     return CHART.format(
         height=size / 1000,
         width=len(months),
-        text=f"{months[0]} to {months[-1]}: {sizes}.",
+        text=f"Until {months[-1]}: {sizes}.",
         without=without,
         compressed=compressed,
     )
@@ -5097,7 +5121,7 @@ def command_stats(config: Config, report: Report) -> None:
             file.write(stats_page(stats))
         report.say(f"Written: {config.html}")
     elif not config.json:
-        for line in stats_lines(stats):
+        for line in list(stats_lines(stats)) or ["No recordings yet."]:
             report.say(line)
     for problem in stats["problems"]:
         report.error(problem)
@@ -5110,8 +5134,6 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
     "Refresh": "60",
 }
@@ -5162,7 +5184,6 @@ def command_serve(config: Config, report: Report) -> None:
             """What was asked of it is nobody's business."""
 
     class Server(http.server.ThreadingHTTPServer):
-        address_family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         timeout = 0.5  # seconds between looks at the signals
 
         def handle_error(self, *_: Any) -> None:
@@ -5173,8 +5194,7 @@ def command_serve(config: Config, report: Report) -> None:
     except (OSError, UnicodeError) as error:
         raise ServiceError(f"Cannot listen there: {error}. See --host and --port.") from None
     with stop_signals() as stop, listening:
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        report.say(f"Statistics at http://{host}:{listening.server_port}/")
+        report.say(f"Statistics at http://{config.host}:{listening.server_port}/")
         while not stop.requested:
             listening.handle_request()
     report.exit_code = 128 + stop.signal
@@ -5189,14 +5209,9 @@ PACE = 1.0  # seconds allowed for a second of audio; ffmpeg needs 0.02
 NICENESS = 10  # of every tool: a server transcribing beside us comes first
 MOST_MESSAGES = 1 << 20  # bytes, after which a tool is stopped: it reads nothing sound
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
-TOOL_FOLDERS = (
-    "/opt/homebrew/bin",
-    "/usr/local/bin",
-    "/opt/local/bin",
-    "/usr/bin",
-    "/bin",
-    "/snap/bin",
-    "/home/linuxbrew/.linuxbrew/bin",
+TOOL_PATH = (
+    "/opt/homebrew/bin:/usr/local/bin:/opt/local/bin:/usr/bin:/bin:/snap/bin"
+    ":/home/linuxbrew/.linuxbrew/bin"
 )
 # Lines that ffmpeg itself has tagged; those of a wrapper or of the dynamic linker are no word on a
 # recording. The second pattern is said of sound files too: every WAV without a channel mask; what
@@ -5231,8 +5246,6 @@ FAULTS_OF_THE_DISK = {
     Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
     rb"|Transport endpoint is not connected|Read-only file system",
 }
-
-Process = subprocess.Popen[bytes]
 
 
 @dataclass
@@ -5277,7 +5290,7 @@ class Tools:
     def ffmpeg(self) -> str:
         """Absolute path; one that lacks an encoder is passed over for a later one. Raises
         ToolError."""
-        *others, last = self.find_all("ffmpeg")
+        *others, last = self.find("ffmpeg")
         return next(filter(self.has_encoders, others), last)
 
     def has_encoders(self, ffmpeg: str) -> bool:
@@ -5288,13 +5301,9 @@ class Tools:
         listed = "".join(lines)
         return not listed or all(form.encoder in listed for form in FORMATS.values())
 
-    def find(self, name: str) -> str:
-        """Absolute path. Raises ToolError with how to install it."""
-        return self.find_all(name)[0]
-
-    def find_all(self, name: str) -> list[str]:
-        """The first on PATH first, each once."""
-        named = filter(None, (*os.get_exec_path(), *TOOL_FOLDERS))
+    def find(self, name: str) -> list[str]:
+        """Absolute paths, the first on PATH first. Raises ToolError with how to install it."""
+        named = filter(None, (*os.get_exec_path(), *TOOL_PATH.split(":")))
         folders = dict.fromkeys(map(realpath, named))
         found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
         if not found:
@@ -5327,7 +5336,7 @@ class Tools:
         given, and its output. Raises as `run` does, and Refusal for any message."""
         with ExitStack() as ended:
             # Last of all it waits for its threads, which end with the processes.
-            pool = ended.enter_context(concurrent.futures.ThreadPoolExecutor(4))
+            pool = ended.enter_context(ThreadPoolExecutor(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
             encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
             first = self.started(commands[0], subprocess.DEVNULL, encode.stdin)
@@ -5345,7 +5354,7 @@ class Tools:
     @contextmanager
     def started(
         self, command: Sequence[str], stdin: int, stdout: Any = subprocess.PIPE, folder: str = "/"
-    ) -> Iterator[Process]:
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """A process; at the end whatever is left of it and its children is killed."""
         try:
             process = subprocess.Popen(
@@ -5358,7 +5367,7 @@ class Tools:
                 env={**os.environ, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
             )
         except OSError as error:
-            raise ToolError(f"{command[0]} cannot be started: {describe(error)}.") from None
+            raise ToolError(f"{command[0]} cannot be started: {explain(error)}.") from None
         with process:
             try:
                 with suppress(OSError):
@@ -5371,11 +5380,11 @@ class Tools:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def hear(self, process: Process, seconds: float) -> tuple[bytes, bytes]:
+    def hear(self, process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes]:
         """The output and the messages of a process, heard until it ends, says too much, takes too
         long, or the run is to stop. Raises as `run` does."""
         limit = GRACE + seconds * PACE
-        deadline = time.monotonic() + limit
+        deadline = monotonic() + limit
         while True:
             has_ended = process.poll() is not None  # and what it said before is still to be heard
             try:
@@ -5387,13 +5396,13 @@ class Tools:
                 return output, messages
             if self.stop.requested:
                 raise Stopped
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise Refusal(Reason.TOOL_HUNG, f"no end after {limit:.0f} s")
             if len(messages) > MOST_MESSAGES:
                 raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(messages)}")
 
 
-def judge(processes: Sequence[Process], messages: bytes) -> str:
+def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
     """What ffmpeg says of the recordings where all ended well: its own warnings and errors, but for
     those that it has for sound files too. Raises Refusal."""
     codes = [process.returncode for process in processes if process.returncode]
@@ -5702,11 +5711,6 @@ def digest_from(file: IO[bytes], size: int = sys.maxsize) -> str:
     return digest.hexdigest()
 
 
-def explain(error: Exception) -> str:
-    """What happened, and to which file if the system said so."""
-    return describe(error) if isinstance(error, OSError) else str(error)
-
-
 # ---------------------------------------------------------------------------------------- report
 # The one place that prints and logs; owns every tally, the summary and the exit code. Closed or
 # broken streams, and a log that cannot be written, never change what is done.
@@ -5724,15 +5728,17 @@ class Report:
     """Told outcomes, tells people. `exit_code` is the run's. What stands in one line is made
     printable here, so that no name can forge another."""
 
-    found = young = due = 0  # recordings, as the plan counts them
+    found = young = links = due = 0  # as the plan counts them
     original_size = compressed_size = saved = 0
+    beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
+    expected = ""  # how long it may take
     exit_code = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.started = self.drawn = time.monotonic()
+        self.started = self.drawn = monotonic()
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
         self.is_terminal = os.isatty(2)
@@ -5745,7 +5751,7 @@ class Report:
         path = self.config.log_file
         with suppress(OSError), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another run does the same
-            if os.path.getsize(path) > LARGEST_LOG:
+            if getsize(path) > LARGEST_LOG:
                 RotatingFileHandler(path, backupCount=5, delay=True).doRollover()
         folder = dirname(path)
         made = [each for each in (folder, path) if not lexists(each)]
@@ -5805,12 +5811,10 @@ class Report:
         self.due = len(works)
         size = sum(work.plan.source.size for work in works if work.plan.source)
         audio = size / BYTES_PER_SECOND
-        takes = duration_text(audio / SPEED / workers)
         if works:
-            self.say(
-                f"Due: {self.due}, about {duration_text(audio)} of audio, {size_text(size)}; "
-                f"it may take {takes}."
-            )
+            self.expected = f"A run may take {duration_text(audio / SPEED / workers)}"
+            much = f"about {duration_text(audio)} of audio, {size_text(size)}"
+            self.say(f"Due: {self.due}, {much}. {self.expected}.")
 
     def outcome(self, work: Work) -> None:
         """Print, log and count what became of one take: called once for each."""
@@ -5818,13 +5822,19 @@ class Report:
         is_failed = action is Action.FAILED
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
-        self.saved += size_on_disk(work.take) - size_on_disk(work.take_after(0))
+        take, left = work.take, work.take_after(0)
+        self.saved += size_on_disk(take) - size_on_disk(left)
         before, after = told["original_size"], work.copy.size if work.copy else work.estimate
         sizes = size_text(before) if before else ""
-        if action in COMPRESSING:
+        if work.outcome_reason is Reason.ADOPTED and take.proven_copy:  # told when it was made
+            sizes += " freed"
+        elif action in COMPRESSING:
             self.original_size += before
             self.compressed_size += after
             sizes = self.change(before, after)
+            if action is Action.COMPRESSED and left.originals:
+                self.beside += after
+                self.waiting += before - after
         line = self.line(work, sizes, told["reason"])
         self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
         self.write_json(told)
@@ -5842,7 +5852,8 @@ class Report:
         if reason not in (Reason.DONE, Reason.DUE):
             parts.append(why)
         if reason.action is Action.FAILED:
-            parts.append("(the original is kept)")
+            kept = "the original is kept" if work.take.original else "nothing was deleted"
+            parts.append(f"({kept})")
         if self.config.verbose and probe:
             sound = f"{probe.codec}, {probe.channels} ch, {probe.kilobits:.0f} kbit/s"
             parts.append(f"[{sound}, {probe.timeline:.1f} s]")
@@ -5853,23 +5864,23 @@ class Report:
         less = f"{100 * (before - after) / before:.0f} % less" if before > after else "no less"
         return f"{size_text(before)} -> {about}{size_text(after)} ({less})"
 
-    def progress(self, done: float, due: float) -> None:
+    def progress(self, done: float, due: float) -> str:
         """Seconds of audio, what is staged counted in: a bar on a terminal; elsewhere, if it was
-        asked for, a line a minute."""
+        asked for, a line a minute. Returns it."""
         asked = self.config.progress
-        is_shown = self.is_terminal if asked is None else asked
-        if self.config.quiet or not is_shown or not due:
-            return
-        now, share = time.monotonic(), min(1.0, done / due)
+        is_asked = self.is_terminal if asked is None else asked
+        now, share = monotonic(), min(1.0, done / (due or 1))
         text = f"{sum(self.counts.values())} of {self.due}  {100 * share:.0f} %"
         if share > 0.02:
             left = (now - self.started) * (1 - share) / share
             text += f"  about {duration_text(left)} left"
         is_time = self.is_terminal or now - self.drawn >= PROGRESS_PAUSE
-        if is_time and text != self.bar:
+        is_shown = is_asked and not self.config.quiet
+        if is_shown and is_time and text != self.bar:
             self.drawn = now
             self.write(text, sys.stderr, "\r" if self.is_terminal else "\n")
             self.bar = text
+        return text
 
     def write(self, text: str, stream: Optional[TextIO], end: str = "\n") -> None:
         """In place of the bar, if there is one, which left the cursor at its beginning."""
@@ -5898,7 +5909,7 @@ class Report:
             "type": "summary",
             **{action.value: self.counts[action] for action in Action},
             **{name: getattr(self, name) for name in SUMMED.split()},
-            "elapsed_seconds": round(time.monotonic() - self.started, 3),
+            "elapsed_seconds": round(monotonic() - self.started, 3),
             "message": f"{message} {text}".strip(),
         }
         self.write_json(summary)
@@ -5911,26 +5922,32 @@ class Report:
 
     def sentence(self) -> str:
         """The end of a run in words."""
+        config, gain = self.config, self.original_size - self.compressed_size - self.waiting
         done = [action for action in Action if self.counts[action]]
         text = ", ".join(f"{self.counts[action]} {action.value}" for action in done)
-        if self.config.dry_run and done:
+        if not done:
+            text = "Nothing was done" if self.left or self.exit_code else "Nothing to do"
+        elif config.dry_run:
             text = "Dry run, nothing was changed: " + text.replace("would-", "to ")
-        elif not done:
-            text = "Nothing was done" if self.left else "Nothing to do"
         if self.left:
             text += f", {self.left} left for the next run"
+        parts = [text if config.command == "run" else f"{config.command}: {text}"]
         if self.original_size:
-            text += f". {self.change(self.original_size, self.compressed_size)}"
-        if self.saved > 0:
-            text += f", {size_text(self.saved)} saved"
-        elif self.original_size > self.compressed_size and not self.config.dry_run:
-            gain = size_text(self.original_size - self.compressed_size)
-            text += f"; saves {gain} once the originals go"
+            parts.append(self.change(self.original_size, self.compressed_size))
+        if self.beside:
+            copies, waiting = size_text(self.beside), size_text(self.waiting)
+            parts.append(f"Copies take {copies}; saves {waiting} once the originals go")
+        freed = self.saved + self.beside
+        if freed > 0:
+            # What an earlier run has told as saved is not saved again when its original goes.
+            parts.append(f"{size_text(freed)} {'freed' if freed > gain else 'saved'}")
         if self.young:
-            text += f". Younger than {self.config.age_threshold_days:g} days: {self.young}"
-        if done:
-            text += f". Took {duration_text(time.monotonic() - self.started)}"
-        return f"{text}."
+            parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
+        if self.links:
+            parts.append(f"Symbolic links passed over: {self.links}")
+        took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
+        parts.append(self.expected if config.dry_run else took)
+        return ". ".join(filter(None, parts)) + "."
 
     @property
     def has_news(self) -> bool:
@@ -5993,9 +6010,10 @@ def command_doctor(config: Config, report: Report) -> None:
                 report.say(f"PROBLEM  {explain(error)}")
                 report.exit_code = max(report.exit_code, exit_code_of(error))
     report.say(f"         settings, from {config.file or 'nowhere: all are defaults'}:")
-    for name in FILE_KINDS:
-        value = json.dumps(getattr(config, name), ensure_ascii=False)
-        report.say(f"         {name:<22}{value}")
+    settings = {name: getattr(config, name) for name in FILE_KINDS}
+    settings["tiers"] = [tier._asdict() for tier in config.tiers]
+    for name, value in settings.items():
+        report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
 def examine_ffmpeg(run: Run) -> str:
@@ -6043,19 +6061,22 @@ def examine_log(run: Run) -> str:
 def examine_runs(run: Run) -> str:
     if run.library.paused(run.now):
         raise ServiceError(f"Paused: no run does anything until '{PROGRAM} resume'.")
-    if not run.history.runs:
+    runs = [record for record in run.history.runs if record.get("type") == "run"]
+    if not runs:
         return f"no run yet; '{PROGRAM} schedule --help' tells how to have one every night"
-    last = run.history.runs[-1]
+    last = runs[-1]
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
     if ago > LATE or code:
         raise ServiceError(f"{text} (exit code {code}; is the schedule at work?)")
+    if not lexists(last.get("python") or "/"):
+        raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
     return text
 
 
 def command_schedule(config: Config, report: Report) -> None:
     """Print what makes a run every night on this machine. Raises UsageError."""
-    folder = dirname(Tools(Stop()).find("ffmpeg"))  # which may be one of the user's own
+    folder = dirname(Tools(Stop()).find("ffmpeg")[0])  # which may be one of the user's own
     words = [
         "/usr/bin/env",
         f"PATH={folder}:/usr/local/bin:/usr/bin:/bin",

@@ -487,7 +487,7 @@ class AWebDavServer(RemoteCase):
         tools.mkdir()
         for name in ("ffmpeg", "sh"):
             (tools / name).symlink_to(str(shutil.which(name)))
-        script = f"import compression_service as c; c.TOOL_FOLDERS = (); import sys; sys.exit(c.main(['-c', {str(self.config)!r}]))"
+        script = f"import compression_service as c; c.TOOL_PATH = \"\"; import sys; sys.exit(c.main(['-c', {str(self.config)!r}]))"
         done = subprocess.run(
             [sys.executable, "-c", script],
             cwd=PROJECT,

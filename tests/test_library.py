@@ -1,9 +1,11 @@
 """What the walk sees, which files are one recording, and what the history remembers."""
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -84,8 +86,7 @@ class Walking(Case):
         self.assertEqual((takes["b"].originals[0].name, takes["x"].copies), ("b.WEBM", ()))
         self.assertEqual(set(found["d"].documents), {"index.json", "link.json"})
         self.assertEqual(found["d"].leftovers, [".compression-0123abcd-7.part"])
-        self.assertEqual(len(self.told), 2)
-        self.assertIn("2 symbolic links", self.told[-1])
+        self.assertEqual((len(self.told), found["d"].links), (1, 2))
 
     def test_our_folder_is_the_librarys_and_never_a_link(self) -> None:
         self.root.chmod(0o2775)
@@ -106,6 +107,27 @@ class Walking(Case):
         with other.lock():
             pass
         self.assertTrue(os.path.exists(self.library.own("lock")))
+
+    def test_whoever_asks_is_told_who_is_at_work_since_when_and_how_far_it_is(self) -> None:
+        self.assertEqual(self.library.at_work(), "")
+        with self.library.lock() as tell:
+            today = service.local_time(time.time())[:10]
+            self.assertIn(f"process {os.getpid()} on ", self.library.at_work())
+            self.assertIn(f" since {today} ", self.library.at_work())
+            tell("12 of 40  30 %")
+            self.assertTrue(self.library.at_work().endswith("12 of 40  30 %"))
+        self.assertEqual(self.library.at_work(), "")
+
+    def test_one_that_only_asks_keeps_no_run_from_its_work(self) -> None:
+        with self.library.lock():
+            pass
+        with open(self.library.own("lock"), "rb") as asking:
+            fcntl.flock(asking, fcntl.LOCK_SH)
+            done = threading.Timer(0.1, fcntl.flock, (asking, fcntl.LOCK_UN))
+            done.start()
+            with self.library.lock():
+                pass
+            done.join()
 
     def test_a_folder_inside_a_library_and_an_unmounted_disk_are_no_libraries(self) -> None:
         log = self.root.parent / "log"
@@ -222,8 +244,8 @@ class Remembering(Case):
         with open(self.history.path, "ab") as file:
             file.write(b'{"type": "recording", "take": "d/y", "pa')
         self.remember("d/z", action="kept", ids=("I",))
-        self.history.note([{"type": "folder", "path": "d/", "rest": "r"}])
-        self.history.note([{"type": "run", "index": [1, 2], "exit_code": 0}])
+        self.history.note([{"type": "folder", "path": "d/", "rest": "r"}], 1.0)
+        self.history.note([{"type": "run", "index": [1, 2], "exit_code": 0}], 1.0)
         again = service.History(self.library)
         self.assertEqual(
             dict(again.pasts), {"d/x": Past(**past), "d/z": Past(action="kept", ids=("I",))}
@@ -265,7 +287,7 @@ class Remembering(Case):
         Path(self.root, ".compression").touch()
         with self.assertRaises(OSError):
             self.history.write([{}])
-        self.history.note([{"type": "run"}])
+        self.history.note([{"type": "run"}], 1.0)
 
 
 class Outcomes(Case):

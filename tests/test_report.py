@@ -20,6 +20,7 @@ from compression_service import (
     Config,
     File,
     Move,
+    Past,
     Plan,
     Reason,
     Recording,
@@ -88,6 +89,47 @@ class TestTold(ReportCase):
         with self.report() as report:
             report.outcome(work(Reason.ADOPTED, Move.ADOPT))
             self.assertEqual(report.summary()["saved"], 1_000_000)
+
+    def test_what_was_told_as_saved_is_not_told_again_when_its_original_goes(self) -> None:
+        known = Past(action="compressed", suffix=".opus", size=OPUS.size, compressed=1.0)
+        goes = work(Reason.ADOPTED, Move.ADOPT)
+        goes.take = goes.take._replace(past=known)
+        with self.report() as report:
+            report.outcome(goes)
+            summary = report.summary()
+        self.assertIn("1.00 MB freed", self.out.getvalue().splitlines()[0])
+        self.assertIn("1 compressed. 1.00 MB freed", summary["message"])
+        for text in ("saved", "less", "->"):
+            self.assertNotIn(text, self.out.getvalue())
+        told = [summary[key] for key in ("original_size", "compressed_size", "saved")]
+        self.assertEqual(told, [0, 0, 1_000_000])
+
+    def test_what_is_kept_beside_its_copy_and_what_went_are_told_apart(self) -> None:
+        with self.report() as report:
+            report.outcome(work(Reason.DONE))
+            report.outcome(work(Reason.DONE, goes=()))
+            message = report.summary()["message"]
+        self.assertIn("2.00 MB -> 1.20 MB (40 % less)", message)
+        self.assertIn(
+            "Copies take 600 kB; saves 400 kB once the originals go. 400 kB saved", message
+        )
+
+    def test_a_dry_run_ends_with_how_long_a_run_may_take(self) -> None:
+        with self.report(dry_run=True) as report:
+            report.begin([work(Reason.DUE)] * 500, 1)
+            report.outcome(work(Reason.DUE))
+            message = report.summary()["message"]
+        self.assertTrue(message.endswith("(40 % less). A run may take 9 min."), message)
+
+    def test_a_failure_says_what_is_still_there(self) -> None:
+        with self.report() as report:
+            report.outcome(work(Reason.CHANGED))
+            gone = work(Reason.NOT_RESTORED, Move.RESTORE)
+            gone.take = Take("day/x", (), (OPUS,))
+            report.outcome(gone)
+        first, second = self.out.getvalue().splitlines()
+        self.assertIn("(the original is kept)", first)
+        self.assertIn("(nothing was deleted)", second)
 
     def test_what_is_only_kept_is_no_news(self) -> None:
         with self.report() as report:

@@ -97,7 +97,7 @@ class Undo(RestoreCase):
         self.restore(self.originals[0].with_suffix(".json"))
         before = self.files()
         ran = self.restore(self.originals[0].with_suffix(".json"))
-        self.assertIn("nothing to undo", ran.out)
+        self.assertIn("restore: Nothing to do.", ran.out)
         self.assertEqual(self.files(), before)
 
     def test_a_recording_without_sidecar_comes_back_too(self) -> None:
@@ -120,8 +120,23 @@ class NoHarm(RestoreCase):
         self.configure(dry_run=True)
         before = self.files()
         ran = self.restore(self.originals[0])
-        self.assertEqual(ran.out.count("would be restored"), 2)
+        self.assertEqual(ran.out.count("would-restore"), 2)
+        self.assertIn("restore: Dry run, nothing was changed: 2 to restore.", ran.out)
         self.assertEqual(self.files(), before)
+
+    def test_what_was_mistyped_is_told_and_is_no_run_that_failed(self) -> None:
+        ran = self.run_cli("restore", "typo.webm")
+        self.assertEqual((ran.code, ran.out), (1, "restore: Nothing was done.\n"))
+        self.assertIn("typo.webm: no recording of", ran.err)
+        ran = self.run_cli("doctor")
+        self.assertEqual(ran.code, 0, ran.out)
+        self.assertIn("ok       the last run was", ran.out)
+
+    def test_of_a_folder_only_what_is_done_is_told(self) -> None:
+        self.add("chunk_0", "young.webm", age=time.time())
+        ran = self.restore(self.library)
+        self.assertNotIn("young", ran.out)
+        self.assertIn("restore: 2 restored.", ran.out)
 
     def test_a_copy_whose_original_is_gone_is_not_touched(self) -> None:
         self.originals[0].unlink()

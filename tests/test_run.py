@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import time
 from array import array
 from operator import mul
@@ -163,6 +164,7 @@ class WhatIsDue(LibraryCase):
         (self.library / "g.webm").symlink_to(outside / "f.webm")
         ran = self.run_cli("--json")
         self.assertEqual(list(ran.outcomes), ["a/b/c/d.WebM"])
+        self.assertIn(". Symbolic links passed over: 2.", ran.summary["message"])
         self.assertTrue((outside / "f.webm").exists())
 
     def test_a_second_run_does_nothing_and_says_so(self) -> None:
@@ -498,6 +500,10 @@ class Records(LibraryCase):
         damaged.write_bytes(damaged.read_bytes()[:20_000])
         (self.library / "2025-10-27" / "14-30-45-chunk-2.opus").unlink()
         before = self.files()
+        *errors, summary = self.run_cli("check", "--json").lines
+        self.assertEqual({error["type"] for error in errors}, {"error"})
+        self.assertEqual((summary["type"], summary["exit_code"]), ("summary", 1))
+        self.assertIn("something is wrong", summary["message"])
         ran = self.run_cli("check")
         self.assertEqual(ran.code, 1)
         for word in ("c.opus", "14-30-45-chunk-2 is named by a sidecar", "index.json"):
@@ -516,6 +522,20 @@ class Demo(LibraryCase):
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         self.assertNotIn("PROBLEM", ran.out)
         self.assertEqual(list(self.folder.iterdir()), [self.library, self.config])
+
+    def test_doctor_shows_the_settings_and_watches_the_python_that_runs_at_night(self) -> None:
+        self.configure(tiers=[{"after_days": 30, "bitrate": "48k"}])
+        self.add("chunk_0", "a.webm")
+        python = self.folder / "python"
+        python.symlink_to(sys.executable)
+        self.assertEqual(self.run_cli(python=str(python)).code, 0)
+        ran = self.run_cli("doctor")
+        self.assertEqual(ran.code, 0, ran.out)
+        self.assertIn('"after_days": 30, "bitrate": 48000', ran.out)
+        python.unlink()
+        ran = self.run_cli("doctor")
+        self.assertEqual(ran.code, 1, ran.out)
+        self.assertIn(f"Its {python} is gone: print the schedule anew.", ran.out)
 
 
 class Memory(LibraryCase):

@@ -124,6 +124,20 @@ class RunsAtOnce(SignalCase):
         self.assert_sidecars_true()
         self.assert_no_leftovers()
 
+    def test_the_one_at_work_is_told_with_how_far_it_is(self) -> None:
+        process = self.start("-j", "1", env=self.stand_in_that("time.sleep(2)"))
+        self.wait_for(self.sign)
+        time.sleep(0.6)
+        expected = rf"process {process.pid} on .* since 20\d\d-.* of 2  \d+ %"
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 3)
+        self.assertRegex(ran.err, expected)
+        self.assertRegex(json.loads(self.run_cli("stats", "--json").out)["at_work"], expected)
+        out = self.run_cli("stats").out
+        self.assertEqual(out.splitlines()[0], "at work now")
+        self.assertEqual(self.end_of(process).code, 0)
+        self.assertEqual(json.loads(self.run_cli("stats", "--json").out)["at_work"], "")
+
     def test_a_run_that_was_killed_leaves_no_lock_behind(self) -> None:
         process = self.start("-j", "1", env=self.stand_in_that("time.sleep(2)"))
         self.wait_for(self.sign)

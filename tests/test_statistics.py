@@ -62,7 +62,7 @@ class Statistics(Case):
         self.assertEqual(sum(stats["savings_by_month"].values()), 6)
         self.assertEqual(sum(stats["recorded_by_month"].values()), 10 + 5 + 7 + 100 + 2)
         kept = [(each["action"], each["count"], each["paths"]) for each in stats["kept"]]
-        self.assertEqual(kept, [("failed", 1, ["d/<c>"]), ("kept", 1, ["d/b"])])
+        self.assertEqual(kept, [("failed", 1, ["d/<c>.webm"]), ("kept", 1, ["d/b.webm"])])
         self.assertIn("d/<c>", "\n".join(service.stats_lines(stats)))
         page = service.stats_page(stats)
         self.assertIn("d/&lt;c&gt;", page)

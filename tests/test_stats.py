@@ -117,7 +117,7 @@ class Runs(StatsCase):
     def test_a_run_that_failed_is_on_record_with_its_exit_code(self) -> None:
         self.add("chunk_0", "a.webm")
         none = service.ToolError("none")
-        with mock.patch.object(service.Tools, "find_all", side_effect=none):
+        with mock.patch.object(service.Tools, "find", side_effect=none):
             self.assertEqual(self.ask("run").code, 4)
         self.assertEqual(self.stats()["runs"][-1]["exit_code"], 4)
 
@@ -177,7 +177,9 @@ class Records(StatsCase):
         )
         self.remember(kept, {**kept, "take": "d/gone"})
         (told,) = self.stats()["kept"]
-        self.assertEqual((told["code"], told["count"], told["paths"]), ("truncated", 1, ["d/a"]))
+        self.assertEqual(
+            (told["code"], told["count"], told["paths"]), ("truncated", 1, ["d/a.webm"])
+        )
         self.assertEqual(self.stats()["due"]["count"], 0)
 
     def test_due_is_what_is_old_and_not_settled_with_the_saving_that_is_usual(self) -> None:
@@ -221,7 +223,7 @@ class Page(HTMLParser):
 class Telling(StatsCase):
     def test_an_empty_library_and_a_missing_one(self) -> None:
         ran = self.ask("stats")
-        self.assertEqual(ran.code, 0, ran.err)
+        self.assertEqual((ran.code, ran.out), (0, "No recordings yet.\n"), ran.err)
         self.assertIn("No recordings yet", service.stats_page(self.stats()))
         self.library.rmdir()
         ran = self.ask("stats")
@@ -239,9 +241,16 @@ class Telling(StatsCase):
         self.remember(compressed("d/a"), failed, run())
         lines = [line.split() for line in service.stats_lines(self.stats())]
         for row in ("total size 1.60 kB", "savings 0.400 kB", "recordings 2", "2026-01 0.400 kB",
-                    "ffmpeg failed 1", "d/b ffmpeg failed"):  # fmt: skip
+                    "failed: ffmpeg failed 1", "d/b.webm failed: ffmpeg failed"):  # fmt: skip
             self.assertIn(row.split(), lines)
         self.assertIn(["1", "compressed"], [line[-2:] for line in lines])
+
+    def test_what_is_nothing_is_not_told(self) -> None:
+        self.add_bytes(b"x" * BEFORE, "d/a.webm", time.time())
+        text = "\n".join(service.stats_lines(self.stats()))
+        for word in ("0.00", " 0\n", "savings", "due", "archived", "failed"):
+            self.assertNotIn(word, text + "\n")
+        self.assertIn("young", text)
 
     def test_what_a_terminal_shows_fits_80_columns(self) -> None:
         name = "a-very-long-folder-name/" + "14-30-45-" * 9 + "x"
@@ -276,7 +285,7 @@ class Telling(StatsCase):
         self.add_bytes(b"x" * 50, "d/b.webm", LONG_AGO - 40 * service.DAY)
         self.remember(compressed("d/a"))
         chart = service.size_chart(self.stats())
-        self.assertIn("2025-09 to 2026-01: 1.05 kB without compression, 0.650 kB with it.", chart)
+        self.assertIn("Until 2026-01: 1.05 kB without compression, 0.650 kB with it.", chart)
         self.assertIn('"M0,0V-0.05H1V-1.05H2V-1.05H3"', chart)
         self.assertIn("V-1.05H2V-0.65H3V0Z", chart)
 

@@ -560,13 +560,13 @@ class MissingFfmpeg(ToolCase):
         self.assert_no_leftovers()
 
     def test_without_ffmpeg_nothing_is_touched_and_the_exit_code_is_4(self) -> None:
-        self.drive("program.TOOL_FOLDERS = ()")
+        self.drive("program.TOOL_PATH = ''")
         self.assert_refused(
             self.run_cli(env={"PATH": str(self.empty)}), "ffmpeg is not installed", "Install"
         )
 
     def test_ffmpeg_without_libopus_stops_the_run_with_exit_code_4(self) -> None:
-        self.drive("program.TOOL_FOLDERS = ()")
+        self.drive("program.TOOL_PATH = ''")
         env = self.stand_in(
             "print(\"[fatal] Unknown encoder 'libopus'\", file=sys.stderr); sys.exit(1)"
         )
@@ -579,7 +579,7 @@ class MissingFfmpeg(ToolCase):
         self.assert_compressed(SINGLE)
 
     def test_ffmpeg_is_found_in_the_usual_folders_when_path_has_none(self) -> None:
-        self.drive(f"program.TOOL_FOLDERS = ({os.path.dirname(FFMPEG)!r}, '/usr/bin', '/bin')")
+        self.drive(f"program.TOOL_PATH = {os.path.dirname(FFMPEG) + ':/usr/bin:/bin'!r}")
         ran = self.run_cli(env={"PATH": str(self.empty)})
         self.assertEqual(ran.code, 0, ran.out)
         self.assert_compressed(SINGLE)

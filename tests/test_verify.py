@@ -350,7 +350,7 @@ class Commands(unittest.TestCase):
     def test_no_name_of_a_recording_can_be_taken_for_an_option_or_a_protocol(self) -> None:
         words = service.input_arguments("/library/-v.webm", "matroska")
         self.assertEqual(words[-4:], ["-f", "matroska", "-i", "file:/library/-v.webm"])
-        self.assertEqual(tuple(words[: len(service.SAFE_INPUT)]), service.SAFE_INPUT)
+        self.assertEqual(words[: len(service.SAFE_INPUT)], service.SAFE_INPUT)
 
     def test_each_packet_s_length_is_told_by_its_first_two_bytes(self) -> None:
         for start, samples in (
