@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from tests.base import (
     DAY,
     LONG_AGO,
     RECORDINGS,
+    SCRIPT,
     LibraryCase,
     decode,
     index,
@@ -480,6 +482,20 @@ class Records(LibraryCase):
         self.assertLess(
             lines[-1]["time"], time.time() - lines[-1]["elapsed_seconds"], "when it began"
         )
+
+    def test_scripts_are_told_what_the_readme_shows(self) -> None:
+        readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8")
+        texts = re.findall(r'^    (\{"type".*\n(?:^     .*\n)*)', readme, re.MULTILINE)
+        shown = {each["type"]: each for each in map(json.loads, texts)}
+        self.assertEqual(set(shown), {"recording", "error", "summary"})
+        self.add("chunk_0", "d/a.webm")
+        recording, summary = self.run_cli("--json").lines
+        error = self.run_cli("restore", "typo", "--json").lines[0]
+        self.assertEqual(list(shown["recording"]), list(recording))
+        self.assertEqual(list(shown["error"]), list(error))
+        self.assertLessEqual(set(shown["summary"]), set(summary))
+        for key in ("type", "path", "file", "action", "reason"):
+            self.assertEqual(shown["recording"][key], recording[key])
 
     def test_a_lost_or_torn_history_costs_no_recording(self) -> None:
         self.add("chunk_0", "a.webm")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import unittest
 
 from tests.base import FFMPEG, SCRIPT, LibraryCase, Ran
@@ -153,3 +154,47 @@ class Entries(ScheduleCase):
 
     def test_a_path_that_no_scheduler_takes_is_refused(self) -> None:
         self.assertIn("Rename", self.refusal("cron", "--recordings", "/a\nb").err)
+
+
+class AsTheReadmeShowsThem(ScheduleCase):
+    """The entries to edit by hand."""
+
+    def block(self, text: str) -> str:
+        """The indented lines of README.md around a text, without their indentation."""
+        readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8")
+        blocks = [
+            textwrap.dedent(each) for each in re.findall(r"(?:^    .*\n)+", readme, re.MULTILINE)
+        ]
+        return next(each for each in blocks if text in each)
+
+    def run_with(self, words: list[str]) -> None:
+        """With this machine's paths."""
+        program = next(
+            at for at, word in enumerate(words) if word.endswith("compression_service.py")
+        )
+        self.bare(sys.executable, str(self.script), *words[program + 1 :], "-c", str(self.config))
+        self.assert_has_run()
+
+    def test_the_line_for_cron(self) -> None:
+        self.run_with(self.block("0 2 * * *").split()[5:])
+
+    def test_the_property_list_for_launchd(self) -> None:
+        job = plistlib.loads(self.block("<plist").encode())
+        self.assertEqual(job["StartCalendarInterval"], {"Hour": 2})
+        self.run_with(["python3", "compression_service.py", "run", *job["ProgramArguments"][2:]])
+
+    def test_the_units_for_systemd(self) -> None:
+        service, timer = re.split(r"# compression-service\.\w+\n", self.block("[Timer]"))[1:]
+        exec_start = re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE)[0]
+        self.run_with(exec_start.split())
+        if not shutil.which("systemd-analyze"):
+            return
+        units = [self.folder / f"compression-service.{kind}" for kind in ("service", "timer")]
+        for unit, text in zip(units, (service, timer)):
+            unit.write_text(
+                text.replace("/usr/bin/python3 /srv/recorder/compression_service.py", "/bin/true")
+            )
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.folder)}
+        words = ["systemd-analyze", "verify", "--user", *map(str, units)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        self.assertEqual((done.returncode, done.stdout + done.stderr), (0, ""))
