@@ -1,4 +1,4 @@
-"""Do the copies play? In Chromium, served as the recorder serves them: by Flask."""
+"""Do the copies play? In Chromium and Firefox, served as the recorder serves them: by Flask."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ from .base import PROJECT, LibraryCase, decoded_seconds
 PYTHON_WITH_FLASK = os.environ.get("COMPRESSION_TEST_FLASK", "")
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+HEADLESS = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"]
+FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox") or ""
+# It has no flag that lets a page play without a click.
+FIREFOX_SETTINGS = """
+user_pref("media.autoplay.default", 0);
+user_pref("media.autoplay.blocking_policy", 0);
+user_pref("datareporting.policy.dataSubmissionEnabled", false);
+"""
 
 SERVER = """
 import mimetypes, sys
@@ -61,17 +69,17 @@ async function hear(path) {
 }
 (async () => {
   const heard = {};
-  for (const path of PATHS) {
+  await Promise.all(PATHS.map(async path => {
     try { heard[path] = await hear(path); } catch (error) { heard[path] = {error: String(error)}; }
-  }
+  }));
   await fetch('/answer', {method: 'POST', body: JSON.stringify(heard)});
 })();
 </script>"""
 
 
-@unittest.skipUnless(PYTHON_WITH_FLASK and CHROMIUM, "needs Chromium, and a Python with Flask")
-class Players(LibraryCase):
-    def test_copies_in_both_formats_play_seek_and_last_as_long_as_their_originals(self) -> None:
+class PlayerCase(LibraryCase):
+    def assert_copies_play(self) -> None:
+        """Copies in both formats play, seek and last as long as their originals."""
         lasting = {}
         for name in ("chunk_0", "ff_chunk_1", "ch_ctx_suspend_4_3_4s"):
             for form in ("opus", "m4a"):
@@ -90,6 +98,44 @@ class Players(LibraryCase):
                 self.assertAlmostEqual(heard[path]["at"], seconds / 2, delta=0.1)
                 self.assertAlmostEqual(heard[path]["end"], seconds, delta=0.1)
 
+    def browser(self, profile: str) -> list[str]:
+        """The words that start one with an empty profile; an address is to follow."""
+        raise NotImplementedError
+
+    def play(self, paths: list[str]) -> Any:
+        """What the browser says of each."""
+        page, answer, server = (self.folder / name for name in ("page", "answer", "server.py"))
+        page.write_text(PAGE.replace("PATHS", json.dumps(paths)))
+        server.write_text(SERVER)
+        port = 20_000 + os.getpid() % 20_000
+        profile = tempfile.mkdtemp(dir=self.folder)
+        serve = [PYTHON_WITH_FLASK, server, self.library, page, answer, port]
+        with subprocess.Popen(list(map(str, serve)), **QUIET) as flask:
+            self.addCleanup(flask.kill)
+            time.sleep(1.5)
+            address = f"http://127.0.0.1:{port}/"
+            environment = {**os.environ, "HOME": profile}
+            words = [*self.browser(profile), address]
+            with subprocess.Popen(words, env=environment, **QUIET) as browser:
+                deadline = time.monotonic() + 90
+                while not (answer.exists() and answer.stat().st_size):
+                    self.assertLess(time.monotonic(), deadline, "the page did not answer")
+                    time.sleep(0.1)
+                browser.terminate()
+                browser.wait()
+            flask.kill()
+        return json.loads(answer.read_text())
+
+
+@unittest.skipUnless(PYTHON_WITH_FLASK and CHROMIUM, "needs Chromium, and a Python with Flask")
+class Chromium(PlayerCase):
+    def browser(self, profile: str) -> list[str]:
+        autoplay = "--autoplay-policy=no-user-gesture-required"
+        return [*HEADLESS, autoplay, f"--user-data-dir={profile}"]
+
+    def test_copies_play(self) -> None:
+        self.assert_copies_play()
+
     def test_the_readme_s_lines_show_the_statistics_in_the_recorders_own_page(self) -> None:
         self.add("chunk_0", "a.webm")
         self.assertEqual(self.run_cli().code, 0)
@@ -103,8 +149,8 @@ class Players(LibraryCase):
         )
         for name in ("compression_service.py", "compression_config.json"):
             shutil.copyfile(PROJECT / name, self.folder / name)
-        words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-        words += [f"--user-data-dir={self.folder}/profile", "--virtual-time-budget=5000"]
+        words = [*HEADLESS, "--dump-dom", f"--user-data-dir={self.folder}/profile"]
+        words += ["--virtual-time-budget=5000"]
         with subprocess.Popen([PYTHON_WITH_FLASK, server], cwd=self.folder, **QUIET) as flask:
             self.addCleanup(flask.kill)
             time.sleep(1.5)
@@ -114,29 +160,16 @@ class Players(LibraryCase):
             flask.kill()
         self.assertRegex(done.stdout, r"0\.0 MB, 0\.0 MB saved", done)
 
-    def play(self, paths: list[str]) -> Any:
-        """What Chromium says of each."""
-        page, answer, server = (self.folder / name for name in ("page", "answer", "server.py"))
-        page.write_text(PAGE.replace("PATHS", json.dumps(paths)))
-        server.write_text(SERVER)
-        port = 20_000 + os.getpid() % 20_000
-        profile = tempfile.mkdtemp(dir=self.folder)
-        words = [PYTHON_WITH_FLASK, server, self.library, page, answer, port]
-        browser = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"]
-        browser += ["--autoplay-policy=no-user-gesture-required", f"--user-data-dir={profile}"]
-        with subprocess.Popen(list(map(str, words)), **QUIET) as flask:
-            self.addCleanup(flask.kill)
-            time.sleep(1.5)
-            address = f"http://127.0.0.1:{port}/"
-            with subprocess.Popen([*browser, address], **QUIET) as chromium:
-                deadline = time.monotonic() + 90
-                while not (answer.exists() and answer.stat().st_size):
-                    self.assertLess(time.monotonic(), deadline, "the page did not answer")
-                    time.sleep(0.1)
-                chromium.terminate()
-                chromium.wait()
-            flask.kill()
-        return json.loads(answer.read_text())
+
+@unittest.skipUnless(PYTHON_WITH_FLASK and FIREFOX, "needs Firefox, and a Python with Flask")
+class Firefox(PlayerCase):
+    def browser(self, profile: str) -> list[str]:
+        with open(f"{profile}/user.js", "w", encoding="ascii") as file:
+            file.write(FIREFOX_SETTINGS)
+        return [FIREFOX, "--headless", "--no-remote", "--profile", profile]
+
+    def test_copies_play(self) -> None:
+        self.assert_copies_play()
 
 
 if __name__ == "__main__":
