@@ -255,7 +255,7 @@ class Reason(enum.Enum):
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     RESTORED = "restored: {}; --retry lets runs take it up again"
-    RESTORE_DUE = "would-restore: asked for{}"
+    RESTORE_DUE = "would-restore: its original is kept here, or it is in the archive{}"
 
     EMPTY = "kept: the file is empty{}"
     HEADERLESS = "kept: a later part of a recording, unreadable without its first part{}"
@@ -852,7 +852,7 @@ class Work:
             self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
             self.detail = explain(error)
         else:
-            self.reason, self.detail = Reason.DEFECT, f"{type(error).__name__}: {error}"
+            self.reason, self.detail = Reason.DEFECT, str(error)
             lines = traceback.format_exception(type(error), error, error.__traceback__)
             self.trace = "".join(lines)
 
@@ -2009,7 +2009,7 @@ class Library:
                 deadline = monotonic() + LOCK_SECONDS
                 while holder := self.holder(file, fcntl.LOCK_EX):
                     if monotonic() > deadline:
-                        raise BusyError(f"{AT_WORK}{holder}. Wait for its end, or stop it well.")
+                        raise BusyError(f"{AT_WORK}{holder}. Wait, or end that process by 'kill'.")
                     time.sleep(0.02)
             except OSError as error:
                 raise failed_trial(self.own("lock"), error) from None
@@ -2017,9 +2017,9 @@ class Library:
 
             def tell(how_far: str) -> None:
                 with suppress(OSError):  # a full disk is found by what writes more
-                    os.pwrite(descriptor, f"{we}  {how_far}".ljust(HOLDER_BYTES).encode(), 0)
+                    os.pwrite(descriptor, f"{we}, {how_far}".ljust(HOLDER_BYTES).encode(), 0)
 
-            tell("")
+            tell("just begun")
             yield tell
 
     def at_work(self) -> str:
@@ -5870,10 +5870,10 @@ class Report:
         asked = self.config.progress
         is_asked = self.is_terminal if asked is None else asked
         now, share = monotonic(), min(1.0, done / (due or 1))
-        text = f"{sum(self.counts.values())} of {self.due}  {100 * share:.0f} %"
+        text = f"{sum(self.counts.values())} of {self.due}, {100 * share:.0f} %"
         if share > 0.02:
             left = (now - self.started) * (1 - share) / share
-            text += f"  about {duration_text(left)} left"
+            text += f", about {duration_text(left)} left"
         is_time = self.is_terminal or now - self.drawn >= PROGRESS_PAUSE
         is_shown = is_asked and not self.config.quiet
         if is_shown and is_time and text != self.bar:

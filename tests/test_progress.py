@@ -65,10 +65,10 @@ class ProgressCase(FaultCase):
         return {"PATH": self.stand_in(SLOW % (encode, proof))["PATH"]}
 
     def bars(self, written: str) -> list[str]:
-        return re.findall(r"\d+ of \d+  \d+ %[^\r\n\033]*", written)
+        return re.findall(r"\d+ of \d+, \d+ %[^\r\n\033]*", written)
 
     def percents(self, written: str) -> list[int]:
-        return [int(each) for each in re.findall(r"  (\d+) %", written)]
+        return [int(each) for each in re.findall(r", (\d+) %", written)]
 
 
 class OnATerminal(ProgressCase):
@@ -78,7 +78,7 @@ class OnATerminal(ProgressCase):
         percents = self.percents(written)
         self.assertGreater(len([each for each in percents if 0 < each < 100]), 3, written)
         self.assertEqual(percents, sorted(percents))
-        found = re.findall(r"(\d+) %  about (\d+) s left", written)
+        found = re.findall(r"(\d+) %, about (\d+) s left", written)
         self.assertTrue(found)
         for share, left in found:
             if int(share) >= 50:  # by then the start of the programs no longer counts

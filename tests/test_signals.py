@@ -128,7 +128,7 @@ class RunsAtOnce(SignalCase):
         process = self.start("-j", "1", env=self.stand_in_that("time.sleep(2)"))
         self.wait_for(self.sign)
         time.sleep(0.6)
-        expected = rf"process {process.pid} on .* since 20\d\d-.* of 2  \d+ %"
+        expected = rf"process {process.pid} on .* since 20\d\d-.* of 2, \d+ %"
         ran = self.run_cli()
         self.assertEqual(ran.code, 3)
         self.assertRegex(ran.err, expected)
