@@ -289,7 +289,7 @@ class Reason(enum.Enum):
     NOT_RESTORED = "failed: cannot be restored: {}"
     CHANGED = "failed: the recording changed while it was being worked on{}"
     NO_SPACE = "failed: no space left: {}"
-    INPUT_OUTPUT = "failed: input/output error: {}"
+    INPUT_OUTPUT = "failed: cannot be read or written: {}"
     DEFECT = "failed: a defect of this program (its traceback is in the log): {}"
 
     @property
@@ -846,13 +846,14 @@ class Work:
     def refuse(self, error: Exception) -> None:
         """Set reason and detail for whatever kept it from going on: a Refusal's own; of an OSError
         by its errno (no space, name too long, else input/output); of anything else a defect."""
+        # Its own path is told already.
+        self.detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
         if isinstance(error, Refusal):
             self.reason, self.detail = error.reason, error.detail
         elif isinstance(error, OSError):
             self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
-            self.detail = explain(error)
         else:
-            self.reason, self.detail = Reason.DEFECT, str(error)
+            self.reason = Reason.DEFECT
             lines = traceback.format_exception(type(error), error, error.__traceback__)
             self.trace = "".join(lines)
 
@@ -1840,8 +1841,6 @@ def foresee_commit(library: Library, work: Work) -> None:
     folder = library.path(work.take.folder)
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-    if may_give_files_away():
-        return
     foresee_owner(library.path(work.path), READ)
     for sidecar in work.recording.sidecars:
         with suppress(FileNotFoundError):
@@ -1850,11 +1849,11 @@ def foresee_commit(library: Library, work: Work) -> None:
 
 @memoized  # many chunks have the same sidecars
 def foresee_owner(path: str, needed: int) -> None:
-    """Raises Refusal, OSError."""
+    """Whether a file can be read, and another be given to its owner. Raises Refusal, OSError."""
     user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
     with open_regular(path) as file:
         before, acl = os.fstat(file.fileno()), access_list(file.fileno())
-    if user != before.st_uid:
+    if user != before.st_uid and not may_give_files_away():
         group = before.st_gid if before.st_gid in groups else groups[0]
         ours = os.stat_result((before.st_mode, 0, 0, 0, user, group, 0, 0, 0, 0))
         mode_without_owner(before, ours, acl, needed)
@@ -1895,7 +1894,7 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
         )
     opened = ["-i", f"file:{recording}", "-t", "0", "-f", "null", "-"]
     try:
-        if lexists(recording):
+        if os.access(recording, os.R_OK):
             tools.run([tools.ffmpeg, *QUIET, *SAFE_INPUT, *opened], 0)
     except Refusal as refusal:
         if re.search("Permission denied|No such file", refusal.detail):
@@ -2151,8 +2150,7 @@ def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Sid
         stuck = frozenset[str]()
         with suppress(OSError):
             stuck = frozenset(names_in_broken(read_regular(path)))
-        flaw = f"{name}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        return Sidecar(name, stuck=stuck, flaw=flaw)
+        return Sidecar(name, stuck=stuck, flaw=explain(error))
 
 
 def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
@@ -6068,7 +6066,7 @@ def examine_runs(run: Run) -> str:
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
     if ago > LATE or code:
-        raise ServiceError(f"{text} (exit code {code}; is the schedule at work?)")
+        raise ServiceError(f"{text} (exit code {code}; see the log. Is the schedule at work?)")
     if not lexists(last.get("python") or "/"):
         raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
     return text

@@ -128,7 +128,7 @@ class Doctor(LibraryCase):
             }
             (own / "history.jsonl").write_bytes(json.dumps(run).encode() + b"\n" + torn)
             self.assertRegex(self.doctor(ends), r"last run was [\w ]+ ago: 3 compressed")
-        self.assertIn("is the schedule at work?", self.doctor(1))
+        self.assertIn("Is the schedule at work?", self.doctor(1))
 
     def test_a_forgotten_pause_is_a_problem(self) -> None:
         self.assertEqual(self.run_cli("pause").code, 0)

@@ -86,6 +86,20 @@ class Owners(SituationCase):
         self.give(0o604)
         self.assert_alike(1, f"user {NOBODY.pw_uid}", under=self.CANNOT_GIVE)
 
+    def test_what_this_user_cannot_read_is_no_fault_of_ffmpeg_and_its_path_is_told_once(
+        self,
+    ) -> None:
+        for path in self.library.rglob("*.webm"):
+            path.chmod(0)
+        capabilities = "-dac_override,-dac_read_search"
+        bound = ("setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}")
+        self.assert_alike(1, "Permission denied", under=bound)
+        ran = self.run_under(bound, "--dry-run")
+        self.assertIn(
+            "cannot be read or written: Permission denied  (the original is kept)", ran.out
+        )
+        self.assertNotIn("ffmpeg", ran.out + ran.err)
+
     def test_what_everybody_may_read_and_write_is_made(self) -> None:
         self.give(0o666)
         (self.library / "index.json").chmod(0o666)
