@@ -6,7 +6,7 @@ import ast
 import io
 import tokenize
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parent.parent / "compression_service.py"
@@ -35,7 +35,7 @@ class TestWeight(unittest.TestCase):
         free = {at for part in free_parts(ast.parse(source)) for at in positions(part, lines)}
         tokens = [
             token.start
-            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            for token in whole_strings(tokenize.generate_tokens(io.StringIO(source).readline))
             if token.type not in LAYOUT and token.string and token.start not in free
         ]
         self.assertLessEqual(len(tokens), 38_650)  # reached so far; 24,000 is the aim
@@ -50,6 +50,16 @@ class TestWeight(unittest.TestCase):
     def test_an_old_python_gets_as_far_as_being_told(self) -> None:
         """The sentence stands before what Python 3.8 cannot do; it must be able to parse the rest."""
         ast.parse(SCRIPT.read_text(encoding="ascii"), feature_version=(3, 8))
+
+
+def whole_strings(tokens: Iterable[tokenize.TokenInfo]) -> Iterator[tokenize.TokenInfo]:
+    """An f-string is one token, also where Python (from 3.12 on) takes it apart."""
+    depth = 0
+    for token in tokens:
+        kind = tokenize.tok_name[token.type]
+        if depth == 0:
+            yield token
+        depth += (kind == "FSTRING_START") - (kind == "FSTRING_END")
 
 
 def positions(part: ast.AST, lines: list[str]) -> Iterator[tuple[int, int]]:
