@@ -2099,15 +2099,15 @@ def give_to_owner(target: int | str, like: str, mask: int) -> None:
     os.chmod(target, status.st_mode & mask)
 
 
-def resolve_recordings(library: Library, folder: Folder, history: History) -> list[Recording]:
+def resolve_recordings(folder: Folder) -> list[Recording]:
     """Read the folder's documents and group its takes: by names they hold, by stem, by id. Copies
     that a document calls by name are `ours`; takes that a document names or the archive has, and
     that are not here, are added; where a copy is not on record as proven, its tag is asked. Linear
     in the bytes of the documents; strings that many documents share are held once."""
-    documents = sorted(folder.documents.items())
+    library, documents = folder.history.library, sorted(folder.documents.items())
     sidecars = [read_sidecar(library, folder.path, *document) for document in documents]
     named = frozenset[str]().union(*{sidecar.files for sidecar in sidecars})
-    pasts = history.in_folder(folder.path)
+    pasts = folder.history.in_folder(folder.path)
     archived = (basename(stem) for stem, past in pasts.items() if past.place)
     takes = dict(folder.takes)
     for name in sorted({*takes, *map(stem_of, named), *archived}):
@@ -2420,7 +2420,7 @@ def due_works(run: Run) -> Iterator[Work]:
             run.staging.sweep(folder)
         if is_at_rest(folder, run):
             continue
-        for recording in resolve_recordings(run.library, folder, run.history):
+        for recording in resolve_recordings(folder):
             for work in works_of(recording, run):
                 if work.plan.move is not Move.ARCHIVE:
                     is_found = True
@@ -2514,7 +2514,7 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
     for folder in run.library.walk(run.history, str):
         if is_at_rest(folder, run):
             continue
-        for recording in resolve_recordings(run.library, folder, run.history):
+        for recording in resolve_recordings(folder):
             takes = tuple(run.foreseen.get(take.stem, take) for take in recording.takes)
             recording = recording._replace(takes=takes)
             works = works_of(recording, run)
@@ -3689,7 +3689,7 @@ class Committer:
         copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
         after = {work.take.stem: work.take_after(now) for work in works}
         here = self.library.folder(folder, self.history)
-        for recording in resolve_recordings(self.library, here, self.history):
+        for recording in resolve_recordings(here):
             stems = {take.stem for take in recording.takes}
             group = [work for work in works if work.take.stem in stems]
             if group:
@@ -3786,7 +3786,7 @@ class Committer:
         for folder in self.library.walk(self.history, self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
             is_met = folder.path in met
-            recordings = resolve_recordings(self.library, folder, self.history) if is_met else ()
+            recordings = resolve_recordings(folder) if is_met else ()
             for recording in recordings:
                 for id_ in self.ids.intersection(recording.ids):
                     takes[id_][folder.path] = {take.name: take for take in recording.takes}
@@ -3805,7 +3805,7 @@ class Committer:
         for path in sorted(self.folders):
             with suppress(OSError, UsageError):
                 folder = self.library.folder(path, self.history)
-                recordings = resolve_recordings(self.library, folder, self.history)
+                recordings = resolve_recordings(folder)
                 true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
                 self.ids.update(*(recording.ids for recording in recordings))
                 flush_folder(self.library.path(path))
@@ -4513,7 +4513,7 @@ def asked_for(run: Run) -> list[Recording]:
     @cache
     def recordings_in(path: str) -> Sequence[Recording]:
         folder = folders.get(path) or Folder(path, history)  # of which all may be archived
-        return resolve_recordings(library, folder, history)
+        return resolve_recordings(folder)
 
     found: dict[str, Recording] = {}
     for path in (*run.config.paths, *(done_last(history) if run.config.last_run else ())):
@@ -4654,7 +4654,7 @@ def command_check(config: Config, report: Report) -> None:
     takes: list[Take] = []
     by_id: dict[str, list[Take]] = {}
     for folder in run.library.walk(run.history, report.error):
-        for recording in resolve_recordings(run.library, folder, run.history):
+        for recording in resolve_recordings(folder):
             check_documents(run, recording)
             takes += recording.takes
             for id_ in recording.ids:

@@ -45,7 +45,7 @@ class Case(unittest.TestCase):
 
     def recordings(self, folder: str = "d") -> dict[tuple[str, ...], service.Recording]:
         read = self.library.folder(folder, self.history)
-        found = service.resolve_recordings(self.library, read, self.history)
+        found = service.resolve_recordings(read)
         return {tuple(take.name for take in each.takes): each for each in found}
 
     def remember(self, stem: str, **past: Any) -> None:
@@ -412,11 +412,9 @@ class Planning(Case):
         looked: list[str] = []
         resolve = service.resolve_recordings
 
-        def look(
-            library: service.Library, folder: service.Folder, history: service.History
-        ) -> list[service.Recording]:
+        def look(folder: service.Folder) -> list[service.Recording]:
             looked.append(folder.path)
-            return resolve(library, folder, history)
+            return resolve(folder)
 
         watched = mock.patch.object(service, "resolve_recordings", look)
         watched.start()
