@@ -645,8 +645,8 @@ class Recording(NamedTuple):
 class Folder:
     """One folder as the walk saw it."""
 
-    def __init__(self, path: str, history: History) -> None:
-        self.path, self.history = path, history
+    def __init__(self, path: str, library: Library) -> None:
+        self.path, self.library = path, library
         self.audio: list[File] = []
         self.documents: dict[str, int] = {}  # mtime_ns of its JSON files but the index, by name
         self.below: list[str] = []  # paths of the folders in it
@@ -663,7 +663,7 @@ class Folder:
         takes = {}
         for name, group in files.items():
             stem = join(self.path, name)
-            takes[name] = Take(stem, past=self.history.past(stem)).with_files(group)
+            takes[name] = Take(stem, past=self.library.history.past(stem)).with_files(group)
         return takes
 
 
@@ -1375,7 +1375,6 @@ class Run:
     def __init__(self, config: Config, report: Report) -> None:
         self.config, self.report = config, report
         self.library = Library(config.recordings_dir)
-        self.history = History(self.library)
         self.now, self.started = time.time(), monotonic()
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
@@ -1385,6 +1384,10 @@ class Run:
         self.jobs: dict[Work, Job] = {}  # at work just now
         self.foreseen: dict[str, Take] = {}  # by a dry run, after what it would do; by stem
         self.seconds_done = 0.0  # of audio, as guessed from sizes
+
+    @property
+    def history(self) -> History:
+        return self.library.history
 
     @cached_property
     def moment(self) -> Moment:
@@ -1429,7 +1432,7 @@ class Run:
             if not self.config.dry_run:
                 self.tell_holder = stack.enter_context(self.library.lock())
                 self.staging = stack.enter_context(Staging(self.library))
-                self.history = History(self.library)  # another run may have been faster
+                self.library.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
                 self.is_locked = True
             with suppress(Stopped):
@@ -1923,6 +1926,7 @@ class Library:
     def __init__(self, root: str) -> None:
         self.root = root
         self.name = basename(root)  # as names in documents may have it
+        self.history = History(self)
 
     def path(self, *parts: str) -> str:
         """Absolute, of a path below the library."""
@@ -2038,10 +2042,7 @@ class Library:
         return ""
 
     def walk(
-        self,
-        history: History,
-        problem: Callable[[str], object],
-        passed_over: Callable[[str], object] = str,
+        self, problem: Callable[[str], object], passed_over: Callable[[str], object] = str
     ) -> Iterator[Folder]:
         """Every folder, "" first: one scandir and one stat a file, nothing opened, one folder in
         memory at a time. `problem` is told of folders that cannot be read, `passed_over` of
@@ -2051,7 +2052,7 @@ class Library:
         while paths:
             path = paths.pop()
             try:
-                folder = self.folder(path, history)
+                folder = self.folder(path)
                 paths += folder.below
                 yield folder
             except UsageError as error:
@@ -2062,9 +2063,9 @@ class Library:
                 if error.errno != errno.ENOENT:  # it went while we looked
                     problem(f"The folder {path} cannot be read: {error.strerror}.")
 
-    def folder(self, path: str, history: History) -> Folder:
+    def folder(self, path: str) -> Folder:
         """One folder as it is now. Raises OSError, and UsageError for another library's."""
-        folder = Folder(path, history)
+        folder = Folder(path, self)
         prefix = join(path, "")
         with os.scandir(self.path(path)) as entries:
             for entry in entries:
@@ -2104,10 +2105,10 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     that a document calls by name are `ours`; takes that a document names or the archive has, and
     that are not here, are added; where a copy is not on record as proven, its tag is asked. Linear
     in the bytes of the documents; strings that many documents share are held once."""
-    library, documents = folder.history.library, sorted(folder.documents.items())
+    library, documents = folder.library, sorted(folder.documents.items())
     sidecars = [read_sidecar(library, folder.path, *document) for document in documents]
     named = frozenset[str]().union(*{sidecar.files for sidecar in sidecars})
-    pasts = folder.history.in_folder(folder.path)
+    pasts = library.history.in_folder(folder.path)
     archived = (basename(stem) for stem, past in pasts.items() if past.place)
     takes = dict(folder.takes)
     for name in sorted({*takes, *map(stem_of, named), *archived}):
@@ -2408,7 +2409,7 @@ def due_works(run: Run) -> Iterator[Work]:
     what has been looked into."""
     config, report, is_found = run.config, run.report, False
     report.found = report.young = report.links = 0
-    for folder in run.library.walk(run.history, report.error, report.once):
+    for folder in run.library.walk(report.error, report.once):
         report.found += len(folder.audio)
         report.links += folder.links
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
@@ -2511,7 +2512,7 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
     """Recordings of which every take that is here makes the move `archive`, and none is missing."""
     if run.config.archive_tier is None:
         return
-    for folder in run.library.walk(run.history, str):
+    for folder in run.library.walk(str):
         if is_at_rest(folder, run):
             continue
         for recording in resolve_recordings(folder):
@@ -3688,7 +3689,7 @@ class Committer:
         """Make the sidecars of recordings say what these works make of them. Where that fails, the
         copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
         after = {work.take.stem: work.take_after(now) for work in works}
-        here = self.library.folder(folder, self.history)
+        here = self.library.folder(folder)
         for recording in resolve_recordings(here):
             stems = {take.stem for take in recording.takes}
             group = [work for work in works if work.take.stem in stems]
@@ -3783,7 +3784,7 @@ class Committer:
         met |= self.folders
         takes: dict[str, dict[str, dict[str, Take]]] = {id_: {} for id_ in self.ids}
         copies = 0
-        for folder in self.library.walk(self.history, self.report.once):
+        for folder in self.library.walk(self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
             is_met = folder.path in met
             recordings = resolve_recordings(folder) if is_met else ()
@@ -3804,7 +3805,7 @@ class Committer:
         notes = []
         for path in sorted(self.folders):
             with suppress(OSError, UsageError):
-                folder = self.library.folder(path, self.history)
+                folder = self.library.folder(path)
                 recordings = resolve_recordings(folder)
                 true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
                 self.ids.update(*(recording.ids for recording in recordings))
@@ -4504,19 +4505,18 @@ def command_restore(config: Config, report: Report) -> None:
 def asked_for(run: Run) -> list[Recording]:
     """The recordings that the command line names, each once; what is none is told."""
     library = run.library
-    history = run.history
-    folders = {folder.path: folder for folder in library.walk(history, run.report.once)}
+    folders = {folder.path: folder for folder in library.walk(run.report.once)}
     if run.is_locked:
         for folder in folders.values():
             run.staging.sweep(folder)
 
     @cache
     def recordings_in(path: str) -> Sequence[Recording]:
-        folder = folders.get(path) or Folder(path, history)  # of which all may be archived
+        folder = folders.get(path) or Folder(path, library)  # of which all may be archived
         return resolve_recordings(folder)
 
     found: dict[str, Recording] = {}
-    for path in (*run.config.paths, *(done_last(history) if run.config.last_run else ())):
+    for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
         # From where the user stands, or from the library.
         given = path if lexists(path) else library.path(path)
         whole = realpath(given)
@@ -4540,14 +4540,14 @@ def names_of(recording: Recording) -> set[str]:
     return {*sidecars, *(take.name for take in recording.takes)}
 
 
-def done_last(history: History) -> list[str]:
+def done_last(library: Library) -> list[str]:
     """What was done since the last run began that compressed or archived anything, as absolute
     paths."""
     words = (Action.COMPRESSED, Action.ARCHIVED)
-    begun = [run["time"] for run in history.runs if any(map(run.get, words))]
+    begun = [run["time"] for run in library.history.runs if any(map(run.get, words))]
     return [
-        history.library.path(stem + SOURCE_SUFFIX)
-        for stem, past in history.pasts.items()
+        library.path(stem + SOURCE_SUFFIX)
+        for stem, past in library.history.pasts.items()
         if past.action in words and begun and past.time >= begun[-1]
     ]
 
@@ -4653,7 +4653,7 @@ def command_check(config: Config, report: Report) -> None:
     run.library.require(config.log_file)
     takes: list[Take] = []
     by_id: dict[str, list[Take]] = {}
-    for folder in run.library.walk(run.history, report.error):
+    for folder in run.library.walk(report.error):
         for recording in resolve_recordings(folder):
             check_documents(run, recording)
             takes += recording.takes
@@ -4909,18 +4909,18 @@ def storage_stats(recordings_dir: str) -> dict[str, Any]:
 def gather_stats(config: Config) -> dict[str, Any]:
     """The object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
     library = library_of(config)
-    history, problems = History(library), list[str]()
+    problems: list[str] = []
     now = time.time()
     sums = {group: Counter(dict.fromkeys(names.split(), 0)) for group, names in COUNTED.items()}
     words: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for folder in library.walk(history, problems.append):
+    for folder in library.walk(problems.append):
         for take in folder.takes.values():
             # As a run asks, but without sidecars, which may still say otherwise.
             add_take(sums, take, next_move(take, None, config, Moment(now, now)))
             if take.file and (take.is_known or take.proven_copy):
                 path = join(folder.path, take.file.name)
                 words[take.past.action, take.past.code].append(path)
-    for past in history.pasts.values():
+    for past in library.history.pasts.values():
         if past.place:
             sums["archived"].update(count=1, size=past.place.size)
             add_saving(sums, past, past.place.size)
@@ -4943,7 +4943,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
             for (action, code), paths in sorted(words.items())
             if action in (Action.KEPT, Action.FAILED)
         ],
-        "runs": history.runs,
+        "runs": library.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
     }
@@ -5479,7 +5479,7 @@ class Staging:
 
     def __enter__(self) -> Staging:
         with suppress(OSError):  # not ours to look into: it is no harm
-            self.sweep(self.library.folder(OWN_FOLDER, History(self.library)))
+            self.sweep(self.library.folder(OWN_FOLDER))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -28,7 +28,7 @@ class Case(unittest.TestCase):
         self.root = Path(folder.name, "recordings")
         self.root.mkdir()
         self.library = service.Library(str(self.root))
-        self.history = service.History(self.library)
+        self.history = self.library.history
         self.told: list[str] = []
 
     def add(self, path: str, data: object = b"sound") -> Path:
@@ -39,12 +39,10 @@ class Case(unittest.TestCase):
         return file
 
     def walk(self) -> dict[str, service.Folder]:
-        return {
-            f.path: f for f in self.library.walk(self.history, self.told.append, self.told.append)
-        }
+        return {f.path: f for f in self.library.walk(self.told.append, self.told.append)}
 
     def recordings(self, folder: str = "d") -> dict[tuple[str, ...], service.Recording]:
-        read = self.library.folder(folder, self.history)
+        read = self.library.folder(folder)
         found = service.resolve_recordings(read)
         return {tuple(take.name for take in each.takes): each for each in found}
 
