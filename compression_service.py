@@ -3080,9 +3080,7 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
     chapters = re.search(rb"tref.{4}chap|chpl", index, re.DOTALL)
     command = [tools.ffmpeg, *QUIET, "-ignore_chapters", "1", *input_arguments(path, "mov")]
     command += shlex.split("-map 0 -c copy -f framecrc pipe:1")
-    lines: list[str] = []
-    messages = tools.run(command, window.size / BYTES_PER_SECOND, lines.append)
-    text = "\n".join(lines)
+    text, messages = tools.run(command, window.size / BYTES_PER_SECOND)
     kinds = re.findall(r"#media_type \d+: (\w+)", text)
     stream = LISTED_STREAM.search(text)
     is_single = kinds == ["audio"] or (chapters and kinds == ["audio", "subtitle"])
@@ -3351,7 +3349,7 @@ class Transcoder:
         """Raises Refusal, also for what ffmpeg says of them, Stopped, ServiceError."""
         seconds = sum(job.probe.timeline for job in jobs)
         if jobs:
-            messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
+            _, messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
             if messages:
                 raise damaged(messages)
 
@@ -3379,11 +3377,10 @@ class Transcoder:
             arguments += ["-frame_duration", "60"]
         tags = [f"{name}={job.target.tag}" for name in ("encoded_by", "encoding_tool")]
         if form.muxer == "ogg" and found.has_chapters:
-            lines: list[str] = []
             command = [self.tools.ffmpeg, *QUIET, *job.input(), "-f", "ffmetadata", "pipe:1"]
-            self.tools.run(command, 0, lines.append)
+            text, _ = self.tools.run(command, 0)
             # Without the encoder's own, in whose place ffmpeg would put the last one.
-            tags += ["encoder=", *chapter_tags("\n".join(lines))]
+            tags += ["encoder=", *chapter_tags(text)]
             chapters = -1
         for tag in tags:
             arguments += ["-metadata", tag]
@@ -4426,20 +4423,18 @@ class Archive:
     @cached_property
     def names(self) -> Collection[str]:
         """All files in a remote, by location. Raises Refusal, Stopped."""
-        lines = self.rclone(0, "lsf", "-R", "--files-only", "--", self.root)
-        return set(map(self.location, lines))
+        listed = self.rclone(0, "lsf", "-R", "--files-only", "--", self.root)
+        return set(map(self.location, listed.split("\n")))
 
-    def rclone(self, size: int, *words: str) -> list[str]:
-        """The lines that one call of it prints, which moves `size` bytes. Raises Refusal, Stopped,
+    def rclone(self, size: int, *words: str) -> str:
+        """The output of one call of it, which moves `size` bytes. Raises Refusal, Stopped,
         ToolError."""
-        lines: list[str] = []
         tools = self.run.tools
         command = [tools.find("rclone")[0], *RCLONE, *words]
         try:
-            tools.run(command, size / ARCHIVE_PACE, lines.append)
+            return tools.run(command, size / ARCHIVE_PACE)[0]
         except Refusal as refusal:
             raise Refusal(Reason.INPUT_OUTPUT, f"rclone: {refusal.detail}") from None
-        return lines
 
 
 def configured_archive(run: Run) -> Optional[Archive]:
@@ -5293,10 +5288,9 @@ class Tools:
 
     def has_encoders(self, ffmpeg: str) -> bool:
         """By its own word; one that does not even tell is tried all the same."""
-        lines: list[str] = []
+        listed = ""
         with suppress(Refusal, ToolError):
-            self.run([ffmpeg, *QUIET, "-encoders"], 0, lines.append)
-        listed = "".join(lines)
+            listed, _ = self.run([ffmpeg, *QUIET, "-encoders"], 0)
         return not listed or all(form.encoder in listed for form in FORMATS.values())
 
     def find(self, name: str) -> list[str]:
@@ -5312,19 +5306,15 @@ class Tools:
         self,
         command: Sequence[str],
         seconds: float,
-        on_line: Callable[[str], object] = str,
-        *,
         folder: str = "/",
         stdin: int = subprocess.DEVNULL,
-    ) -> str:
-        """Run a command that works on `seconds` of audio, in a folder; `on_line` is told its
-        output. Returns what it said at warning or above, by ffmpeg's own tags. Raises Refusal
-        (failed, hung, complains without end, no space), Stopped, ToolError."""
+    ) -> tuple[str, str]:
+        """Run a command that works on `seconds` of audio, in a folder. Returns its output, and what
+        it said at warning or above, by ffmpeg's own tags. Raises Refusal (failed, hung, complains
+        without end, no space), Stopped, ToolError."""
         with self.started(command, stdin, folder=folder) as process:
             output, messages = self.hear(process, seconds)
-        for line in output.decode("utf-8", "replace").split("\n"):
-            on_line(line)
-        return judge([process], messages)
+        return output.decode("utf-8", "replace"), judge([process], messages)
 
     def pipe(
         self, commands: Sequence[Sequence[str]], seconds: float, copy: str

@@ -131,7 +131,7 @@ class TestMessages(ProveCase):
     """What a tool says is judged by its words and not by its exit code alone."""
 
     def judge(self, words: str, code: int = 0) -> str:
-        return self.tools.run(["sh", "-c", f"echo '{words}' >&2; exit {code}"], 0)
+        return self.tools.run(["sh", "-c", f"echo '{words}' >&2; exit {code}"], 0)[1]
 
     def test_a_fault_of_the_disk_is_no_fault_of_the_recording(self) -> None:
         for words, reason in (

@@ -35,7 +35,7 @@ class ToolsCase(unittest.TestCase):
         self.tools = Tools(Stop())
 
     def shell(self, script: str, seconds: float = 0) -> str:
-        return self.tools.run(["/bin/sh", "-c", script], seconds)
+        return self.tools.run(["/bin/sh", "-c", script], seconds)[1]
 
     def assert_refused(self, reason: Reason, script: str) -> Refusal:
         with self.assertRaises(Refusal) as caught:
@@ -53,13 +53,12 @@ class ToolsCase(unittest.TestCase):
 
 class TestRun(ToolsCase):
     def test_lines_come_out_and_text_goes_in(self) -> None:
-        lines: list[str] = []
         reader, writer = os.pipe()
         os.write(writer, b"one\ntwo")
         os.close(writer)
-        said = self.tools.run(["cat"], 0, lines.append, stdin=reader)
+        output, said = self.tools.run(["cat"], 0, stdin=reader)
         os.close(reader)
-        self.assertEqual((said, lines), ("", ["one", "two"]))
+        self.assertEqual((said, output), ("", "one\ntwo"))
 
     def test_only_what_ffmpeg_tagged_itself_is_said_of_a_recording(self) -> None:
         self.assertEqual(self.shell("echo a banner >&2; echo '[info] all well' >&2"), "")
