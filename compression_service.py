@@ -1406,7 +1406,7 @@ class Run:
                 message = f"Paused: nothing was done. '{PROGRAM} resume' lets runs go on."
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
-                with self.open():
+                with self.open(locks=not self.config.dry_run):
                     self.work(plan_run(self))
         except (ServiceError, OSError) as error:
             message = self.report.failed(error)
@@ -1423,13 +1423,13 @@ class Run:
         return is_known or bool(next(due_works(self), None) or next(plan_archive(self), None))
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """Lock, stop signals, staging, tools, committer: for a run and for restore. A dry run needs
-        but the tools."""
+    def open(self, locks: bool) -> Iterator[None]:
+        """Stop signals and tools, and for who `locks` the library, as a run and restore do: staging
+        and committer."""
         with stop_signals() as self.stop, ExitStack() as stack:
             self.tools = Tools(self.stop)
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
-            if not self.config.dry_run:
+            if locks:
                 self.tell_holder = stack.enter_context(self.library.lock())
                 self.staging = stack.enter_context(Staging(self.library))
                 self.library.history = History(self.library)  # another run may have been faster
@@ -1437,9 +1437,6 @@ class Run:
                 self.is_locked = True
             with suppress(Stopped):
                 yield
-        self.tell_stop()
-
-    def tell_stop(self) -> None:
         if self.stop.signal:
             name = signal.Signals(self.stop.signal).name
             kept = "what was not finished is as it was; run again to go on."
@@ -2431,12 +2428,6 @@ def due_works(run: Run) -> Iterator[Work]:
     is_selective = config.only or config.language or config.since or config.until
     if is_selective and not is_found:
         report.once("The selection fits nothing that is due; --only takes paths as stats has them.")
-
-
-def placed(history: History) -> list[Take]:
-    """What is in the archive, by history alone."""
-    pasts = history.pasts.items()
-    return [Take(stem, past=past) for stem, past in pasts if past.place]
 
 
 def is_young(file: File, run: Run) -> bool:
@@ -4488,7 +4479,7 @@ def command_restore(config: Config, report: Report) -> None:
         report.summary()
         return
     report.open_log()
-    with run.open():
+    with run.open(locks=True):
         recordings = asked_for(run)
         bring_back(run, recordings)
         for recording in recordings:  # also where an earlier restore was cut short
@@ -4664,11 +4655,9 @@ def command_check(config: Config, report: Report) -> None:
         for take in takes
         if take.copy
     }
-    with stop_signals() as run.stop, suppress(Stopped):
-        run.tools = Tools(run.stop)
+    with run.open(locks=False):
         check_places(run)
         check_copies(run, copies)
-    run.tell_stop()
     verdict = "something is wrong" if report.exit_code else "all sound"
     message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
     report.say(message)
@@ -4702,23 +4691,22 @@ def check_documents(run: Run, recording: Recording) -> None:
 def check_places(run: Run) -> None:
     """What went there is still there."""
     archive = configured_archive(run)
-    away = [take for take in placed(run.history) if not take.past.is_restored]
+    pasts = run.history.pasts.items()
+    away = {stem: past.place for stem, past in pasts if past.place and not past.is_restored}
     if away and not archive:
         run.report.error(f"{len(away)} files are archived, and no archive is configured")
     elif away and archive:
         with answering_for(run, archive.root):
             archive.try_it()
-            for take in away:
-                place = take.past.place
-                if place and not archive.has(archive.whereabouts(take.folder, place)):
-                    run.report.error(f"{take.stem} is not in the archive any more")
+            for stem, place in away.items():
+                if not archive.has(archive.whereabouts(dirname(stem), place)):
+                    run.report.error(f"{stem} is not in the archive any more")
 
 
 def check_copies(run: Run, copies: Mapping[str, float]) -> None:
     """Each is walked, decoded in full, and as long as on record."""
     paths = sorted(copies)
     batches = [paths[at : at + BATCH_FILES] for at in range(0, len(paths), BATCH_FILES)]
-    transcoder = Transcoder(run.tools, full=True)
 
     def problems(batch: Sequence[str]) -> dict[str, str]:
         found, wrong = {}, {}
@@ -4731,7 +4719,7 @@ def check_copies(run: Run, copies: Mapping[str, float]) -> None:
                     wrong[path] = f"lasts {lasts:.2f} s, {recorded:.2f} are on record"
             except (Refusal, OSError) as error:
                 wrong[path] = explain(error)
-        return {**transcoder.decode(found), **wrong}
+        return {**run.transcoder.decode(found), **wrong}
 
     with ThreadPoolExecutor(run.workers) as pool:
         for number, wrong in enumerate(pool.map(problems, batches), 1):
@@ -5989,8 +5977,7 @@ def command_doctor(config: Config, report: Report) -> None:
     """One line a check; the exit code is that of the gravest thing found."""
     run = Run(config, report)
     report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
-    with stop_signals() as run.stop:
-        run.tools = Tools(run.stop)
+    with run.open(locks=False):
         for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
             try:
                 report.say(f"ok       {check(run)}")
