@@ -1790,10 +1790,8 @@ def try_commits(library: Library) -> None:
     library.require_there()
     try:
         os.close(library.open_own("history.jsonl", os.O_WRONLY | os.O_APPEND))
-        one, two = staging.levels(), staging.levels()
-        with open(one, "wb", buffering=0) as file:
-            file.write(bytes(4096))
-            flush(file.fileno())
+        two = staging.levels()
+        one = staging.write(bytes(4096), two)
         if exchange(one, two):
             os.unlink(one)
         place(two, one)
