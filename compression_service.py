@@ -1853,8 +1853,7 @@ def foresee_owner(path: str, needed: int) -> None:
         before, acl = os.fstat(file.fileno()), access_list(file.fileno())
     if user != before.st_uid and not may_give_files_away():
         group = before.st_gid if before.st_gid in groups else groups[0]
-        ours = os.stat_result((before.st_mode, 0, 0, 0, user, group, 0, 0, 0, 0))
-        mode_without_owner(before, ours, acl, needed)
+        mode_without_owner(before, user, group, acl, needed)
 
 
 @lru_cache
@@ -5567,7 +5566,8 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
             os.fchown(staged, owner, before.st_gid)
             break
     now = os.fstat(staged)
-    mode = mode_without_owner(before, now, acl, READ if times else READ_WRITE)
+    needed = READ if times else READ_WRITE
+    mode = mode_without_owner(before, now.st_uid, now.st_gid, acl, needed)
     if mode != stat.S_IMODE(now.st_mode):  # which not every file system can change
         os.fchmod(staged, mode)
     if sys.platform == "darwin":
@@ -5588,9 +5588,9 @@ def access_list(descriptor: int) -> bytes:
     return b""
 
 
-def mode_without_owner(before: os.stat_result, now: os.stat_result, acl: bytes, needed: int) -> int:
-    """The mode of a file that has the owner and group of `now` instead of those `before`: no bit
-    more than it had for anybody. Raises Refusal(OWNER) if its former owner could do less than what
+def mode_without_owner(before: os.stat_result, uid: int, gid: int, acl: bytes, needed: int) -> int:
+    """The mode of a file that has this owner and group instead of those `before`: no bit more than
+    it had for anybody. Raises Refusal(OWNER) if its former owner could do less than what
     is `needed`, or its list would let in another group."""
     mode = stat.S_IMODE(before.st_mode)
     group = mode >> 3 & 7
@@ -5598,13 +5598,13 @@ def mode_without_owner(before: os.stat_result, now: os.stat_result, acl: bytes, 
     for tag, bits, _ in struct.iter_unpack("<HHI", acl[4:]):
         if tag == OWNING_GROUP:  # the mode then shows the mask
             group &= bits
-    is_other_group = now.st_gid != before.st_gid
+    is_other_group = gid != before.st_gid
     if is_other_group:
         group &= others
         mode = mode & 0o707 | group << 3
     lost = 0
-    if before.st_uid not in (0, now.st_uid):
-        is_member = is_in_group(before.st_uid, now.st_gid)
+    if before.st_uid not in (0, uid):
+        is_member = is_in_group(before.st_uid, gid)
         lost = needed & mode >> 6 & ~(group if is_member else others)
     if lost or (is_other_group and acl):
         raise Refusal(Reason.OWNER, f"user {before.st_uid}")
