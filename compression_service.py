@@ -3691,15 +3691,8 @@ class Committer:
         for path, edit in edits(self.library, recording, after):
             name = basename(path)
             if after or folder.documents.get(name) != self.written.get(path):
-                mtime_ns = self.rewrite(path, edit, backup=True)
+                mtime_ns = rewrite(self.library.path(path), edit, self.staging, backup=True)
                 folder.documents[name] = self.written[path] = mtime_ns
-
-    def rewrite(self, path: str, edit: Callable[[bytes], Optional[bytes]], backup: bool) -> int:
-        """A document, if it has not been deleted meanwhile: its mtime (ns). Raises Flaw, Refusal,
-        OSError."""
-        with suppress(FileNotFoundError):
-            return rewrite(self.library.path(path), edit, self.staging, backup)
-        return 0
 
     def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
         """Step 7, and the end of every work."""
@@ -3777,7 +3770,8 @@ class Committer:
                 for id_ in self.ids.intersection(recording.ids):
                     takes[id_][folder.path] = {take.name: take for take in recording.takes}
         edit = partial(settle_index, library=self.library.name, takes=takes, copies=copies)
-        if self.attempt((), self.rewrite, INDEX_NAME, edit, False):
+        path = self.library.path(INDEX_NAME)
+        if self.attempt((), rewrite, path, edit, self.staging, False):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
         self.settled = monotonic()
@@ -4217,22 +4211,25 @@ def rewrite(
     """Edit a JSON file so that no other program's write to it is lost: compared just before the
     exchange, what was displaced looked at just after; a half-written file is waited for. With
     `backup` it is first kept beside as NAME.json.bak. Flushing the folder is the caller's. Returns
-    the mtime (ns) of what was true, or was made so. Raises Flaw, Refusal, OSError."""
-    for _ in range(REWRITES):
-        mtime_ns = os.lstat(path).st_mtime_ns
-        data, edited = read_whole(path, edit)
-        if edited is None:
-            return mtime_ns
-        if backup and not lexists(path + BACKUP_SUFFIX):
-            with suppress(FileExistsError):
-                place(staging.write(data, path), path + BACKUP_SUFFIX)
-        staged = staging.write(edited, path)
-        mtime_ns = os.lstat(staged).st_mtime_ns
-        is_done = read_regular(path) == data and put(staged, path, data)
-        staging.discard(staged)
-        if is_done:
-            return mtime_ns
-    raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
+    the mtime (ns) of what was true, or was made so, 0 where it has been deleted meanwhile. Raises
+    Flaw, Refusal, OSError."""
+    with suppress(FileNotFoundError):
+        for _ in range(REWRITES):
+            mtime_ns = os.lstat(path).st_mtime_ns
+            data, edited = read_whole(path, edit)
+            if edited is None:
+                return mtime_ns
+            if backup and not lexists(path + BACKUP_SUFFIX):
+                with suppress(FileExistsError):
+                    place(staging.write(data, path), path + BACKUP_SUFFIX)
+            staged = staging.write(edited, path)
+            mtime_ns = os.lstat(staged).st_mtime_ns
+            is_done = read_regular(path) == data and put(staged, path, data)
+            staging.discard(staged)
+            if is_done:
+                return mtime_ns
+        raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
+    return 0
 
 
 def put(staged: str, path: str, expected: bytes) -> bool:
