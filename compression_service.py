@@ -660,10 +660,10 @@ class Folder:
         files: dict[str, list[File]] = {}
         for file in sorted(self.audio):
             files.setdefault(stem_of(file.name), []).append(file)
-        takes = {}
+        takes, pasts = {}, self.library.history.in_folder(self.path)
         for name, group in files.items():
             stem = join(self.path, name)
-            takes[name] = Take(stem, past=self.library.history.past(stem)).with_files(group)
+            takes[name] = Take(stem, past=pasts.get(stem, NO_PAST)).with_files(group)
         return takes
 
 
@@ -4783,10 +4783,6 @@ class History:
                         pasts[stem] = Past.of(record["past"])
         return self.known[folder]
 
-    def past(self, stem: str) -> Past:
-        """NO_PAST for a take it has not met."""
-        return self.in_folder(dirname(stem)).get(stem, NO_PAST)
-
     @property
     def pasts(self) -> Mapping[str, Past]:
         """All, by stem."""
@@ -4816,16 +4812,14 @@ class History:
         """One line an outcome, with the whole past of its take, flushed together. `now` is that of
         the commit, from which its documents' dates were derived too. Raises OSError: originals then
         stay."""
-        records, pasts = [], {}
+        records = []
         for work in works:
-            stem = work.take.stem
-            past = pasts[stem] = work.past_after(now)
-            records.append(
-                {**work.outcome(), "take": stem, "date": iso(now), "past": past.record()}
-            )
+            past = work.past_after(now).record()
+            about = {"take": work.take.stem, "date": iso(now), "past": past}
+            records.append({**work.outcome(), **about})
         self.write(records)
-        for stem, past in pasts.items():
-            self.in_folder(dirname(stem))[stem] = past
+        for work in works:
+            self.in_folder(work.take.folder)[work.take.stem] = work.past_after(now)
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
