@@ -1378,7 +1378,6 @@ class Run:
         self.now, self.started = time.time(), monotonic()
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
-        self.begun = 0  # recordings, for --limit
         self.through: list[Work] = []  # proven or refused, still to be committed
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Work, Job] = {}  # at work just now
@@ -1454,7 +1453,6 @@ class Run:
 
     def work(self, works: Sequence[Work]) -> None:
         self.report.begin(works, self.workers)
-        self.begun = len(works)
         if works and self.config.dry_run:
             read_signs(self.library)
             try_ffmpeg(self.tools, works[0].plan.target, self.library.path(works[0].path))
@@ -1465,7 +1463,7 @@ class Run:
             bring_back(self, list({each.key: each for each in begun_before}.values()))
         try:
             self.compress([work for work in works if work.plan.move is not Move.RESTORE])
-            self.archive()
+            self.archive(len(works))
         finally:
             if self.is_locked:
                 self.committer.finish()
@@ -1645,19 +1643,20 @@ class Run:
         if self.is_locked and any(reason.is_environment for _, reason in refused):
             try_commits(self.library)
 
-    def archive(self) -> None:
-        """What is old enough goes there, recording by recording. Raises ServiceError where the
-        archive does not answer."""
+    def archive(self, begun: int) -> None:
+        """What is old enough goes there, recording by recording, of which `begun` count for --limit
+        already. Raises ServiceError where the archive does not answer."""
         archive, limit = configured_archive(self), self.config.limit or math.inf
         if archive is None:
             return
-        begun = self.begun
+        is_tried = False
         for works in plan_archive(self):
-            if self.must_end() or self.begun >= limit:
+            if self.must_end() or begun >= limit:
                 break
-            if self.begun == begun:
+            if not is_tried:
                 archive.try_it()
-            self.begun += len(works)
+            is_tried = True
+            begun += len(works)
             if self.is_locked:
                 archive.store(works)
             for work in works:
