@@ -828,6 +828,16 @@ class Work:
         return join(self.take.folder, source.name if source else self.take.name)
 
     @property
+    def source_size(self) -> int:
+        """Bytes; 0 where the source is to be fetched."""
+        return self.plan.source.size if self.plan.source else 0
+
+    @property
+    def guessed_seconds(self) -> float:
+        """Of audio, before anything is opened."""
+        return self.source_size / BYTES_PER_SECOND
+
+    @property
     def target_path(self) -> str:
         """Where the copy stands or will stand, below the library."""
         is_fetched = self.plan.move is Move.RESTORE and self.plan.source is None
@@ -926,7 +936,7 @@ class Work:
             "file": join(place.location, place.name) if place and not copy else file,
             "action": reason.action,
             "reason": reason.sentence.format(self.detail),
-            "original_size": self.plan.source.size if self.plan.source else 0,
+            "original_size": self.source_size,
             "compressed_size": copy.size if copy else None,
             "seconds": self.seconds,
         }
@@ -1497,7 +1507,7 @@ class Run:
                     self.through += [work for work in batch if work.is_ready]
                     self.find_cause(batch)
                     self.through += [work for work in batch if work.reason]
-                    self.seconds_done += sum(map(guessed_seconds, batch))
+                    self.seconds_done += sum(work.guessed_seconds for work in batch)
                 done = self.seconds_done + self.seconds_at_work()
                 self.tell_holder(self.report.progress(done, queue.seconds))
         except BaseException:
@@ -1547,7 +1557,7 @@ class Run:
         share = 0.0
         for work, job in list(self.jobs.items()):
             through = self.transcoder.seconds_through(job) / (job.probe.timeline or 1)
-            share += min(1.0, through) * guessed_seconds(work)
+            share += min(1.0, through) * work.guessed_seconds
         return share
 
     def transcode(self, works: Sequence[Work]) -> None:
@@ -1716,20 +1726,14 @@ def give_attributes_of(source: str, copy: str) -> None:
 def size_before(work: Work) -> int:
     """Bytes that a copy must save from: of the copy before it, or of the original."""
     is_smaller = work.plan.move is Move.SMALLER
-    before = work.take.copy if is_smaller and work.take.copy else work.plan.source
-    return before.size if before else 0
-
-
-def guessed_seconds(work: Work) -> float:
-    """Of audio, before anything is opened."""
-    return work.plan.source.size / BYTES_PER_SECOND if work.plan.source else 0.0
+    return work.take.copy.size if is_smaller and work.take.copy else work.source_size
 
 
 def space_needed(work: Work) -> int:
     """Bytes that one work may take while at work: its copy, and two level files."""
     if work.probe:
         return round(work.estimate + work.probe.timeline * work.probe.channels * LEVEL_BYTES)
-    return round(size_before(work) + 2 * guessed_seconds(work) * LEVEL_BYTES)
+    return round(size_before(work) + 2 * work.guessed_seconds * LEVEL_BYTES)
 
 
 def free_space(library: Library) -> int:
@@ -1749,7 +1753,7 @@ class Queue:
 
     def __init__(self, works: Sequence[Work], workers: int) -> None:
         self.waiting = deque(works)
-        self.seconds = sum(map(guessed_seconds, works))
+        self.seconds = sum(work.guessed_seconds for work in works)
         batches = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
         rounds = max(1, math.ceil(batches / workers))
         # A hundredth more, or a last small batch would be left over.
@@ -1761,7 +1765,7 @@ class Queue:
         seconds = 0.0
         while self.waiting and len(works) < BATCH_FILES:
             room -= space_needed(self.waiting[0])
-            seconds += guessed_seconds(self.waiting[0])
+            seconds += self.waiting[0].guessed_seconds
             is_enough = works and seconds > self.share
             if is_enough or room < 0:
                 break
@@ -3859,8 +3863,10 @@ def is_same(path: str, work: Work) -> bool:
 # the one way into a file that another program may be writing. Every byte that need not change
 # stays. Must never repair, reorder or recreate a document, nor follow a name found in one.
 
-NOT_NAMES = ("id", "text", "title", "full_transcription", "transcription_preview")
-NOT_LOOKED_AT = frozenset((*NOT_NAMES, "segments", "words"))  # the value, and all inside of it
+# By key: the value, and all inside of it.
+NOT_LOOKED_AT = frozenset(
+    ("id", "text", "title", "full_transcription", "transcription_preview", "segments", "words")
+)
 GONE = object()  # as a member's value: the member is to go
 STRING = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")([ \t\r\n]*:[ \t\r\n]*)?')  # with a colon: a key
 BLANK = re.compile(r"[ \t\r\n,]*")
@@ -5773,7 +5779,7 @@ class Report:
     def begin(self, works: Sequence[Work], workers: int) -> None:
         """What is due, how much, about how long."""
         self.due = len(works)
-        size = sum(work.plan.source.size for work in works if work.plan.source)
+        size = sum(work.source_size for work in works)
         audio = size / BYTES_PER_SECOND
         if works:
             self.expected = f"A run may take {duration_text(audio / SPEED / workers)}"
