@@ -3763,7 +3763,7 @@ class Committer:
         pasts = self.history.pasts.items()
         met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
         met |= self.folders
-        takes: dict[str, dict[str, dict[str, Take]]] = {id_: {} for id_ in self.ids}
+        takes: dict[str, list[tuple[str, Sequence[Take]]]] = defaultdict(list)
         copies = 0
         for folder in self.library.walk(self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
@@ -3771,7 +3771,7 @@ class Committer:
             recordings = resolve_recordings(folder) if is_met else ()
             for recording in recordings:
                 for id_ in self.ids.intersection(recording.ids):
-                    takes[id_][folder.path] = {take.name: take for take in recording.takes}
+                    takes[id_].append((folder.path, recording.takes))
         edit = partial(settle_index, library=self.library.name, takes=takes, copies=copies)
         path = self.library.path(INDEX_NAME)
         if self.attempt((), rewrite, path, edit, self.staging, False):
@@ -3800,21 +3800,23 @@ class Committer:
 
 
 def settle_index(
-    data: bytes, library: str, takes: dict[str, dict[str, dict[str, Take]]], copies: int
+    data: bytes,
+    library: str,
+    takes: Mapping[str, Sequence[tuple[str, Sequence[Take]]]],
+    copies: int,
 ) -> Optional[bytes]:
-    """The index with entries and totals as the takes of its recordings are, by id, folder and
-    name."""
-    facts = {}
+    """The index with entries and totals as the takes of its recordings are, by id; each folder that
+    has some of them, with those."""
+    facts, renamers = {}, {}
     for id_, folders in takes.items():
-        each = [take for group in folders.values() for take in group.values()]
-        if each:
-            facts[id_] = facts_of(each)
+        facts[id_] = facts_of(take for _, group in folders for take in group)
+        renamers[id_] = [renamer(library, *folder) for folder in folders]
 
     def rename(text: str, id_: str) -> Optional[str]:
         """Where the id stands in two folders, only a name that says in which."""
         if len(takes[id_]) > 1 and "/" not in text.lstrip("./"):
             return None
-        names = (renamer(library, *each)(text) for each in takes[id_].items())
+        names = (rename_in_folder(text) for rename_in_folder in renamers[id_])
         return next(filter(None, names), None)
 
     return edit_index(data, facts, rename, copies, iso(time.time()))
@@ -3824,8 +3826,8 @@ def edits(
     library: Library, recording: Recording, after: Mapping[str, Take]
 ) -> Iterator[tuple[str, Callable[[bytes], Optional[bytes]]]]:
     """What makes each document of a recording true, by its path below the library."""
-    takes = {take.name: after.get(take.stem, take) for take in recording.takes}
-    facts, rename = facts_of(takes.values()), renamer(library.name, recording.folder, takes)
+    takes = [after.get(take.stem, take) for take in recording.takes]
+    facts, rename = facts_of(takes), renamer(library.name, recording.folder, takes)
     for sidecar in recording.sidecars:
         own = facts if sidecar.listed else None
         edit = partial(edit_sidecar, rename=rename, facts=own)
@@ -4124,13 +4126,14 @@ def edit_sidecar(
     return document.edited()
 
 
-def renamer(library: str, folder: str, takes: Mapping[str, Take]) -> Callable[[str], Optional[str]]:
-    """What `edit_sidecar` asks: `called`, then `Take.name_now`; `takes` by name. Pure."""
+def renamer(library: str, folder: str, takes: Iterable[Take]) -> Callable[[str], Optional[str]]:
+    """What `edit_sidecar` asks: `called`, then `Take.name_now`. Pure."""
+    by_name = {take.name: take for take in takes}
 
     @cache
     def rename(value: str) -> Optional[str]:
         name = called(value, library, folder)
-        take = takes.get(stem_of(name)) if name else None
+        take = by_name.get(stem_of(name)) if name else None
         if name and take and take.name_now(name) != name:
             return value[: -len(name)] + take.name_now(name)
         return None

@@ -40,7 +40,7 @@ def waiting(stem: str, size: int = 1000) -> Take:
 
 def edit(document: Any, *takes: Take, facts: bool = True) -> Any:
     data = document if isinstance(document, bytes) else json.dumps(document, indent=2).encode()
-    rename = service.renamer("recordings", "d", {take.name: take for take in takes})
+    rename = service.renamer("recordings", "d", takes)
     return service.edit_sidecar(data, rename, service.facts_of(takes) if facts else None)
 
 
@@ -227,7 +227,7 @@ class Index(unittest.TestCase):
     }
 
     def edit(self, data: bytes, facts: Any, copies: int = 400) -> Any:
-        rename = service.renamer("recordings", "d", {"a-1": copied("d/a-1")})
+        rename = service.renamer("recordings", "d", [copied("d/a-1")])
         return service.edit_index(data, facts, lambda id_, name: rename(name), copies, "now")
 
     def test_the_entry_and_the_totals_follow_and_nothing_else(self) -> None:
