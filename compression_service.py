@@ -1468,9 +1468,11 @@ class Run:
             try_ffmpeg(self.tools, works[0].plan.target, self.library.path(works[0].path))
         elif works:
             try_commits(self.library)
-        begun_before = [work.recording for work in works if work.plan.move is Move.RESTORE]
+        begun_before = {
+            work.recording.key: work.recording for work in works if work.plan.move is Move.RESTORE
+        }
         if self.is_locked:
-            bring_back(self, list({each.key: each for each in begun_before}.values()))
+            bring_back(self, begun_before.values())
         try:
             self.compress([work for work in works if work.plan.move is not Move.RESTORE])
             self.archive(len(works))
@@ -4061,11 +4063,10 @@ def facts_of(takes: Iterable[Take]) -> Facts:
             date = max(date or 0.0, past.compressed)
         if past.place:
             places.append(past.place)
-    known = [size for size in firsts if size is not None]
     newest = max(places, key=lambda place: place.time, default=None)
     return Facts(
         states=frozenset(states),
-        original_size=sum(known) if len(known) == len(firsts) else None,
+        original_size=None if None in firsts else sum(filter(None, firsts)),
         compressed_size=standing,
         on_disk=on_disk,
         date=date,
@@ -4566,7 +4567,7 @@ def works_back(recording: Recording, config: Config) -> list[Work]:
     return [work for work in works if work.reason] or works
 
 
-def bring_back(run: Run, recordings: Sequence[Recording]) -> None:
+def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
     """Also finishes what an earlier restore has begun (`Take.is_half_restored`), for a run."""
     for recording in recordings:
         if run.stop.requested:
