@@ -709,8 +709,9 @@ class Moment(NamedTuple):
     now: float
     previous: float
 
-    def days_since(self, mtime_ns: int) -> float:
-        return (self.now - mtime_ns / 1e9) / DAY
+    def age(self, file: File) -> float:
+        """In days."""
+        return (self.now - file.mtime_ns / 1e9) / DAY
 
 
 @dataclass
@@ -2306,7 +2307,7 @@ def next_move(
     if file is None:
         return None
     is_known = past.speaks_of(file) and not config.retry
-    age = moment.days_since(file.mtime_ns)
+    age = moment.age(file)
     is_young = age < max(config.age_threshold_days, wish.after_days)
     if is_young or (is_known and past.is_restored):
         return None
@@ -2336,7 +2337,7 @@ def compression(
         return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, several))
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
-    tier = config.tier_rate(moment.days_since(copy.mtime_ns)) if copy and not wish.bitrate else None
+    tier = config.tier_rate(moment.age(copy)) if copy and not wish.bitrate else None
     is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
     if original is None:
         return draft._replace(move=Move.SMALLER, goes=()) if copy and is_large else None
@@ -2413,7 +2414,7 @@ def due_works(run: Run) -> Iterator[Work]:
         report.links += folder.links
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
         for file in folder.audio:
-            if run.moment.days_since(file.mtime_ns) < -1:
+            if run.moment.age(file) < -1:
                 path = join(folder.path, file.name)
                 report.once(f"{path} is dated in the future: no run touches it until then.")
         if run.is_locked:
@@ -2433,7 +2434,7 @@ def due_works(run: Run) -> Iterator[Work]:
 
 
 def is_young(file: File, run: Run) -> bool:
-    return run.moment.days_since(file.mtime_ns) < run.config.age_threshold_days
+    return run.moment.age(file) < run.config.age_threshold_days
 
 
 def is_at_rest(folder: Folder, run: Run) -> bool:
@@ -2451,8 +2452,7 @@ def rest_of(folder: Folder, run: Run) -> str:
     settings."""
     config = run.config
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
-    ages = [run.moment.days_since(file.mtime_ns) for file in folder.audio]
-    files = sorted((*file, bisect.bisect(steps, age)) for file, age in zip(folder.audio, ages))
+    files = sorted((*file, bisect.bisect(steps, run.moment.age(file))) for file in folder.audio)
     settings = [getattr(config, name) for name in REST_SETTINGS.split()]
     rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
