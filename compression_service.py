@@ -1557,11 +1557,8 @@ class Run:
         return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
 
     def seconds_at_work(self) -> float:
-        share = 0.0
-        for work, job in list(self.jobs.items()):
-            through = self.transcoder.seconds_through(job) / (job.probe.timeline or 1)
-            share += min(1.0, through) * work.guessed_seconds
-        return share
+        jobs = list(self.jobs.items())
+        return sum(job.share_done * work.guessed_seconds for work, job in jobs)
 
     def transcode(self, works: Sequence[Work]) -> None:
         """One batch, in a thread: examine each, stage, prove; every Work leaves ready or refused.
@@ -3248,6 +3245,12 @@ class Job:
         """Bytes in its level files that all channels have at a time."""
         return self.probe.channels * 4
 
+    @property
+    def share_done(self) -> float:
+        """Told by how far its level file has grown: while it is encoded."""
+        seconds = size_of(self.source_levels) / self.frame / LEVEL_RATE
+        return min(1.0, ENCODE_SHARE * seconds / (self.probe.timeline or 1))
+
     def input(self) -> list[str]:
         return input_arguments(self.source, self.probe.demuxer)
 
@@ -3345,10 +3348,6 @@ class Transcoder:
             _, messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
             if messages:
                 raise damaged(messages)
-
-    def seconds_through(self, job: Job) -> float:
-        """Of audio, told by how far its level file has grown: while it is encoded."""
-        return ENCODE_SHARE * size_of(job.source_levels) / job.frame / LEVEL_RATE
 
     def decode(self, copies: Mapping[str, Probe]) -> dict[str, str]:
         """What is wrong with which copy (absolute path), by a full decode: for `check`."""
