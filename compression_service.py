@@ -1466,7 +1466,7 @@ class Run:
         self.report.begin(works, self.workers)
         if works and self.config.dry_run:
             read_signs(self.library)
-            try_ffmpeg(self.tools, works[0].plan.target, self.library.path(works[0].path))
+            self.try_ffmpeg_on(works[0])
         elif works:
             try_commits(self.library)
         begun_before = {
@@ -1635,6 +1635,11 @@ class Run:
             flush(file.fileno())
         work.copy = file_at(job.copy)._replace(name=basename(work.target_path))
 
+    def try_ffmpeg_on(self, work: Work) -> None:
+        """Whether it makes what this work is to become, and can open its source. Raises
+        ToolError."""
+        try_ffmpeg(self.tools, work.plan.target, self.library.path(work.path))
+
     def find_cause(self, works: Sequence[Work]) -> None:
         """After failures that may lie outside the recordings, try what they needed. Raises the
         ServiceError that ends the run, before any of them counts; else they are the recordings'
@@ -1642,8 +1647,7 @@ class Run:
         refused = [(work, work.reason) for work in works if work.reason]
         suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
         if suspects:
-            suspect = suspects[0]
-            try_ffmpeg(self.tools, suspect.plan.target, self.library.path(suspect.path))
+            self.try_ffmpeg_on(suspects[0])
         for work, reason in refused:
             if reason is Reason.NO_SPACE:
                 raise self.no_space(work, work.detail)
@@ -6008,7 +6012,7 @@ def examine_library(run: Run) -> str:
             return str(busy)
     for work in works[:1]:
         foresee_commit(library, work)
-        try_ffmpeg(run.tools, work.plan.target, library.path(work.path))
+        run.try_ffmpeg_on(work)
     free = size_text(free_space(library))
     return f"the library {library.root} can be written to, {free} free; due: {len(works)}"
 
