@@ -1462,7 +1462,10 @@ class Run:
             self.now,
         )
 
-    def work(self, works: Sequence[Work]) -> None:
+    def work(self, works: list[Work]) -> None:
+        """All that a run has to do. The list is emptied: what is through is to take no memory, and
+        the packets of a recording alone may take 40 kB."""
+        begun = len(works)
         self.report.begin(works, self.workers)
         if works and self.config.dry_run:
             read_signs(self.library)
@@ -1474,18 +1477,20 @@ class Run:
         }
         if self.is_locked:
             bring_back(self, begun_before.values())
+        works[:] = [work for work in works if work.plan.move is not Move.RESTORE]
         try:
-            self.compress([work for work in works if work.plan.move is not Move.RESTORE])
-            self.archive(len(works))
+            self.compress(works)
+            self.archive(begun)
         finally:
             if self.is_locked:
                 self.committer.finish()
 
-    def compress(self, works: Sequence[Work]) -> None:
+    def compress(self, works: list[Work]) -> None:
         """Keep every worker busy with batches, and commit what comes back; where an error ends it,
         what was proven before is brought to its end."""
         self.through += [work for work in works if work.reason]
         queue = Queue([work for work in works if not work.reason], self.workers)
+        works.clear()
         try:
             with ThreadPoolExecutor(self.workers) as pool:
                 self.transcode_all(queue, pool)
@@ -2179,7 +2184,7 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
         id=id_,
         files=held(frozenset, tuple(files)),
         own=held(frozenset, tuple(in_chunks or files)),
-        stuck=frozenset(stuck),
+        stuck=held(frozenset, tuple(stuck)),
         listed="chunks" in members,
         durations=held(dict, tuple(durations.items())),
         language=language,
@@ -2389,7 +2394,7 @@ def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float
         bool(take.copies) and take.copy is None,
     )
     first = " ".join(map(str, parts))
-    return first if policy is None else f"{first}|{json.dumps(policy)}"
+    return sys.intern(first if policy is None else f"{first}|{json.dumps(policy)}")
 
 
 def plan_run(run: Run) -> list[Work]:
@@ -4232,8 +4237,10 @@ def rewrite(
             if edited is None:
                 return mtime_ns
             if backup and not lexists(path + BACKUP_SUFFIX):
+                kept = staging.write(data, path)
                 with suppress(FileExistsError):
-                    place(staging.write(data, path), path + BACKUP_SUFFIX)
+                    place(kept, path + BACKUP_SUFFIX)
+                staging.discard(kept)
             staged = staging.write(edited, path)
             mtime_ns = os.lstat(staged).st_mtime_ns
             is_done = read_regular(path) == data and put(staged, path, data)

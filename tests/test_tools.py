@@ -591,3 +591,22 @@ class MissingFfmpeg(ToolCase):
         self.assertIn(ran.code, (1, 4))
         self.assertEqual(self.snapshot(), self.before)
         self.assertNotIn("Traceback", ran.err + self.log())
+
+
+class WhatIsHeld(FaultCase):
+    def test_what_is_through_takes_no_memory_any_more(self) -> None:
+        """The packets of each would be 6 to 40 kB."""
+        for number in range(30):
+            self.add("chunk_0", f"{number}.webm")
+        self.drive(
+            "import gc\n"
+            "archive = program.Run.archive\n"
+            "def count(self, begun):\n"
+            "    held = [each for each in gc.get_objects() if isinstance(each, (program.Work, program.Probe))]\n"
+            "    print('held:', len(held), file=sys.stderr)\n"
+            "    archive(self, begun)\n"
+            "program.Run.archive = count"
+        )
+        for words in (("--dry-run",), ()):
+            ran = self.run_cli(*words)
+            self.assertEqual((ran.code, ran.err), (0, "held: 0\n"))
