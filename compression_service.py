@@ -3822,7 +3822,7 @@ def settle_index(
         facts[id_] = facts_of(take for _, group in folders for take in group)
         renamers[id_] = [renamer(library, *folder) for folder in folders]
 
-    def rename(text: str, id_: str) -> Optional[str]:
+    def rename(id_: str, text: str) -> Optional[str]:
         """Where the id stands in two folders, only a name that says in which."""
         if len(takes[id_]) > 1 and "/" not in text.lstrip("./"):
             return None
@@ -4166,8 +4166,8 @@ def edit_index(
     copies_size: int,
     date: str,
 ) -> Optional[bytes]:
-    """The index with the entries of `facts` (by id) and its totals as they must be; `rename` also
-    gets the id, and asks for the folder in a name where that id stands in two. One entry is parsed
+    """The index with the entries of `facts` (by id) and its totals as they must be; `rename` gets
+    the id first, and asks for the folder in a name where that id stands in two. One entry is parsed
     at a time. None where it is true already. Raises Flaw. Pure."""
     document, size = JsonText(data), 0.0
     for span, id_, entry in entries(document):

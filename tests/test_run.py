@@ -450,6 +450,43 @@ class Index(LibraryCase):
         self.assertEqual(path.read_text(), '{"recordings": [')
         self.assert_compressed("2025-10-27/14-30-45-chunk-1.webm")
 
+    def test_an_index_that_names_files_has_them_renamed_and_turned_back(self) -> None:
+        self.add("chunk_0", "d/a.webm")
+        self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]})
+        names = {
+            "audio": "d/a.webm",
+            "bare": "a.webm",
+            "url": "/recordings/d/a.webm",
+            "deep": [{"x": "./d/a.webm"}],
+        }
+        others = {"title": "a.webm", "elsewhere": "https://x.org/d/a.webm", "other": "e/a.webm"}
+        entries = [{"id": "A", **names, **others, "size": 1}, {"id": "B", "audio": "d/a.webm"}]
+        self.add_json("index.json", {"recordings": entries, "cover": "d/a.webm"})
+        ran = self.run_cli("--keep-originals")
+        self.assertEqual((ran.code, ran.err), (0, ""))
+        document = self.read_json("index.json")
+        entry = document["recordings"][0]
+        for key, name in names.items():
+            self.assertEqual(json.dumps(entry[key]), json.dumps(name).replace(".webm", ".opus"))
+        self.assertLessEqual(others.items(), entry.items())
+        self.assertEqual((document["recordings"][1], document["cover"]), (entries[1], "d/a.webm"))
+        self.assertEqual(self.run_cli("check").code, 0)
+        self.assertEqual(self.run_cli("restore", "--last-run").code, 0)
+        self.assertLessEqual(names.items(), self.read_json("index.json")["recordings"][0].items())
+
+    def test_where_an_id_stands_in_two_folders_only_names_that_say_in_which_are_renamed(
+        self,
+    ) -> None:
+        for folder in ("d", "e"):
+            self.add("chunk_0", f"{folder}/a.webm")
+            self.add_json(f"{folder}/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]})
+        files = ["d/a.webm", "e/a.webm", "a.webm", "/recordings/e/a.webm"]
+        self.add_json("index.json", {"recordings": [{"id": "A", "files": files}]})
+        ran = self.run_cli()
+        self.assertEqual((ran.code, ran.err), (0, ""))
+        told = self.read_json("index.json")["recordings"][0]["files"]
+        self.assertEqual(told, ["d/a.opus", "e/a.opus", "a.webm", "/recordings/e/a.opus"])
+
     def test_a_library_without_an_index_gets_none(self) -> None:
         self.add("chunk_0", "a.webm")
         self.run_cli()
