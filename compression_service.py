@@ -252,10 +252,11 @@ class Reason(enum.Enum):
     DONE = "compressed: proven and put in place{}"
     ADOPTED = "compressed: its copy was there already, and was proven again{}"
     DUE = "would-compress: due{}"
+    ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     RESTORED = "restored: {}; --retry lets runs take it up again"
-    RESTORE_DUE = "would-restore: its original is kept here, or it is in the archive{}"
+    RESTORE_DUE = "would-restore: {}"
 
     EMPTY = "kept: the file is empty{}"
     HEADERLESS = "kept: a later part of a recording, unreadable without its first part{}"
@@ -941,7 +942,7 @@ class Work:
             "compressed_size": copy.size if copy else None,
             "seconds": self.seconds,
         }
-        if reason is Reason.DUE:
+        if reason.action is Action.WOULD_COMPRESS:
             outcome["estimated_size"] = self.estimate
         return outcome
 
@@ -996,7 +997,7 @@ class Parser(argparse.ArgumentParser):
     """Tells wrong usage in one sentence instead of a page. Raises UsageError."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. '{self.prog} --help' tells more.")
+        raise UsageError(f"{message}. '{PROGRAM} run --help' tells more, as --help of any command.")
 
 
 def main(args: Optional[Sequence[str]] = None) -> int:
@@ -1008,7 +1009,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
     except (ServiceError, OSError) as error:
-        report.failed(error)
+        report.summary(report.failed(error))
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
     finally:
@@ -1153,7 +1154,7 @@ def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         try:
             members[key] = kinds[key](member)
         except ValueError as error:
-            raise ValueError(f'for "{key}" {error}') from None
+            raise ValueError(f'for "{key}" {error}, found {json.dumps(member)}') from None
     return members
 
 
@@ -1413,7 +1414,7 @@ class Run:
         try:
             self.library.require(self.config.log_file)
             if self.library.paused(self.now):
-                message = f"Paused: nothing was done. '{PROGRAM} resume' lets runs go on."
+                message = f"Paused: {self.library.root} is left alone; 'resume' lets runs go on."
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
@@ -1604,7 +1605,8 @@ class Run:
                 made = basename(work.target_path)
                 work.copy = File(made, work.estimate, source.mtime_ns)
                 self.foreseen[work.take.stem] = work.take_after(self.now)
-                raise Refusal(Reason.DUE)
+                is_adopted = work.plan.move is Move.ADOPT
+                raise Refusal(Reason.ADOPT_DUE if is_adopted else Reason.DUE)
             work.sha256 = digest_from(file)  # only now: a sparse file may be larger than the disk
 
     def prepare(self, work: Work) -> Job:
@@ -1709,7 +1711,8 @@ class Run:
                 os.close(writer)
                 Tools(Stop()).run(shell, NOTIFY_SECONDS, folder=folder, stdin=reader)
             except (Refusal, ToolError) as error:
-                self.report.once(f"The notify_command failed: {error}")
+                detail = getattr(error, "detail", "") or error
+                self.report.once(f"The notify_command failed: {detail}.")
             finally:
                 os.close(reader)
 
@@ -1894,8 +1897,8 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
         packets = [line.split(b",") for line in frames.splitlines() if b"," in line]
         samples = sum(int(packet[3]) for packet in packets)
         problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
-    except Refusal as refusal:
-        problem = refusal.detail or str(refusal)
+    except (Refusal, OSError) as error:
+        problem = getattr(error, "detail", "") or explain(error)
     if problem:
         raise ToolError(
             f"{tools.ffmpeg} does not work: a second of a sound could not be made into "
@@ -1918,7 +1921,6 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
 # by their sidecars. Reads names, stats and JSON; opens no audio. Must never follow a link, enter a
 # hidden folder or a library below, or take a folder that cannot be read for an empty one.
 
-AT_WORK = "Another run is at work on this library: "
 LOCK_SECONDS = 0.3
 HOLDER_BYTES = 200  # of what the lock file says
 SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
@@ -1981,7 +1983,7 @@ class Library:
         where our folder is a link, which may lead anywhere."""
         advice = "Is its disk mounted? Else name it with --recordings or recordings_dir."
         if not isdir(self.root):
-            raise UsageError(f"The recordings folder {self.root} is not there. {advice}")
+            raise UsageError(f"There is no recordings folder {self.root}. {advice}")
         if islink(self.path(OWN_FOLDER)):
             raise UsageError(f"{self.path(OWN_FOLDER)} is a link. Remove it, and run again.")
         for above in PurePath(realpath(self.root)).parents:
@@ -2018,7 +2020,10 @@ class Library:
                 deadline = monotonic() + LOCK_SECONDS
                 while holder := self.holder(file, fcntl.LOCK_EX):
                     if monotonic() > deadline:
-                        raise BusyError(f"{AT_WORK}{holder}. Wait, or end that process by 'kill'.")
+                        raise BusyError(
+                            f"Another run is at work on {self.root}: {holder}. "
+                            "Wait, or end that process by 'kill'."
+                        )
                     time.sleep(0.02)
             except OSError as error:
                 raise failed_trial(self.own("lock"), error) from None
@@ -2436,7 +2441,9 @@ def due_works(run: Run) -> Iterator[Work]:
             run.committer.folders.add(folder.path)
     is_selective = config.only or config.language or config.since or config.until
     if is_selective and not is_found:
-        report.once("The selection fits nothing that is due; --only takes paths as stats has them.")
+        report.once(
+            "The selection fits nothing to compress. Paths for --only are such as '2025-10-27/*'."
+        )
 
 
 def is_young(file: File, run: Run) -> bool:
@@ -3476,7 +3483,7 @@ def check_structure(job: Job, tools: Tools) -> None:
         raise NotProven(asked, f"{made.samples} samples with {steps}")
     size = getsize(job.copy)
     if job.encodes and size > job.most:
-        sizes = f"its copy takes {size_text(size)}, where {size_text(job.most)} were to be had"
+        sizes = f"its copy takes {size_text(size)}, where {size_text(job.most)} are worth it"
         raise Refusal(Reason.LITTLE_SAVING, sizes)
 
 
@@ -4486,8 +4493,9 @@ def command_restore(config: Config, report: Report) -> None:
     if config.dry_run:
         for recording in asked_for(run):
             for work in works_back(recording, config):
+                where = "its original is kept" if work.plan.source else "it is in the archive"
                 if not work.reason:
-                    work.refuse(Refusal(Reason.RESTORE_DUE))
+                    work.refuse(Refusal(Reason.RESTORE_DUE, where))
                 report.outcome(work)
         report.summary()
         return
@@ -4516,8 +4524,9 @@ def asked_for(run: Run) -> list[Recording]:
 
     found: dict[str, Recording] = {}
     for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
-        # From where the user stands, or from the library.
-        given = path if lexists(path) else library.path(path)
+        # From where the user stands, also of what is here no more, or from the library.
+        is_from_here = lexists(path) or is_below(path, library.root)
+        given = path if is_from_here else library.path(path)
         whole = realpath(given)
         inside = relpath(whole, realpath(library.root))
         if isdir(whole):
@@ -4569,11 +4578,11 @@ def works_back(recording: Recording, config: Config) -> list[Work]:
             goes = (copy,) if copy else ()
             plan = Plan(Move.RESTORE, source, made, take.past.settings, goes)
             works.append(Work(take, recording, plan))
-            if is_lost:
-                refusal = Refusal(
-                    Reason.NOT_RESTORED, "only its copy is left; that is the recording"
-                )
-                works[-1].refuse(refusal)
+            why = "only its copy is left, as its original was deleted" if is_lost else ""
+            if not (take.file or config.archive_tier):
+                why = f"{take.stem} is not here, and tiers name no archive"
+            if why:
+                works[-1].refuse(Refusal(Reason.NOT_RESTORED, why))
     return [work for work in works if work.reason] or works
 
 
@@ -4605,8 +4614,7 @@ def fetch_back(run: Run, work: Work) -> None:
     work.detail = "back from the archive"
     if work.copy:  # a restore was cut short after that
         return
-    if archive is None:
-        raise Refusal(Reason.NOT_RESTORED, f"{take.stem} is not here, and no archive is set")
+    assert archive
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
     work.staged = run.staging.beside(target)
@@ -4709,7 +4717,7 @@ def check_places(run: Run) -> None:
     if away and not archive:
         run.report.error(f"{len(away)} files are archived, and no archive is configured")
     elif away and archive:
-        with answering_for(run, archive.root):
+        with answering_for(run, "archive"):
             archive.try_it()
             for stem, place in away.items():
                 if not archive.has(archive.whereabouts(dirname(stem), place)):
@@ -4989,6 +4997,7 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """What people want to know: rows by title, for terminal and page."""
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
+    more = [(f"and {len(named) - NAMED:,} more", "--json has all")][: len(named) > NAMED]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
     tables = {
         "problems": [(problem, "") for problem in stats["problems"]],
@@ -4998,7 +5007,7 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "archived": figures(stats["archived"]),
         "last runs": runs[-LISTED:],
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
-        "failed or kept, by name": named[:NAMED],
+        "failed or kept, by name": [*named[:NAMED], *more],
         "savings by month": figures(stats["savings_by_month"]),
         "recorded by month": figures(stats["recorded_by_month"]),
     }
@@ -5180,7 +5189,8 @@ def command_serve(config: Config, report: Report) -> None:
     try:
         listening = Server((config.host, config.port), Handler)
     except (OSError, UnicodeError) as error:
-        raise ServiceError(f"Cannot listen there: {error}. See --host and --port.") from None
+        where = f"{config.host}, port {config.port}"
+        raise ServiceError(f"Cannot listen on {where}: {error}. See --host, --port.") from None
     with stop_signals() as stop, listening:
         report.say(f"Statistics at http://{config.host}:{listening.server_port}/")
         while not stop.requested:
@@ -5810,7 +5820,8 @@ class Report:
         self.saved += size_on_disk(take) - size_on_disk(left)
         before, after = told["original_size"], work.copy.size if work.copy else work.estimate
         sizes = size_text(before) if before else ""
-        if work.outcome_reason is Reason.ADOPTED and take.proven_copy:  # told when it was made
+        is_adopted = work.outcome_reason in (Reason.ADOPTED, Reason.ADOPT_DUE)
+        if is_adopted and take.proven_copy:  # it was told when it was made
             sizes += " freed"
         elif action in COMPRESSING:
             self.original_size += before
@@ -5835,9 +5846,8 @@ class Report:
         parts = [f"{reason.action.value:<14} {work.path}", sizes]
         if reason not in (Reason.DONE, Reason.DUE):
             parts.append(why)
-        if reason.action is Action.FAILED:
-            kept = "the original is kept" if work.take.original else "nothing was deleted"
-            parts.append(f"({kept})")
+        if reason.action is Action.FAILED and work.take.original:
+            parts.append("(the original is kept)")
         if self.config.verbose and probe:
             sound = f"{probe.codec}, {probe.channels} ch, {probe.kilobits:.0f} kbit/s"
             parts.append(f"[{sound}, {probe.timeline:.1f} s]")
@@ -6043,15 +6053,18 @@ def examine_log(run: Run) -> str:
 
 def examine_runs(run: Run) -> str:
     if run.library.paused(run.now):
-        raise ServiceError(f"Paused: no run does anything until '{PROGRAM} resume'.")
+        raise ServiceError(
+            f"Paused: no run does anything until that is over, or '{PROGRAM} resume'."
+        )
     runs = [record for record in run.history.runs if record.get("type") == "run"]
     if not runs:
-        return f"no run yet; '{PROGRAM} schedule --help' tells how to have one every night"
+        return f"no run yet; '{PROGRAM} schedule cron' prints what makes one every night"
     last = runs[-1]
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
     if ago > LATE or code:
-        raise ServiceError(f"{text} (exit code {code}; see the log. Is the schedule at work?)")
+        advice = "Is the schedule at work?" if ago > LATE else "The log has more."
+        raise ServiceError(f"{text} (exit code {code}) {advice}")
     if not lexists(last.get("python") or "/"):
         raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
     return text

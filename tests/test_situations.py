@@ -394,7 +394,7 @@ class Silence(SituationCase):
     def test_a_library_that_is_not_there(self) -> None:
         self.library.rmdir()
         self.assertEqual(self.run_cli().code, 2)
-        self.assert_told("is not there")
+        self.assert_told("There is no recordings folder")
 
     def test_a_pause(self) -> None:
         self.add("chunk_0", "a.webm")
