@@ -146,6 +146,7 @@ OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 BYTES_PER_SECOND = 16_000  # of a browser's default recording: a first guess at length from size
 BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
 BATCH_SECONDS = 600.0  # audio in one process; longer files gain nothing from sharing a start
+CHANNEL_RATE = 256_000  # bit/s, the most that libopus takes for each channel
 SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
 LARGEST_JSON = 256 << 20  # bytes; a sparse file must not fill the memory
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
@@ -576,10 +577,10 @@ class Take(NamedTuple):
         """By what a document must call what it calls `name`, a file of this stem: names change only
         between the original and the copy that stands for it, or the other way after a restore. A
         stranger's name, and that of another original, stay."""
-        suffix, file, state = splitext(name)[1], self.file, self.state
+        suffix, file, state = splitext(name)[1], self.file or self.past.place, self.state
         is_other = any(each.name == name for each in self.originals if each != self.original)
         is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
-        is_left = state is State.COMPRESSED and is_original
+        is_left = state in (State.COMPRESSED, State.ARCHIVED) and is_original
         is_back = state is State.RESTORED and suffix == self.past.suffix
         return file.name if file and (is_left or is_back) else name
 
@@ -892,7 +893,7 @@ class Work:
             time=now,
             seconds=self.seconds,
             ids=self.recording.ids or last.ids,
-            place=self.place,
+            place=self.place or (None if plan.move is Move.RESTORE else last.place),
         )
         if source:
             first_size = source.size if source.is_original else known.first_size
@@ -1884,7 +1885,7 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
     """Decode, encode and decode again a second of a sound of our own, all of it through pipes, so
     that no file plays a part and a dry run may do it too; and open a recording (absolute path), as
     one that is confined to other folders cannot (a snap). Raises ToolError."""
-    codec = f"-c:a {target.form.encoder} -b:a {target.bitrate}"
+    codec = f"-c:a {target.form.encoder} -b:a {min(target.bitrate, CHANNEL_RATE)}"
     lines = (
         f"-f lavfi -i sine=duration=1:sample_rate={OPUS_RATE} -f nut pipe:1",
         f"-f nut -i pipe:0 {codec} -f matroska pipe:1",
@@ -1992,9 +1993,10 @@ class Library:
                     f"{self.root} lies inside the library {above}. "
                     "Run on that one, and choose a part of it with --only."
                 )
+        named = re.compile(re.escape(printable(self.root)) + r"(?![\w-])")  # /srv/r1, not /srv/r10
         for name in () if os.listdir(self.root) else (log_file, f"{log_file}.1"):
             with suppress(OSError), open(name, errors="replace") as log:
-                if any(printable(self.root) in line for line in log):
+                if any(map(named.search, log)):
                     raise UsageError(f"{self.root} is empty, and was not before. {advice}")
 
     def paused(self, now: float) -> bool:
@@ -2137,14 +2139,16 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     return recordings
 
 
-def claim(library: Library, take: Take, named: Collection[str]) -> Take:
-    """The take with `ours` told by documents, and by the tags of its copies."""
+def claim(library: Library, take: Take, named: frozenset[str]) -> Take:
+    """The take with `ours` told by the tags of its copies, and by documents: but where they name
+    its original too, another file may be a preview of it."""
     ours = {}
+    is_named = named.isdisjoint(file.name for file in take.originals)
     for name in (file.name for file in take.copies):
         rate = None
         with suppress(OSError):  # one that cannot be read is nobody's
             rate = provenance(library.path(take.folder, name))
-        if rate is not None or name in named:
+        if rate is not None or (is_named and name in named):
             ours[name] = rate or 0
     return take._replace(ours=ours)
 
@@ -2346,6 +2350,9 @@ def compression(
     if len(take.originals) > 1:
         several = f"several files would become {take.name}"
         return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, several))
+    if past.place and original:
+        there = f"the archive has an earlier {take.name}; rename this one"
+        return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, there))
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
     tier = config.tier_rate(moment.age(copy)) if copy and not wish.bitrate else None
@@ -3380,7 +3387,8 @@ class Transcoder:
         takes those of the first input that has any. In Ogg chapters are tags, which ffmpeg before
         4.2 does not write by itself."""
         form, found, chapters = job.target.form, job.probe, number
-        arguments = ["-c:a", form.encoder, "-b:a", str(job.target.bitrate), *form.options]
+        rate = min(job.target.bitrate, CHANNEL_RATE * found.channels)
+        arguments = ["-c:a", form.encoder, "-b:a", str(rate), *form.options]
         if form.codec == "opus" and found.timeline >= LONG_PACKETS_FROM:
             arguments += ["-frame_duration", "60"]
         tags = [f"{name}={job.target.tag}" for name in ("encoded_by", "encoding_tool")]
@@ -4073,7 +4081,7 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         file = take.file or past.place
         standing += file.size if file else 0
         on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
-        is_away = state is State.ARCHIVED and past.suffix != ""
+        is_away = state is State.ARCHIVED and file is not None and file.name.endswith(COPY_SUFFIXES)
         if is_away or state is State.COMPRESSED:
             date = max(date or 0.0, past.compressed)
         if past.place:
@@ -4314,6 +4322,8 @@ class Archive:
                 f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "
                 "folder once by hand, so that nothing can ever go to the wrong disk."
             )
+        else:
+            read_sign(self.root)
 
     def store(self, works: Sequence[Work]) -> None:
         """Put files there, flushed, and read them back from there; leaves each Work with its
@@ -4522,6 +4532,8 @@ def asked_for(run: Run) -> list[Recording]:
         folder = folders.get(path) or Folder(path, library)  # of which all may be archived
         return resolve_recordings(folder)
 
+    pasts = library.history.pasts.items()
+    known = sorted({*folders, *(dirname(stem) for stem, past in pasts if past.place)})
     found: dict[str, Recording] = {}
     for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
         # From where the user stands, also of what is here no more, or from the library.
@@ -4529,9 +4541,9 @@ def asked_for(run: Run) -> list[Recording]:
         given = path if is_from_here else library.path(path)
         whole = realpath(given)
         inside = relpath(whole, realpath(library.root))
-        if isdir(whole):
-            around = "" if inside == os.curdir else f"{inside}/"
-            below = [each for each in folders if f"{each}/".startswith(around)]
+        around = "" if inside == os.curdir else f"{inside}/"
+        below = [each for each in known if f"{each}/".startswith(around)]
+        if below:
             meant = list(itertools.chain(*map(recordings_in, below)))
         else:
             folder_of_it, name = os.path.split(stem_of(inside))
@@ -4581,6 +4593,9 @@ def works_back(recording: Recording, config: Config) -> list[Work]:
             why = "only its copy is left, as its original was deleted" if is_lost else ""
             if not (take.file or config.archive_tier):
                 why = f"{take.stem} is not here, and tiers name no archive"
+            place = take.past.place
+            if place and take.files and File(*place[1:4]) not in take.files:
+                why = f"another {take.name} is here: move that away first"
             if why:
                 works[-1].refuse(Refusal(Reason.NOT_RESTORED, why))
     return [work for work in works if work.reason] or works
@@ -5713,7 +5728,7 @@ LARGEST_LOG = 2 << 20  # bytes, from which it is rotated; five older ones are ke
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
-OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED)
+OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED, Action.RESTORED)
 # What a summary has of a report; sizes are bytes, those of a dry run estimates.
 SUMMED = "found young due left original_size compressed_size saved exit_code"
 

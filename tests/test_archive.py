@@ -181,12 +181,67 @@ class AFullDisk(ArchiveCase, FaultCase):
         self.cold.mkdir()
         for _ in range(4):  # and it is never held against the recording
             ran = self.run_well("--json", code=5)
-            self.assertIn("No space left", ran.summary["message"])
+            self.assertIn("is full", ran.summary["message"])
             self.assertTrue((self.library / copies[0]).exists())
             self.assertEqual([path for path in self.cold.rglob("*") if path.is_file()], [])
         self.assertTrue(self.as_root("mount", "-o", "remount,size=1m", str(self.folder / "cold")))
         self.run_well()
         self.assert_archived(*copies)
+
+
+class UnderOneName(ArchiveCase):
+    """What comes under the name of a recording that has gone, and what has gone with its folder."""
+
+    def test_one_uploaded_again_is_kept_and_the_archived_one_still_comes_back(self) -> None:
+        (copy,) = self.add_old_session(chunks=1)
+        self.run_well()
+        archived = (self.cold / copy).read_bytes()
+        again = self.add("ff_chunk_1", copy.replace(".opus", ".webm"), time.time() - 10 * DAY)
+        before = again.read_bytes()
+        self.assertIn("name already taken: the archive has", self.run_well(code=1).out)
+        ran = self.run_well("restore", str(again), code=1)
+        self.assertIn("is here: move that away first", ran.out)
+        self.run_well(code=1)
+        self.assertEqual(again.read_bytes(), before)
+        again.rename(again.with_name("other.webm"))
+        self.run_well("restore", str(again))
+        self.assertEqual((self.library / copy).read_bytes(), archived)
+
+    def test_a_folder_that_went_with_its_recordings_comes_back(self) -> None:
+        for path in ("d/a.webm", "e/b.webm"):
+            self.add("chunk_0", path, OLD)
+        self.run_well()
+        (self.library / "d").rmdir()
+        ran = self.run_cli("restore", "recordings/d", cwd=str(self.folder))
+        self.assertEqual(ran.code, 0, ran)
+        self.assertTrue((self.library / "d/a.opus").exists())
+        ran = self.run_cli("restore", "recordings/e/b.webm", cwd=str(self.folder))
+        self.assertEqual(ran.code, 0, ran)
+        self.assertTrue((self.library / "e/b.opus").exists())
+
+    def test_a_sidecar_that_a_server_writes_back_names_what_is_in_the_archive(self) -> None:
+        self.add("chunk_0", "d/a.webm", OLD)
+        older = self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]}).read_bytes()
+        self.run_well()
+        (self.library / "d/a.json").write_bytes(older)
+        self.run_well()
+        document = self.read_json("d/a.json")
+        self.assertEqual((document["chunks"][0]["file"], document["archived"]), ("a.opus", True))
+
+    def test_what_went_as_it_was_is_not_called_compressed(self) -> None:
+        self.add("ch_slice_01", "d/a.webm", OLD)
+        self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]})
+        self.run_well("--limit", "1")
+        self.run_well()
+        self.assertNotIn("compression_ratio", self.read_json("d/a.json"))
+
+    def test_without_an_archive_in_the_settings_a_dry_run_says_so_too(self) -> None:
+        (copy,) = self.add_old_session(chunks=1)
+        self.run_well()
+        self.configure(tiers=[])
+        for words in (["-n"], []):
+            ran = self.run_well("restore", copy, *words, code=1)
+            self.assertIn("tiers name no archive", ran.out)
 
 
 class NotItself(ArchiveCase):

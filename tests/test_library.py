@@ -130,15 +130,17 @@ class Walking(Case):
     def test_a_folder_inside_a_library_and_an_unmounted_disk_are_no_libraries(self) -> None:
         log = self.root.parent / "log"
         self.library.require(str(log))
-        log.write_text(f"Run on {self.root}\n")
+        log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}: Nothing to do.\n")
         with self.assertRaisesRegex(service.UsageError, "empty"):
             self.library.require(str(log))
+        log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}0: 1 compressed.\n")
+        self.library.require(str(log))
         self.library.make_own()
         self.library.require(str(log))
         self.add("d/a.webm")
         with self.assertRaisesRegex(service.UsageError, "--only"):
             service.Library(str(self.root / "d")).require(str(log))
-        with self.assertRaisesRegex(service.UsageError, "not there"):
+        with self.assertRaisesRegex(service.UsageError, "There is no recordings folder"):
             service.Library(str(self.root / "no")).require(str(log))
 
     def test_a_pause_with_an_end_is_over_by_itself(self) -> None:

@@ -16,6 +16,7 @@ from operator import mul
 
 from tests.base import (
     DAY,
+    FFMPEG,
     LONG_AGO,
     RECORDINGS,
     SCRIPT,
@@ -311,6 +312,31 @@ class DryRun(LibraryCase):
         self.assertEqual(len(written), len(names))
         for path, size in written.items():
             self.assertAlmostEqual(estimated[path] / size, 1, delta=0.06, msg=path)
+
+
+class NotOurs(LibraryCase):
+    def test_a_preview_that_a_sidecar_names_beside_its_recording_is_no_copy_of_it(self) -> None:
+        source = self.add("chunk_0", "d/a.webm")
+        preview = self.library / "d/a.opus"
+        words = [FFMPEG, "-v", "error", "-i", str(source), "-b:a", "12k", str(preview)]
+        subprocess.run(words, check=True)
+        self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm", "preview": "a.opus"}]})
+        before = self.files()
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 1)
+        self.assertIn("name already taken", ran.out)
+        self.assertEqual(self.files(), before)
+
+
+class HighRates(LibraryCase):
+    def test_more_than_a_channel_takes_is_no_fault_of_ffmpeg(self) -> None:
+        self.add("ch_pcm_0.5s", "a.webm")
+        self.add_json("a.json", {"id": "A", "compression_policy": {"bitrate": "300k"}})
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 0, ran)
+        self.assert_compressed("a.webm")
+        self.configure(target_bitrate="400k")
+        self.assertEqual(self.run_cli("doctor").code, 0)
 
 
 class MixedLibrary(LibraryCase):

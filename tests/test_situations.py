@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -206,6 +207,24 @@ class Disks(SituationCase):
         self.assertEqual(ran.code, 0)
         self.assertIn("cannot be written: No space left on device. The work goes on", ran.err)
         self.assert_compressed("2025-10-27/14-30-45-chunk-1.webm")
+
+
+@AS_ROOT
+class Archives(SituationCase):
+    def test_one_that_is_read_only_is_one_sentence(self) -> None:
+        self.add("chunk_0", "a.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        cold = self.folder / "cold"
+        self.mount(cold, "-t", "tmpfs", "none")
+        (cold / f"archive-of-{self.library.name}").mkdir()
+        self.configure(tiers=[{"after_days": 365, "archive": str(cold)}])
+        os.utime(self.library / "a.opus", (1.5e9, 1.5e9))
+        history = self.history()
+        history.write_text(
+            re.sub(r'"mtime_ns": \d+', '"mtime_ns": 1500000000000000000', history.read_text())
+        )
+        self.mount(cold, "-o", "remount,ro")
+        self.assert_alike(1, "cannot be written to: Read-only file system")
 
 
 class FileSystems(SituationCase):
