@@ -1835,13 +1835,13 @@ def read_signs(library: Library) -> None:
         read_sign(path)
 
 
-def read_sign(path: str) -> None:
-    """Of one folder or file. Raises as failed_trial says."""
+def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
+    """Of one folder or file, on a disk with so many bytes free. Raises as failed_trial says."""
     disk, problem = os.statvfs(path), 0
     has_no_names = disk.f_files and not disk.f_favail
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
-    if disk.f_bavail * disk.f_frsize < SPACE_MARGIN or has_no_names:
+    if disk.f_bavail * disk.f_frsize < least or has_no_names:
         problem = errno.ENOSPC
     if disk.f_flag & os.ST_RDONLY:
         problem = errno.EROFS
@@ -4323,7 +4323,7 @@ class Archive:
                 "folder once by hand, so that nothing can ever go to the wrong disk."
             )
         else:
-            read_sign(self.root)
+            read_sign(self.root, 1)
 
     def store(self, works: Sequence[Work]) -> None:
         """Put files there, flushed, and read them back from there; leaves each Work with its
@@ -4337,7 +4337,7 @@ class Archive:
                     work.detail = work.place.location
                 if work.reason is Reason.NO_SPACE:
                     advice = "Nothing is removed here; make room and run again."
-                    raise NoSpaceError(f"No space left: {work.detail}. {advice}")
+                    raise NoSpaceError(f"No space left in {self.root}: {work.detail}. {advice}")
                 if work.reason:
                     self.try_it()
 

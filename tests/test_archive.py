@@ -181,7 +181,7 @@ class AFullDisk(ArchiveCase, FaultCase):
         self.cold.mkdir()
         for _ in range(4):  # and it is never held against the recording
             ran = self.run_well("--json", code=5)
-            self.assertIn("is full", ran.summary["message"])
+            self.assertIn("No space left in", ran.summary["message"])
             self.assertTrue((self.library / copies[0]).exists())
             self.assertEqual([path for path in self.cold.rglob("*") if path.is_file()], [])
         self.assertTrue(self.as_root("mount", "-o", "remount,size=1m", str(self.folder / "cold")))
