@@ -4503,8 +4503,8 @@ def command_restore(config: Config, report: Report) -> None:
     if config.dry_run:
         for recording in asked_for(run):
             for work in works_back(recording, config):
-                where = "its original is kept" if work.plan.source else "it is in the archive"
                 if not work.reason:
+                    where = "its original is kept" if work.plan.source else "it is in the archive"
                     work.refuse(Refusal(Reason.RESTORE_DUE, where))
                 report.outcome(work)
         report.summary()
@@ -4854,14 +4854,14 @@ class History:
         """One line an outcome, with the whole past of its take, flushed together. `now` is that of
         the commit, from which its documents' dates were derived too. Raises OSError: originals then
         stay."""
+        pasts = [work.past_after(now) for work in works]
         records = []
-        for work in works:
-            past = work.past_after(now).record()
-            about = {"take": work.take.stem, "date": iso(now), "past": past}
+        for work, past in zip(works, pasts):
+            about = {"take": work.take.stem, "date": iso(now), "past": past.record()}
             records.append({**work.outcome(), **about})
         self.write(records)
-        for work in works:
-            self.in_folder(work.take.folder)[work.take.stem] = work.past_after(now)
+        for work, past in zip(works, pasts):
+            self.in_folder(work.take.folder)[work.take.stem] = past
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
@@ -5012,7 +5012,8 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """What people want to know: rows by title, for terminal and page."""
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
-    more = [(f"and {len(named) - NAMED:,} more", "--json has all")][: len(named) > NAMED]
+    if len(named) > NAMED:
+        named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
     tables = {
         "problems": [(problem, "") for problem in stats["problems"]],
@@ -5022,7 +5023,7 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "archived": figures(stats["archived"]),
         "last runs": runs[-LISTED:],
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
-        "failed or kept, by name": [*named[:NAMED], *more],
+        "failed or kept, by name": named,
         "savings by month": figures(stats["savings_by_month"]),
         "recorded by month": figures(stats["recorded_by_month"]),
     }
