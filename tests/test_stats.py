@@ -252,6 +252,18 @@ class Telling(StatsCase):
             self.assertNotIn(word, text + "\n")
         self.assertIn("young", text)
 
+    def test_fifty_are_named_and_the_rest_is_counted(self) -> None:
+        names = [f"d/{number:02}" for number in range(52)]
+        for name in names:
+            self.add_bytes(b"x" * BEFORE, f"{name}.webm")
+        kept = {"action": "kept", "code": "truncated", "suffix": "", "size": 0}
+        self.remember(*(compressed(name, **kept) for name in names))
+        rows = service.stats_tables(self.stats())["failed or kept, by name"]
+        self.assertEqual(len(rows), 51)
+        self.assertEqual(
+            rows[49:], [("d/49.webm", "kept: truncated"), ("and 2 more", "--json has all")]
+        )
+
     def test_what_a_terminal_shows_fits_80_columns(self) -> None:
         name = "a-very-long-folder-name/" + "14-30-45-" * 9 + "x"
         self.add_bytes(b"x" * BEFORE, f"{name}.webm")
