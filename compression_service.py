@@ -23,9 +23,9 @@ Every change is a move. `next_move` is pure and picks the row, `Committer.commit
     move      when                                 placed                        removed last
     compress  an original, old enough, no copy     staged -> x.opus, never over  x.webm
     adopt     an original beside a copy of ours    nothing; the copy is proven   x.webm
-              not on record as proven, or whose
-              time to go has come
+              not on record as proven
     smaller   a tier asks for less                 staged, exchanged with it     old copy; x.webm
+    free      an original whose days are over      nothing; the copy is proven   x.webm
     archive   a recording all at rest and old      in the archive, read back     the file here
     restore   asked for: an original kept here     nothing; the copy is proven   the copy
     restore   asked for: archived                  fetched, staged -> its name   nothing
@@ -224,9 +224,11 @@ class Action(str, enum.Enum):
 class Move(str, enum.Enum):
     """The ways a take can change; the table is in the docstring of this file."""
 
+    __hash__ = str.__hash__  # the word in the history finds the same entry of a table
     COMPRESS = "compress"
     ADOPT = "adopt"
     SMALLER = "smaller"
+    FREE = "free"
     ARCHIVE = "archive"
     RESTORE = "restore"
 
@@ -456,7 +458,7 @@ class Past(NamedTuple):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether nothing but archiving is left to be tried, which presupposes that."""
+        """Kept, given up or archived: no run compresses it, as long as its settings hold."""
         return self.is_settled or self.move == Move.ARCHIVE
 
     @property
@@ -703,6 +705,11 @@ class Plan(NamedTuple):
     goes: tuple[File, ...] = ()  # removed last
     refusal: Optional[Refusal] = None
 
+    @property
+    def encodes(self) -> bool:
+        """Whether a copy is made. Otherwise the one that is here is proven."""
+        return self.move in (Move.COMPRESS, Move.SMALLER)
+
 
 class Moment(NamedTuple):
     """The time of a run, and that of the one before on record: an original kept for some days goes
@@ -900,13 +907,12 @@ class Work:
             past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
         if action is Action.COMPRESSED and self.copy:
             # Of a copy that was there already, rate and date are those on record or in its tag.
-            is_adopted = plan.move is Move.ADOPT
             return past._replace(
                 suffix=self.copy.suffix,
                 size=self.copy.size,
                 mtime_ns=self.copy.mtime_ns,
-                bitrate=self.take.bitrate if is_adopted else plan.target.bitrate,
-                compressed=(is_adopted and known.compressed) or now,
+                bitrate=plan.target.bitrate if plan.encodes else self.take.bitrate,
+                compressed=now if plan.encodes else known.compressed or now,
             )
         if action is Action.RESTORED and source and not plan.goes:
             # A copy that stays, as it did not prove to be the original's, is on record as none.
@@ -953,6 +959,7 @@ REASON_OF = {
     Move.COMPRESS: Reason.DONE,
     Move.ADOPT: Reason.ADOPTED,
     Move.SMALLER: Reason.DONE,
+    Move.FREE: Reason.ADOPTED,
     Move.ARCHIVE: Reason.ARCHIVED,
     Move.RESTORE: Reason.RESTORED,
 }
@@ -1599,15 +1606,14 @@ class Run:
             name = work.take.file.name if work.take.file else ""
             recorded = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
             lasts = max(recorded, default=0.0)
-            saving = -math.inf if work.plan.move is Move.ADOPT else self.config.min_saving_percent
+            saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
             foresee_commit(self.library, work)
             if self.config.dry_run:
                 made = basename(work.target_path)
                 work.copy = File(made, work.estimate, source.mtime_ns)
                 self.foreseen[work.take.stem] = work.take_after(self.now)
-                is_adopted = work.plan.move is Move.ADOPT
-                raise Refusal(Reason.ADOPT_DUE if is_adopted else Reason.DUE)
+                raise Refusal(Reason.DUE if work.plan.encodes else Reason.ADOPT_DUE)
             work.sha256 = digest_from(file)  # only now: a sparse file may be larger than the disk
 
     def prepare(self, work: Work) -> Job:
@@ -1619,14 +1625,13 @@ class Run:
             found = f"{size_text(free)} free, where {size_text(needed)} are needed"
             raise self.no_space(work, found)
         source, path = self.library.path(work.path), self.library.path(work.target_path)
-        encodes = work.plan.move is not Move.ADOPT
-        if encodes:
+        if work.plan.encodes:
             work.staged = path = self.staging.beside(path)
             give_attributes_of(source, path)  # or nothing is worth encoding
             os.chmod(path, 0o600)  # until it is whole
         most = size_before(work) * (1 - self.config.min_saving_percent / 100)
         levels = (self.staging.levels(), self.staging.levels())
-        return Job(source, work.probe, work.plan.target, path, encodes, *levels, most)
+        return Job(source, work.probe, work.plan.target, path, work.plan.encodes, *levels, most)
 
     def finish(self, work: Work, job: Job) -> None:
         """After its proof: a copy is flushed with its attributes. Raises Refusal, OSError."""
@@ -2331,49 +2336,74 @@ def next_move(
     form = FORMAT_OF[take.copy.suffix] if take.copy else wish.format or config.target_format
     target = Target(form, wish.bitrate or config.rate_at(age))
     draft = Plan(Move.COMPRESS, file, target, settings, refusal=objection(wish))
-    # Of what was asked without the sidecars, only the first half can be told.
+    # What was asked before the sidecars were read compares with the first half alone.
     holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
-    if not (holds and past.is_at_rest):
-        plan = compression(take, wish, config, moment, draft)
-        if plan:
+    for plan in possible_moves(take, wish, config, moment, draft):
+        if not (holds and is_settled(plan.move, past)):
             return plan
-    if holds and past.is_settled and past.move == Move.ARCHIVE:
-        return None
-    return archiving(take, wish, config, age, draft)
+    return None
 
 
-def compression(
+# A move stays untried once a later one was tried under the same settings.
+RANKS: Mapping[str, int] = {
+    Move.COMPRESS: 1,
+    Move.ADOPT: 1,
+    Move.SMALLER: 2,
+    Move.FREE: 3,
+    Move.ARCHIVE: 4,
+}
+
+
+def is_settled(move: Move, past: Past) -> bool:
+    """Returns whether a move is not to be tried again, as long as its settings hold: its own last
+    outcome stays, or a move of a higher rank was tried since. Pure."""
+    rank, tried = RANKS[move], RANKS.get(past.move, 1)
+    return tried > rank or (tried == rank and past.is_settled)
+
+
+def possible_moves(
     take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Optional[Plan]:
-    """compress, adopt or smaller, whichever is next; refused where its name is taken."""
+) -> Iterator[Plan]:
+    """Yields the moves that files, ages and settings ask of a take, lowest rank first. A move whose
+    name is taken is refused. Pure."""
     original, copy, past = take.original, take.copy, take.past
+    taken = ""
     if len(take.originals) > 1:
-        several = f"several files would become {take.name}"
-        return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, several))
-    if past.place and original:
-        there = f"the archive has an earlier {take.name}; rename this one"
-        return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, there))
+        taken = f"several files would become {take.name}"
+    elif past.place and original:
+        taken = f"the archive has an earlier {take.name}; rename this one"
+    if taken:
+        yield draft._replace(refusal=Refusal(Reason.NAME_TAKEN, taken))
+        return
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
     tier = config.tier_rate(moment.age(copy)) if copy and not wish.bitrate else None
     is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
-    if original is None:
-        return draft._replace(move=Move.SMALLER, goes=()) if copy and is_large else None
-    days, originals = config.keep_originals_days, (original,) if config.delete_originals else ()
-    is_over = past.compressed + days * DAY <= min(moment.now, moment.previous)
     is_proven = take.proven_copy is not None and take.is_known
-    goes = originals if not days or (is_proven and is_over) else ()
-    if copy is None:
+    goes = originals_over(take, config, moment, is_proven)
+    if original and copy is None:
         name = take.name + draft.target.form.suffix
-        if any(file.name == name for file in take.copies):
-            return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, name))
-        return draft._replace(goes=goes)
-    if not is_proven:
+        is_taken = any(file.name == name for file in take.copies)
+        refusal = Refusal(Reason.NAME_TAKEN, name) if is_taken else draft.refusal
+        yield draft._replace(goes=goes, refusal=refusal)
+    elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
-        return draft._replace(move=Move.ADOPT, goes=() if is_large else goes)
-    if is_large:
-        return draft._replace(move=Move.SMALLER, goes=goes)
-    return draft._replace(move=Move.ADOPT, goes=goes) if goes else None
+        yield draft._replace(move=Move.ADOPT, goes=() if is_large else goes)
+    elif copy and is_large:
+        yield draft._replace(move=Move.SMALLER, goes=goes)
+    if is_proven and goes:
+        yield draft._replace(move=Move.FREE, goes=goes)
+    yield from archiving(take, wish, config, moment, draft)
+
+
+def originals_over(take: Take, config: Config, moment: Moment, is_proven: bool) -> tuple[File, ...]:
+    """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
+    copy must be on record for so long."""
+    days = config.keep_originals_days
+    is_over = take.past.compressed + days * DAY <= min(moment.now, moment.previous)
+    if not (take.original and config.delete_originals):
+        return ()
+    return (take.original,) if not days or (is_proven and is_over) else ()
 
 
 def objection(policy: Policy) -> Optional[Refusal]:
@@ -2385,14 +2415,17 @@ def objection(policy: Policy) -> Optional[Refusal]:
     return Refusal(Reason.POLICY_KEEP) if policy.keep else None
 
 
-def archiving(take: Take, wish: Policy, config: Config, age: float, draft: Plan) -> Optional[Plan]:
-    """archive, for a take that is one file here and at rest. Whether all takes of its recording
-    are, is for `plan_archive` to see."""
+def archiving(
+    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
+) -> Iterator[Plan]:
+    """Yields the move `archive` for a take that is one old file with nothing left to be compressed.
+    `plan_archive` sees to it that all takes of the recording are."""
     tier, file = config.archive_tier, take.file
-    is_old = tier is not None and age >= tier.after_days and not wish.keep
-    if not is_old or file is None or take.state is State.WAITING or len(take.files) > 1:
-        return None
-    return draft._replace(move=Move.ARCHIVE, source=file, goes=(file,))
+    if file is None or tier is None or wish.keep:
+        return
+    is_old = moment.age(file) >= tier.after_days
+    if is_old and take.state is not State.WAITING and len(take.files) == 1:
+        yield draft._replace(move=Move.ARCHIVE, source=file, goes=(file,))
 
 
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
@@ -2468,11 +2501,15 @@ def is_at_rest(folder: Folder, run: Run) -> bool:
 
 
 def rest_of(folder: Folder, run: Run) -> str:
-    """What a folder at rest rests on: files with the steps that each is old enough for, documents,
-    settings."""
+    """Returns a fingerprint of all that the plan of this folder depends on: files, the steps that
+    each is old enough for, documents, settings."""
     config = run.config
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
-    files = sorted((*file, bisect.bisect(steps, run.moment.age(file))) for file in folder.audio)
+    files = []
+    for file in sorted(folder.audio):
+        age = run.moment.age(file)
+        # Each step by itself: --older-than may lie beyond a tier.
+        files.append((*file, [age >= step for step in steps]))
     settings = [getattr(config, name) for name in REST_SETTINGS.split()]
     rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
@@ -3673,7 +3710,7 @@ class Committer:
             work.staged = exchange(work.staged, final)  # the old one waits until all is true
         elif work.staged:
             place(work.staged, final)
-        elif work.plan.move is Move.ADOPT:
+        elif work.plan.move in (Move.ADOPT, Move.FREE):
             expect(file_at(final) == work.copy)
 
     def attempt(
@@ -4647,7 +4684,7 @@ def prove_again(run: Run, work: Work) -> None:
     """Whether the copy that is to go is its original's: one that is not stays. Raises Stopped,
     ServiceError."""
     plan = work.plan
-    work.plan = plan._replace(move=Move.ADOPT)
+    work.plan = plan._replace(move=Move.ADOPT)  # so that nothing is encoded
     run.transcode([work])
     run.find_cause([work])
     if not work.identity:  # the original cannot even be read

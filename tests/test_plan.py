@@ -91,7 +91,7 @@ class TestTableOfMoves(unittest.TestCase):
 
     def test_a_kept_original_goes_when_the_run_before_said_so_too(self) -> None:
         kept = take(WEBM, OPUS, past=past())
-        self.assertEqual(self.assert_move(Move.ADOPT, kept, keep_originals_days=9).goes, (WEBM,))
+        self.assertEqual(self.assert_move(Move.FREE, kept, keep_originals_days=9).goes, (WEBM,))
         self.assert_move(None, kept, keep_originals_days=11)
         self.assert_move(None, kept, keep_originals_days=9, previous=NOW - 5 * DAY)
         self.assert_move(None, kept, delete_originals=False)

@@ -1,0 +1,132 @@
+"""Nothing rests while a move is due for it: random pasts, settings and nights, without a file."""
+
+from __future__ import annotations
+
+import os
+import random
+import unittest
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import compression_service as service
+from compression_service import Action, Config, File, Folder, Library, Move, Past, Take, Tier
+from tests.base import DAY
+
+COUNT = 100 * int(os.environ.get("FUZZ", "40"))
+START = 1_700_000_000.0
+AGES = (0.5, 3, 8, 20, 31, 45, 100)  # days
+
+
+def some_config(chance: random.Random) -> Config:
+    """Settings, whose first step may lie beyond a tier, as --older-than allows."""
+    tiers = [Tier(day, bitrate=rate) for day, rate in ((7, 64_000), (30, 48_000))]
+    tiers += [Tier(60, archive="/cold")]
+    chosen = tuple(tier for tier in tiers if chance.random() < 0.5)
+    return Config(
+        tiers=chosen,
+        age_threshold_days=chance.choice((0, 7, 40)),
+        delete_originals=chance.random() < 0.8,
+        keep_originals_days=chance.choice((0, 0, 10)),
+    )
+
+
+def some_past(chance: random.Random, file: File, config: Config, age: float) -> Past:
+    """Something that the history may remember of a recording with this file."""
+    draft = Take("d/x", originals=(file,))
+    settings = service.settings_of(draft, None, config, age) + chance.choice(("", "|[]"))
+    suffix = chance.choice(("", ".opus"))
+    return Past(
+        action=chance.choice([each.value for each in Action]),
+        move=chance.choice(["", *(move.value for move in Move)]),
+        settings=chance.choice((settings, "others")),
+        attempts=chance.randrange(4),
+        mtime_ns=file.mtime_ns,
+        first_size=1000,
+        suffix=suffix,
+        size=600 if suffix else 0,
+        bitrate=chance.choice((96_000, 64_000, 48_000)) if suffix else 0,
+        compressed=START - chance.randrange(20) * DAY,
+    )
+
+
+def some_take(chance: random.Random, config: Config) -> Take:
+    age = chance.choice(AGES)
+    mtime_ns = int((START - age * DAY) * 1e9)
+    original = File("x.webm", 1000, mtime_ns)
+    copy = File("x.opus", chance.choice((600, 601)), mtime_ns)
+    files = chance.choice(((original,), (copy,), (original, copy)))
+    known = some_past(chance, original, config, age)
+    return Take("d/x", past=chance.choice((service.NO_PAST, known))).with_files(files)
+
+
+def night(config: Config, when: float) -> Any:
+    return SimpleNamespace(config=config, moment=service.Moment(when, when))
+
+
+class TestRest(unittest.TestCase):
+    def folder(self, take: Take) -> Folder:
+        folder = Folder("d", Library("/library"))
+        folder.audio = [*take.files]
+        folder.__dict__["takes"] = {"x": take}
+        return folder
+
+    def test_a_folder_rests_only_while_no_recording_in_it_has_a_move(self) -> None:
+        chance = random.Random(20_251_027)
+        rested = 0
+        for number in range(COUNT):
+            config = some_config(chance)
+            take = some_take(chance, config)
+            folder = self.folder(take)
+            note = service.word_on(folder, night(config, START))
+            later = night(config, START + chance.choice((0, 1, 9, 13, 30, 70)) * DAY)
+            if not note or note[0]["rest"] != service.rest_of(folder, later):
+                continue
+            rested += 1
+            for policy in (None, service.NO_POLICY):
+                due = self.move_with_sidecar(take, policy, later)
+                self.assertIsNone(due, f"number {number}: {take} {config}")
+        self.assertGreater(rested, COUNT // 20, "the test hardly tests anything")
+
+    def move_with_sidecar(
+        self, take: Take, policy: Optional[service.Policy], run: Any
+    ) -> Optional[service.Plan]:
+        """The next move of a take whose sidecar asks for the same as before."""
+        if policy is not None and "|" not in take.past.settings:
+            return None  # this past was noted without its sidecars, and says nothing of them
+        if policy is not None:
+            asked = service.settings_of(take, policy, run.config, 0).partition("|")[2]
+            first = take.past.settings.partition("|")[0]
+            take = take._replace(past=take.past._replace(settings=f"{first}|{asked}"))
+        return service.next_move(take, policy, run.config, run.moment)
+
+    def test_an_original_whose_days_are_over_goes_after_a_refused_smaller_step(self) -> None:
+        config = Config(keep_originals_days=1, tiers=(Tier(30, bitrate=64_000),))
+        mtime_ns = int((START - 40 * DAY) * 1e9)
+        original, copy = File("x.webm", 1000, mtime_ns), File("x.opus", 600, mtime_ns)
+        take = Take("d/x", (original,), (copy,))
+        settings = service.settings_of(take._replace(ours={"x.opus": 96_000}), None, config, 40)
+        refused = Past(
+            action="kept",
+            move="smaller",
+            settings=settings,
+            mtime_ns=mtime_ns,
+            first_size=1000,
+            suffix=".opus",
+            size=600,
+            bitrate=96_000,
+            compressed=START - 3 * DAY,
+        )
+        plan = service.next_move(
+            take._replace(past=refused), None, config, night(config, START).moment
+        )
+        assert plan
+        self.assertEqual((plan.move, plan.goes), (Move.FREE, (original,)))
+        freed = refused._replace(action="compressed", move="free")
+        after = service.next_move(
+            Take("d/x", copies=(copy,), past=freed), None, config, night(config, START).moment
+        )
+        self.assertIsNone(after, "the refused step is not tried every night from then on")
+
+
+if __name__ == "__main__":
+    unittest.main()
