@@ -380,11 +380,18 @@ class File(NamedTuple):
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """All that must be unchanged of a source between probe and unlink, or else its SHA-256 decides:
-    a hard link, a chmod, made-up inode numbers change the first three and no content. Its size and
-    mtime (ns) come last."""
+    """Returns device, inode, ctime, size and mtime (times in ns) of a file. A hard link, a chmod or
+    made-up inode numbers change the first three and no content."""
     change = status.st_ctime_ns
     return status.st_dev, status.st_ino, change, status.st_size, status.st_mtime_ns
+
+
+class Witness(NamedTuple):
+    """A file as it was when its bytes were read. It is the same file while its identity is the
+    same. Else its size, mtime and SHA-256 decide."""
+
+    identity: tuple[int, ...]
+    sha256: str = ""
 
 
 class Place(NamedTuple):
@@ -652,7 +659,7 @@ class Folder:
     def __init__(self, path: str, library: Library) -> None:
         self.path, self.library = path, library
         self.audio: list[File] = []
-        self.documents: dict[str, int] = {}  # mtime_ns of its JSON files but the index, by name
+        self.documents: dict[str, list[int]] = {}  # `Library.look` at its JSON files, by name
         self.below: list[str] = []  # paths of the folders in it
         self.leftovers: list[str] = []  # names, staged by runs that are gone
         self.links = 0
@@ -820,8 +827,9 @@ class Work:
     take: Take
     recording: Recording
     plan: Plan
-    identity: Optional[tuple[int, ...]] = None  # of the source, when it was probed
-    sha256: str = ""  # of the source's bytes, from the same descriptor
+    source_seen: Optional[Witness] = None  # when it was probed
+    copy_seen: Optional[Witness] = None  # when it had been proven
+    displaced_seen: Optional[Witness] = None  # the copy that `smaller` replaces
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes that the copy will have
     staged: str = ""  # absolute path; "" where nothing is to be placed
@@ -1462,10 +1470,10 @@ class Run:
             self.report.error(f"Stopped by {name}: {kept}", 128 + self.stop.signal)
 
     def note(self, summary: Mapping[str, Any]) -> None:
-        """The record of this run, by the time when it began; where all is true, with the index's
-        size and mtime."""
+        """Appends the record of this run, by the time when it began. Where all is true, it has the
+        SHA-256 of the index."""
         is_true = not self.committer.ids and not self.report.exit_code
-        index = self.library.index_state() if is_true else None
+        index = self.committer.index_digest if is_true else ""
         self.history.note(
             [{**summary, "type": self.config.command, "python": sys.executable, "index": index}],
             self.now,
@@ -1599,8 +1607,9 @@ class Run:
         """Open the source once: identity, probe, decide; SHA-256. Raises Refusal, OSError."""
         source, path = work.plan.source, self.library.path(work.path)
         with open_regular(path) as file:
-            work.identity = identity_of(os.fstat(file.fileno()))
-            if source is None or work.identity[-2:] != source[1:]:
+            identity = self.library.identity(file)
+            work.source_seen = Witness(identity)
+            if source is None or identity[-2:] != source[1:]:
                 raise Refusal(Reason.CHANGED)
             work.probe = probe(file.fileno(), path, self.tools)
             name = work.take.file.name if work.take.file else ""
@@ -1614,7 +1623,10 @@ class Run:
                 work.copy = File(made, work.estimate, source.mtime_ns)
                 self.foreseen[work.take.stem] = work.take_after(self.now)
                 raise Refusal(Reason.DUE if work.plan.encodes else Reason.ADOPT_DUE)
-            work.sha256 = digest_from(file)  # only now: a sparse file may be larger than the disk
+            # Only now, because a sparse file may be larger than the disk.
+            work.source_seen = Witness(identity, digest_from(file))
+        if work.plan.move is Move.SMALLER and work.take.copy:
+            work.displaced_seen = self.library.witness(self.library.path(work.target_path))
 
     def prepare(self, work: Work) -> Job:
         """What is to be proven, with a staged file for a copy that is to be made. Raises Refusal,
@@ -1646,7 +1658,10 @@ class Run:
             give_attributes_of(job.source, job.copy)
         with open_regular(job.copy) as file:
             flush(file.fileno())
-        work.copy = file_at(job.copy)._replace(name=basename(work.target_path))
+        seen = self.library.witness(job.copy)
+        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
+        work.copy_seen = seen
+        work.copy = File(basename(work.target_path), *seen.identity[-2:])
 
     def try_ffmpeg_on(self, work: Work) -> None:
         """Whether it makes what this work is to become, and can open its source. Raises
@@ -1860,6 +1875,8 @@ def foresee_commit(library: Library, work: Work) -> None:
     folder = library.path(work.take.folder)
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+    with suppress(FileNotFoundError):  # but not that the path is too long
+        os.lstat(join(folder, STAGED_NAME.format("0" * 8, 10**6)))
     foresee_owner(library.path(work.path), READ)
     for sidecar in work.recording.sidecars:
         with suppress(FileNotFoundError):
@@ -1928,6 +1945,7 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
 # hidden folder or a library below, or take a folder that cannot be read for an empty one.
 
 LOCK_SECONDS = 0.3
+COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1 on ext3 and HFS+
 HOLDER_BYTES = 200  # of what the lock file says
 SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
@@ -1941,6 +1959,7 @@ class Library:
         self.root = root
         self.name = basename(root)  # as names in documents may have it
         self.history = History(self)
+        self.clock_ahead = 0.0  # seconds: the file system's clock less ours
 
     def path(self, *parts: str) -> str:
         """Absolute, of a path below the library."""
@@ -1950,13 +1969,30 @@ class Library:
         """Absolute, of a file in our own folder; makes nothing."""
         return self.path(OWN_FOLDER, name)
 
-    def index_state(self) -> Optional[list[int]]:
-        """Size and mtime_ns of the index, as a run notes them; None where there is none."""
-        try:
-            status = os.lstat(self.path(INDEX_NAME))
-        except OSError:
-            return None
-        return [status.st_size, status.st_mtime_ns]
+    def identity(self, file: IO[bytes]) -> tuple[int, ...]:
+        """Returns `identity_of` an open file. Where the file is so young that another write may get
+        the same times, it is one that no later look equals. Raises OSError."""
+        status = os.fstat(file.fileno())
+        identity = identity_of(status)
+        if max(status.st_mtime_ns, status.st_ctime_ns) > self.racy_from():
+            identity = (-1, *identity[1:])
+        return identity
+
+    def witness(self, path: str) -> Witness:
+        """Returns what a regular file is now (absolute path). Raises OSError."""
+        with open_regular(path) as file:
+            return Witness(self.identity(file), digest_from(file))
+
+    def racy_from(self) -> int:
+        """Returns the file time (ns) from which on a time proves nothing, because the next write
+        may get the same one. Git's rule (its racy-git.txt)."""
+        return int((time.time() + self.clock_ahead - COARSEST_CLOCK) * 1e9)
+
+    def index_digest(self) -> str:
+        """Returns the SHA-256 of the index, "" without a readable one."""
+        with suppress(OSError):
+            return digest_of(self.path(INDEX_NAME))
+        return ""
 
     def make_own(self) -> None:
         """Our folder, with the library's mode and owner; only for who locks the library or pauses
@@ -2041,6 +2077,7 @@ class Library:
                     os.pwrite(descriptor, f"{we}, {how_far}".ljust(HOLDER_BYTES).encode(), 0)
 
             tell("just begun")
+            self.clock_ahead = os.fstat(descriptor).st_mtime - time.time()
             yield tell
 
     def at_work(self) -> str:
@@ -2085,6 +2122,7 @@ class Library:
         """One folder as it is now. Raises OSError, and UsageError for another library's."""
         folder = Folder(path, self)
         prefix = join(path, "")
+        racy_from = self.racy_from()
         with os.scandir(self.path(path)) as entries:
             for entry in entries:
                 name = entry.name
@@ -2102,12 +2140,19 @@ class Library:
                     with suppress(FileNotFoundError):  # deleted while we looked
                         status = entry.stat(follow_symlinks=False)
                         if is_document:  # also a link or a FIFO: what is unreadable may say a lot
-                            folder.documents[name] = status.st_mtime_ns
+                            folder.documents[name] = look(status, racy_from)
                         elif stat.S_ISREG(status.st_mode):
                             folder.audio.append(File(name, status.st_size, status.st_mtime_ns))
                 else:
                     folder.links += entry.is_symlink()
         return folder
+
+
+def look(status: os.stat_result, racy_from: int) -> list[int]:
+    """Returns size and mtime (ns) of a document. A racy one gets a number more, so that no later
+    look equals it."""
+    seen = [status.st_size, status.st_mtime_ns]
+    return [*seen, time.time_ns()] if status.st_mtime_ns > racy_from else seen
 
 
 def give_to_owner(target: int | str, like: str, mask: int) -> None:
@@ -2124,7 +2169,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     that are not here, are added; where a copy is not on record as proven, its tag is asked. Linear
     in the bytes of the documents; strings that many documents share are held once."""
     library, documents = folder.library, sorted(folder.documents.items())
-    sidecars = [read_sidecar(library, folder.path, *document) for document in documents]
+    sidecars = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     named = frozenset[str]().union(*{sidecar.files for sidecar in sidecars})
     pasts = library.history.in_folder(folder.path)
     archived = (basename(stem) for stem, past in pasts.items() if past.place)
@@ -2159,9 +2204,9 @@ def claim(library: Library, take: Take, named: frozenset[str]) -> Take:
 
 
 @memoized  # a large folder is asked again at every commit in it
-def read_sidecar(library: Library, folder: str, name: str, mtime_ns: int) -> Sidecar:
+def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sidecar:
     """What planning needs of a JSON file; nothing of one that is gone. A half-written one is waited
-    for."""
+    for. `seen` is the look that it is remembered by."""
     path = library.path(folder, name)
     try:
         return sidecar_of(read_whole(path, JsonText)[1], library.name, folder, name)
@@ -2446,8 +2491,7 @@ def plan_run(run: Run) -> list[Work]:
     """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
     is due. Where the index is not as we left it, that too is looked into."""
     works = list(due_works(run))
-    left = (record.get("index") for record in run.history.runs[-1:])
-    if run.is_locked and run.library.index_state() not in (None, *left):
+    if run.is_locked:
         run.committer.attempt((), run.committer.look_at_index)
     works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
     return works[: run.config.limit]
@@ -3298,7 +3342,8 @@ class Job:
     copy_levels: str
     most: float = math.inf  # bytes of a copy that is worth it
     problem: Optional[Exception] = None
-    digest: str = ""  # of a copy that was decoded while it was written
+    digest: str = ""  # SHA-256 of the copy's bytes that are or were decoded
+    is_heard: bool = False  # whether it was decoded while it was written
 
     @property
     def frame(self) -> int:
@@ -3374,17 +3419,17 @@ class Transcoder:
         ]
         commands = [[self.tools.ffmpeg, *QUIET, *words] for words in commands]
         job.digest = self.tools.pipe(commands, job.probe.timeline, job.copy)[0]
+        job.is_heard = True
 
     def verify(self, jobs: Sequence[Job]) -> None:
         """Walk the copies, decode them in full, from disk, and compare. Raises Refusal, OSError,
         Stopped."""
         for job in jobs:
+            job.digest = job.digest or digest_of(job.copy)
             check_structure(job, self.tools)
         heard = [job for job in jobs if self.full or not job.encodes]  # what was there is anything
-        self.hear([job for job in heard if not job.digest])
+        self.hear([job for job in heard if not job.is_heard])
         for job in heard:
-            if job.digest and digest_of(job.copy) != job.digest:
-                raise NotProven("what was decoded while it was written", "other bytes in the file")
             compare_audio(job, self.tools.stop)
 
     def hear(self, jobs: Sequence[Job]) -> None:
@@ -3643,7 +3688,8 @@ class Committer:
         self.history, self.report = run.history, run.report
         self.folders: set[str] = set()  # that the run has looked into
         self.ids: set[str] = set()  # whose entries in the index may have to change
-        self.written: dict[str, int] = {}  # documents made true, by path: their mtimes (ns)
+        self.written: dict[str, str] = {}  # documents made true, by path: their SHA-256
+        self.index_digest = ""  # of the index as it was when it was last found or made true
         self.settled, self.cost = monotonic(), 0.0  # seconds
 
     def commit(self, works: Sequence[Work]) -> None:
@@ -3698,20 +3744,29 @@ class Committer:
         """Steps 1 and 2. Raises Refusal, OSError."""
         final = self.library.path(work.target_path)
         if work.plan.source:
-            expect(is_same(self.library.path(work.path), work))
+            expect(is_same(self.library.path(work.path), work.source_seen))
         if work.staged:
             expect(self.staging.is_ours(work.staged))
         if work.plan.move is Move.SMALLER:
-            expect(file_at(final) == work.take.copy)
+            expect(is_same(final, work.displaced_seen))
             # On record before: without its original, nothing else could tell that a copy in
             # another's place is proven.
             if not work.take.original:
                 self.history.append([work], now)
-            work.staged = exchange(work.staged, final)  # the old one waits until all is true
+            self.swap(work, work.displaced_seen)  # the old one waits until all is true
         elif work.staged:
             place(work.staged, final)
         elif work.plan.move in (Move.ADOPT, Move.FREE):
-            expect(file_at(final) == work.copy)
+            expect(is_same(final, work.copy_seen))
+
+    def swap(self, work: Work, expected: Optional[Witness]) -> None:
+        """Exchanges the staged file and the file in its place. If another program was faster and
+        that is not the expected file, they change back. Raises Refusal(CHANGED), OSError."""
+        final = self.library.path(work.target_path)
+        work.staged = exchange(work.staged, final)
+        if work.staged and not is_same(work.staged, expected):
+            work.staged = exchange(work.staged, final)
+            raise Refusal(Reason.CHANGED)
 
     def attempt(
         self, works: Sequence[Work], step: Callable[..., object], *arguments: object
@@ -3754,10 +3809,12 @@ class Committer:
         if recording.policy.unreadable:
             raise Flaw(recording.policy.unreadable)
         for path, edit in edits(self.library, recording, after):
-            name = basename(path)
-            if after or folder.documents.get(name) != self.written.get(path):
-                mtime_ns = rewrite(self.library.path(path), edit, self.staging, backup=True)
-                folder.documents[name] = self.written[path] = mtime_ns
+            whole = self.library.path(path)
+            with suppress(FileNotFoundError):  # its owner deleted it
+                if after or digest_of(whole) != self.written.get(path):
+                    self.written[path] = rewrite(whole, edit, self.staging, backup=True)
+                    seen = look(os.lstat(whole), self.library.racy_from())
+                    folder.documents[basename(path)] = seen
 
     def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
         """Step 7, and the end of every work."""
@@ -3784,7 +3841,7 @@ class Committer:
                 path = self.library.path(work.take.folder, file.name)
                 with suppress(FileNotFoundError):  # its owner was faster
                     is_source = file == work.plan.source
-                    expect(is_same(path, work) if is_source else file_at(path) == file)
+                    expect(is_same(path, work.source_seen if is_source else work.copy_seen))
                     os.unlink(path)
         except OSError as error:
             raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
@@ -3796,8 +3853,12 @@ class Committer:
         return False
 
     def look_at_index(self) -> None:
-        """Where another program has written the index since our last word: note which entries it
+        """Where another program has written the index since our last run: notes which entries it
         has turned back. (From the history alone, so only a hint.)"""
+        last = self.history.runs[-1:]
+        self.index_digest = self.library.index_digest()
+        if self.index_digest in ("", *(record.get("index") for record in last)):
+            return
         copies, originals = Counter[str](), Counter[str]()
         for past in self.history.pasts.values():
             for id_ in past.ids if past.suffix else ():
@@ -3836,11 +3897,15 @@ class Committer:
                     takes[id_].append((folder.path, recording.takes))
         edit = partial(settle_index, library=self.library.name, takes=takes, copies=copies)
         path = self.library.path(INDEX_NAME)
-        if self.attempt((), rewrite, path, edit, self.staging, False):
+        if self.attempt((), self.write_index, path, edit):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
         self.settled = monotonic()
         self.cost = self.settled - begun
+
+    def write_index(self, path: str, edit: Callable[[bytes], Optional[bytes]]) -> None:
+        """Raises Flaw, Refusal, OSError."""
+        self.index_digest = rewrite(path, edit, self.staging, backup=False)
 
     def finish(self) -> None:
         """The end of the work: all documents of folders that the run has looked into are made true,
@@ -3912,14 +3977,14 @@ def expect(is_unchanged: bool) -> None:
         raise Refusal(Reason.CHANGED)
 
 
-def is_same(path: str, work: Work) -> bool:
-    """Whether a source is still what was probed: size and mtime, by name, and where anything else
-    differs its SHA-256. Raises FileNotFoundError if its owner deleted it, OSError."""
+def is_same(path: str, seen: Optional[Witness]) -> bool:
+    """Returns whether the file under a name is still the one that was seen. Raises
+    FileNotFoundError if its owner deleted it, OSError."""
     status = os.lstat(path)
-    now, before = identity_of(status), work.identity
-    if before is None or now[-2:] != before[-2:] or not stat.S_ISREG(status.st_mode):
+    now = identity_of(status)
+    if seen is None or now[-2:] != seen.identity[-2:] or not stat.S_ISREG(status.st_mode):
         return False
-    return now == before or digest_of(path) == work.sha256
+    return now == seen.identity or digest_of(path) == seen.sha256
 
 
 # ------------------------------------------------------------------------------------- documents
@@ -4276,31 +4341,38 @@ REWRITES = 200  # a writer at 50 a second leaves 20 ms between two: so many miss
 
 def rewrite(
     path: str, edit: Callable[[bytes], Optional[bytes]], staging: Staging, backup: bool
-) -> int:
-    """Edit a JSON file so that no other program's write to it is lost: compared just before the
+) -> str:
+    """Edits a JSON file so that no other program's write to it is lost: compared just before the
     exchange, what was displaced looked at just after; a half-written file is waited for. With
     `backup` it is first kept beside as NAME.json.bak. Flushing the folder is the caller's. Returns
-    the mtime (ns) of what was true, or was made so, 0 where it has been deleted meanwhile. Raises
+    the SHA-256 of what was true, or was made so, "" where it has been deleted meanwhile. Raises
     Flaw, Refusal, OSError."""
     with suppress(FileNotFoundError):
         for _ in range(REWRITES):
-            mtime_ns = os.lstat(path).st_mtime_ns
             data, edited = read_whole(path, edit)
             if edited is None:
-                return mtime_ns
+                return hashlib.sha256(data).hexdigest()
             if backup and not lexists(path + BACKUP_SUFFIX):
-                kept = staging.write(data, path)
-                with suppress(FileExistsError):
-                    place(kept, path + BACKUP_SUFFIX)
-                staging.discard(kept)
+                keep_backup(data, path, staging)
             staged = staging.write(edited, path)
-            mtime_ns = os.lstat(staged).st_mtime_ns
             is_done = read_regular(path) == data and put(staged, path, data)
             staging.discard(staged)
             if is_done:
-                return mtime_ns
+                return hashlib.sha256(edited).hexdigest()
         raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
-    return 0
+    return ""
+
+
+def keep_backup(data: bytes, path: str, staging: Staging) -> None:
+    """Keeps a document as NAME.json.bak beside it, unless that name is taken or too long. Raises
+    Refusal, OSError."""
+    kept = staging.write(data, path)
+    try:
+        place(kept, path + BACKUP_SUFFIX)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENAMETOOLONG):
+            raise
+    staging.discard(kept)
 
 
 def put(staged: str, path: str, expected: bytes) -> bool:
@@ -4383,15 +4455,15 @@ class Archive:
         source = self.library.path(work.path)
         there = self.location(work.path)
         status = os.lstat(source)
-        work.identity = identity_of(status)
-        work.sha256 = digest_of(source)
+        work.source_seen = self.library.witness(source)
+        sha256 = work.source_seen.sha256
         # What is there already stays, but for the beginning of ours: an upload that was killed.
         for option in ("--ignore-existing", "--ignore-times"):
             self.send(work, source, there, option)
             with self.read_back(there, status.st_size) as found:
                 digest = digest_of(found)
                 size = getsize(found)
-            if digest == work.sha256:
+            if digest == sha256:
                 return Place(
                     *os.path.split(there),
                     status.st_size,
@@ -4417,7 +4489,8 @@ class Archive:
         os.stat(self.root)  # which is never made
         os.makedirs(folder, exist_ok=True)
         # The same name in the next run, if this one is killed.
-        part = join(folder, STAGED_NAME.format(work.sha256[:8], 0))
+        assert work.source_seen
+        part = join(folder, STAGED_NAME.format(work.source_seen.sha256[:8], 0))
         remove_all([part])
         try:
             if not lexists(there):
@@ -4687,11 +4760,12 @@ def prove_again(run: Run, work: Work) -> None:
     work.plan = plan._replace(move=Move.ADOPT)  # so that nothing is encoded
     run.transcode([work])
     run.find_cause([work])
-    if not work.identity:  # the original cannot even be read
+    if not work.source_seen:  # the original cannot even be read
         work.plan = plan
         return
     if work.reason:
         plan = plan._replace(goes=())
+        work.source_seen = run.library.witness(run.library.path(work.path))
         refusal = Refusal(work.reason, work.detail)
         run.report.once(f"{work.target_path} stays: it does not prove to be a copy. {refusal}")
     work.plan = plan

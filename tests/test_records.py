@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import shutil
@@ -105,9 +106,9 @@ class Runs(LibraryCase):
         self.add_session(chunks=1)
         self.assertEqual(self.run_cli().code, 0)
         lines = (self.library / ".compression/history.jsonl").read_text().splitlines()
-        last, status = json.loads(lines[-1]), (self.library / "index.json").stat()
+        last, index = json.loads(lines[-1]), (self.library / "index.json").read_bytes()
         self.assertEqual((last["type"], last["compressed"]), ("run", 1))
-        self.assertEqual(last["index"], [status.st_size, status.st_mtime_ns])
+        self.assertEqual(last["index"], hashlib.sha256(index).hexdigest())
         self.assertEqual(json.loads(self.run_cli("stats", "--json").out)["runs"], [last])
 
     def test_an_entry_that_a_server_has_overwritten_is_true_again_after_the_next_run(self) -> None:

@@ -1,0 +1,180 @@
+"""What the program finds needs a second witness: a copy, a tag, a file time, the history."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.base import DAY, FFMPEG, LONG_AGO, LibraryCase, now, sidecar
+from tests.faults import STRACE, FaultCase, needs_strace
+
+REPLACES = """
+code = subprocess.run([real, *args]).returncode
+if {when}:
+    subprocess.run(["cp", "-p", {fake!r}, {copy!r} + ".sync"], check=True)
+    os.rename({copy!r} + ".sync", {copy!r})
+sys.exit(code)
+"""
+
+
+def encode(source: Path, target: Path, rate: str, *words: str) -> None:
+    command = [FFMPEG, "-v", "error", "-nostdin", "-y", "-i", str(source), "-c:a", "libopus"]
+    subprocess.run([*command, "-b:a", rate, *words, "-f", "ogg", str(target)], check=True)
+
+
+class WitnessCase(FaultCase):
+    def past(self, change: dict[str, Any]) -> None:
+        """Rewrites what the history remembers of every recording."""
+        lines = [json.loads(line) for line in self.history().read_text().splitlines()]
+        for line in lines:
+            if "past" in line:
+                line["past"].update(change)
+        self.history().write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def replaced_during_its_proof(self, fake: Path, copy: Path) -> dict[str, str]:
+        """A stand-in that acts as a sync tool: while the copy is decoded, it puts `fake` there."""
+        when = f"{'file:' + str(copy)!r} in args"
+        return self.stand_in(REPLACES.format(when=when, fake=str(fake), copy=str(copy)))
+
+
+class TheFileThatWasDecoded(WitnessCase):
+    """What goes on record, and what an original is removed for, is the very file that was decoded."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.original = self.add("chunk_0", "d/x.webm")
+        self.copy = self.library / "d/x.opus"
+        self.fake = self.folder / "fake.opus"
+
+    def fake_of_the_same_size_and_time(self) -> None:
+        content = bytearray(self.copy.read_bytes())
+        content[-2000:-1000] = bytes(1000)
+        self.fake.write_bytes(content)
+        shutil.copystat(self.copy, self.fake)
+
+    def assert_original_survives(self) -> None:
+        env = self.replaced_during_its_proof(self.fake, self.copy)
+        ran = self.run_cli("--json", env=env)
+        self.assertTrue(self.original.exists(), ran.out)
+        self.assertEqual(self.copy.read_bytes(), self.fake.read_bytes())
+        self.assertEqual(ran.outcomes["d/x.webm"]["action"], "failed")
+
+    def test_an_original_stays_when_its_copy_is_replaced_while_it_is_proven_again(self) -> None:
+        self.configure(keep_originals_days=1)
+        self.run_cli()
+        self.past({"compressed": now() - 3 * DAY})
+        self.fake_of_the_same_size_and_time()
+        self.assert_original_survives()
+
+    def test_an_original_stays_when_the_copy_to_adopt_is_replaced(self) -> None:
+        self.configure(delete_originals=False)
+        self.run_cli()
+        self.history().unlink()
+        self.configure()
+        self.fake_of_the_same_size_and_time()
+        self.assert_original_survives()
+
+    def test_restore_leaves_a_copy_that_is_replaced_while_it_is_proven(self) -> None:
+        self.configure(delete_originals=False)
+        self.run_cli()
+        self.fake_of_the_same_size_and_time()
+        env = self.replaced_during_its_proof(self.fake, self.copy)
+        self.run_cli("restore", str(self.original), env=env)
+        self.assertEqual(self.copy.read_bytes(), self.fake.read_bytes())
+        self.assertTrue(self.original.exists())
+
+    @needs_strace
+    def test_a_copy_that_comes_while_a_smaller_one_takes_its_place_is_put_back(self) -> None:
+        self.run_cli()
+        self.configure(tiers=[{"after_days": 30, "bitrate": "32k"}])
+        encode(self.copy, self.fake, "64k")
+        newer = self.fake.read_bytes()
+        self.stand_in("")
+        late = "inject=renameat2:delay_enter=1500000:when=2"
+        words = [STRACE, "-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat2", "-e", late]
+        process = subprocess.Popen(
+            [*words, *self.command("-j", "1")], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
+        while process.poll() is None and '"smaller"' not in self.history().read_text():
+            os.sched_yield()
+        os.rename(self.fake, self.copy)
+        process.wait()
+        self.assertEqual(self.copy.read_bytes(), newer)
+
+
+class WhatTimeAFileHas(WitnessCase):
+    """A file time proves nothing while another write may get the same one."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add("chunk_0", "d/x.webm")
+        self.sidecar = self.add_json("d/x.json", sidecar("I", ["x.webm"]))
+        self.before = self.sidecar.read_bytes()
+
+    def write_within_the_tick(self, content: bytes) -> None:
+        status = self.sidecar.stat()
+        self.sidecar.write_bytes(content)
+        os.utime(self.sidecar, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def test_a_sidecar_written_within_the_tick_of_ours_is_seen_by_the_next_run(self) -> None:
+        self.run_cli()
+        ours = self.sidecar.read_bytes()
+        self.write_within_the_tick(ours.replace(b'"x.opus"', b'"x.webm"'))  # of the same length
+        self.run_cli()
+        self.assert_sidecars_true()
+
+    def test_an_older_sidecar_of_another_size_and_the_same_time_is_seen(self) -> None:
+        self.run_cli()
+        os.utime(self.sidecar, (LONG_AGO, LONG_AGO))
+        self.run_cli()  # which finds all true, and notes it
+        self.write_within_the_tick(self.before)
+        self.run_cli()
+        self.assert_sidecars_true()
+
+    def test_a_sidecar_written_during_the_run_within_the_tick_is_seen_by_the_run(self) -> None:
+        self.drive(
+            f"""
+import os
+true = program.rewrite
+def rewrite(path, *rest, **named):
+    done = true(path, *rest, **named)
+    if path.endswith("x.json"):
+        program.rewrite = true
+        status = os.stat(path)
+        open(path, "wb").write({self.before!r})
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return done
+program.rewrite = rewrite
+"""
+        )
+        self.assertEqual(self.run_cli().code, 0)
+        self.assert_compressed("d/x.webm")
+        self.assert_sidecars_true()
+
+    def test_an_index_written_within_the_tick_is_made_true_by_the_next_run(self) -> None:
+        path = self.add_json(
+            "index.json", {"recordings": [{"id": "I", "compressed": False, "size": 0}]}
+        )
+        before = path.read_bytes()
+        self.run_cli()
+        status = path.stat()
+        path.write_bytes(before)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        self.run_cli()
+        self.assertIs(self.read_json("index.json")["recordings"][0]["compressed"], True)
+
+
+class LongNames(LibraryCase):
+    def test_a_sidecar_whose_backup_has_no_name_is_edited_all_the_same(self) -> None:
+        stem = "x" * 250
+        self.add("chunk_0", f"{stem}.webm")
+        self.add_json(f"{stem}.json", sidecar("I", [f"{stem}.webm"]))
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0, ran.out)
+        self.assert_compressed(f"{stem}.webm")
+        self.assert_sidecars_true()
+        self.assert_no_leftovers()
