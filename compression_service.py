@@ -1617,6 +1617,8 @@ class Run:
             lasts = max(recorded, default=0.0)
             saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
+            if not (work.plan.encodes or work.take.proven_copy):
+                check_claim(work)
             foresee_commit(self.library, work)
             if self.config.dry_run:
                 made = basename(work.target_path)
@@ -1754,6 +1756,21 @@ def give_attributes_of(source: str, copy: str) -> None:
     """Those of one file to another, by path. Raises Refusal, OSError."""
     with open_regular(source) as one, open_regular(copy) as other:
         give_attributes(one.fileno(), other.fileno(), times=True)
+
+
+def check_claim(work: Work) -> None:
+    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
+    have the rate that is asked for now, and half the size of an encode at its rate. Raises
+    Refusal."""
+    copy, asked, probe = work.take.copy, work.plan.target, work.probe
+    assert copy and probe
+    rate = work.take.bitrate or asked.bitrate
+    usual = estimated_size(probe, asked._replace(bitrate=rate))
+    if rate < asked.bitrate or copy.size < usual / 2:
+        usual = estimated_size(probe, asked)
+        found = f"{copy.name} has {size_text(copy.size)}"
+        expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
+        raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
 
 
 def size_before(work: Work) -> int:

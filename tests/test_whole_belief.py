@@ -106,6 +106,54 @@ class TheFileThatWasDecoded(WitnessCase):
         self.assertEqual(self.copy.read_bytes(), newer)
 
 
+class WhoseCopyItIs(WitnessCase):
+    """A tag can be forged, and a name can mean a preview."""
+
+    def beside(self, rate: str, *words: str) -> Path:
+        original = self.add("ch_slices_concat", "d/x.webm")
+        copy = self.library / "d/x.opus"
+        encode(original, copy, rate, *words)
+        os.utime(copy, (LONG_AGO, LONG_AGO))
+        return original
+
+    def assert_not_adopted(self, original: Path) -> None:
+        copy = original.with_suffix(".opus").read_bytes()
+        for _ in range(2):
+            ran = self.run_cli("--json")
+            self.assertTrue(original.exists(), ran.out)
+            self.assertEqual(original.with_suffix(".opus").read_bytes(), copy)
+            self.assertIn("name already taken", ran.outcomes["d/x.webm"]["reason"])
+
+    def test_a_copy_that_is_too_small_for_the_rate_in_its_tag_is_not_ours(self) -> None:
+        tag = ["-metadata", "encoded_by=compression_service.py 96k"]
+        self.assert_not_adopted(self.beside("16k", *tag))
+
+    def test_a_copy_with_a_lower_rate_than_is_asked_for_is_not_ours(self) -> None:
+        tag = ["-metadata", "encoded_by=compression_service.py 64k"]
+        self.assert_not_adopted(self.beside("64k", *tag))
+
+    def test_a_preview_that_a_sidecar_names_is_not_ours(self) -> None:
+        self.add_json("d/x.json", {"id": "1", "chunks": [{"file": "x.opus"}]})
+        self.assert_not_adopted(self.beside("20k"))
+
+    def test_restore_leaves_a_preview_that_a_sidecar_names(self) -> None:
+        self.add_json("d/x.json", {"id": "1", "chunks": [{"file": "x.opus"}]})
+        original = self.beside("20k")
+        self.run_cli("restore", str(original))
+        self.assertTrue(original.exists() and original.with_suffix(".opus").exists())
+
+    def test_a_copy_of_ours_without_a_record_is_adopted_at_every_rate(self) -> None:
+        for rate in ("24k", "48k", "96k", "128k"):
+            with self.subTest(rate=rate):
+                self.configure(target_bitrate=rate, delete_originals=False, min_saving_percent=0)
+                original = self.add("ch_pcm_0.5s", f"{rate}/x.webm")
+                self.run_cli()
+                self.history().unlink()
+                self.configure(target_bitrate=rate, min_saving_percent=0)
+                self.run_cli()
+                self.assert_compressed(str(original.relative_to(self.library)))
+
+
 class WhatTimeAFileHas(WitnessCase):
     """A file time proves nothing while another write may get the same one."""
 
