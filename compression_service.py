@@ -444,6 +444,7 @@ class Past(NamedTuple):
         is_time = all(0 <= moment < LATEST for moment in (past.compressed, place.time))
         if not (is_plain and is_suffix and is_time) or "\0" in place.location + place.name:
             raise ValueError("an odd name or time")
+        place = place._replace(mode=place.mode & 0o666)  # no text gives a file more than that
         return past._replace(place=place if place.name else None)
 
     def record(self) -> dict[str, Any]:
@@ -4537,8 +4538,9 @@ class Archive:
         OSError, Stopped."""
         place = take.past.place or self.find(take)
         there = self.whereabouts(take.folder, place)
+        owned = place._replace(owner=owner_within(self.library, dirname(staged), place.owner))
         with self.read_back(there, place.size or LARGEST_JSON) as found:
-            copy_file(found, staged, place if place.time else None)
+            copy_file(found, staged, owned if place.time else None)
         digest = digest_of(staged)
         if place.sha256 not in ("", digest):
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not the file that went there")
@@ -4593,6 +4595,18 @@ def configured_archive(run: Run) -> Optional[Archive]:
 def is_below(path: str, folder: str) -> bool:
     """Wherever links lead."""
     return realpath(path).startswith(join(realpath(folder), ""))
+
+
+def owner_within(library: Library, folder: str, owner: tuple[int, int]) -> tuple[int, int]:
+    """Returns user and group on record if the library or the folder has them, else the library's:
+    whoever may write the history must not choose another. Raises OSError."""
+    homes = [os.stat(library.root), os.stat(folder)]
+    user, group = owner
+    if user not in [home.st_uid for home in homes]:
+        user = homes[0].st_uid
+    if group not in [home.st_gid for home in homes]:
+        group = homes[0].st_gid
+    return user, group
 
 
 def copy_file(source: str, target: str, known: Optional[Place] = None) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import compression_service as service
 from tests.base import DAY, FFMPEG, LONG_AGO, LibraryCase, now, sidecar
 from tests.faults import STRACE, FaultCase, needs_strace
 
@@ -214,6 +216,35 @@ program.rewrite = rewrite
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         self.run_cli()
         self.assertIs(self.read_json("index.json")["recordings"][0]["compressed"], True)
+
+
+class TheHistory(LibraryCase):
+    """It belongs to whoever owns the library, and may not raise anybody's rights."""
+
+    def test_a_line_of_the_history_gives_no_file_more_than_plain_bits(self) -> None:
+        for mode in (0o4755, 0o2777, 0o1777, 0o777, 0o640):
+            record = {"mtime_ns": 1, "place": {"name": "x.opus", "mode": mode, "time": 1.0}}
+            place = service.Past.of(record).place
+            assert place
+            self.assertEqual(place.mode, mode & 0o666)
+            self.assertFalse(place.mode & (stat.S_ISUID | stat.S_ISGID | 0o111))
+
+    def test_a_line_of_the_history_chooses_no_owner_beside_the_librarys_or_the_folders(
+        self,
+    ) -> None:
+        library = service.Library(str(self.library))
+        ours = os.stat(self.library)
+        day = self.library / "d"
+        day.mkdir()
+        owner = (ours.st_uid, ours.st_gid)
+        self.assertEqual(service.owner_within(library, str(day), (0xFFFE, 0xFFFD)), owner)
+        self.assertEqual(service.owner_within(library, str(day), owner), owner)
+        if os.geteuid() == 0:
+            os.chown(day, 1234, 2345)
+            found = service.owner_within(library, str(day), (1234, ours.st_gid))
+            self.assertEqual(found, (1234, ours.st_gid))
+            found = service.owner_within(library, str(day), (0xFFFE, 2345))
+            self.assertEqual(found, (ours.st_uid, 2345))
 
 
 class LongNames(LibraryCase):
