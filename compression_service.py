@@ -1579,6 +1579,20 @@ class Run:
         done = "What is not done is as it was; make room and run again."
         return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
 
+    def recordings_in(self, folder: Folder) -> list[Recording]:
+        """Returns the recordings of a folder. After a defect there are none, and that is
+        reported."""
+        with boundary(partial(self.report.defect, f"All in {folder.path} was kept")):
+            return resolve_recordings(folder)
+        return []
+
+    def works_of(self, recording: Recording) -> list[Work]:
+        """Returns what the takes of a recording are to do. After a defect each original is kept,
+        and that is reported."""
+        with boundary(partial(self.report.defect, f"{recording.key} was kept")):
+            return works_of(recording, self)
+        return []
+
     def seconds_at_work(self) -> float:
         jobs = list(self.jobs.items())
         return sum(job.share_done * work.guessed_seconds for work, job in jobs)
@@ -1589,13 +1603,13 @@ class Run:
         jobs: dict[Work, Job] = {}
         try:
             for work in works:
-                with boundary(work):
+                with boundary(work.refuse):
                     self.examine(work)
                     jobs[work] = self.prepare(work)
             self.jobs.update(jobs)
             self.transcoder.process(list(jobs.values()))
             for work, job in jobs.items():
-                with boundary(work):
+                with boundary(work.refuse):
                     self.finish(work, job)
         finally:
             for work, job in jobs.items():
@@ -1742,15 +1756,15 @@ class Run:
 
 
 @contextmanager
-def boundary(work: Work) -> Iterator[None]:
-    """Whatever goes wrong with one recording is its own: a defect costs it its turn, not the
-    run."""
+def boundary(refuse: Callable[[Exception], object]) -> Iterator[None]:
+    """Gives whatever goes wrong inside to `refuse`. So a defect costs one recording its turn, and
+    not the run. Raises Stopped, ServiceError."""
     try:
         yield
     except (Stopped, ServiceError):
         raise
     except Exception as error:
-        work.refuse(error)
+        refuse(error)
 
 
 def give_attributes_of(source: str, copy: str) -> None:
@@ -2534,8 +2548,8 @@ def due_works(run: Run) -> Iterator[Work]:
             run.staging.sweep(folder)
         if is_at_rest(folder, run):
             continue
-        for recording in resolve_recordings(folder):
-            for work in works_of(recording, run):
+        for recording in run.recordings_in(folder):
+            for work in run.works_of(recording):
                 if work.plan.move is not Move.ARCHIVE:
                     is_found = True
                     yield work
@@ -2627,10 +2641,10 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
     for folder in run.library.walk(str):
         if is_at_rest(folder, run):
             continue
-        for recording in resolve_recordings(folder):
+        for recording in run.recordings_in(folder):
             takes = tuple(run.foreseen.get(take.stem, take) for take in recording.takes)
             recording = recording._replace(takes=takes)
-            works = works_of(recording, run)
+            works = run.works_of(recording)
             works = [work for work in works if work.plan.move is Move.ARCHIVE]
             here = [take for take in recording.takes if take.state is not State.ARCHIVED]
             if works and len(works) == len(here):
@@ -3399,9 +3413,10 @@ class Transcoder:
         """Do a task for all in the quick way; if that fails or says anything, one by one, so that
         each answers for itself."""
         jobs = [job for job in jobs if job.problem is None]
-        try:
+        failures: list[Exception] = []
+        with boundary(failures.append):
             quick(jobs)
-        except (Refusal, OSError) as error:
+        for error in failures:
             if len(jobs) == 1 and quick == task:
                 jobs[0].problem = error
                 return
@@ -3725,7 +3740,7 @@ class Committer:
         now = time.time()
         works = [work for work in works if not self.is_gone(work)]
         for work in works:
-            with boundary(work):
+            with boundary(work.refuse):
                 if work.is_ready:
                     self.put_in_place(work, now)
         keep_together(works)
@@ -3789,24 +3804,31 @@ class Committer:
     def attempt(
         self, works: Sequence[Work], step: Callable[..., object], *arguments: object
     ) -> bool:
-        """Do one step. Whatever goes wrong in it keeps the sources of these works: a copy that took
-        another's place gives it back, any other stays beside its original, to be adopted. False if
-        it is to be tried again: a flaw is not, as whoever mends it gives the file a new mtime."""
-        try:
+        """Does one step. Whatever goes wrong in it keeps the sources of these works. Returns False
+        if the next run should try again. A broken document is not retried: repairing it changes its
+        mtime, and that is noticed."""
+        failures: list[Exception] = []
+        with boundary(failures.append):
             step(*arguments)
-        except (Flaw, Refusal, OSError) as error:
-            is_sidecar = isinstance(error, (Flaw, PermissionError))
-            refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
-            for work in works:
-                if work.is_ready:
-                    work.refuse(refusal)
-                    if work.plan.move is Move.SMALLER and work.staged:
-                        with suppress(OSError):
-                            exchange(work.staged, self.library.path(work.target_path))
-            if not works:
-                self.report.once(f"Left alone, and may not say all that is true: {explain(error)}")
-            return isinstance(error, Flaw)
-        return True
+        for error in failures:
+            self.step_failed(works, error)
+        return all(isinstance(error, Flaw) for error in failures)
+
+    def step_failed(self, works: Sequence[Work], error: Exception) -> None:
+        """A copy that took another's place gives it back. Any other stays beside its original, to
+        be adopted."""
+        is_sidecar = isinstance(error, (Flaw, PermissionError))
+        refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
+        for work in works:
+            if work.is_ready:
+                work.refuse(refusal)
+                if work.plan.move is Move.SMALLER and work.staged:
+                    with suppress(Refusal, OSError):
+                        self.swap(work, work.copy_seen)
+        if not works and isinstance(error, (Flaw, Refusal, OSError)):
+            self.report.once(f"Left alone, and may not say all that is true: {explain(error)}")
+        elif not works:
+            self.report.defect("What is said of some recordings was left as it is", error)
 
     def make_works_true(self, folder: str, works: Sequence[Work], now: float) -> None:
         """Make the sidecars of recordings say what these works make of them. Where that fails, the
@@ -3839,7 +3861,7 @@ class Committer:
         failed = []
         for work in works:
             if work.is_ready:
-                with boundary(work):
+                with boundary(work.refuse):
                     self.remove_source(work)
                 failed += [work] if work.reason else []
                 work.reason = work.outcome_reason
@@ -3909,7 +3931,7 @@ class Committer:
         for folder in self.library.walk(self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
             is_met = folder.path in met
-            recordings = resolve_recordings(folder) if is_met else ()
+            recordings = self.run.recordings_in(folder) if is_met else ()
             for recording in recordings:
                 for id_ in self.ids.intersection(recording.ids):
                     takes[id_].append((folder.path, recording.takes))
@@ -3931,17 +3953,22 @@ class Committer:
         to be tried, that is noted; what was not written is looked at again by the next run."""
         notes = []
         for path in sorted(self.folders):
-            with suppress(OSError, UsageError):
-                folder = self.library.folder(path)
-                recordings = resolve_recordings(folder)
-                true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
-                self.ids.update(*(recording.ids for recording in recordings))
-                flush_folder(self.library.path(path))
-                if all(true):
-                    notes += word_on(folder, self.run)
+            defect = partial(self.report.defect, f"What is said in {path} was left as it is")
+            with boundary(defect), suppress(OSError, UsageError):
+                notes += self.finish_folder(path)
         self.settle(at_once=True)
         if not self.ids:
             self.history.note(notes, self.run.now)
+
+    def finish_folder(self, path: str) -> list[dict[str, Any]]:
+        """Makes all documents of a folder true. Returns the note on it, if it has one. Raises
+        OSError, UsageError."""
+        folder = self.library.folder(path)
+        recordings = self.run.recordings_in(folder)
+        true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
+        self.ids.update(*(recording.ids for recording in recordings))
+        flush_folder(self.library.path(path))
+        return word_on(folder, self.run) if recordings and all(true) else []
 
 
 def settle_index(
@@ -4459,7 +4486,7 @@ class Archive:
             if self.run.stop.requested:
                 raise Stopped
             if not work.reason:
-                with boundary(work):
+                with boundary(work.refuse):
                     work.place = self.put(work)
                     work.detail = work.place.location
                 if work.reason is Reason.NO_SPACE:
@@ -4671,7 +4698,7 @@ def asked_for(run: Run) -> list[Recording]:
     @cache
     def recordings_in(path: str) -> Sequence[Recording]:
         folder = folders.get(path) or Folder(path, library)  # of which all may be archived
-        return resolve_recordings(folder)
+        return run.recordings_in(folder)
 
     pasts = library.history.pasts.items()
     known = sorted({*folders, *(dirname(stem) for stem, past in pasts if past.place)})
@@ -4749,7 +4776,7 @@ def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
             raise Stopped
         works = works_back(recording, run.config)
         for work in works:
-            with boundary(work):
+            with boundary(work.refuse):
                 if work.plan.source:
                     prove_again(run, work)
                 elif not work.reason:
@@ -4818,7 +4845,7 @@ def command_check(config: Config, report: Report) -> None:
     takes: list[Take] = []
     by_id: dict[str, list[Take]] = {}
     for folder in run.library.walk(report.error):
-        for recording in resolve_recordings(folder):
+        for recording in run.recordings_in(folder):
             check_documents(run, recording)
             takes += recording.takes
             for id_ in recording.ids:
@@ -5951,6 +5978,11 @@ class Report:
             self.log(text, "ERROR")
             self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
             self.write_json({"type": "error", "message": text})
+
+    def defect(self, kept: str, error: Exception) -> None:
+        """Reports a defect of this program, and logs its traceback. `kept` says what was kept."""
+        self.error(f"{kept}: a defect of this program (its traceback is in the log): {error}")
+        self.log("".join(traceback.format_tb(error.__traceback__)), "ERROR")
 
     def failed(self, error: Exception) -> str:
         """Tell the error that ends a command; returns its sentence."""

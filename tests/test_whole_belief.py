@@ -218,6 +218,62 @@ program.rewrite = rewrite
         self.assertIs(self.read_json("index.json")["recordings"][0]["compressed"], True)
 
 
+class OneRecordingsDefect(WitnessCase):
+    """Whatever goes wrong with one recording is that recording's."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add("chunk_0", "a/x.webm")
+        self.add("chunk_1", "b/x.webm")
+
+    def assert_only_a_is_kept(self, defect: str) -> None:
+        self.drive(defect)
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 1)
+        self.assertNotIn("Traceback", ran.out + ran.err)
+        self.assertIn("a defect of this program", ran.out + ran.err)
+        self.assertTrue((self.library / "a/x.webm").exists())
+        self.assert_compressed("b/x.webm")
+        self.assertIn("Traceback" if "a/x.webm" in ran.out else "File ", self.log())
+
+    def test_a_defect_in_planning_keeps_that_recording(self) -> None:
+        self.assert_only_a_is_kept(
+            """
+true = program.next_move
+program.next_move = lambda take, *rest: true(take, *rest) if take.stem != "a/x" else 1 // 0
+"""
+        )
+
+    def test_a_defect_in_grouping_keeps_that_folder(self) -> None:
+        self.assert_only_a_is_kept(
+            """
+true = program.resolve_recordings
+program.resolve_recordings = lambda folder: true(folder) if folder.path != "a" else {}["a"]
+"""
+        )
+
+    def test_a_defect_in_the_proof_keeps_that_recording(self) -> None:
+        self.assert_only_a_is_kept(
+            """
+true = program.compare_audio
+def compare(job, stop):
+    if "/a/" in job.source:
+        raise OverflowError("a defect")
+    true(job, stop)
+program.compare_audio = compare
+"""
+        )
+
+    def test_a_defect_in_a_document_keeps_that_recording(self) -> None:
+        self.add_json("a/x.json", sidecar("A", ["x.webm"]))
+        self.assert_only_a_is_kept(
+            """
+true = program.sidecar_members
+program.sidecar_members = lambda facts, now: {}["a"] if "of_the_recorder" in now else {}["a"]
+"""
+        )
+
+
 class TheHistory(LibraryCase):
     """It belongs to whoever owns the library, and may not raise anybody's rights."""
 
