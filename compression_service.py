@@ -1075,7 +1075,7 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> 
     words, _, text = declared.partition(": ")
     flags = words.split()
     options: dict[str, Any] = {"dest": field.name, "help": text}
-    if kind is BOOLEAN:
+    if kind is check_boolean:
         options["action"] = BOOLEAN_ACTIONS[field.default]
     else:
         options.update(metavar=flags.pop(), type=partial(from_text, kind))
@@ -1095,7 +1095,7 @@ def from_text(kind: Kind, text: str) -> Any:
         with suppress(ValueError):
             return kind(json.loads(text))
         raise argparse.ArgumentTypeError(f"{error}, found {text}") from None
-    return abspath(value) if kind is PATH else value
+    return abspath(value) if kind is check_path else value
 
 
 # --------------------------------------------------------------------------------- configuration
@@ -1115,15 +1115,66 @@ def setting(default: Any, kind: Kind, flags: str = "", key: bool = True) -> Any:
 flag = partial(setting, key=False)  # only the command line sets it
 
 
-def matching(expected: str, pattern: str) -> Kind:
-    """Values whose JSON text matches: so a string stands in quotes, and is no number."""
+def number(least: float, most: float, whole: bool = False) -> Kind:
+    """Returns a checker of numbers in a range. JSON's true is none."""
+    what = "a whole number" if whole else "a number"
 
     def check(value: Any) -> Any:
-        if re.fullmatch(pattern, json.dumps(value)):
+        is_number = isinstance(value, int if whole else (int, float))
+        if is_number and not isinstance(value, bool) and least <= value <= most:
             return value
-        raise ValueError(f"expected {expected}")
+        raise ValueError(f"expected {what} from {least:g} to {most:g}")
 
     return check
+
+
+def choice(*words: str) -> Kind:
+    """Returns a checker of words."""
+
+    def check(value: Any) -> Any:
+        if value in words:
+            return value
+        raise ValueError(f"expected {' or '.join(words)}")
+
+    return check
+
+
+def check_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("expected true or false")
+
+
+def check_text(value: Any) -> Any:
+    """A string with something in it that an operating system can be given."""
+    if isinstance(value, str) and value.strip() and "\0" not in value:
+        return value
+    raise ValueError("expected a text that is not empty")
+
+
+def check_path(value: Any) -> Any:
+    """The same; a path from the folder where the setting was written."""
+    return check_text(value)
+
+
+def check_page(value: Any) -> Any:
+    """So that a slip of the shell never writes a page over a recording."""
+    if check_text(value).lower().endswith((".html", ".htm")):
+        return value
+    raise ValueError("expected a file name ending in .html")
+
+
+def or_none(kind: Kind) -> Kind:
+    """Returns a checker that also takes null, as for a setting that is off."""
+    return lambda value: None if value is None else kind(value)
+
+
+def check_duration(value: Any) -> float:
+    """Returns seconds, from such as "90m", "2h" or "3d"."""
+    found = re.fullmatch(r"(\d{1,6})([mhd])", str(value))
+    if not found:
+        raise ValueError("expected a time such as 90m, 2h or 3d")
+    return int(found[1]) * {"m": 60.0, "h": 3600.0, "d": float(DAY)}[found[2]]
 
 
 def check_bitrate(value: Any) -> int:
@@ -1144,19 +1195,21 @@ def check_date(value: Any) -> str:
         raise ValueError("expected a date such as 2025-10-27") from None
 
 
-BOOLEAN = matching("true or false", "true|false")
 BOOLEAN_ACTIONS: Mapping[Any, Any] = {
     False: "store_true",
     True: "store_false",
     None: argparse.BooleanOptionalAction,
 }
-DAYS = matching("a number of days from 0 up, of six digits at most", r"\d{1,6}(\.\d+)?")
-PATH = matching("a path", r'"(?!.*\\u0000).+"')
-FORMAT = matching("opus or m4a", '"(opus|m4a)"')
-PORTS = r"[0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
+DAYS = number(0, 999_999)
+FORMAT = choice(*FORMATS)
 TEXTS: Kind = str  # any number of them
-POLICY_KINDS = {"keep": BOOLEAN, "bitrate": check_bitrate, "after_days": DAYS, "format": FORMAT}
-TIER_KINDS = {"after_days": DAYS, "bitrate": check_bitrate, "archive": PATH}
+POLICY_KINDS = {
+    "keep": check_boolean,
+    "bitrate": check_bitrate,
+    "after_days": DAYS,
+    "format": FORMAT,
+}
+TIER_KINDS = {"after_days": DAYS, "bitrate": check_bitrate, "archive": check_path}
 
 
 def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -1193,12 +1246,14 @@ class Config:
 
     command: str = "run"
     file: str = flag(
-        "", PATH, "-c --config FILE: settings (default: compression_config.json beside the program)"
+        "",
+        check_path,
+        "-c --config FILE: settings (default: compression_config.json beside the program)",
     )
-    recordings_dir: str = setting("recordings", PATH, "--recordings DIR: the library")
-    log_file: str = setting("logs/compression.log", PATH)
+    recordings_dir: str = setting("recordings", check_path, "--recordings DIR: the library")
+    log_file: str = setting("logs/compression.log", check_path)
     dry_run: bool = setting(
-        False, BOOLEAN, "-n --dry-run: say what would happen, change nothing at all"
+        False, check_boolean, "-n --dry-run: say what would happen, change nothing at all"
     )
     age_threshold_days: float = setting(
         7, DAYS, "--older-than DAYS: leave alone what was modified since"
@@ -1208,15 +1263,13 @@ class Config:
         "opus", FORMAT, "--format NAME: opus, or m4a for players without Opus"
     )
     delete_originals: bool = setting(
-        True, BOOLEAN, "--keep-originals: leave every original beside its copy"
+        True, check_boolean, "--keep-originals: leave every original beside its copy"
     )
     keep_originals_days: float = setting(0, DAYS)
-    verify_before_delete: bool = setting(True, BOOLEAN)
-    min_saving_percent: float = setting(5, matching("a percentage from 0 to 99", r"\d\d?(\.\d+)?"))
+    verify_before_delete: bool = setting(True, check_boolean)
+    min_saving_percent: float = setting(5, number(0, 99))
     jobs: int = setting(
-        0,
-        matching("a whole number from 0 to 999", r"\d{1,3}"),
-        "-j --jobs N: recordings at work at once; 0 is one a core",
+        0, number(0, 999, whole=True), "-j --jobs N: recordings at work at once; 0 is one a core"
     )
     only: Sequence[str] = flag(
         (), TEXTS, "--only GLOB: paths like this below the library (repeatable)"
@@ -1227,53 +1280,35 @@ class Config:
         (), TEXTS, "--language CODE: recorded in this language (repeatable)"
     )
     limit: Optional[int] = flag(
-        None,
-        matching("a whole number from 1 up", r"[1-9]\d{0,8}"),
-        "--limit N: at most N recordings, oldest first",
+        None, number(1, 999_999_999, whole=True), "--limit N: at most N recordings, oldest first"
     )
     max_run_minutes: Optional[float] = setting(
-        None,
-        matching("minutes above 0, or null", r"null|(?!0(\.0)?$)\d{1,6}(\.\d+)?"),
-        "--max-minutes M: start nothing new after that",
+        None, or_none(number(0.001, 999_999)), "--max-minutes M: start nothing new after that"
     )
-    retry: bool = flag(False, BOOLEAN, "--retry: take up again what earlier runs kept or failed")
-    json: bool = flag(False, BOOLEAN, "--json: JSON, one object a line")
-    quiet: bool = flag(False, BOOLEAN, "-q --quiet: errors only")
-    verbose: bool = flag(False, BOOLEAN, "-v --verbose: more detail")
+    retry: bool = flag(
+        False, check_boolean, "--retry: take up again what earlier runs kept or failed"
+    )
+    json: bool = flag(False, check_boolean, "--json: JSON, one object a line")
+    quiet: bool = flag(False, check_boolean, "-q --quiet: errors only")
+    verbose: bool = flag(False, check_boolean, "-v --verbose: more detail")
     progress: Optional[bool] = flag(
-        None, BOOLEAN, "--progress: how far it is; without this word, on a terminal only"
+        None, check_boolean, "--progress: how far it is; without this word, on a terminal only"
     )
     tiers: tuple[Tier, ...] = setting((), check_tiers)
-    notify_command: Optional[str] = setting(
-        None, matching("a command as /bin/sh understands it, or null", r'null|".*\S.*"')
-    )
+    notify_command: Optional[str] = setting(None, or_none(check_text))
     paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
-    last_run: bool = flag(False, BOOLEAN, "--last-run: all that the last run has changed")
-    html: Optional[str] = flag(
-        None,
-        matching("a file name ending in .html", r'(?i)".+\.html?"'),
-        "--html FILE: write them as a page",
-    )
-    host: str = flag(
-        "127.0.0.1",
-        matching("an address", r'"\S+"'),
-        "--host H: address to listen on (default: 127.0.0.1)",
-    )
+    last_run: bool = flag(False, check_boolean, "--last-run: all that the last run has changed")
+    html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
+    host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
-        8765,
-        matching("a port from 0 (any) to 65535", PORTS),
-        "--port P: 0 is any that is free (default: 8765)",
+        8765, number(0, 65_535, whole=True), "--port P: 0 is any that is free (default: 8765)"
     )
     scheduler: str = flag(
         "",
-        matching("cron, launchd or systemd", '"(cron|launchd|systemd)"'),
+        choice("cron", "launchd", "systemd"),
         "cron|launchd|systemd: what is to run it every night",
     )
-    pause_for: Optional[str] = flag(
-        None,
-        matching("a time such as 90m, 2h or 3d", r'"\d{1,6}[mhd]"'),
-        "--for TIME: such as 90m, 2h or 3d",
-    )
+    pause_for: Optional[float] = flag(None, check_duration, "--for TIME: such as 90m, 2h or 3d")
 
     @property
     def archive_tier(self) -> Optional[Tier]:
@@ -6389,9 +6424,8 @@ def command_pause(config: Config, report: Report) -> None:
     library = library_of(config)
     library.make_own()
     until, end = "'resume'", ""
-    if config.pause_for:
-        unit = {"m": 60, "h": 3600, "d": DAY}[config.pause_for[-1]]
-        seconds = time.time() + int(config.pause_for[:-1]) * unit
+    if config.pause_for is not None:
+        seconds = time.time() + config.pause_for
         until, end = local_time(seconds), str(seconds)
     with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
         file.write(end)
