@@ -1849,27 +1849,31 @@ def allowed_cores() -> int:
 
 
 class Queue:
-    """Hands out works in batches of about the same length that the disk has room for."""
+    """Hands out works in batches of about the same length that the disk has room for. Every worker
+    gets equally many batches."""
 
     def __init__(self, works: Sequence[Work], workers: int) -> None:
         self.waiting = deque(works)
         self.seconds = sum(work.guessed_seconds for work in works)
-        batches = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
-        rounds = max(1, math.ceil(batches / workers))
-        # A hundredth more, or a last small batch would be left over.
-        self.share = 1.01 * self.seconds / (rounds * workers)
+        self.remaining = self.seconds
+        least = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
+        self.batches = workers * max(1, math.ceil(least / workers))
 
     def take(self, room: int) -> Sequence[Work]:
-        """The next batch that fits into so many bytes; empty if none does."""
+        """Returns the next batch that fits into so many bytes, empty if none does. It is as near
+        as can be to an equal share of what remains."""
         works: list[Work] = []
-        seconds = 0.0
+        seconds, share = 0.0, self.remaining / max(1, self.batches)
         while self.waiting and len(works) < BATCH_FILES:
             room -= space_needed(self.waiting[0])
-            seconds += self.waiting[0].guessed_seconds
-            is_enough = works and seconds > self.share
-            if is_enough or room < 0:
+            longer = seconds + self.waiting[0].guessed_seconds
+            is_nearer = longer - share <= share - seconds
+            if room < 0 or (works and not is_nearer):
                 break
             works.append(self.waiting.popleft())
+            seconds = longer
+        self.batches -= bool(works)
+        self.remaining -= seconds
         return works
 
 

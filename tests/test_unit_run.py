@@ -32,6 +32,16 @@ class TestQueue(unittest.TestCase):
         self.assertEqual([len(batch) for batch in batches], [25, 25, 25, 25])
         self.assertEqual(len(self.drain(Queue(works(2, 16_000_000), 2))), 2)
 
+    def test_every_worker_gets_equally_many_batches(self) -> None:
+        for count, workers, sizes in ((6, 2, [3, 3]), (7, 2, [4, 3]), (9, 4, [2, 2, 2, 3])):
+            lengths = [len(batch) for batch in self.drain(Queue(works(count), workers))]
+            self.assertEqual(sorted(lengths), sorted(sizes))
+        uneven = [*works(1, 900_000, "a"), *works(9, 100_000, "b")]
+        lengths = [len(batch) for batch in self.drain(Queue(uneven, 2))]
+        self.assertEqual(lengths, [1, 9])
+        again = [*works(3, 480_100, "a"), *works(3, 470_000, "b")]
+        self.assertEqual([len(batch) for batch in self.drain(Queue(again, 2))], [3, 3])
+
     def test_nothing_is_handed_out_that_the_disk_has_no_room_for(self) -> None:
         one = works(3)
         queue = Queue(one, 1)
