@@ -279,9 +279,10 @@ class Reason(enum.Enum):
     SIDECAR = "kept: its sidecar cannot be edited: {}"
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
-    TOOL_FAILED = "failed: ffmpeg failed: {}"
+    TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
+    TOOL_FAILED = "failed: ffmpeg crashed or ended oddly: {}"
     TOOL_HUNG = "failed: a program hung and was stopped: {}"
-    TOOL_KILLED = "failed: a program was killed, perhaps as memory is short{}"
+    TOOL_KILLED = "failed: ffmpeg was stopped from outside, or lacked what it needs: {}"
     NOT_PROVEN = "failed: the copy did not prove true and was dropped: {}"
     NOT_REMOVED = "failed: its copy is there, but the original cannot be deleted: {}"
     NAME_TAKEN = "failed: name already taken: {}"
@@ -301,12 +302,19 @@ class Reason(enum.Enum):
     @property
     def is_environment(self) -> bool:
         """Whether the cause lies outside the recording, so that it must not count against it."""
-        return self in (Reason.OWNER, Reason.NO_SPACE, Reason.INPUT_OUTPUT)
+        return self in (Reason.OWNER, Reason.NO_SPACE, Reason.INPUT_OUTPUT, Reason.TOOL_KILLED)
 
     @property
     def may_be_ffmpeg(self) -> bool:
         """Whether ffmpeg may be to blame: then it is tried on a sound of our own (trials)."""
-        return self in (Reason.DAMAGED, Reason.TOOL_FAILED, Reason.TOOL_HUNG, Reason.NOT_PROVEN)
+        return self in (
+            Reason.DAMAGED,
+            Reason.TOOL_REFUSED,
+            Reason.TOOL_FAILED,
+            Reason.TOOL_HUNG,
+            Reason.TOOL_KILLED,
+            Reason.NOT_PROVEN,
+        )
 
 
 class ServiceError(Exception):
@@ -327,6 +335,11 @@ class ToolError(ServiceError):
     """A needed program is missing, or does not work."""
 
     exit_code = 4
+
+
+class HinderedError(ToolError):
+    """It works, and is ended from outside again and again. What was tried goes on record, as the
+    next run takes that up last."""
 
 
 class NoSpaceError(ServiceError):
@@ -865,6 +878,8 @@ class Work:
             self.reason, self.detail = error.reason, error.detail
         elif isinstance(error, OSError):
             self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
+        elif isinstance(error, MemoryError):
+            self.reason, self.detail = Reason.TOOL_KILLED, "memory is short"
         else:
             self.reason = Reason.DEFECT
             lines = traceback.format_exception(type(error), error, error.__traceback__)
@@ -1513,9 +1528,13 @@ class Run:
                 self.commit_in_time()  # while all are at work
                 for future in wait(running, 0.5, FIRST_COMPLETED).done:
                     batch = running.pop(future)
-                    future.result()
-                    self.through += [work for work in batch if work.is_ready]
-                    self.find_cause(batch)
+                    try:
+                        future.result()
+                        self.through += [work for work in batch if work.is_ready]
+                        self.find_cause(batch)
+                    except HinderedError:
+                        self.through += [work for work in batch if work.reason]
+                        raise
                     self.through += [work for work in batch if work.reason]
                     self.seconds_done += sum(work.guessed_seconds for work in batch)
                 done = self.seconds_done + self.seconds_at_work()
@@ -1577,7 +1596,13 @@ class Run:
                     self.examine(work)
                     jobs[work] = self.prepare(work)
             self.jobs.update(jobs)
-            self.transcoder.process(list(jobs.values()))
+            try:
+                self.transcoder.process(list(jobs.values()))
+            except HinderedError:
+                for work, job in jobs.items():
+                    if job.problem:
+                        work.refuse(job.problem)
+                raise
             for work, job in jobs.items():
                 with boundary(work):
                     self.finish(work, job)
@@ -1651,7 +1676,7 @@ class Run:
     def find_cause(self, works: Sequence[Work]) -> None:
         """After failures that may lie outside the recordings, try what they needed. Raises the
         ServiceError that ends the run, before any of them counts; else they are the recordings'
-        own, and what ffmpeg cannot read is damaged."""
+        own, and what ffmpeg refuses is damaged."""
         refused = [(work, work.reason) for work in works if work.reason]
         suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
         if suspects:
@@ -1659,7 +1684,7 @@ class Run:
         for work, reason in refused:
             if reason is Reason.NO_SPACE:
                 raise self.no_space(work, work.detail)
-            if reason is Reason.TOOL_FAILED:
+            if reason is Reason.TOOL_REFUSED:
                 work.reason = Reason.DAMAGED
                 work.detail = f"ffmpeg cannot decode it ({work.detail})"
         if self.is_locked and any(reason.is_environment for _, reason in refused):
@@ -2416,7 +2441,7 @@ def plan_run(run: Run) -> list[Work]:
     left = (record.get("index") for record in run.history.runs[-1:])
     if run.is_locked and run.library.index_state() not in (None, *left):
         run.committer.attempt((), run.committer.look_at_index)
-    works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
+    works.sort(key=place_in_line)
     return works[: run.config.limit]
 
 
@@ -2513,6 +2538,12 @@ def works_of(recording: Recording, run: Run) -> list[Work]:
                 work.refuse(plan.refusal)
             works.append(work)
     return works
+
+
+def place_in_line(work: Work) -> tuple[bool, int, str]:
+    """Sorts works: the oldest recording first, those whose tool was ended from outside last."""
+    was_hindered = work.take.past.code == Reason.TOOL_KILLED.code
+    return was_hindered, oldest(work.recording), work.recording.key
 
 
 def oldest(recording: Recording) -> int:
@@ -3226,6 +3257,7 @@ MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; anoth
 QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may leave it to the other
 FAINT = 1e-5  # of the power within half a second, -50 dB: what a codec may leave out or smear
 COPY_OVERLAP = 0.001  # seconds; what we have made has no more than rounding
+MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside, then the run ends
 LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the same size and noise
 ENCODE_SHARE = 0.8  # of the time that a recording takes, the rest is its proof, measured
 
@@ -3283,6 +3315,7 @@ class Transcoder:
 
     def __init__(self, tools: Tools, full: bool) -> None:
         self.tools, self.full = tools, full
+        self.hindered: Counter[str] = Counter()  # by task: recordings in a row
 
     def process(self, jobs: Sequence[Job]) -> None:
         """Leave every job proven or with its problem (Refusal, NotProven, OSError). Raises Stopped,
@@ -3301,14 +3334,34 @@ class Transcoder:
         jobs = [job for job in jobs if job.problem is None]
         try:
             quick(jobs)
+            self.hindered[task.__name__] = 0
         except (Refusal, OSError) as error:
+            reason = getattr(error, "reason", None)
+            if self.tools.stop.requested:  # which may have ended the tool too
+                raise Stopped from None
             if len(jobs) == 1 and quick == task:
                 jobs[0].problem = error
+                self.count_hindered(jobs[0], task.__name__)
                 return
-            if getattr(error, "reason", None) is Reason.TOOL_HUNG:
+            if reason is Reason.TOOL_HUNG:
                 try_ffmpeg(self.tools, jobs[0].target)  # or each would take its time
             for job in jobs:
                 self.divide([job], task, task)
+
+    def count_hindered(self, job: Job, task: str) -> None:
+        """Raises HinderedError at the third recording in a row whose ffmpeg was ended from outside,
+        and ToolError if it does not work at all."""
+        if getattr(job.problem, "reason", None) is not Reason.TOOL_KILLED:
+            self.hindered[task] = 0
+            return
+        self.hindered[task] += 1
+        if self.hindered[task] >= MOST_HINDERED:
+            try_ffmpeg(self.tools, job.target)
+            raise HinderedError(
+                f"For {MOST_HINDERED} recordings in a row, {job.problem}. None of them was "
+                "changed, and the next run tries them last. See who ends ffmpeg here, or which "
+                "limit does (memory, CPU time, file size, open files)."
+            )
 
     def encode(self, jobs: Sequence[Job]) -> None:
         """One decode of each source, into its copy and its level file."""
@@ -3360,7 +3413,7 @@ class Transcoder:
         try:
             self.run(arguments, jobs)
         except Refusal as refusal:
-            if refusal.reason not in (Reason.DAMAGED, Reason.TOOL_FAILED):
+            if refusal.reason not in (Reason.DAMAGED, Reason.TOOL_REFUSED):
                 raise
             raise NotProven("a decode without a message", refusal.detail) from None
 
@@ -5254,11 +5307,25 @@ EMBELLISHMENT = re.compile(
     r" @ 0x[0-9a-f]+(?=\])|\[(?:info|warning|error|fatal|panic)\] "
     r"|Error (?:while decoding stream \S+|submitting packet to decoder:) "
 )
-# What strerror says of a disk, whatever the exit code: no word on a recording.
-FAULTS_OF_THE_DISK = {
+# How ffmpeg ends by itself over a content: with 1 before 6.1; later with the low byte of its error,
+# as EINVAL 234, ERANGE 222, EDOM 223, ENOSYS 218, invalid data 183, not implemented 176, unknown
+# 171, end of file 187; with 69 after too many errors. Measured with 4.1, 5.1 and 9.
+CONTENT_CODES = frozenset((1, 69, 171, 176, 183, 187, 218, 222, 223, 234))
+CRASHES = frozenset(
+    (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGTRAP)
+)
+# What strerror says of a content too: ffmpeg has these errors, and -1, which is EPERM, for it.
+OF_CONTENT = (errno.EPERM, errno.EINVAL, errno.EDOM, errno.ERANGE, errno.ENOSYS)
+OF_THE_SYSTEM = "|".join(
+    re.escape(os.strerror(code)) for code in errno.errorcode if code not in OF_CONTENT
+)
+# What is said of a machine, whatever the exit code: no word on a recording.
+FAULTS_OF_THE_MACHINE = {
     Reason.NO_SPACE: rb"No space left on device|Disk quota exceeded",
     Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
     rb"|Transport endpoint is not connected|Read-only file system",
+    Reason.TOOL_KILLED: rb"std::bad_alloc|[Oo]ut of memory|failed to map segment"
+    rb"|(?m:(?:^|[:\]] )(?:%b)\.?$)" % OF_THE_SYSTEM.encode(),
 }
 
 
@@ -5412,21 +5479,33 @@ class Tools:
 
 
 def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
-    """What ffmpeg says of the recordings where all ended well: its own warnings and errors, but for
-    those that it has for sound files too. Raises Refusal."""
+    """Returns what ffmpeg says of the recordings where all ended well: its own warnings and errors,
+    without those that it has for sound files too. Raises Refusal: how a process ended says nothing
+    of a recording, only what ffmpeg says of the content after it ended by itself."""
     codes = [process.returncode for process in processes if process.returncode]
     lines = TAGGED.findall(messages)
-    for reason, words in FAULTS_OF_THE_DISK.items():
+    said = tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
+    for reason, words in FAULTS_OF_THE_MACHINE.items():
         if re.search(words, messages if codes else b"\n".join(lines)):
             raise Refusal(reason, tail(messages))
-    said = tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
-    if -signal.SIGKILL in codes or -signal.SIGTERM in codes:
-        # Someone did that, as the kernel where memory is short; a crash has other signals.
-        raise Refusal(Reason.TOOL_KILLED)
-    if codes:
-        found = said or tail(messages) or "without a message"
-        raise Refusal(Reason.TOOL_FAILED, f"exit code {codes[0]}, {found}")
-    return said
+    if not codes:
+        return said
+    found = f"{ending_of(codes[0])}, {said or tail(messages) or 'without a message'}"
+    # A shell around it says 128 and the signal. 255 is ffmpeg's own after SIGTERM and SIGINT.
+    signals = {-code if code < 0 else code - 128 for code in codes}
+    reason = Reason.TOOL_KILLED
+    if CONTENT_CODES.issuperset(codes):
+        reason = Reason.TOOL_REFUSED
+    elif max(signals) <= 0 or not CRASHES.isdisjoint(signals):
+        reason = Reason.TOOL_FAILED
+    raise Refusal(reason, found)
+
+
+def ending_of(code: int) -> str:
+    """How a process ended, for people."""
+    if code >= 0:
+        return f"exit code {code}"
+    return f"ended by {signal.Signals(-code).name}"
 
 
 def tail(messages: bytes) -> str:
