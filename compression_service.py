@@ -375,7 +375,7 @@ class Flaw(Exception):
 
 
 class File(NamedTuple):
-    """A regular file as a walk saw it: by size and mtime it is the same file as on record."""
+    """A regular file as a walk saw it."""
 
     name: str
     size: int
@@ -388,6 +388,14 @@ class File(NamedTuple):
     @property
     def is_original(self) -> bool:
         return self.suffix.lower() == SOURCE_SUFFIX
+
+    def is_on_record(self, size: int, mtime_ns: int) -> bool:
+        """Whether it is the file that a record speaks of: same size, and mtime equal to the second.
+        tar, NTFS and exFAT cut the rest off, and FAT rounds to an even second."""
+        seconds, recorded = self.mtime_ns // 10**9, mtime_ns // 10**9
+        is_even = self.mtime_ns % (2 * 10**9) == 0
+        is_same = seconds == recorded or (is_even and abs(self.mtime_ns - mtime_ns) < 2 * 10**9)
+        return is_same and self.size == size
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
@@ -458,7 +466,8 @@ class Past(NamedTuple):
         return values
 
     def speaks_of(self, file: File) -> bool:
-        return file.mtime_ns == self.mtime_ns and file.size in (self.first_size, self.size)
+        sizes = (self.first_size, self.size)
+        return any(file.is_on_record(size, self.mtime_ns) for size in sizes)
 
     @property
     def is_settled(self) -> bool:
@@ -546,8 +555,12 @@ class Take(NamedTuple):
     @property
     def proven_copy(self) -> Optional[File]:
         """The copy that is on record as proven, by size and mtime."""
-        known = File(self.name + self.past.suffix, self.past.size, self.past.mtime_ns)
-        return known if self.past.suffix and known in self.copies else None
+        past = self.past
+        for file in self.copies:
+            is_known = file.is_on_record(past.size, past.mtime_ns)
+            if past.suffix and file.name == self.name + past.suffix and is_known:
+                return file
+        return None
 
     @property
     def copy(self) -> Optional[File]:
@@ -1660,8 +1673,8 @@ class Run:
             raise Refusal(Reason.NAME_TAKEN, other)
         if job.problem:
             raise job.problem
-        if job.encodes and not self.staging.is_ours(job.copy):
-            raise NotProven("the staged file that was made for it", "another under its name")
+        if job.encodes and job.decoded != file_at(job.copy):
+            raise NotProven("the staged file that was decoded", "another under its name")
         if not work.take.proven_copy or job.encodes:
             give_attributes_of(job.source, job.copy)
         with open_regular(job.copy) as file:
@@ -3294,6 +3307,7 @@ class Job:
     most: float = math.inf  # bytes of a copy that is worth it
     problem: Optional[Exception] = None
     digest: str = ""  # of a copy that was decoded while it was written
+    decoded: Optional[File] = None  # the copy as it was before it was decoded from disk
 
     @property
     def frame(self) -> int:
@@ -3395,6 +3409,7 @@ class Transcoder:
         """Walk the copies, decode them in full, from disk, and compare. Raises Refusal, OSError,
         Stopped."""
         for job in jobs:
+            job.decoded = file_at(job.copy)
             check_structure(job, self.tools)
         heard = [job for job in jobs if self.full or not job.encodes]  # what was there is anything
         self.hear([job for job in heard if not job.digest])
@@ -3715,8 +3730,8 @@ class Committer:
         final = self.library.path(work.target_path)
         if work.plan.source:
             expect(is_same(self.library.path(work.path), work))
-        if work.staged:
-            expect(self.staging.is_ours(work.staged))
+        if work.staged and work.copy:  # inode numbers decide nothing: some disks make them up anew
+            expect(file_at(work.staged)[1:] == work.copy[1:])
         if work.plan.move is Move.SMALLER:
             expect(file_at(final) == work.take.copy)
             # On record before: without its original, nothing else could tell that a copy in
@@ -4647,11 +4662,16 @@ def works_back(recording: Recording, config: Config) -> list[Work]:
             if not (take.file or config.archive_tier):
                 why = f"{take.stem} is not here, and tiers name no archive"
             place = take.past.place
-            if place and take.files and File(*place[1:4]) not in take.files:
+            known = [file for file in take.files if place and is_archived_file(file, place)]
+            if place and take.files and not known:
                 why = f"another {take.name} is here: move that away first"
             if why:
                 works[-1].refuse(Refusal(Reason.NOT_RESTORED, why))
     return [work for work in works if work.reason] or works
+
+
+def is_archived_file(file: File, place: Place) -> bool:
+    return file.name == place.name and file.is_on_record(place.size, place.mtime_ns)
 
 
 def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
@@ -5565,7 +5585,7 @@ class Staging:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.token = os.urandom(4).hex()
-        self.made: dict[str, os.stat_result] = {}  # by path
+        self.made: set[str] = set()  # paths
 
     def __enter__(self) -> Staging:
         with suppress(OSError):  # not ours to look into: it is no harm
@@ -5581,7 +5601,7 @@ class Staging:
         name = STAGED_NAME.format(self.token, next(self.numbers))
         staged = join(dirname(target), name)
         descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
-        self.made[staged] = os.fstat(descriptor)
+        self.made.add(staged)
         os.close(descriptor)
         return staged
 
@@ -5599,13 +5619,10 @@ class Staging:
             flush(file.fileno())
         return staged
 
-    def is_ours(self, staged: str) -> bool:
-        """Whether the name is still the file that we made. Raises OSError."""
-        return os.path.samestat(os.lstat(staged), self.made[staged])
-
     def discard(self, staged: str) -> None:
-        """Of a name that is not ours, nothing is removed."""
-        if self.made.pop(staged, None):
+        """Does nothing for a file that we did not make."""
+        if staged in self.made:
+            self.made.remove(staged)
             remove_all([staged])
 
     def sweep(self, folder: Folder) -> None:
