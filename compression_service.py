@@ -731,15 +731,19 @@ class Plan(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """The time of a run, and that of the one before on record: an original kept for some days goes
-    only when both say that they are over, so that one jump of the clock deletes nothing."""
+    """What time steps by age take it to be, in seconds since the epoch: one jump of the clock must
+    take nothing. `now` is for the first compression, `careful` for every other step."""
 
     now: float
-    previous: float
+    careful: float
 
     def age(self, file: File) -> float:
         """In days."""
         return (self.now - file.mtime_ns / 1e9) / DAY
+
+    def careful_age(self, file: File) -> float:
+        """In days."""
+        return (self.careful - file.mtime_ns / 1e9) / DAY
 
 
 @dataclass
@@ -1399,6 +1403,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str) -> Policy:
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
+TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1429,11 +1434,32 @@ class Run:
     def history(self) -> History:
         return self.library.history
 
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The last run on record, empty where there is none."""
+        runs = [record for record in self.history.runs if record.get("type") == "run"]
+        return runs[-1] if runs else {}
+
+    @cached_property
+    def clock(self) -> Moment:
+        """The time that the clock says."""
+        return Moment(self.now, self.now)
+
     @cached_property
     def moment(self) -> Moment:
-        """The history is loaded by it."""
-        runs = self.history.runs
-        return Moment(self.now, runs[-1]["time"] if runs else 0)
+        """The time that steps by age go by: the clock, but at most two days after the last run on
+        record, or for the first compression after the newest recording. With no run on record,
+        only the first compression goes by the clock. Raises OSError."""
+        if not self.last:
+            return Moment(self.now, -math.inf)
+        trusted = self.last["time"] + TRUSTED_SECONDS
+        if self.now <= trusted:
+            return self.clock
+        newest = 0.0
+        for folder in self.library.walk(str):
+            times = [file.mtime_ns / 1e9 for file in folder.audio]
+            newest = max(newest, *(time for time in times if time <= self.now), 0)
+        return Moment(min(self.now, max(trusted, newest + TRUSTED_SECONDS)), trusted)
 
     def execute(self) -> None:
         """The whole of `run`. Log line, summary, history's run record and notification follow also
@@ -1460,7 +1486,9 @@ class Run:
         """Whether something was done here before, or is to be now: our own folder is first made
         when something is due."""
         is_known = lexists(self.library.own("history.jsonl"))
-        return is_known or bool(next(due_works(self), None) or next(plan_archive(self), None))
+        is_due = next(due_works(self), None) or next(plan_archive(self), None)
+        # What waits for the second run needs the first one on record.
+        return is_known or bool(is_due or self.report.held or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
@@ -1787,9 +1815,18 @@ def space_needed(work: Work) -> int:
     return round(size_before(work) + 2 * work.guessed_seconds * LEVEL_BYTES)
 
 
-def free_space(library: Library) -> int:
-    """Bytes."""
-    return shutil.disk_usage(library.root).free
+def free_space(library: Library) -> float:
+    """Bytes; infinite where the file system does not say, as some on FUSE. Raises OSError."""
+    disk = disk_state(library.root)
+    return disk.f_bavail * disk.f_frsize if disk else math.inf
+
+
+def disk_state(path: str) -> Optional[os.statvfs_result]:
+    """What a file system says of itself; None where it says nothing: unknown is not full."""
+    with tolerated((*NO_FLUSH, errno.EOVERFLOW)):
+        disk = os.statvfs(path)
+        return disk if disk.f_blocks else None
+    return None
 
 
 def allowed_cores() -> int:
@@ -1810,7 +1847,7 @@ class Queue:
         # A hundredth more, or a last small batch would be left over.
         self.share = 1.01 * self.seconds / (rounds * workers)
 
-    def take(self, room: int) -> Sequence[Work]:
+    def take(self, room: float) -> Sequence[Work]:
         """The next batch that fits into so many bytes; empty if none does."""
         works: list[Work] = []
         seconds = 0.0
@@ -1875,14 +1912,15 @@ def read_signs(library: Library) -> None:
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
     """Of one folder or file, on a disk with so many bytes free. Raises as failed_trial says."""
-    disk, problem = os.statvfs(path), 0
-    has_no_names = disk.f_files and not disk.f_favail
+    disk, problem = disk_state(path), 0
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
-    if disk.f_bavail * disk.f_frsize < least or has_no_names:
-        problem = errno.ENOSPC
-    if disk.f_flag & os.ST_RDONLY:
-        problem = errno.EROFS
+    if disk:
+        has_no_names = disk.f_files and not disk.f_favail
+        if disk.f_bavail * disk.f_frsize < least or has_no_names:
+            problem = errno.ENOSPC
+        if disk.f_flag & os.ST_RDONLY:
+            problem = errno.EROFS
     if problem:
         raise failed_trial(path, OSError(problem, os.strerror(problem)))
 
@@ -2377,7 +2415,7 @@ def next_move(
             return plan
     if holds and past.is_settled and past.move == Move.ARCHIVE:
         return None
-    return archiving(take, wish, config, age, draft)
+    return archiving(take, wish, config, moment.careful_age(file), draft)
 
 
 def compression(
@@ -2393,12 +2431,13 @@ def compression(
         return draft._replace(refusal=Refusal(Reason.NAME_TAKEN, there))
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
-    tier = config.tier_rate(moment.age(copy)) if copy and not wish.bitrate else None
+    tier = config.tier_rate(moment.careful_age(copy)) if copy and not wish.bitrate else None
     is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
     if original is None:
         return draft._replace(move=Move.SMALLER, goes=()) if copy and is_large else None
     days, originals = config.keep_originals_days, (original,) if config.delete_originals else ()
-    is_over = past.compressed + days * DAY <= min(moment.now, moment.previous)
+    # `compressed` is when that run began. An hour less, as no run begins to the second.
+    is_over = past.compressed + days * DAY - 3600 <= moment.careful
     is_proven = take.proven_copy is not None and take.is_known
     goes = originals if not days or (is_proven and is_over) else ()
     if copy is None:
@@ -2449,13 +2488,37 @@ def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float
 
 def plan_run(run: Run) -> list[Work]:
     """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
-    is due. Where the index is not as we left it, that too is looked into."""
+    is due. Where the index is not as we left it, that too is looked into. Raises ServiceError where
+    the clock cannot be true."""
+    check_clock(run)
     works = list(due_works(run))
+    check_clock(run)
     left = (record.get("index") for record in run.history.runs[-1:])
     if run.is_locked and run.library.index_state() not in (None, *left):
         run.committer.attempt((), run.committer.look_at_index)
     works.sort(key=place_in_line)
     return works[: run.config.limit]
+
+
+def check_clock(run: Run) -> None:
+    """Raises ServiceError where the clock cannot be true. That run is on record with its own time,
+    and with how many recordings are dated ahead of it, so that the next run works again."""
+    last, why = run.last, ""
+    if last and run.now < last["time"] - DAY:
+        why = f"the last run was at {local_time(last['time'])}"
+    elif is_most(vars(run.report)) and not is_most(last):
+        why = f"of {run.report.found} recordings, {run.report.ahead} are dated later"
+    if why:
+        raise ServiceError(
+            f"The clock cannot be true: it says {local_time(run.now)}, and {why}. Nothing was done "
+            "by age. If it is true after all, run again."
+        )
+
+
+def is_most(told: Mapping[str, Any]) -> bool:
+    """Whether more than half of the recordings are dated ahead. One alone never is most."""
+    ahead = told.get("ahead", 0)
+    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
 
 
 def due_works(run: Run) -> Iterator[Work]:
@@ -2464,26 +2527,30 @@ def due_works(run: Run) -> Iterator[Work]:
     The documents of a folder are read unless it is at rest; who may write makes true at the end
     what has been looked into."""
     config, report, is_found = run.config, run.report, False
-    report.found = report.young = report.links = 0
+    report.found = report.young = report.links = report.ahead = report.held = 0
+    ahead: list[str] = []
     for folder in run.library.walk(report.error, report.once):
         report.found += len(folder.audio)
         report.links += folder.links
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
         for file in folder.audio:
-            if run.moment.age(file) < -1:
-                path = join(folder.path, file.name)
-                report.once(f"{path} is dated in the future: no run touches it until then.")
+            if run.clock.age(file) < -1:
+                report.ahead += 1
+                ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
         if run.is_locked:
             run.staging.sweep(folder)
         if is_at_rest(folder, run):
             continue
         for recording in resolve_recordings(folder):
+            report.held += count_held(recording, run)
             for work in works_of(recording, run):
                 if work.plan.move is not Move.ARCHIVE:
                     is_found = True
                     yield work
         if run.is_locked:
             run.committer.folders.add(folder.path)
+    for path in () if is_most(vars(report)) else ahead:
+        report.once(f"{path} is dated in the future: no run touches it until then.")
     is_selective = config.only or config.language or config.since or config.until
     if is_selective and not is_found:
         report.once(
@@ -2491,8 +2558,19 @@ def due_works(run: Run) -> Iterator[Work]:
         )
 
 
+def count_held(recording: Recording, run: Run) -> int:
+    """How many takes wait only because the clock is not trusted that far."""
+    if run.moment == run.clock:
+        return 0
+    policy, config, held = recording.policy, run.config, 0
+    for take in recording.takes:
+        is_due = next_move(take, policy, config, run.moment)
+        held += not is_due and next_move(take, policy, config, run.clock) is not None
+    return held
+
+
 def is_young(file: File, run: Run) -> bool:
-    return run.moment.age(file) < run.config.age_threshold_days
+    return run.clock.age(file) < run.config.age_threshold_days
 
 
 def is_at_rest(folder: Folder, run: Run) -> bool:
@@ -2510,7 +2588,7 @@ def rest_of(folder: Folder, run: Run) -> str:
     settings."""
     config = run.config
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
-    files = sorted((*file, bisect.bisect(steps, run.moment.age(file))) for file in folder.audio)
+    files = sorted((*file, bisect.bisect(steps, run.clock.age(file))) for file in folder.audio)
     settings = [getattr(config, name) for name in REST_SETTINGS.split()]
     rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
@@ -2528,11 +2606,11 @@ def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
 
 
 def move_at_most(take: Take, run: Run) -> Optional[Plan]:
-    """The move that a take would make if every file in a copy's format were ours: whose it is, its
-    documents and its tag tell, and those have not been read."""
+    """Returns the move that a take would make by the clock if every file in a copy's format were
+    ours. Its documents and its tag say whose it is, and those have not been read."""
     if not take.originals and not take.proven_copy:
         take = take._replace(ours={file.name: 0 for file in take.copies})
-    return next_move(take, None, run.config, run.moment)
+    return next_move(take, None, run.config, run.clock)
 
 
 def works_of(recording: Recording, run: Run) -> list[Work]:
@@ -3689,7 +3767,7 @@ class Committer:
         6. an index that names files is written here; another follows within seconds
         7. identity again, unlink, flush
         """
-        now = time.time()
+        now = self.run.now  # whatever a run does bears the time of its start
         works = [work for work in works if not self.is_gone(work)]
         for work in works:
             with boundary(work):
@@ -4687,7 +4765,7 @@ def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
                 elif not work.reason:
                     fetch_back(run, work)
         keep_together(works)
-        run.committer.attempt(works, run.history.append, works, time.time())
+        run.committer.attempt(works, run.history.append, works, run.now)
         for work in works:
             work.place = None  # once the commit is through, it is here again and not there
         run.committer.commit(works)
@@ -5564,7 +5642,10 @@ EXCHANGE = 2
 WORKING_FOLDER = -100  # AT_FDCWD; of absolute paths it is not asked
 # What a system or file system says that cannot do a thing at all.
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK)
+# Android's storage says EACCES, a union of several disks EXDEV; old containers EPERM for renameat2.
+NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EXDEV)
+# CIFS and DrvFs flush no folders (rocksdb#2929, borg#1287, WSL#2557), others take none to flush.
+NO_FLUSH = (*NOT_HERE, errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES)
 ACCESS_LIST = "system.posix_acl_access"
 COPYFILE_ACL = 1
 OWNING_GROUP = 4  # tag of its entry in such a list
@@ -5665,13 +5746,10 @@ def exchange(staged: str, final: str) -> str:
 
 def link(source: str, target: str) -> bool:
     """False where the file system has no links. Raises OSError."""
-    try:
+    with tolerated(NO_LINKS):
         os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        return False
-    return True
+        return True
+    return False
 
 
 def rename_with(flag: int, source: str, target: str) -> bool:
@@ -5682,7 +5760,7 @@ def rename_with(flag: int, source: str, target: str) -> bool:
     old, new = map(os.fsencode, (source, target))
     failed = rename(WORKING_FOLDER, old, WORKING_FOLDER, new, flag)
     code = ctypes.get_errno()
-    if failed and code not in NOT_HERE:
+    if failed and code not in NO_LINKS:  # a plain rename then says why it cannot be
         raise OSError(code, os.strerror(code), source, None, target)
     return not failed
 
@@ -5780,23 +5858,31 @@ def file_at(path: str) -> File:
     return File(basename(path), status.st_size, status.st_mtime_ns)
 
 
-def flush(descriptor: int) -> None:
-    """To the disk itself. Raises OSError."""
+def flush(descriptor: int, not_here: Collection[int] = NOT_HERE) -> None:
+    """Writes to the disk itself, where its file system can do that. Raises OSError."""
     if sys.platform == "darwin":  # where fsync alone stops at the drive's cache
-        try:
+        with tolerated(NOT_HERE):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
-        except OSError as error:
-            if error.errno not in NOT_HERE:
-                raise
-    os.fsync(descriptor)
+    with tolerated(not_here):
+        os.fsync(descriptor)
+
+
+@contextmanager
+def tolerated(codes: Collection[int]) -> Iterator[None]:
+    """Passes over an OSError with one of these codes: what a disk does not have is done without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
 
 
 def flush_folder(path: str) -> None:
     """So that the names in it survive a power cut. Raises OSError."""
     descriptor = os.open(path, os.O_DIRECTORY)
     try:
-        flush(descriptor)
+        flush(descriptor, NO_FLUSH)
     finally:
         os.close(descriptor)
 
@@ -5827,7 +5913,7 @@ PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no ter
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
 OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED, Action.RESTORED)
 # What a summary has of a report; sizes are bytes, those of a dry run estimates.
-SUMMED = "found young due left original_size compressed_size saved exit_code"
+SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
 
 class Report:
@@ -5835,6 +5921,7 @@ class Report:
     printable here, so that no name can forge another."""
 
     found = young = links = due = 0  # as the plan counts them
+    ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
     beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
     expected = ""  # how long it may take
@@ -6049,6 +6136,8 @@ class Report:
             parts.append(f"{size_text(freed)} {'freed' if freed > gain else 'saved'}")
         if self.young:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
+        if self.held:
+            parts.append(f"Waiting until another run confirms the clock: {self.held}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
         took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
@@ -6142,8 +6231,9 @@ def examine_library(run: Run) -> str:
     for work in works[:1]:
         foresee_commit(library, work)
         run.try_ffmpeg_on(work)
-    free = size_text(free_space(library))
-    return f"the library {library.root} can be written to, {free} free; due: {len(works)}"
+    free = free_space(library)
+    room = f"{size_text(free)} free" if free < math.inf else "free space unknown"
+    return f"the library {library.root} can be written to, {room}; due: {len(works)}"
 
 
 def examine_archive(run: Run) -> str:
