@@ -86,6 +86,7 @@ import math
 import os
 import pwd
 import re
+import selectors
 import shlex
 import shutil
 import signal
@@ -111,6 +112,7 @@ from os.path import (
     abspath,
     basename,
     dirname,
+    exists,
     getsize,
     isdir,
     islink,
@@ -1041,7 +1043,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     try:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
-    except (ServiceError, OSError) as error:
+    except Exception as error:  # whatever it is, it is told
         report.summary(report.failed(error))
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
@@ -1474,7 +1476,7 @@ class Run:
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
                     self.work(plan_run(self))
-        except (ServiceError, OSError) as error:
+        except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
         if self.is_locked:
@@ -1550,7 +1552,7 @@ class Run:
         queue = Queue([work for work in works if not work.reason], self.workers)
         works.clear()
         try:
-            with ThreadPoolExecutor(self.workers) as pool:
+            with Threads(self.workers) as pool:
                 self.transcode_all(queue, pool)
         finally:
             self.commit()
@@ -1764,7 +1766,8 @@ class Run:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
             self.report.once("Paused while at work; what is left waits for 'resume'.")
-        return self.stop.requested or is_late or is_paused
+        is_full = self.report.exit_code == NoSpaceError.exit_code
+        return self.stop.requested or is_late or is_paused or is_full
 
     def notify(self, summary: Mapping[str, Any]) -> None:
         """Give the summary to the user's own command; that it failed is told, and changes
@@ -1776,7 +1779,7 @@ class Run:
             try:
                 os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
                 os.close(writer)
-                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder=folder, stdin=reader)
+                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
             except (Refusal, ToolError) as error:
                 detail = getattr(error, "detail", "") or error
                 self.report.once(f"The notify_command failed: {detail}.")
@@ -1999,6 +2002,7 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
 # hidden folder or a library below, or take a folder that cannot be read for an empty one.
 
 LOCK_SECONDS = 0.3
+LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
 SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
@@ -2069,11 +2073,33 @@ class Library:
                     f"{self.root} lies inside the library {above}. "
                     "Run on that one, and choose a part of it with --only."
                 )
-        named = re.compile(re.escape(printable(self.root)) + r"(?![\w-])")  # /srv/r1, not /srv/r10
-        for name in () if os.listdir(self.root) else (log_file, f"{log_file}.1"):
-            with suppress(OSError), open(name, errors="replace") as log:
-                if any(map(named.search, log)):
-                    raise UsageError(f"{self.root} is empty, and was not before. {advice}")
+        if lexists(self.own("")):  # also made by hand
+            return
+        other = other_library(self.root)
+        if other:
+            raise UsageError(
+                f"{self.root} is no library yet, but {other} is one. Name that with --recordings "
+                f"or recordings_dir. To use {self.root} all the same, make {self.own('')} first."
+            )
+        has_audio = any(folder.audio for folder in self.walk(str))
+        if not has_audio and self.is_in_log(log_file):
+            raise UsageError(
+                f"{self.root} has no recordings, and had some before. {advice} If they are gone "
+                f"for good, make {self.own('')}."
+            )
+
+    def is_in_log(self, log_file: str) -> bool:
+        """Whether a run has compressed or found something here, by its last line in the log, also
+        by that of an earlier version."""
+        found = rb"(compressed|kept|failed|archived|restored)\b|Found: [1-9]|Younger than"
+        root = re.escape(printable(self.root)).encode()
+        pattern = re.compile(rb" - INFO - %b: .*?(?:%b)" % (root, found))
+        for number in range(OLD_LOGS + 1):
+            name = f"{log_file}.{number}" if number else log_file
+            with suppress(OSError), open_regular(realpath(name)) as log:
+                if any(map(pattern.search, log)):
+                    return True
+        return False
 
     def paused(self, now: float) -> bool:
         """Whether `pause` holds: our file `paused` is there, and if it holds a time (seconds since
@@ -2149,7 +2175,8 @@ class Library:
             except OSError as error:
                 if not path:
                     raise
-                if error.errno != errno.ENOENT:  # it went while we looked
+                is_systems = basename(path) == "lost+found" and isinstance(error, PermissionError)
+                if error.errno != errno.ENOENT and not is_systems:  # it went while we looked
                     problem(f"The folder {path} cannot be read: {error.strerror}.")
 
     def folder(self, path: str) -> Folder:
@@ -2179,6 +2206,44 @@ class Library:
                 else:
                     folder.links += entry.is_symlink()
         return folder
+
+
+def other_library(root: str) -> str:
+    """Returns the folder at most two levels above or below that is a library, "" where there is
+    none, or where this folder is one by its own index."""
+    if has_index(root):
+        return ""
+    below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
+    for folder in (*map(str, PurePath(root).parents[:2]), *below):
+        if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
+            return folder
+    return ""
+
+
+def folders_in(path: str) -> list[str]:
+    """Without hidden ones and links."""
+    with suppress(OSError), os.scandir(path) as entries:
+        return [
+            entry.path
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."
+        ]
+    return []
+
+
+def has_index(folder: str) -> bool:
+    """Whether a folder has a master index: an object with a list `recordings`. Of a large one only
+    the beginning is read."""
+    with (
+        suppress(OSError, ValueError, RecursionError),
+        open_regular(join(folder, INDEX_NAME)) as file,
+    ):
+        data = file.read(LARGEST_READ)
+        if len(data) == LARGEST_READ:
+            return bool(re.match(rb'\W*\{.*"recordings"\s*:\s*\[', data, re.DOTALL))
+        document = json.loads(data)
+        return isinstance(document, dict) and isinstance(document.get("recordings"), list)
+    return False
 
 
 def give_to_owner(target: int | str, like: str, mask: int) -> None:
@@ -3792,6 +3857,9 @@ class Committer:
             self.remove_sources(folder, group, now)
         self.ids |= ids
         self.settle(at_once=False)
+        for work in works:
+            if work.reason is Reason.NO_SPACE:  # a fault of the machine: it ends the run
+                raise self.run.no_space(work, work.detail)
 
     def is_gone(self, work: Work) -> bool:
         """Whether its owner has deleted its source."""
@@ -3839,8 +3907,11 @@ class Committer:
                     if work.plan.move is Move.SMALLER and work.staged:
                         with suppress(OSError):
                             exchange(work.staged, self.library.path(work.target_path))
-            if not works:
-                self.report.once(f"Left alone, and may not say all that is true: {explain(error)}")
+            text = f"Left alone, and may not say all that is true: {explain(error)}"
+            if not works and exit_code_of(error) == NoSpaceError.exit_code:
+                self.report.error(text, NoSpaceError.exit_code)
+            elif not works:
+                self.report.once(text)
             return isinstance(error, Flaw)
         return True
 
@@ -3884,7 +3955,8 @@ class Committer:
         except OSError as error:  # after a power cut an original may be back, as a next run finds
             self.report.error(f"What was deleted in {folder} may come back: {explain(error)}")
         for work in works:
-            self.report.outcome(work)
+            if work.reason is not Reason.NO_SPACE:
+                self.report.outcome(work)
 
     def remove_source(self, work: Work) -> None:
         """Raises Refusal."""
@@ -4657,11 +4729,14 @@ def command_restore(config: Config, report: Report) -> None:
         return
     report.open_log()
     with run.open(locks=True):
+        try_commits(run.library)
         recordings = asked_for(run)
-        bring_back(run, recordings)
-        for recording in recordings:  # also where an earlier restore was cut short
-            run.committer.folders.add(recording.folder)
-        run.committer.finish()
+        try:
+            bring_back(run, recordings)
+        finally:
+            for recording in recordings:  # also where an earlier restore was cut short
+                run.committer.folders.add(recording.folder)
+            run.committer.finish()
     run.note(report.summary())
 
 
@@ -4764,6 +4839,8 @@ def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
                     prove_again(run, work)
                 elif not work.reason:
                     fetch_back(run, work)
+            if work.reason is Reason.NO_SPACE:
+                raise run.no_space(work, work.detail)
         keep_together(works)
         run.committer.attempt(works, run.history.append, works, run.now)
         for work in works:
@@ -4908,7 +4985,7 @@ def check_copies(run: Run, copies: Mapping[str, float]) -> None:
                 wrong[path] = explain(error)
         return {**run.transcoder.decode(found), **wrong}
 
-    with ThreadPoolExecutor(run.workers) as pool:
+    with Threads(run.workers) as pool:
         for number, wrong in enumerate(pool.map(problems, batches), 1):
             run.report.progress(number * BATCH_FILES, len(paths))
             for path, text in wrong.items():
@@ -5373,6 +5450,7 @@ GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that m
 PACE = 1.0  # seconds allowed for a second of audio; ffmpeg needs 0.02
 NICENESS = 10  # of every tool: a server transcribing beside us comes first
 MOST_MESSAGES = 1 << 20  # bytes, after which a tool is stopped: it reads nothing sound
+MOST_OUTPUT = 256 << 20  # bytes, likewise: ten times the list of packets of a long recording
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
 TOOL_PATH = (
     "/opt/homebrew/bin:/usr/local/bin:/opt/local/bin:/usr/bin:/bin:/snap/bin"
@@ -5494,11 +5572,12 @@ class Tools:
         seconds: float,
         folder: str = "/",
         stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
     ) -> tuple[str, str]:
         """Run a command that works on `seconds` of audio, in a folder. Returns its output, and what
         it said at warning or above, by ffmpeg's own tags. Raises Refusal (failed, hung, complains
         without end, no space), Stopped, ToolError."""
-        with self.started(command, stdin, folder=folder) as process:
+        with self.started(command, stdin, stdout, folder) as process:
             output, messages = self.hear(process, seconds)
         return output.decode("utf-8", "replace"), judge([process], messages)
 
@@ -5510,7 +5589,7 @@ class Tools:
         given, and its output. Raises as `run` does, and Refusal for any message."""
         with ExitStack() as ended:
             # Last of all it waits for its threads, which end with the processes.
-            pool = ended.enter_context(ThreadPoolExecutor(4))
+            pool = ended.enter_context(Threads(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
             encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
             first = self.started(commands[0], subprocess.DEVNULL, encode.stdin)
@@ -5559,21 +5638,52 @@ class Tools:
         long, or the run is to stop. Raises as `run` does."""
         limit = GRACE + seconds * PACE
         deadline = monotonic() + limit
-        while True:
-            has_ended = process.poll() is not None  # and what it said before is still to be heard
-            try:
-                return process.communicate(timeout=0.2)
-            except subprocess.TimeoutExpired as late:
-                output = late.output or b""
-                messages = late.stderr or b""
-            if has_ended:  # a grandchild may hold its streams as long as it likes
-                return output, messages
+        output, messages = bytearray(), bytearray()
+
+        def check() -> None:
             if self.stop.requested:
                 raise Stopped
             if monotonic() > deadline:
                 raise Refusal(Reason.TOOL_HUNG, f"no end after {limit:.0f} s")
             if len(messages) > MOST_MESSAGES:
-                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(messages)}")
+                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(bytes(messages))}")
+            if len(output) > MOST_OUTPUT:
+                raise Refusal(Reason.TOOL_FAILED, "output without end")
+
+        with selectors.DefaultSelector() as streams:
+            for stream, heard in ((process.stdout, output), (process.stderr, messages)):
+                if stream:
+                    streams.register(stream, selectors.EVENT_READ, heard)
+            has_ended, is_quiet = False, False
+            # A grandchild may hold its streams as long as it likes.
+            while streams.get_map() and not (has_ended and is_quiet):
+                has_ended = process.poll() is not None  # what it said before is still to be heard
+                events = streams.select(0 if has_ended else 0.2)
+                is_quiet = not events
+                for key, _ in events:
+                    data = os.read(key.fd, 1 << 16)
+                    key.data.extend(data)
+                    if not data:
+                        streams.unregister(key.fileobj)
+                check()
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            check()
+        return bytes(output), bytes(messages)
+
+
+class Threads(ThreadPoolExecutor):
+    """Raises ServiceError where the system starts no more of them."""
+
+    def submit(self, *task: Any, **options: Any) -> Future[Any]:
+        try:
+            return super().submit(*task, **options)
+        except RuntimeError as error:
+            raise ServiceError(
+                f"{str(error).capitalize()}: this machine allows too few of them (ulimit -u, "
+                "TasksMax of systemd, --pids-limit of Docker). Raise that limit and run again."
+            ) from None
 
 
 def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
@@ -5907,7 +6017,8 @@ def digest_from(file: IO[bytes], size: int = sys.maxsize) -> str:
 # The one place that prints and logs; owns every tally, the summary and the exit code. Closed or
 # broken streams, and a log that cannot be written, never change what is done.
 
-LARGEST_LOG = 2 << 20  # bytes, from which it is rotated; five older ones are kept
+LARGEST_LOG = 2 << 20  # bytes, from which it is rotated
+OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
@@ -5942,15 +6053,14 @@ class Report:
         if self.config.dry_run:
             return
         path = self.config.log_file
-        with suppress(OSError), open(path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another run does the same
-            if getsize(path) > LARGEST_LOG:
-                RotatingFileHandler(path, backupCount=5, delay=True).doRollover()
         folder = dirname(path)
         made = [each for each in (folder, path) if not lexists(each)]
         try:
+            check_links(path)
+            with suppress(OSError):
+                rotate(path)
             os.makedirs(folder, exist_ok=True)
-            open(path, "ab").close()
+            open_log(path).close()
             for each in made:
                 give_to_owner(each, dirname(each), os.stat(each).st_mode)
             self.is_logging = True
@@ -5963,8 +6073,8 @@ class Report:
         stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")
         if self.is_logging:
             try:
-                with open(self.config.log_file, "a", encoding="utf-8") as file:
-                    file.write(f"{stamp} - {level} - {printable(text)}\n")
+                with open_log(self.config.log_file) as file:
+                    file.write(f"{stamp} - {level} - {printable(text)}\n".encode())
             except OSError as error:
                 self.log_failed(error)
 
@@ -5994,9 +6104,16 @@ class Report:
             self.write_json({"type": "error", "message": text})
 
     def failed(self, error: Exception) -> str:
-        """Tell the error that ends a command; returns its sentence."""
-        text = explain(error)
-        self.error(text, exit_code_of(error))
+        """Reports the error that ends a command; returns its sentence."""
+        text, code = explain(error), exit_code_of(error)
+        if isinstance(error, OSError) and code == NoSpaceError.exit_code:
+            text = f"The disk is full: {text}. Make room and run again."
+        elif not isinstance(error, (ServiceError, Refusal, OSError)):
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            self.log("".join(lines), "ERROR")
+            problem = "memory is short" if isinstance(error, MemoryError) else text
+            text = f"Ended by a defect, or for want of something: {problem}. The log has more."
+        self.error(text, code)
         return text
 
     def begin(self, works: Sequence[Work], workers: int) -> None:
@@ -6096,7 +6213,8 @@ class Report:
         and has been told. Returns the object of `--json`, with a `message` for people."""
         text = "" if message and not self.counts else self.sentence()
         if text:
-            self.log(f"{self.config.recordings_dir}: {text}")
+            # By this line an unmounted disk is told from an empty library (Library.is_in_log).
+            self.log(f"{self.config.recordings_dir}: {text} Found: {self.found}.")
             self.say(text)
         summary = {
             "type": "summary",
@@ -6148,6 +6266,34 @@ class Report:
     def has_news(self) -> bool:
         """Whether a run did or failed anything."""
         return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
+
+
+def open_log(path: str) -> IO[bytes]:
+    """A log to be appended to: a pipe or a device is never waited for. Raises OSError."""
+    check_links(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
+    return open(os.open(path, flags, 0o666), "wb")
+
+
+def check_links(path: str) -> None:
+    """Raises PermissionError where a link on the way to a log is neither root's nor ours: else its
+    owner could let us write anywhere."""
+    for part in map(str, (*reversed(PurePath(path).parents), path)):
+        if islink(part):
+            if os.lstat(part).st_uid not in (0, os.geteuid()):
+                raise PermissionError(errno.EACCES, f"{part} is a link of another user")
+            target = join(dirname(part), os.readlink(part))
+            if exists(target):  # else it is no path, as of /proc/self/fd/1
+                check_links(abspath(target))
+
+
+def rotate(path: str) -> None:
+    """Renames a log that is large, unless it is a link or no plain file, or another run does the
+    same. Raises OSError."""
+    with open_regular(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if getsize(path) > LARGEST_LOG:
+            RotatingFileHandler(path, backupCount=OLD_LOGS, delay=True).doRollover()
 
 
 def size_on_disk(take: Take) -> int:
@@ -6247,6 +6393,7 @@ def examine_archive(run: Run) -> str:
 def examine_log(run: Run) -> str:
     """Without making it: doctor changes nothing."""
     place = path = run.config.log_file
+    check_links(path)
     while not lexists(place):
         place = dirname(place)
     read_sign(place)
