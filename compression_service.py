@@ -289,6 +289,7 @@ class Reason(enum.Enum):
     NOT_REMOVED = "failed: its copy is there, but the original cannot be deleted: {}"
     NAME_TAKEN = "failed: name already taken: {}"
     NAME_TOO_LONG = "failed: a name is too long: {}"
+    FORESEEN = "failed: its commit would fail, in {}"
     OWNER = "failed: its copy could not be given to its owner: {}"
     ARCHIVE_REFUSED = "failed: cannot be archived: {}"
     NOT_RESTORED = "failed: cannot be restored: {}"
@@ -304,7 +305,13 @@ class Reason(enum.Enum):
     @property
     def is_environment(self) -> bool:
         """Whether the cause lies outside the recording, so that it must not count against it."""
-        return self in (Reason.OWNER, Reason.NO_SPACE, Reason.INPUT_OUTPUT, Reason.TOOL_KILLED)
+        return self in (
+            Reason.FORESEEN,
+            Reason.OWNER,
+            Reason.NO_SPACE,
+            Reason.INPUT_OUTPUT,
+            Reason.TOOL_KILLED,
+        )
 
     @property
     def may_be_ffmpeg(self) -> bool:
@@ -1418,6 +1425,7 @@ class Run:
     staging: Staging
     committer: Committer
     transcoder: Transcoder
+    trials: Trials
     tell_holder: Callable[[str], object] = str  # how far it is, to whoever asks the lock
 
     def __init__(self, config: Config, report: Report) -> None:
@@ -1499,9 +1507,11 @@ class Run:
         with stop_signals() as self.stop, ExitStack() as stack:
             self.tools = Tools(self.stop)
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
+            self.trials = Trials(self.library)
             if locks:
                 self.tell_holder = stack.enter_context(self.library.lock())
                 self.staging = stack.enter_context(Staging(self.library))
+                self.trials = Trials(self.library, self.staging)
                 self.library.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
                 self.is_locked = True
@@ -1669,7 +1679,7 @@ class Run:
             lasts = max(recorded, default=0.0)
             saving = -math.inf if work.plan.move is Move.ADOPT else self.config.min_saving_percent
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
-            foresee_commit(self.library, work)
+            self.trials.foresee(work)
             if self.config.dry_run:
                 made = basename(work.target_path)
                 work.copy = File(made, work.estimate, source.mtime_ns)
@@ -1873,27 +1883,164 @@ def command_run(config: Config, report: Report) -> None:
 # doctor always. A dry run, which may write nothing, reads what tells as much. Each raises the one
 # ServiceError that run, dry run and doctor then say alike; none may touch a recording.
 
-CAP_CHOWN = 1  # its bit (capabilities(7))
+CAP_CHOWN, CAP_FOWNER = 0, 3  # capabilities(7)
+GET_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # FS_IOC_GETFLAGS of ioctl_iflags(2)
+IMMUTABLE_OR_APPEND = 0x30
+# Where a server or a daemon says who may give files away, as NFS that squashes root.
+SERVED = re.compile(r"fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|vboxsf|prl_fs")
 
 
 def try_commits(library: Library) -> None:
-    """Append to the history, make, link, exchange and remove a name of ours in our own folder.
-    Raises ServiceError, NoSpaceError. (Folder and owner of each recording are tried just before it
-    is encoded, as others may do.)"""
+    """Append to the history, and do in our own folder what commits do. Raises ServiceError,
+    NoSpaceError."""
     folder, staging = library.own(""), Staging(library)
     library.require_there()
     try:
         os.close(library.open_own("history.jsonl", os.O_WRONLY | os.O_APPEND))
-        two = staging.levels()
-        one = staging.write(bytes(4096), two)
-        if exchange(one, two):
-            os.unlink(one)
-        place(two, one)
+        staging.write(bytes(4096), staging.levels())
+        try_names(staging, library.own("levels"))
         flush_folder(folder)
     except OSError as error:
         raise failed_trial(folder, error) from None
     finally:
         remove_all(staging.made)
+
+
+def try_names(staging: Staging, near: str) -> None:
+    """Make, exchange, link and remove names of ours beside a path. Raises OSError."""
+    one, two = staging.beside(near), staging.beside(near)
+    if exchange(one, two):
+        os.unlink(one)
+    place(two, one)
+    os.unlink(one)
+
+
+class Trials:
+    """What the commits of a run need in each folder, tried once before anything is encoded there.
+    Without `staging`, as in a dry run, the signs of it are read."""
+
+    def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
+        self.library, self.staging = library, staging
+
+    def foresee(self, work: Work) -> None:
+        """Raises Refusal where a commit could not make, give away, replace or remove what it has
+        to, and OSError."""
+        take, plan, folder = work.take, work.plan, work.take.folder
+        problem = self.folder_problem(folder)
+        if problem:
+            raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
+        displaced = take.copy if plan.move is Move.SMALLER else None
+        replaced = {file.name for file in (*plan.goes, displaced) if file}
+        self.foresee_file(work.path, READ, basename(work.path) in replaced)
+        for name in replaced:
+            self.foresee_file(join(folder, name), READ, True)
+        for sidecar in work.recording.sidecars:
+            with suppress(FileNotFoundError):
+                self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
+
+    @memoized
+    def folder_problem(self, folder: str) -> str:
+        """Returns why nothing can be committed in a folder, "" if it can. Raises OSError."""
+        path = self.library.path(folder)
+        if is_protected(path):
+            return "it is immutable, or append-only"
+        try:
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if self.staging:
+                for name in filter(STAGED.fullmatch, os.listdir(path)):
+                    os.unlink(join(path, name))  # what no run before could remove
+                try_names(self.staging, join(path, "x"))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return f"files cannot be made and removed there: {error.strerror}"
+        return ""
+
+    @memoized  # many chunks have the same sidecars
+    def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
+        """Raises Refusal where a file cannot be replaced, or its owner could not use what is made
+        in its place, and OSError."""
+        whole, folder = self.library.path(path), self.library.path(dirname(path))
+        user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
+        with open_regular(whole) as file:
+            before, acl = os.fstat(file.fileno()), access_list(file.fileno())
+        above = os.stat(folder)
+        is_owner = user in (above.st_uid, before.st_uid) or has_capability(CAP_FOWNER)
+        if is_replaced and is_protected(whole):
+            raise Refusal(Reason.FORESEEN, f"{path}: it is immutable, or append-only")
+        if is_replaced and above.st_mode & stat.S_ISVTX and not is_owner:
+            why = "it is sticky, and who does not own a file cannot replace it"
+            raise Refusal(Reason.FORESEEN, f"{dirname(path) or folder}: {why}")
+        if user != before.st_uid and not self.can_give(folder, before.st_uid):
+            group = before.st_gid if before.st_gid in groups else groups[0]
+            mode_without_owner(before, user, group, acl, needed)
+
+    @memoized
+    def can_give(self, folder: str, user: int) -> bool:
+        """Whether a file of ours can be given to a user: root cannot in every container, nor on
+        every server."""
+        if not (self.staging and has_capability(CAP_CHOWN)):
+            return has_capability(CAP_CHOWN) and may_give(self.library, folder, user)
+        staged = self.staging.beside(join(folder, "x"))
+        with suppress(OSError):
+            os.chown(staged, user, -1)
+        is_given = os.stat(staged).st_uid == user
+        self.staging.discard(staged)
+        return is_given
+
+
+def may_give(library: Library, folder: str, user: int) -> bool:
+    """The same by signs: which users this container knows, whether an earlier run could give the
+    history away, and what kind of disk it is. Raises OSError."""
+    with suppress(FileNotFoundError), open("/proc/self/uid_map") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+        if not any(first <= user < first + count for first, _, count in ranges):
+            return False
+    owner = os.stat(library.root).st_uid
+    with suppress(OSError):
+        history = os.stat(library.own("history.jsonl"))
+        if owner != os.geteuid():
+            return history.st_uid == owner
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(FileNotFoundError), open("/proc/self/mountinfo") as file:
+        for line in file:
+            mount, _, kind = line.partition(" - ")
+            if mount.split()[2] == number:
+                return not SERVED.match(kind)
+    return True
+
+
+def is_protected(path: str) -> bool:
+    """Whether a file or folder is immutable or append-only (chattr, chflags). Raises OSError."""
+    descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if sys.platform == "linux":
+            found = fcntl.ioctl(descriptor, GET_FLAGS, bytes(8))
+            return bool(int.from_bytes(found[:4], sys.byteorder) & IMMUTABLE_OR_APPEND)
+        flags = getattr(os.fstat(descriptor), "st_flags", 0)
+    except OSError:  # a file system without such flags
+        return False
+    finally:
+        os.close(descriptor)
+    locks = stat.UF_IMMUTABLE | stat.UF_APPEND | stat.SF_IMMUTABLE | stat.SF_APPEND
+    return bool(flags & locks)
+
+
+def read_only_mount(library: Library, path: str) -> str:
+    """Returns the uppermost folder of a read-only mount inside the library, "" where `path` can be
+    written to or where the whole library cannot."""
+    top = ""
+    while path and not is_read_only(library.root) and is_read_only(library.path(path)):
+        top, path = path, dirname(path)
+    return top
+
+
+def is_read_only(path: str) -> bool:
+    with suppress(OSError):
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    return False
 
 
 def failed_trial(where: str, error: OSError) -> ServiceError:
@@ -1922,41 +2069,18 @@ def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
         has_no_names = disk.f_files and not disk.f_favail
         if disk.f_bavail * disk.f_frsize < least or has_no_names:
             problem = errno.ENOSPC
-        if disk.f_flag & os.ST_RDONLY:
-            problem = errno.EROFS
+    if is_read_only(path):
+        problem = errno.EROFS
     if problem:
         raise failed_trial(path, OSError(problem, os.strerror(problem)))
 
 
-def foresee_commit(library: Library, work: Work) -> None:
-    """Whether a copy could be made beside a source and given to its owner, and its documents
-    rewritten, told without writing. Raises Refusal, OSError."""
-    folder = library.path(work.take.folder)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-    foresee_owner(library.path(work.path), READ)
-    for sidecar in work.recording.sidecars:
-        with suppress(FileNotFoundError):
-            foresee_owner(join(folder, sidecar.name), READ_WRITE)
-
-
-@memoized  # many chunks have the same sidecars
-def foresee_owner(path: str, needed: int) -> None:
-    """Whether a file can be read, and another be given to its owner. Raises Refusal, OSError."""
-    user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
-    with open_regular(path) as file:
-        before, acl = os.fstat(file.fileno()), access_list(file.fileno())
-    if user != before.st_uid and not may_give_files_away():
-        group = before.st_gid if before.st_gid in groups else groups[0]
-        mode_without_owner(before, user, group, acl, needed)
-
-
 @lru_cache
-def may_give_files_away() -> bool:
-    """As root may, but not in every container."""
+def has_capability(number: int) -> bool:
+    """As root has them, but not in every container."""
     with suppress(OSError), open("/proc/self/status") as file:
         effective = re.search(r"CapEff:\s*(\w+)", file.read())
-        return bool(effective and int(effective[1], 16) & CAP_CHOWN)
+        return bool(effective and int(effective[1], 16) >> number & 1)
     return os.geteuid() == 0
 
 
@@ -2645,7 +2769,12 @@ def is_at_rest(folder: Folder, run: Run) -> bool:
     if is_new and not run.history.in_folder(folder.path):
         return True
     left = run.history.word(folder.path).get("rest")
-    return left == rest_of(folder, run) and not run.config.retry
+    if left == rest_of(folder, run) and not run.config.retry:
+        return True
+    mount = read_only_mount(run.library, folder.path)
+    if mount:
+        run.report.once(f"{mount} is mounted read-only, and was passed over.")
+    return bool(mount)
 
 
 def rest_of(folder: Folder, run: Run) -> str:
@@ -5764,6 +5893,7 @@ OWNER_ADVICE = (
     "Files of {} cannot be worked on, who could not use what is made of them: run this as that "
     "user or as root, or let both belong to their group and let it read and write them."
 )
+FORESEEN_ADVICE = "Nothing is done in {}. Mend that, or run this as a user who may."
 BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -6153,8 +6283,9 @@ class Report:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
-        if work.reason is Reason.OWNER:
-            self.error(OWNER_ADVICE.format(work.detail))
+        advice = advice_on(work)
+        if advice:
+            self.error(advice)
 
     def line(self, work: Work, sizes: str, why: str) -> str:
         """What was done, or why not, with sizes."""
@@ -6268,6 +6399,12 @@ class Report:
         return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
 
 
+def advice_on(work: Work) -> str:
+    """What to do where the cause is not the recording's. Many share one, which is reported once."""
+    advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
+    return advice[work.reason].format(work.detail) if work.reason in advice else ""
+
+
 def open_log(path: str) -> IO[bytes]:
     """A log to be appended to: a pipe or a device is never waited for. Raises OSError."""
     check_links(path)
@@ -6375,11 +6512,28 @@ def examine_library(run: Run) -> str:
         except BusyError as busy:
             return str(busy)
     for work in works[:1]:
-        foresee_commit(library, work)
         run.try_ffmpeg_on(work)
+    problems = foresee_all(run, works)
+    if problems:
+        raise ServiceError(" ".join(problems))
     free = free_space(library)
     room = f"{size_text(free)} free" if free < math.inf else "free space unknown"
     return f"the library {library.root} can be written to, {room}; due: {len(works)}"
+
+
+def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
+    """Tries in each folder what its commits need; returns what a run would say of that, each
+    sentence once."""
+    problems: dict[str, None] = {}
+    staging = Staging(run.library)
+    trials = Trials(run.library, staging)
+    for work in works:
+        if not work.reason:
+            with boundary(work):
+                trials.foresee(work)
+            problems[advice_on(work)] = None
+    remove_all(staging.made)
+    return list(filter(None, problems))[:NAMED]
 
 
 def examine_archive(run: Run) -> str:
