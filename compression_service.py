@@ -346,11 +346,6 @@ class ToolError(ServiceError):
     exit_code = 4
 
 
-class HinderedError(ToolError):
-    """It works, and is ended from outside again and again. What was tried goes on record, as the
-    next run takes that up last."""
-
-
 class NoSpaceError(ServiceError):
     exit_code = 5
 
@@ -1581,15 +1576,13 @@ class Run:
                 self.commit_in_time()  # while all are at work
                 for future in wait(running, 0.5, FIRST_COMPLETED).done:
                     batch = running.pop(future)
-                    try:
-                        future.result()
-                        self.through += [work for work in batch if work.is_ready]
-                        self.find_cause(batch)
-                    except HinderedError:
-                        self.through += [work for work in batch if work.reason]
-                        raise
+                    future.result()
+                    self.through += [work for work in batch if work.is_ready]
+                    self.find_cause(batch)
                     self.through += [work for work in batch if work.reason]
                     self.seconds_done += sum(work.guessed_seconds for work in batch)
+                    if self.transcoder.ended:
+                        raise self.transcoder.ended
                 done = self.seconds_done + self.seconds_at_work()
                 self.tell_holder(self.report.progress(done, queue.seconds))
         except BaseException:
@@ -1649,16 +1642,11 @@ class Run:
                     self.examine(work)
                     jobs[work] = self.prepare(work)
             self.jobs.update(jobs)
-            try:
-                self.transcoder.process(list(jobs.values()))
-            except HinderedError:
-                for work, job in jobs.items():
-                    if job.problem:
-                        work.refuse(job.problem)
-                raise
+            self.transcoder.process(list(jobs.values()))
             for work, job in jobs.items():
-                with boundary(work):
-                    self.finish(work, job)
+                if not isinstance(job.problem, Stopped):
+                    with boundary(work):
+                        self.finish(work, job)
         finally:
             for work, job in jobs.items():
                 self.jobs.pop(work, None)
@@ -3602,6 +3590,7 @@ class Transcoder:
     def __init__(self, tools: Tools, full: bool) -> None:
         self.tools, self.full = tools, full
         self.hindered: Counter[str] = Counter()  # by task: recordings in a row
+        self.ended: Optional[ToolError] = None  # why nothing more is to be tried
 
     def process(self, jobs: Sequence[Job]) -> None:
         """Leave every job proven or with its problem (Refusal, NotProven, OSError). Raises Stopped,
@@ -3618,6 +3607,8 @@ class Transcoder:
         """Do a task for all in the quick way; if that fails or says anything, one by one, so that
         each answers for itself."""
         jobs = [job for job in jobs if job.problem is None]
+        if not jobs:
+            return
         try:
             quick(jobs)
             self.hindered[task.__name__] = 0
@@ -3632,18 +3623,20 @@ class Transcoder:
             if reason is Reason.TOOL_HUNG:
                 try_ffmpeg(self.tools, jobs[0].target)  # or each would take its time
             for job in jobs:
+                if self.ended:
+                    job.problem = Stopped()
                 self.divide([job], task, task)
 
     def count_hindered(self, job: Job, task: str) -> None:
-        """Raises HinderedError at the third recording in a row whose ffmpeg was ended from outside,
-        and ToolError if it does not work at all."""
+        """At the third recording in a row whose ffmpeg was ended from outside, nothing more is
+        tried. Raises ToolError if it does not work at all."""
         if getattr(job.problem, "reason", None) is not Reason.TOOL_KILLED:
             self.hindered[task] = 0
             return
         self.hindered[task] += 1
         if self.hindered[task] >= MOST_HINDERED:
             try_ffmpeg(self.tools, job.target)
-            raise HinderedError(
+            self.ended = ToolError(
                 f"For {MOST_HINDERED} recordings in a row, {job.problem}. None of them was "
                 "changed, and the next run tries them last. See who ends ffmpeg here, or which "
                 "limit does (memory, CPU time, file size, open files)."

@@ -446,6 +446,8 @@ class Planning(Case):
                 action="compressed",
                 bitrate=96000,
             )
+        with open(self.root / ".compression/history.jsonl", "a") as file:
+            file.write(json.dumps({"type": "run", "time": time.time()}) + "\n")
         self.add("d/a.json", {"chunks": [{"file": "a.opus"}, {"file": "b.opus"}]})
         self.assertEqual(self.plan(tiers=tiers), [])
         (works,) = service.plan_archive(self.night)
