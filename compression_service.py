@@ -86,6 +86,7 @@ import math
 import os
 import pwd
 import re
+import selectors
 import shlex
 import shutil
 import signal
@@ -111,6 +112,7 @@ from os.path import (
     abspath,
     basename,
     dirname,
+    exists,
     getsize,
     isdir,
     islink,
@@ -281,13 +283,15 @@ class Reason(enum.Enum):
     SIDECAR = "kept: its sidecar cannot be edited: {}"
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
-    TOOL_FAILED = "failed: ffmpeg failed: {}"
+    TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
+    TOOL_FAILED = "failed: ffmpeg crashed or ended oddly: {}"
     TOOL_HUNG = "failed: a program hung and was stopped: {}"
-    TOOL_KILLED = "failed: a program was killed, perhaps as memory is short{}"
+    TOOL_KILLED = "failed: ffmpeg was stopped from outside, or lacked what it needs: {}"
     NOT_PROVEN = "failed: the copy did not prove true and was dropped: {}"
     NOT_REMOVED = "failed: its copy is there, but the original cannot be deleted: {}"
     NAME_TAKEN = "failed: name already taken: {}"
     NAME_TOO_LONG = "failed: a name is too long: {}"
+    FORESEEN = "failed: its commit would fail, in {}"
     OWNER = "failed: its copy could not be given to its owner: {}"
     ARCHIVE_REFUSED = "failed: cannot be archived: {}"
     NOT_RESTORED = "failed: cannot be restored: {}"
@@ -303,12 +307,25 @@ class Reason(enum.Enum):
     @property
     def is_environment(self) -> bool:
         """Whether the cause lies outside the recording, so that it must not count against it."""
-        return self in (Reason.OWNER, Reason.NO_SPACE, Reason.INPUT_OUTPUT)
+        return self in (
+            Reason.FORESEEN,
+            Reason.OWNER,
+            Reason.NO_SPACE,
+            Reason.INPUT_OUTPUT,
+            Reason.TOOL_KILLED,
+        )
 
     @property
     def may_be_ffmpeg(self) -> bool:
         """Whether ffmpeg may be to blame: then it is tried on a sound of our own (trials)."""
-        return self in (Reason.DAMAGED, Reason.TOOL_FAILED, Reason.TOOL_HUNG, Reason.NOT_PROVEN)
+        return self in (
+            Reason.DAMAGED,
+            Reason.TOOL_REFUSED,
+            Reason.TOOL_FAILED,
+            Reason.TOOL_HUNG,
+            Reason.TOOL_KILLED,
+            Reason.NOT_PROVEN,
+        )
 
 
 class ServiceError(Exception):
@@ -364,7 +381,7 @@ class Flaw(Exception):
 
 
 class File(NamedTuple):
-    """A regular file as a walk saw it: by size and mtime it is the same file as on record."""
+    """A regular file as a walk saw it."""
 
     name: str
     size: int
@@ -377,6 +394,14 @@ class File(NamedTuple):
     @property
     def is_original(self) -> bool:
         return self.suffix.lower() == SOURCE_SUFFIX
+
+    def is_on_record(self, size: int, mtime_ns: int) -> bool:
+        """Whether it is the file that a record speaks of: same size, and mtime equal to the second.
+        tar, NTFS and exFAT cut the rest off, and FAT rounds to an even second."""
+        seconds, recorded = self.mtime_ns // 10**9, mtime_ns // 10**9
+        is_even = self.mtime_ns % (2 * 10**9) == 0
+        is_same = seconds == recorded or (is_even and abs(self.mtime_ns - mtime_ns) < 2 * 10**9)
+        return is_same and self.size == size
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
@@ -455,7 +480,8 @@ class Past(NamedTuple):
         return values
 
     def speaks_of(self, file: File) -> bool:
-        return file.mtime_ns == self.mtime_ns and file.size in (self.first_size, self.size)
+        sizes = (self.first_size, self.size)
+        return any(file.is_on_record(size, self.mtime_ns) for size in sizes)
 
     @property
     def is_settled(self) -> bool:
@@ -543,8 +569,12 @@ class Take(NamedTuple):
     @property
     def proven_copy(self) -> Optional[File]:
         """The copy that is on record as proven, by size and mtime."""
-        known = File(self.name + self.past.suffix, self.past.size, self.past.mtime_ns)
-        return known if self.past.suffix and known in self.copies else None
+        past = self.past
+        for file in self.copies:
+            is_known = file.is_on_record(past.size, past.mtime_ns)
+            if past.suffix and file.name == self.name + past.suffix and is_known:
+                return file
+        return None
 
     @property
     def copy(self) -> Optional[File]:
@@ -720,15 +750,19 @@ class Plan(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """The time of a run, and that of the one before on record: an original kept for some days goes
-    only when both say that they are over, so that one jump of the clock deletes nothing."""
+    """What time steps by age take it to be, in seconds since the epoch: one jump of the clock must
+    take nothing. `now` is for the first compression, `careful` for every other step."""
 
     now: float
-    previous: float
+    careful: float
 
     def age(self, file: File) -> float:
         """In days."""
         return (self.now - file.mtime_ns / 1e9) / DAY
+
+    def careful_age(self, file: File) -> float:
+        """In days."""
+        return (self.careful - file.mtime_ns / 1e9) / DAY
 
 
 @dataclass
@@ -881,6 +915,8 @@ class Work:
             self.reason, self.detail = error.reason, error.detail
         elif isinstance(error, OSError):
             self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
+        elif isinstance(error, MemoryError):
+            self.reason, self.detail = Reason.TOOL_KILLED, "memory is short"
         else:
             self.reason = Reason.DEFECT
             lines = traceback.format_exception(type(error), error, error.__traceback__)
@@ -1025,7 +1061,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     try:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
-    except (ServiceError, OSError) as error:
+    except Exception as error:  # whatever it is, it is told
         report.summary(report.failed(error))
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
@@ -1422,6 +1458,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str) -> Policy:
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
+TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1434,6 +1471,7 @@ class Run:
     staging: Staging
     committer: Committer
     transcoder: Transcoder
+    trials: Trials
     tell_holder: Callable[[str], object] = str  # how far it is, to whoever asks the lock
 
     def __init__(self, config: Config, report: Report) -> None:
@@ -1452,11 +1490,32 @@ class Run:
     def history(self) -> History:
         return self.library.history
 
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The last run on record, empty where there is none."""
+        runs = [record for record in self.history.runs if record.get("type") == "run"]
+        return runs[-1] if runs else {}
+
+    @cached_property
+    def clock(self) -> Moment:
+        """The time that the clock says."""
+        return Moment(self.now, self.now)
+
     @cached_property
     def moment(self) -> Moment:
-        """The history is loaded by it."""
-        runs = self.history.runs
-        return Moment(self.now, runs[-1]["time"] if runs else 0)
+        """The time that steps by age go by: the clock, but at most two days after the last run on
+        record, or for the first compression after the newest recording. With no run on record,
+        only the first compression goes by the clock. Raises OSError."""
+        if not self.last:
+            return Moment(self.now, -math.inf)
+        trusted = self.last["time"] + TRUSTED_SECONDS
+        if self.now <= trusted:
+            return self.clock
+        newest = 0.0
+        for folder in self.library.walk(str):
+            times = [file.mtime_ns / 1e9 for file in folder.audio]
+            newest = max(newest, *(time for time in times if time <= self.now), 0)
+        return Moment(min(self.now, max(trusted, newest + TRUSTED_SECONDS)), trusted)
 
     def execute(self) -> None:
         """The whole of `run`. Log line, summary, history's run record and notification follow also
@@ -1471,7 +1530,7 @@ class Run:
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
                     self.work(plan_run(self))
-        except (ServiceError, OSError) as error:
+        except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
         if self.is_locked:
@@ -1483,7 +1542,9 @@ class Run:
         """Whether something was done here before, or is to be now: our own folder is first made
         when something is due."""
         is_known = lexists(self.library.own("history.jsonl"))
-        return is_known or bool(next(due_works(self), None) or next(plan_archive(self), None))
+        is_due = next(due_works(self), None) or next(plan_archive(self), None)
+        # What waits for the second run needs the first one on record.
+        return is_known or bool(is_due or self.report.held or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
@@ -1492,9 +1553,11 @@ class Run:
         with stop_signals() as self.stop, ExitStack() as stack:
             self.tools = Tools(self.stop)
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
+            self.trials = Trials(self.library)
             if locks:
                 self.tell_holder = stack.enter_context(self.library.lock())
                 self.staging = stack.enter_context(Staging(self.library))
+                self.trials = Trials(self.library, self.staging)
                 self.library.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
                 self.is_locked = True
@@ -1545,7 +1608,7 @@ class Run:
         queue = Queue([work for work in works if not work.reason], self.workers)
         works.clear()
         try:
-            with ThreadPoolExecutor(self.workers) as pool:
+            with Threads(self.workers) as pool:
                 self.transcode_all(queue, pool)
         finally:
             self.commit()
@@ -1569,6 +1632,8 @@ class Run:
                     self.find_cause(batch)
                     self.through += [work for work in batch if work.reason]
                     self.seconds_done += sum(work.guessed_seconds for work in batch)
+                    if self.transcoder.ended:
+                        raise self.transcoder.ended
                 done = self.seconds_done + self.seconds_at_work()
                 self.tell_holder(self.report.progress(done, queue.seconds))
         except BaseException:
@@ -1644,8 +1709,9 @@ class Run:
             self.jobs.update(jobs)
             self.transcoder.process(list(jobs.values()))
             for work, job in jobs.items():
-                with boundary(work.refuse):
-                    self.finish(work, job)
+                if not isinstance(job.problem, Stopped):
+                    with boundary(work.refuse):
+                        self.finish(work, job)
         finally:
             for work, job in jobs.items():
                 self.jobs.pop(work, None)
@@ -1669,7 +1735,7 @@ class Run:
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
             if not (work.plan.encodes or work.take.proven_copy):
                 check_claim(work)
-            foresee_commit(self.library, work)
+            self.trials.foresee(work)
             if self.config.dry_run:
                 made = basename(work.target_path)
                 work.copy = File(made, work.estimate, source.mtime_ns)
@@ -1704,8 +1770,6 @@ class Run:
             raise Refusal(Reason.NAME_TAKEN, other)
         if job.problem:
             raise job.problem
-        if job.encodes and not self.staging.is_ours(job.copy):
-            raise NotProven("the staged file that was made for it", "another under its name")
         if not work.take.proven_copy or job.encodes:
             give_attributes_of(job.source, job.copy)
         with open_regular(job.copy) as file:
@@ -1723,7 +1787,7 @@ class Run:
     def find_cause(self, works: Sequence[Work]) -> None:
         """After failures that may lie outside the recordings, try what they needed. Raises the
         ServiceError that ends the run, before any of them counts; else they are the recordings'
-        own, and what ffmpeg cannot read is damaged."""
+        own, and what ffmpeg refuses is damaged."""
         refused = [(work, work.reason) for work in works if work.reason]
         suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
         if suspects:
@@ -1731,7 +1795,7 @@ class Run:
         for work, reason in refused:
             if reason is Reason.NO_SPACE:
                 raise self.no_space(work, work.detail)
-            if reason is Reason.TOOL_FAILED:
+            if reason is Reason.TOOL_REFUSED:
                 work.reason = Reason.DAMAGED
                 work.detail = f"ffmpeg cannot decode it ({work.detail})"
         if self.is_locked and any(reason.is_environment for _, reason in refused):
@@ -1770,7 +1834,8 @@ class Run:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
             self.report.once("Paused while at work; what is left waits for 'resume'.")
-        return self.stop.requested or is_late or is_paused
+        is_full = self.report.exit_code == NoSpaceError.exit_code
+        return self.stop.requested or is_late or is_paused or is_full
 
     def notify(self, summary: Mapping[str, Any]) -> None:
         """Give the summary to the user's own command; that it failed is told, and changes
@@ -1782,7 +1847,7 @@ class Run:
             try:
                 os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
                 os.close(writer)
-                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder=folder, stdin=reader)
+                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
             except (Refusal, ToolError) as error:
                 detail = getattr(error, "detail", "") or error
                 self.report.once(f"The notify_command failed: {detail}.")
@@ -1836,9 +1901,18 @@ def space_needed(work: Work) -> int:
     return round(size_before(work) + 2 * work.guessed_seconds * LEVEL_BYTES)
 
 
-def free_space(library: Library) -> int:
-    """Bytes."""
-    return shutil.disk_usage(library.root).free
+def free_space(library: Library) -> float:
+    """Bytes; infinite where the file system does not say, as some on FUSE. Raises OSError."""
+    disk = disk_state(library.root)
+    return disk.f_bavail * disk.f_frsize if disk else math.inf
+
+
+def disk_state(path: str) -> Optional[os.statvfs_result]:
+    """What a file system says of itself; None where it says nothing: unknown is not full."""
+    with tolerated((*NO_FLUSH, errno.EOVERFLOW)):
+        disk = os.statvfs(path)
+        return disk if disk.f_blocks else None
+    return None
 
 
 def allowed_cores() -> int:
@@ -1859,7 +1933,7 @@ class Queue:
         least = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
         self.batches = workers * max(1, math.ceil(least / workers))
 
-    def take(self, room: int) -> Sequence[Work]:
+    def take(self, room: float) -> Sequence[Work]:
         """Returns the next batch that fits into so many bytes, empty if none does. It is as near
         as can be to an equal share of what remains."""
         works: list[Work] = []
@@ -1886,27 +1960,165 @@ def command_run(config: Config, report: Report) -> None:
 # doctor always. A dry run, which may write nothing, reads what tells as much. Each raises the one
 # ServiceError that run, dry run and doctor then say alike; none may touch a recording.
 
-CAP_CHOWN = 1  # its bit (capabilities(7))
+CAP_CHOWN, CAP_FOWNER = 0, 3  # capabilities(7)
+GET_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # FS_IOC_GETFLAGS of ioctl_iflags(2)
+IMMUTABLE_OR_APPEND = 0x30
+# Where a server or a daemon says who may give files away, as NFS that squashes root.
+SERVED = re.compile(r"fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|vboxsf|prl_fs")
 
 
 def try_commits(library: Library) -> None:
-    """Append to the history, make, link, exchange and remove a name of ours in our own folder.
-    Raises ServiceError, NoSpaceError. (Folder and owner of each recording are tried just before it
-    is encoded, as others may do.)"""
+    """Append to the history, and do in our own folder what commits do. Raises ServiceError,
+    NoSpaceError."""
     folder, staging = library.own(""), Staging(library)
     library.require_there()
     try:
         os.close(library.open_own("history.jsonl", os.O_WRONLY | os.O_APPEND))
-        two = staging.levels()
-        one = staging.write(bytes(4096), two)
-        if exchange(one, two):
-            os.unlink(one)
-        place(two, one)
+        staging.write(bytes(4096), staging.levels())
+        try_names(staging, library.own("levels"))
         flush_folder(folder)
     except OSError as error:
         raise failed_trial(folder, error) from None
     finally:
         remove_all(staging.made)
+
+
+def try_names(staging: Staging, near: str) -> None:
+    """Make, exchange, link and remove names of ours beside a path. Raises OSError."""
+    one, two = staging.beside(near), staging.beside(near)
+    if exchange(one, two):
+        os.unlink(one)
+    place(two, one)
+    os.unlink(one)
+
+
+class Trials:
+    """What the commits of a run need in each folder, tried once before anything is encoded there.
+    Without `staging`, as in a dry run, the signs of it are read."""
+
+    def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
+        self.library, self.staging = library, staging
+
+    def foresee(self, work: Work) -> None:
+        """Raises Refusal where a commit could not make, give away, replace or remove what it has
+        to, and OSError."""
+        take, plan, folder = work.take, work.plan, work.take.folder
+        problem = self.folder_problem(folder)
+        if problem:
+            raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
+        displaced = take.copy if plan.move is Move.SMALLER else None
+        replaced = {file.name for file in (*plan.goes, displaced) if file}
+        self.foresee_file(work.path, READ, basename(work.path) in replaced)
+        for name in replaced:
+            self.foresee_file(join(folder, name), READ, True)
+        for sidecar in work.recording.sidecars:
+            with suppress(FileNotFoundError):
+                self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
+
+    @memoized
+    def folder_problem(self, folder: str) -> str:
+        """Returns why nothing can be committed in a folder, "" if it can. Raises OSError."""
+        path = self.library.path(folder)
+        if is_protected(path):
+            return "it is immutable, or append-only"
+        try:
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if self.staging:
+                for name in filter(STAGED.fullmatch, os.listdir(path)):
+                    if join(path, name) not in self.staging.made:
+                        os.unlink(join(path, name))  # what no run before could remove
+                try_names(self.staging, join(path, "x"))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return f"files cannot be made and removed there: {error.strerror}"
+        return ""
+
+    @memoized  # many chunks have the same sidecars
+    def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
+        """Raises Refusal where a file cannot be replaced, or its owner could not use what is made
+        in its place, and OSError."""
+        whole, folder = self.library.path(path), self.library.path(dirname(path))
+        user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
+        with open_regular(whole) as file:
+            before, acl = os.fstat(file.fileno()), access_list(file.fileno())
+        above = os.stat(folder)
+        is_owner = user in (above.st_uid, before.st_uid) or has_capability(CAP_FOWNER)
+        if is_replaced and is_protected(whole):
+            raise Refusal(Reason.FORESEEN, f"{path}: it is immutable, or append-only")
+        if is_replaced and above.st_mode & stat.S_ISVTX and not is_owner:
+            why = "it is sticky, and who does not own a file cannot replace it"
+            raise Refusal(Reason.FORESEEN, f"{dirname(path) or folder}: {why}")
+        if user != before.st_uid and not self.can_give(folder, before.st_uid):
+            group = before.st_gid if before.st_gid in groups else groups[0]
+            mode_without_owner(before, user, group, acl, needed)
+
+    @memoized
+    def can_give(self, folder: str, user: int) -> bool:
+        """Whether a file of ours can be given to a user: root cannot in every container, nor on
+        every server."""
+        if not (self.staging and has_capability(CAP_CHOWN)):
+            return has_capability(CAP_CHOWN) and may_give(self.library, folder, user)
+        staged = self.staging.beside(join(folder, "x"))
+        with suppress(OSError):
+            os.chown(staged, user, -1)
+        is_given = os.stat(staged).st_uid == user
+        self.staging.discard(staged)
+        return is_given
+
+
+def may_give(library: Library, folder: str, user: int) -> bool:
+    """The same by signs: which users this container knows, whether an earlier run could give the
+    history away, and what kind of disk it is. Raises OSError."""
+    with suppress(FileNotFoundError), open("/proc/self/uid_map") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+        if not any(first <= user < first + count for first, _, count in ranges):
+            return False
+    owner = os.stat(library.root).st_uid
+    with suppress(OSError):
+        history = os.stat(library.own("history.jsonl"))
+        if owner != os.geteuid():
+            return history.st_uid == owner
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(FileNotFoundError), open("/proc/self/mountinfo") as file:
+        for line in file:
+            mount, _, kind = line.partition(" - ")
+            if mount.split()[2] == number:
+                return not SERVED.match(kind)
+    return True
+
+
+def is_protected(path: str) -> bool:
+    """Whether a file or folder is immutable or append-only (chattr, chflags). Raises OSError."""
+    descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if sys.platform == "linux":
+            found = fcntl.ioctl(descriptor, GET_FLAGS, bytes(8))
+            return bool(int.from_bytes(found[:4], sys.byteorder) & IMMUTABLE_OR_APPEND)
+        flags = getattr(os.fstat(descriptor), "st_flags", 0)
+    except OSError:  # a file system without such flags
+        return False
+    finally:
+        os.close(descriptor)
+    locks = stat.UF_IMMUTABLE | stat.UF_APPEND | stat.SF_IMMUTABLE | stat.SF_APPEND
+    return bool(flags & locks)
+
+
+def read_only_mount(library: Library, path: str) -> str:
+    """Returns the uppermost folder of a read-only mount inside the library, "" where `path` can be
+    written to or where the whole library cannot."""
+    top = ""
+    while path and not is_read_only(library.root) and is_read_only(library.path(path)):
+        top, path = path, dirname(path)
+    return top
+
+
+def is_read_only(path: str) -> bool:
+    with suppress(OSError):
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    return False
 
 
 def failed_trial(where: str, error: OSError) -> ServiceError:
@@ -1928,49 +2140,25 @@ def read_signs(library: Library) -> None:
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
     """Of one folder or file, on a disk with so many bytes free. Raises as failed_trial says."""
-    disk, problem = os.statvfs(path), 0
-    has_no_names = disk.f_files and not disk.f_favail
+    disk, problem = disk_state(path), 0
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
-    if disk.f_bavail * disk.f_frsize < least or has_no_names:
-        problem = errno.ENOSPC
-    if disk.f_flag & os.ST_RDONLY:
+    if disk:
+        has_no_names = disk.f_files and not disk.f_favail
+        if disk.f_bavail * disk.f_frsize < least or has_no_names:
+            problem = errno.ENOSPC
+    if is_read_only(path):
         problem = errno.EROFS
     if problem:
         raise failed_trial(path, OSError(problem, os.strerror(problem)))
 
 
-def foresee_commit(library: Library, work: Work) -> None:
-    """Whether a copy could be made beside a source and given to its owner, and its documents
-    rewritten, told without writing. Raises Refusal, OSError."""
-    folder = library.path(work.take.folder)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-    with suppress(FileNotFoundError):  # but not that the path is too long
-        os.lstat(join(folder, STAGED_NAME.format("0" * 8, 10**6)))
-    foresee_owner(library.path(work.path), READ)
-    for sidecar in work.recording.sidecars:
-        with suppress(FileNotFoundError):
-            foresee_owner(join(folder, sidecar.name), READ_WRITE)
-
-
-@memoized  # many chunks have the same sidecars
-def foresee_owner(path: str, needed: int) -> None:
-    """Whether a file can be read, and another be given to its owner. Raises Refusal, OSError."""
-    user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
-    with open_regular(path) as file:
-        before, acl = os.fstat(file.fileno()), access_list(file.fileno())
-    if user != before.st_uid and not may_give_files_away():
-        group = before.st_gid if before.st_gid in groups else groups[0]
-        mode_without_owner(before, user, group, acl, needed)
-
-
 @lru_cache
-def may_give_files_away() -> bool:
-    """As root may, but not in every container."""
+def has_capability(number: int) -> bool:
+    """As root has them, but not in every container."""
     with suppress(OSError), open("/proc/self/status") as file:
         effective = re.search(r"CapEff:\s*(\w+)", file.read())
-        return bool(effective and int(effective[1], 16) & CAP_CHOWN)
+        return bool(effective and int(effective[1], 16) >> number & 1)
     return os.geteuid() == 0
 
 
@@ -2017,6 +2205,7 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
 
 LOCK_SECONDS = 0.3
 COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1 on ext3 and HFS+
+LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
 SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
@@ -2105,11 +2294,33 @@ class Library:
                     f"{self.root} lies inside the library {above}. "
                     "Run on that one, and choose a part of it with --only."
                 )
-        named = re.compile(re.escape(printable(self.root)) + r"(?![\w-])")  # /srv/r1, not /srv/r10
-        for name in () if os.listdir(self.root) else (log_file, f"{log_file}.1"):
-            with suppress(OSError), open(name, errors="replace") as log:
-                if any(map(named.search, log)):
-                    raise UsageError(f"{self.root} is empty, and was not before. {advice}")
+        if lexists(self.own("")):  # also made by hand
+            return
+        other = other_library(self.root)
+        if other:
+            raise UsageError(
+                f"{self.root} is no library yet, but {other} is one. Name that with --recordings "
+                f"or recordings_dir. To use {self.root} all the same, make {self.own('')} first."
+            )
+        has_audio = any(folder.audio for folder in self.walk(str))
+        if not has_audio and self.is_in_log(log_file):
+            raise UsageError(
+                f"{self.root} has no recordings, and had some before. {advice} If they are gone "
+                f"for good, make {self.own('')}."
+            )
+
+    def is_in_log(self, log_file: str) -> bool:
+        """Whether a run has compressed or found something here, by its last line in the log, also
+        by that of an earlier version."""
+        found = rb"(compressed|kept|failed|archived|restored)\b|Found: [1-9]|Younger than"
+        root = re.escape(printable(self.root)).encode()
+        pattern = re.compile(rb" - INFO - %b: .*?(?:%b)" % (root, found))
+        for number in range(OLD_LOGS + 1):
+            name = f"{log_file}.{number}" if number else log_file
+            with suppress(OSError), open_regular(realpath(name)) as log:
+                if any(map(pattern.search, log)):
+                    return True
+        return False
 
     def paused(self, now: float) -> bool:
         """Whether `pause` holds: our file `paused` is there, and if it holds a time (seconds since
@@ -2186,7 +2397,8 @@ class Library:
             except OSError as error:
                 if not path:
                     raise
-                if error.errno != errno.ENOENT:  # it went while we looked
+                is_systems = basename(path) == "lost+found" and isinstance(error, PermissionError)
+                if error.errno != errno.ENOENT and not is_systems:  # it went while we looked
                     problem(f"The folder {path} cannot be read: {error.strerror}.")
 
     def folder(self, path: str) -> Folder:
@@ -2224,6 +2436,44 @@ def look(status: os.stat_result, racy_from: int) -> list[int]:
     look equals it."""
     seen = [status.st_size, status.st_mtime_ns]
     return [*seen, time.time_ns()] if status.st_mtime_ns > racy_from else seen
+
+
+def other_library(root: str) -> str:
+    """Returns the folder at most two levels above or below that is a library, "" where there is
+    none, or where this folder is one by its own index."""
+    if has_index(root):
+        return ""
+    below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
+    for folder in (*map(str, PurePath(root).parents[:2]), *below):
+        if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
+            return folder
+    return ""
+
+
+def folders_in(path: str) -> list[str]:
+    """Without hidden ones and links."""
+    with suppress(OSError), os.scandir(path) as entries:
+        return [
+            entry.path
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."
+        ]
+    return []
+
+
+def has_index(folder: str) -> bool:
+    """Whether a folder has a master index: an object with a list `recordings`. Of a large one only
+    the beginning is read."""
+    with (
+        suppress(OSError, ValueError, RecursionError),
+        open_regular(join(folder, INDEX_NAME)) as file,
+    ):
+        data = file.read(LARGEST_READ)
+        if len(data) == LARGEST_READ:
+            return bool(re.match(rb'\W*\{.*"recordings"\s*:\s*\[', data, re.DOTALL))
+        document = json.loads(data)
+        return isinstance(document, dict) and isinstance(document.get("recordings"), list)
+    return False
 
 
 def give_to_owner(target: int | str, like: str, mask: int) -> None:
@@ -2493,7 +2743,7 @@ def possible_moves(
         return
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
-    tier = config.tier_rate(moment.age(copy)) if copy and not wish.bitrate else None
+    tier = config.tier_rate(moment.careful_age(copy)) if copy and not wish.bitrate else None
     is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
     is_proven = take.proven_copy is not None and take.is_known
     goes = originals_over(take, config, moment, is_proven)
@@ -2516,7 +2766,8 @@ def originals_over(take: Take, config: Config, moment: Moment, is_proven: bool) 
     """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
     copy must be on record for so long."""
     days = config.keep_originals_days
-    is_over = take.past.compressed + days * DAY <= min(moment.now, moment.previous)
+    # `compressed` is when that run began. An hour less, as no run begins to the second.
+    is_over = take.past.compressed + days * DAY - 3600 <= moment.careful
     if not (take.original and config.delete_originals):
         return ()
     return (take.original,) if not days or (is_proven and is_over) else ()
@@ -2539,7 +2790,7 @@ def archiving(
     tier, file = config.archive_tier, take.file
     if file is None or tier is None or wish.keep:
         return
-    is_old = moment.age(file) >= tier.after_days
+    is_old = moment.careful_age(file) >= tier.after_days
     if is_old and take.state is not State.WAITING and len(take.files) == 1:
         yield draft._replace(move=Move.ARCHIVE, source=file, goes=(file,))
 
@@ -2560,12 +2811,35 @@ def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float
 
 def plan_run(run: Run) -> list[Work]:
     """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
-    is due. Where the index is not as we left it, that too is looked into."""
+    is due. Where the index is not as we left it, that too is looked into. Raises ServiceError where
+    the clock cannot be true."""
+    check_clock(run)
     works = list(due_works(run))
     if run.is_locked:
         run.committer.attempt((), run.committer.look_at_index)
-    works.sort(key=lambda work: (oldest(work.recording), work.recording.key))
+    works.sort(key=place_in_line)
     return works[: run.config.limit]
+
+
+def check_clock(run: Run) -> None:
+    """Raises ServiceError where the clock cannot be true. That run is on record with its own time,
+    and with how many recordings are dated ahead of it, so that the next run works again."""
+    last, why = run.last, ""
+    if last and run.now < last["time"] - DAY:
+        why = f"the last run was at {local_time(last['time'])}"
+    elif is_most(vars(run.report)) and not is_most(last):
+        why = f"of {run.report.found} recordings, {run.report.ahead} are dated later"
+    if why:
+        raise ServiceError(
+            f"The clock cannot be true: it says {local_time(run.now)}, and {why}. Nothing was done "
+            "by age. If it is true after all, run again."
+        )
+
+
+def is_most(told: Mapping[str, Any]) -> bool:
+    """Whether more than half of the recordings are dated ahead. One alone never is most."""
+    ahead = told.get("ahead", 0)
+    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
 
 
 def due_works(run: Run) -> Iterator[Work]:
@@ -2574,26 +2848,30 @@ def due_works(run: Run) -> Iterator[Work]:
     The documents of a folder are read unless it is at rest; who may write makes true at the end
     what has been looked into."""
     config, report, is_found = run.config, run.report, False
-    report.found = report.young = report.links = 0
+    report.found = report.young = report.links = report.ahead = report.held = 0
+    ahead: list[str] = []
     for folder in run.library.walk(report.error, report.once):
         report.found += len(folder.audio)
         report.links += folder.links
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
         for file in folder.audio:
-            if run.moment.age(file) < -1:
-                path = join(folder.path, file.name)
-                report.once(f"{path} is dated in the future: no run touches it until then.")
+            if run.clock.age(file) < -1:
+                report.ahead += 1
+                ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
         if run.is_locked:
             run.staging.sweep(folder)
         if is_at_rest(folder, run):
             continue
         for recording in run.recordings_in(folder):
+            report.held += count_held(recording, run)
             for work in run.works_of(recording):
                 if work.plan.move is not Move.ARCHIVE:
                     is_found = True
                     yield work
         if run.is_locked:
             run.committer.folders.add(folder.path)
+    for path in () if is_most(vars(report)) else ahead:
+        report.once(f"{path} is dated in the future: no run touches it until then.")
     is_selective = config.only or config.language or config.since or config.until
     if is_selective and not is_found:
         report.once(
@@ -2601,8 +2879,19 @@ def due_works(run: Run) -> Iterator[Work]:
         )
 
 
+def count_held(recording: Recording, run: Run) -> int:
+    """How many takes wait only because the clock is not trusted that far."""
+    if run.moment == run.clock:
+        return 0
+    policy, config, held = recording.policy, run.config, 0
+    for take in recording.takes:
+        is_due = next_move(take, policy, config, run.moment)
+        held += not is_due and next_move(take, policy, config, run.clock) is not None
+    return held
+
+
 def is_young(file: File, run: Run) -> bool:
-    return run.moment.age(file) < run.config.age_threshold_days
+    return run.clock.age(file) < run.config.age_threshold_days
 
 
 def is_at_rest(folder: Folder, run: Run) -> bool:
@@ -2612,7 +2901,12 @@ def is_at_rest(folder: Folder, run: Run) -> bool:
     if is_new and not run.history.in_folder(folder.path):
         return True
     left = run.history.word(folder.path).get("rest")
-    return left == rest_of(folder, run) and not run.config.retry
+    if left == rest_of(folder, run) and not run.config.retry:
+        return True
+    mount = read_only_mount(run.library, folder.path)
+    if mount:
+        run.report.once(f"{mount} is mounted read-only, and was passed over.")
+    return bool(mount)
 
 
 def rest_of(folder: Folder, run: Run) -> str:
@@ -2622,7 +2916,7 @@ def rest_of(folder: Folder, run: Run) -> str:
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
     files = []
     for file in sorted(folder.audio):
-        age = run.moment.age(file)
+        age = run.clock.age(file)
         # Each step by itself: --older-than may lie beyond a tier.
         files.append((*file, [age >= step for step in steps]))
     settings = [getattr(config, name) for name in REST_SETTINGS.split()]
@@ -2642,11 +2936,11 @@ def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
 
 
 def move_at_most(take: Take, run: Run) -> Optional[Plan]:
-    """The move that a take would make if every file in a copy's format were ours: whose it is, its
-    documents and its tag tell, and those have not been read."""
+    """Returns the move that a take would make by the clock if every file in a copy's format were
+    ours. Its documents and its tag say whose it is, and those have not been read."""
     if not take.originals and not take.proven_copy:
         take = take._replace(ours={file.name: 0 for file in take.copies})
-    return next_move(take, None, run.config, run.moment)
+    return next_move(take, None, run.config, run.clock)
 
 
 def works_of(recording: Recording, run: Run) -> list[Work]:
@@ -2665,6 +2959,12 @@ def works_of(recording: Recording, run: Run) -> list[Work]:
                 work.refuse(plan.refusal)
             works.append(work)
     return works
+
+
+def place_in_line(work: Work) -> tuple[bool, int, str]:
+    """Sorts works: the oldest recording first, those whose tool was ended from outside last."""
+    was_hindered = work.take.past.code == Reason.TOOL_KILLED.code
+    return was_hindered, oldest(work.recording), work.recording.key
 
 
 def oldest(recording: Recording) -> int:
@@ -3378,6 +3678,7 @@ MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; anoth
 QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may leave it to the other
 FAINT = 1e-5  # of the power within half a second, -50 dB: what a codec may leave out or smear
 COPY_OVERLAP = 0.001  # seconds; what we have made has no more than rounding
+MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside, then the run ends
 LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the same size and noise
 ENCODE_SHARE = 0.8  # of the time that a recording takes, the rest is its proof, measured
 
@@ -3436,6 +3737,8 @@ class Transcoder:
 
     def __init__(self, tools: Tools, full: bool) -> None:
         self.tools, self.full = tools, full
+        self.hindered: Counter[str] = Counter()  # by task: recordings in a row
+        self.ended: Optional[ToolError] = None  # why nothing more is to be tried
 
     def process(self, jobs: Sequence[Job]) -> None:
         """Leave every job proven or with its problem (Refusal, NotProven, OSError). Raises Stopped,
@@ -3452,17 +3755,41 @@ class Transcoder:
         """Do a task for all in the quick way; if that fails or says anything, one by one, so that
         each answers for itself."""
         jobs = [job for job in jobs if job.problem is None]
+        if not jobs:
+            return
         failures: list[Exception] = []
         with boundary(failures.append):
             quick(jobs)
+            self.hindered[task.__name__] = 0
         for error in failures:
+            reason = getattr(error, "reason", None)
+            if self.tools.stop.requested:  # which may have ended the tool too
+                raise Stopped from None
             if len(jobs) == 1 and quick == task:
                 jobs[0].problem = error
+                self.count_hindered(jobs[0], task.__name__)
                 return
-            if getattr(error, "reason", None) is Reason.TOOL_HUNG:
+            if reason is Reason.TOOL_HUNG:
                 try_ffmpeg(self.tools, jobs[0].target)  # or each would take its time
             for job in jobs:
+                if self.ended:
+                    job.problem = Stopped()
                 self.divide([job], task, task)
+
+    def count_hindered(self, job: Job, task: str) -> None:
+        """At the third recording in a row whose ffmpeg was ended from outside, nothing more is
+        tried. Raises ToolError if it does not work at all."""
+        if getattr(job.problem, "reason", None) is not Reason.TOOL_KILLED:
+            self.hindered[task] = 0
+            return
+        self.hindered[task] += 1
+        if self.hindered[task] >= MOST_HINDERED:
+            try_ffmpeg(self.tools, job.target)
+            self.ended = ToolError(
+                f"For {MOST_HINDERED} recordings in a row, {job.problem}. None of them was "
+                "changed, and the next run tries them last. See who ends ffmpeg here, or which "
+                "limit does (memory, CPU time, file size, open files)."
+            )
 
     def encode(self, jobs: Sequence[Job]) -> None:
         """One decode of each source, into its copy and its level file."""
@@ -3514,7 +3841,7 @@ class Transcoder:
         try:
             self.run(arguments, jobs)
         except Refusal as refusal:
-            if refusal.reason not in (Reason.DAMAGED, Reason.TOOL_FAILED):
+            if refusal.reason not in (Reason.DAMAGED, Reason.TOOL_REFUSED):
                 raise
             raise NotProven("a decode without a message", refusal.detail) from None
 
@@ -3776,7 +4103,7 @@ class Committer:
         6. an index that names files is written here; another follows within seconds
         7. identity again, unlink, flush
         """
-        now = time.time()
+        now = self.run.now  # whatever a run does bears the time of its start
         works = [work for work in works if not self.is_gone(work)]
         for work in works:
             with boundary(work.refuse):
@@ -3801,6 +4128,9 @@ class Committer:
             self.remove_sources(folder, group, now)
         self.ids |= ids
         self.settle(at_once=False)
+        for work in works:
+            if work.reason is Reason.NO_SPACE:  # a fault of the machine: it ends the run
+                raise self.run.no_space(work, work.detail)
 
     def is_gone(self, work: Work) -> bool:
         """Whether its owner has deleted its source."""
@@ -3817,8 +4147,8 @@ class Committer:
         final = self.library.path(work.target_path)
         if work.plan.source:
             expect(is_same(self.library.path(work.path), work.source_seen))
-        if work.staged:
-            expect(self.staging.is_ours(work.staged))
+        if work.staged and work.copy:  # inode numbers decide nothing: some disks make them up anew
+            expect(file_at(work.staged)[1:] == work.copy[1:])
         if work.plan.move is Move.SMALLER:
             expect(is_same(final, work.displaced_seen))
             # On record before: without its original, nothing else could tell that a copy in
@@ -3864,9 +4194,14 @@ class Committer:
                 if work.plan.move is Move.SMALLER and work.staged:
                     with suppress(Refusal, OSError):
                         self.swap(work, work.copy_seen)
-        if not works and isinstance(error, (Flaw, Refusal, OSError)):
-            self.report.once(f"Left alone, and may not say all that is true: {explain(error)}")
-        elif not works:
+        if works:
+            return
+        text = f"Left alone, and may not say all that is true: {explain(error)}"
+        if exit_code_of(error) == NoSpaceError.exit_code:
+            self.report.error(text, NoSpaceError.exit_code)
+        elif isinstance(error, (Flaw, Refusal, OSError)):
+            self.report.once(text)
+        else:
             self.report.defect("What is said of some recordings was left as it is", error)
 
     def make_works_true(self, folder: str, works: Sequence[Work], now: float) -> None:
@@ -3911,7 +4246,8 @@ class Committer:
         except OSError as error:  # after a power cut an original may be back, as a next run finds
             self.report.error(f"What was deleted in {folder} may come back: {explain(error)}")
         for work in works:
-            self.report.outcome(work)
+            if work.reason is not Reason.NO_SPACE:
+                self.report.outcome(work)
 
     def remove_source(self, work: Work) -> None:
         """Raises Refusal."""
@@ -4718,11 +5054,14 @@ def command_restore(config: Config, report: Report) -> None:
         return
     report.open_log()
     with run.open(locks=True):
+        try_commits(run.library)
         recordings = asked_for(run)
-        bring_back(run, recordings)
-        for recording in recordings:  # also where an earlier restore was cut short
-            run.committer.folders.add(recording.folder)
-        run.committer.finish()
+        try:
+            bring_back(run, recordings)
+        finally:
+            for recording in recordings:  # also where an earlier restore was cut short
+                run.committer.folders.add(recording.folder)
+            run.committer.finish()
     run.note(report.summary())
 
 
@@ -4801,11 +5140,16 @@ def works_back(recording: Recording, config: Config) -> list[Work]:
             if not (take.file or config.archive_tier):
                 why = f"{take.stem} is not here, and tiers name no archive"
             place = take.past.place
-            if place and take.files and File(*place[1:4]) not in take.files:
+            known = [file for file in take.files if place and is_archived_file(file, place)]
+            if place and take.files and not known:
                 why = f"another {take.name} is here: move that away first"
             if why:
                 works[-1].refuse(Refusal(Reason.NOT_RESTORED, why))
     return [work for work in works if work.reason] or works
+
+
+def is_archived_file(file: File, place: Place) -> bool:
+    return file.name == place.name and file.is_on_record(place.size, place.mtime_ns)
 
 
 def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
@@ -4820,8 +5164,10 @@ def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
                     prove_again(run, work)
                 elif not work.reason:
                     fetch_back(run, work)
+            if work.reason is Reason.NO_SPACE:
+                raise run.no_space(work, work.detail)
         keep_together(works)
-        run.committer.attempt(works, run.history.append, works, time.time())
+        run.committer.attempt(works, run.history.append, works, run.now)
         for work in works:
             work.place = None  # once the commit is through, it is here again and not there
         run.committer.commit(works)
@@ -4965,7 +5311,7 @@ def check_copies(run: Run, copies: Mapping[str, float]) -> None:
                 wrong[path] = explain(error)
         return {**run.transcoder.decode(found), **wrong}
 
-    with ThreadPoolExecutor(run.workers) as pool:
+    with Threads(run.workers) as pool:
         for number, wrong in enumerate(pool.map(problems, batches), 1):
             run.report.progress(number * BATCH_FILES, len(paths))
             for path, text in wrong.items():
@@ -5430,6 +5776,7 @@ GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that m
 PACE = 1.0  # seconds allowed for a second of audio; ffmpeg needs 0.02
 NICENESS = 10  # of every tool: a server transcribing beside us comes first
 MOST_MESSAGES = 1 << 20  # bytes, after which a tool is stopped: it reads nothing sound
+MOST_OUTPUT = 256 << 20  # bytes, likewise: ten times the list of packets of a long recording
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
 TOOL_PATH = (
     "/opt/homebrew/bin:/usr/local/bin:/opt/local/bin:/usr/bin:/bin:/snap/bin"
@@ -5462,11 +5809,25 @@ EMBELLISHMENT = re.compile(
     r" @ 0x[0-9a-f]+(?=\])|\[(?:info|warning|error|fatal|panic)\] "
     r"|Error (?:while decoding stream \S+|submitting packet to decoder:) "
 )
-# What strerror says of a disk, whatever the exit code: no word on a recording.
-FAULTS_OF_THE_DISK = {
+# How ffmpeg ends by itself over a content: with 1 before 6.1; later with the low byte of its error,
+# as EINVAL 234, ERANGE 222, EDOM 223, ENOSYS 218, invalid data 183, not implemented 176, unknown
+# 171, end of file 187; with 69 after too many errors. Measured with 4.1, 5.1 and 9.
+CONTENT_CODES = frozenset((1, 69, 171, 176, 183, 187, 218, 222, 223, 234))
+CRASHES = frozenset(
+    (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGTRAP)
+)
+# What strerror says of a content too: ffmpeg has these errors, and -1, which is EPERM, for it.
+OF_CONTENT = (errno.EPERM, errno.EINVAL, errno.EDOM, errno.ERANGE, errno.ENOSYS)
+OF_THE_SYSTEM = "|".join(
+    re.escape(os.strerror(code)) for code in errno.errorcode if code not in OF_CONTENT
+)
+# What is said of a machine, whatever the exit code: no word on a recording.
+FAULTS_OF_THE_MACHINE = {
     Reason.NO_SPACE: rb"No space left on device|Disk quota exceeded",
     Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
     rb"|Transport endpoint is not connected|Read-only file system",
+    Reason.TOOL_KILLED: rb"std::bad_alloc|[Oo]ut of memory|failed to map segment"
+    rb"|(?m:(?:^|[:\]] )(?:%b)\.?$)" % OF_THE_SYSTEM.encode(),
 }
 
 
@@ -5537,11 +5898,12 @@ class Tools:
         seconds: float,
         folder: str = "/",
         stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
     ) -> tuple[str, str]:
         """Run a command that works on `seconds` of audio, in a folder. Returns its output, and what
         it said at warning or above, by ffmpeg's own tags. Raises Refusal (failed, hung, complains
         without end, no space), Stopped, ToolError."""
-        with self.started(command, stdin, folder=folder) as process:
+        with self.started(command, stdin, stdout, folder) as process:
             output, messages = self.hear(process, seconds)
         return output.decode("utf-8", "replace"), judge([process], messages)
 
@@ -5553,7 +5915,7 @@ class Tools:
         given, and its output. Raises as `run` does, and Refusal for any message."""
         with ExitStack() as ended:
             # Last of all it waits for its threads, which end with the processes.
-            pool = ended.enter_context(ThreadPoolExecutor(4))
+            pool = ended.enter_context(Threads(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
             encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
             first = self.started(commands[0], subprocess.DEVNULL, encode.stdin)
@@ -5602,39 +5964,82 @@ class Tools:
         long, or the run is to stop. Raises as `run` does."""
         limit = GRACE + seconds * PACE
         deadline = monotonic() + limit
-        while True:
-            has_ended = process.poll() is not None  # and what it said before is still to be heard
-            try:
-                return process.communicate(timeout=0.2)
-            except subprocess.TimeoutExpired as late:
-                output = late.output or b""
-                messages = late.stderr or b""
-            if has_ended:  # a grandchild may hold its streams as long as it likes
-                return output, messages
+        output, messages = bytearray(), bytearray()
+
+        def check() -> None:
             if self.stop.requested:
                 raise Stopped
             if monotonic() > deadline:
                 raise Refusal(Reason.TOOL_HUNG, f"no end after {limit:.0f} s")
             if len(messages) > MOST_MESSAGES:
-                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(messages)}")
+                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(bytes(messages))}")
+            if len(output) > MOST_OUTPUT:
+                raise Refusal(Reason.TOOL_FAILED, "output without end")
+
+        with selectors.DefaultSelector() as streams:
+            for stream, heard in ((process.stdout, output), (process.stderr, messages)):
+                if stream:
+                    streams.register(stream, selectors.EVENT_READ, heard)
+            has_ended, is_quiet = False, False
+            # A grandchild may hold its streams as long as it likes.
+            while streams.get_map() and not (has_ended and is_quiet):
+                has_ended = process.poll() is not None  # what it said before is still to be heard
+                events = streams.select(0 if has_ended else 0.2)
+                is_quiet = not events
+                for key, _ in events:
+                    data = os.read(key.fd, 1 << 16)
+                    key.data.extend(data)
+                    if not data:
+                        streams.unregister(key.fileobj)
+                check()
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            check()
+        return bytes(output), bytes(messages)
+
+
+class Threads(ThreadPoolExecutor):
+    """Raises ServiceError where the system starts no more of them."""
+
+    def submit(self, *task: Any, **options: Any) -> Future[Any]:
+        try:
+            return super().submit(*task, **options)
+        except RuntimeError as error:
+            raise ServiceError(
+                f"{str(error).capitalize()}: this machine allows too few of them (ulimit -u, "
+                "TasksMax of systemd, --pids-limit of Docker). Raise that limit and run again."
+            ) from None
 
 
 def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
-    """What ffmpeg says of the recordings where all ended well: its own warnings and errors, but for
-    those that it has for sound files too. Raises Refusal."""
+    """Returns what ffmpeg says of the recordings where all ended well: its own warnings and errors,
+    without those that it has for sound files too. Raises Refusal: how a process ended says nothing
+    of a recording, only what ffmpeg says of the content after it ended by itself."""
     codes = [process.returncode for process in processes if process.returncode]
     lines = TAGGED.findall(messages)
-    for reason, words in FAULTS_OF_THE_DISK.items():
+    said = tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
+    for reason, words in FAULTS_OF_THE_MACHINE.items():
         if re.search(words, messages if codes else b"\n".join(lines)):
             raise Refusal(reason, tail(messages))
-    said = tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
-    if -signal.SIGKILL in codes or -signal.SIGTERM in codes:
-        # Someone did that, as the kernel where memory is short; a crash has other signals.
-        raise Refusal(Reason.TOOL_KILLED)
-    if codes:
-        found = said or tail(messages) or "without a message"
-        raise Refusal(Reason.TOOL_FAILED, f"exit code {codes[0]}, {found}")
-    return said
+    if not codes:
+        return said
+    found = f"{ending_of(codes[0])}, {said or tail(messages) or 'without a message'}"
+    # A shell around it says 128 and the signal. 255 is ffmpeg's own after SIGTERM and SIGINT.
+    signals = {-code if code < 0 else code - 128 for code in codes}
+    reason = Reason.TOOL_KILLED
+    if CONTENT_CODES.issuperset(codes):
+        reason = Reason.TOOL_REFUSED
+    elif max(signals) <= 0 or not CRASHES.isdisjoint(signals):
+        reason = Reason.TOOL_FAILED
+    raise Refusal(reason, found)
+
+
+def ending_of(code: int) -> str:
+    """How a process ended, for people."""
+    if code >= 0:
+        return f"exit code {code}"
+    return f"ended by {signal.Signals(-code).name}"
 
 
 def tail(messages: bytes) -> str:
@@ -5673,7 +6078,10 @@ EXCHANGE = 2
 WORKING_FOLDER = -100  # AT_FDCWD; of absolute paths it is not asked
 # What a system or file system says that cannot do a thing at all.
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK)
+# Android's storage says EACCES, a union of several disks EXDEV; old containers EPERM for renameat2.
+NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EXDEV)
+# CIFS and DrvFs flush no folders (rocksdb#2929, borg#1287, WSL#2557), others take none to flush.
+NO_FLUSH = (*NOT_HERE, errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES)
 ACCESS_LIST = "system.posix_acl_access"
 COPYFILE_ACL = 1
 OWNING_GROUP = 4  # tag of its entry in such a list
@@ -5682,6 +6090,7 @@ OWNER_ADVICE = (
     "Files of {} cannot be worked on, who could not use what is made of them: run this as that "
     "user or as root, or let both belong to their group and let it read and write them."
 )
+FORESEEN_ADVICE = "Nothing is done in {}. Mend that, or run this as a user who may."
 BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -5694,7 +6103,7 @@ class Staging:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.token = os.urandom(4).hex()
-        self.made: dict[str, os.stat_result] = {}  # by path
+        self.made: set[str] = set()  # paths
 
     def __enter__(self) -> Staging:
         with suppress(OSError):  # not ours to look into: it is no harm
@@ -5710,7 +6119,7 @@ class Staging:
         name = STAGED_NAME.format(self.token, next(self.numbers))
         staged = join(dirname(target), name)
         descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
-        self.made[staged] = os.fstat(descriptor)
+        self.made.add(staged)
         os.close(descriptor)
         return staged
 
@@ -5728,13 +6137,10 @@ class Staging:
             flush(file.fileno())
         return staged
 
-    def is_ours(self, staged: str) -> bool:
-        """Whether the name is still the file that we made. Raises OSError."""
-        return os.path.samestat(os.lstat(staged), self.made[staged])
-
     def discard(self, staged: str) -> None:
-        """Of a name that is not ours, nothing is removed."""
-        if self.made.pop(staged, None):
+        """Does nothing for a file that we did not make."""
+        if staged in self.made:
+            self.made.remove(staged)
             remove_all([staged])
 
     def sweep(self, folder: Folder) -> None:
@@ -5777,13 +6183,10 @@ def exchange(staged: str, final: str) -> str:
 
 def link(source: str, target: str) -> bool:
     """False where the file system has no links. Raises OSError."""
-    try:
+    with tolerated(NO_LINKS):
         os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        return False
-    return True
+        return True
+    return False
 
 
 def rename_with(flag: int, source: str, target: str) -> bool:
@@ -5794,7 +6197,7 @@ def rename_with(flag: int, source: str, target: str) -> bool:
     old, new = map(os.fsencode, (source, target))
     failed = rename(WORKING_FOLDER, old, WORKING_FOLDER, new, flag)
     code = ctypes.get_errno()
-    if failed and code not in NOT_HERE:
+    if failed and code not in NO_LINKS:  # a plain rename then says why it cannot be
         raise OSError(code, os.strerror(code), source, None, target)
     return not failed
 
@@ -5892,23 +6295,31 @@ def file_at(path: str) -> File:
     return File(basename(path), status.st_size, status.st_mtime_ns)
 
 
-def flush(descriptor: int) -> None:
-    """To the disk itself. Raises OSError."""
+def flush(descriptor: int, not_here: Collection[int] = NOT_HERE) -> None:
+    """Writes to the disk itself, where its file system can do that. Raises OSError."""
     if sys.platform == "darwin":  # where fsync alone stops at the drive's cache
-        try:
+        with tolerated(NOT_HERE):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
-        except OSError as error:
-            if error.errno not in NOT_HERE:
-                raise
-    os.fsync(descriptor)
+    with tolerated(not_here):
+        os.fsync(descriptor)
+
+
+@contextmanager
+def tolerated(codes: Collection[int]) -> Iterator[None]:
+    """Passes over an OSError with one of these codes: what a disk does not have is done without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
 
 
 def flush_folder(path: str) -> None:
     """So that the names in it survive a power cut. Raises OSError."""
     descriptor = os.open(path, os.O_DIRECTORY)
     try:
-        flush(descriptor)
+        flush(descriptor, NO_FLUSH)
     finally:
         os.close(descriptor)
 
@@ -5933,13 +6344,14 @@ def digest_from(file: IO[bytes], size: int = sys.maxsize) -> str:
 # The one place that prints and logs; owns every tally, the summary and the exit code. Closed or
 # broken streams, and a log that cannot be written, never change what is done.
 
-LARGEST_LOG = 2 << 20  # bytes, from which it is rotated; five older ones are kept
+LARGEST_LOG = 2 << 20  # bytes, from which it is rotated
+OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
 OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED, Action.RESTORED)
 # What a summary has of a report; sizes are bytes, those of a dry run estimates.
-SUMMED = "found young due left original_size compressed_size saved exit_code"
+SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
 
 class Report:
@@ -5947,6 +6359,7 @@ class Report:
     printable here, so that no name can forge another."""
 
     found = young = links = due = 0  # as the plan counts them
+    ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
     beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
     expected = ""  # how long it may take
@@ -5967,15 +6380,14 @@ class Report:
         if self.config.dry_run:
             return
         path = self.config.log_file
-        with suppress(OSError), open(path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else another run does the same
-            if getsize(path) > LARGEST_LOG:
-                RotatingFileHandler(path, backupCount=5, delay=True).doRollover()
         folder = dirname(path)
         made = [each for each in (folder, path) if not lexists(each)]
         try:
+            check_links(path)
+            with suppress(OSError):
+                rotate(path)
             os.makedirs(folder, exist_ok=True)
-            open(path, "ab").close()
+            open_log(path).close()
             for each in made:
                 give_to_owner(each, dirname(each), os.stat(each).st_mode)
             self.is_logging = True
@@ -5988,8 +6400,8 @@ class Report:
         stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")
         if self.is_logging:
             try:
-                with open(self.config.log_file, "a", encoding="utf-8") as file:
-                    file.write(f"{stamp} - {level} - {printable(text)}\n")
+                with open_log(self.config.log_file) as file:
+                    file.write(f"{stamp} - {level} - {printable(text)}\n".encode())
             except OSError as error:
                 self.log_failed(error)
 
@@ -6024,9 +6436,16 @@ class Report:
         self.log("".join(traceback.format_tb(error.__traceback__)), "ERROR")
 
     def failed(self, error: Exception) -> str:
-        """Tell the error that ends a command; returns its sentence."""
-        text = explain(error)
-        self.error(text, exit_code_of(error))
+        """Reports the error that ends a command; returns its sentence."""
+        text, code = explain(error), exit_code_of(error)
+        if isinstance(error, OSError) and code == NoSpaceError.exit_code:
+            text = f"The disk is full: {text}. Make room and run again."
+        elif not isinstance(error, (ServiceError, Refusal, OSError)):
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            self.log("".join(lines), "ERROR")
+            problem = "memory is short" if isinstance(error, MemoryError) else text
+            text = f"Ended by a defect, or for want of something: {problem}. The log has more."
+        self.error(text, code)
         return text
 
     def begin(self, works: Sequence[Work], workers: int) -> None:
@@ -6066,8 +6485,9 @@ class Report:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
-        if work.reason is Reason.OWNER:
-            self.error(OWNER_ADVICE.format(work.detail))
+        advice = advice_on(work)
+        if advice:
+            self.error(advice)
 
     def line(self, work: Work, sizes: str, why: str) -> str:
         """What was done, or why not, with sizes."""
@@ -6126,7 +6546,8 @@ class Report:
         and has been told. Returns the object of `--json`, with a `message` for people."""
         text = "" if message and not self.counts else self.sentence()
         if text:
-            self.log(f"{self.config.recordings_dir}: {text}")
+            # By this line an unmounted disk is told from an empty library (Library.is_in_log).
+            self.log(f"{self.config.recordings_dir}: {text} Found: {self.found}.")
             self.say(text)
         summary = {
             "type": "summary",
@@ -6166,6 +6587,8 @@ class Report:
             parts.append(f"{size_text(freed)} {'freed' if freed > gain else 'saved'}")
         if self.young:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
+        if self.held:
+            parts.append(f"Waiting until another run confirms the clock: {self.held}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
         took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
@@ -6176,6 +6599,40 @@ class Report:
     def has_news(self) -> bool:
         """Whether a run did or failed anything."""
         return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
+
+
+def advice_on(work: Work) -> str:
+    """What to do where the cause is not the recording's. Many share one, which is reported once."""
+    advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
+    return advice[work.reason].format(work.detail) if work.reason in advice else ""
+
+
+def open_log(path: str) -> IO[bytes]:
+    """A log to be appended to: a pipe or a device is never waited for. Raises OSError."""
+    check_links(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
+    return open(os.open(path, flags, 0o666), "wb")
+
+
+def check_links(path: str) -> None:
+    """Raises PermissionError where a link on the way to a log is neither root's nor ours: else its
+    owner could let us write anywhere."""
+    for part in map(str, (*reversed(PurePath(path).parents), path)):
+        if islink(part):
+            if os.lstat(part).st_uid not in (0, os.geteuid()):
+                raise PermissionError(errno.EACCES, f"{part} is a link of another user")
+            target = join(dirname(part), os.readlink(part))
+            if exists(target):  # else it is no path, as of /proc/self/fd/1
+                check_links(abspath(target))
+
+
+def rotate(path: str) -> None:
+    """Renames a log that is large, unless it is a link or no plain file, or another run does the
+    same. Raises OSError."""
+    with open_regular(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if getsize(path) > LARGEST_LOG:
+            RotatingFileHandler(path, backupCount=OLD_LOGS, delay=True).doRollover()
 
 
 def size_on_disk(take: Take) -> int:
@@ -6257,10 +6714,28 @@ def examine_library(run: Run) -> str:
         except BusyError as busy:
             return str(busy)
     for work in works[:1]:
-        foresee_commit(library, work)
         run.try_ffmpeg_on(work)
-    free = size_text(free_space(library))
-    return f"the library {library.root} can be written to, {free} free; due: {len(works)}"
+    problems = foresee_all(run, works)
+    if problems:
+        raise ServiceError(" ".join(problems))
+    free = free_space(library)
+    room = f"{size_text(free)} free" if free < math.inf else "free space unknown"
+    return f"the library {library.root} can be written to, {room}; due: {len(works)}"
+
+
+def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
+    """Tries in each folder what its commits need; returns what a run would say of that, each
+    sentence once."""
+    problems: dict[str, None] = {}
+    staging = Staging(run.library)
+    trials = Trials(run.library, staging)
+    for work in works:
+        if not work.reason:
+            with boundary(work.refuse):
+                trials.foresee(work)
+            problems[advice_on(work)] = None
+    remove_all(staging.made)
+    return list(filter(None, problems))[:NAMED]
 
 
 def examine_archive(run: Run) -> str:
@@ -6274,6 +6749,7 @@ def examine_archive(run: Run) -> str:
 def examine_log(run: Run) -> str:
     """Without making it: doctor changes nothing."""
     place = path = run.config.log_file
+    check_links(path)
     while not lexists(place):
         place = dirname(place)
     read_sign(place)

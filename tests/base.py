@@ -157,6 +157,12 @@ class LibraryCase(unittest.TestCase):
         tool.chmod(0o755)
         return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
+    def put_run_on_record(self, ago: float = 0) -> None:
+        """As after a night, `ago` seconds before: steps by age but the first wait for the second run."""
+        self.history().parent.mkdir(exist_ok=True)
+        with open(self.history(), "a", encoding="ascii") as file:
+            file.write(json.dumps({"type": "run", "time": time.time() - ago}) + "\n")
+
     def history(self) -> Path:
         return self.library / ".compression" / "history.jsonl"
 

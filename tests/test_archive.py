@@ -27,6 +27,7 @@ class ArchiveCase(LibraryCase):
         self.target = str(self.folder / "cold")
         self.cold = self.folder / "cold/archive-of-recordings"
         self.cold.mkdir(parents=True)
+        self.put_run_on_record()
         self.configure()
 
     def configure(self, **settings: object) -> None:

@@ -92,12 +92,6 @@ class TestStaging(FileCase):
         self.staging.__exit__()
         self.assertFalse(os.path.exists(staged) or os.path.exists(levels))
 
-    def test_a_name_that_someone_else_has_taken_is_not_ours(self) -> None:
-        staged = self.staging.beside(str(self.folder / "x.opus"))
-        self.assertTrue(self.staging.is_ours(staged))
-        os.rename(self.make("other"), staged)
-        self.assertFalse(self.staging.is_ours(staged))
-
     def test_what_was_never_staged_is_never_discarded(self) -> None:
         path = self.make("x.opus")
         self.staging.discard(path)

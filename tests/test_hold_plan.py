@@ -60,7 +60,8 @@ def some_take(chance: random.Random, config: Config) -> Take:
 
 
 def night(config: Config, when: float) -> Any:
-    return SimpleNamespace(config=config, moment=service.Moment(when, when))
+    moment = service.Moment(when, when)
+    return SimpleNamespace(config=config, moment=moment, clock=moment)
 
 
 class TestRest(unittest.TestCase):

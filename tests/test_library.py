@@ -130,8 +130,8 @@ class Walking(Case):
     def test_a_folder_inside_a_library_and_an_unmounted_disk_are_no_libraries(self) -> None:
         log = self.root.parent / "log"
         self.library.require(str(log))
-        log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}: Nothing to do.\n")
-        with self.assertRaisesRegex(service.UsageError, "empty"):
+        log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}: 3 compressed. Took 1 s.\n")
+        with self.assertRaisesRegex(service.UsageError, "had some before"):
             self.library.require(str(log))
         log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}0: 1 compressed.\n")
         self.library.require(str(log))
@@ -355,7 +355,9 @@ class Planning(Case):
     def plan(self, **settings: Any) -> list[Work]:
         settings = {"dry_run": True, **settings}
         config = service.Config(recordings_dir=str(self.root), **settings)
-        report: Any = SimpleNamespace(error=self.told.append, once=self.told.append)
+        report: Any = SimpleNamespace(
+            error=self.told.append, once=self.told.append, defect=self.told.append
+        )
         self.night = run = service.Run(config, report)
         run.now = NOW
         run.staging = service.Staging(run.library)
@@ -446,6 +448,8 @@ class Planning(Case):
                 action="compressed",
                 bitrate=96000,
             )
+        with open(self.root / ".compression/history.jsonl", "a") as file:
+            file.write(json.dumps({"type": "run", "time": time.time()}) + "\n")
         self.add("d/a.json", {"chunks": [{"file": "a.opus"}, {"file": "b.opus"}]})
         self.assertEqual(self.plan(tiers=tiers), [])
         (works,) = service.plan_archive(self.night)

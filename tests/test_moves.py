@@ -71,6 +71,10 @@ class MoveCase(unittest.TestCase):
 
     def archive_at(self, days: int) -> None:
         (self.cold / "archive-of-recordings").mkdir(parents=True)
+        own = self.library / service.OWN_FOLDER
+        own.mkdir(exist_ok=True)
+        with open(own / "history.jsonl", "a", encoding="ascii") as file:
+            file.write(json.dumps({"type": "run", "time": time.time()}) + "\n")
         self.settings["tiers"] = [{"after_days": days, "archive": str(self.cold)}]
 
 

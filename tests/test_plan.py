@@ -45,7 +45,7 @@ def take(*files: File, **values: Any) -> Take:
 
 
 def plan_for(one: Take, policy: Optional[Policy] = None, **settings: Any) -> Optional[Plan]:
-    moment = Moment(NOW, settings.pop("previous", NOW))
+    moment = Moment(NOW, settings.pop("careful", NOW))
     return next_move(one, policy or Policy(), Config(**settings), moment)
 
 
@@ -89,11 +89,11 @@ class TestTableOfMoves(unittest.TestCase):
         self.assertEqual(again.name_now("x.opus"), "x.opus")
         self.assert_move(Move.ADOPT, again)  # which must prove it, and will not
 
-    def test_a_kept_original_goes_when_the_run_before_said_so_too(self) -> None:
+    def test_a_kept_original_goes_when_its_days_are_over_by_the_careful_clock(self) -> None:
         kept = take(WEBM, OPUS, past=past())
         self.assertEqual(self.assert_move(Move.FREE, kept, keep_originals_days=9).goes, (WEBM,))
         self.assert_move(None, kept, keep_originals_days=11)
-        self.assert_move(None, kept, keep_originals_days=9, previous=NOW - 5 * DAY)
+        self.assert_move(None, kept, keep_originals_days=9, careful=NOW - 5 * DAY)
         self.assert_move(None, kept, delete_originals=False)
 
     def test_a_tier_makes_a_copy_smaller_from_the_best_source_there_is(self) -> None:

@@ -1,0 +1,350 @@
+"""What ended a tool, what time it is, and which file is on record: judged by more than one witness. Most of it is pure."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import unittest
+from typing import Any, Optional
+
+import compression_service as service
+from compression_service import (
+    Action,
+    Config,
+    File,
+    Moment,
+    Move,
+    Past,
+    Place,
+    Policy,
+    Reason,
+    Refusal,
+    Take,
+    Tier,
+    next_move,
+)
+
+from .base import DAY, LibraryCase, Ran
+
+NOW = 1_700_000_000.0
+AGE = 40  # days
+MADE = int((NOW - AGE * DAY) * 1e9) + 123_456_789
+WEBM = File("x.webm", 1000, MADE)
+OPUS = File("x.opus", 600, MADE)
+
+
+class HowItEnded(unittest.TestCase):
+    """How a process ended says nothing of a recording."""
+
+    def judged(self, code: int, said: str = "") -> Optional[Reason]:
+        process = subprocess.Popen(["true"])
+        process.wait()
+        process.returncode = code
+        try:
+            service.judge([process], said.encode())
+        except Refusal as refusal:
+            return refusal.reason
+        return None
+
+    def test_whoever_ended_it_from_outside_did_not_judge_the_recording(self) -> None:
+        for number in (
+            "KILL",
+            "TERM",
+            "INT",
+            "HUP",
+            "XCPU",
+            "XFSZ",
+            "PIPE",
+            "USR1",
+            "QUIT",
+            "ALRM",
+        ):
+            sent = signal.Signals[f"SIG{number}"]
+            for code in (-sent, 128 + sent):  # as a shell around it says
+                self.assertIs(self.judged(code), Reason.TOOL_KILLED, (number, code))
+        self.assertIs(self.judged(255), Reason.TOOL_KILLED)  # ffmpeg's own after SIGTERM
+        self.assertTrue(Reason.TOOL_KILLED.is_environment and Reason.TOOL_KILLED.may_be_ffmpeg)
+
+    def test_a_crash_is_a_failure_that_counts_and_no_damage(self) -> None:
+        for number in ("SEGV", "ABRT", "ILL", "FPE", "BUS"):
+            sent = signal.Signals[f"SIG{number}"]
+            for code in (-sent, 128 + sent):
+                self.assertIs(self.judged(code), Reason.TOOL_FAILED, (number, code))
+        self.assertIs(self.judged(3), Reason.TOOL_FAILED)
+        self.assertFalse(Reason.TOOL_FAILED.is_environment)
+
+    def test_want_of_something_is_known_by_words_and_by_the_codes_of_a_newer_ffmpeg(self) -> None:
+        wants = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG, errno.EACCES)
+        for want in wants:
+            told = f"[matroska,webm @ 0x5] [error] Error opening output: {os.strerror(want)}"
+            for code in (0, 1, 256 - want):
+                self.assertIs(self.judged(code, told), Reason.TOOL_KILLED, told)
+            self.assertIs(self.judged(256 - want), Reason.TOOL_KILLED)
+        for told in ("what(): std::bad_alloc", "libx.so: failed to map segment from shared object"):
+            self.assertIs(self.judged(-signal.SIGABRT, told), Reason.TOOL_KILLED)
+        for code in (1, 228):
+            told = "[error] Error writing trailer: No space left on device"
+            self.assertIs(self.judged(code, told), Reason.NO_SPACE)
+
+    def test_what_it_says_of_the_content_is_damage(self) -> None:
+        told = (
+            "[aac @ 0x5] [error] decode_band_types: Input buffer exhausted before END element found"
+        )
+        for code in (1, 69, 183, 187, 234):  # ffmpeg before 6.1, and after
+            self.assertIs(self.judged(code, told), Reason.TOOL_REFUSED)
+        self.assertIsNone(self.judged(0))
+
+    def test_a_name_that_sounds_like_a_want_is_none(self) -> None:
+        told = "[error] file:/r/Too many open files.webm: Invalid data found when processing input"
+        self.assertIs(self.judged(1, told), Reason.TOOL_REFUSED)
+
+
+class Ended(LibraryCase):
+    """The same with the real ffmpeg behind a stand-in that is ended while it works on recordings."""
+
+    NAMES = tuple(f"{number}.webm" for number in range(6))
+
+    def setUp(self) -> None:
+        super().setUp()
+        for number, name in enumerate(self.NAMES):
+            self.add("chunk_1", name, NOW + number)
+
+    def night(self, fault: str, *names: str) -> Ran:
+        env = self.stand_in(
+            f"bad = {names!r}\n"
+            "if any(word.endswith(name) for word in args for name in bad):\n"
+            f"    {fault}\n"
+            "os.execv(real, [real, *args])"
+        )
+        return self.run_cli("-j", "1", "--json", env=env)
+
+    def test_three_crashing_files_never_stop_the_rest_and_are_remembered(self) -> None:
+        bad = self.NAMES[:3]
+        for _ in range(3):
+            ran = self.night("os.kill(os.getpid(), signal.SIGSEGV)", *bad)
+            self.assertEqual(ran.code, 1, ran)
+            self.assertEqual({ran.outcomes[name]["action"] for name in bad}, {"failed"})
+        for name in self.NAMES[3:]:
+            self.assert_compressed(name)
+        ran = self.night("os.kill(os.getpid(), signal.SIGSEGV)", *bad)
+        self.assertEqual((ran.code, ran.outcomes), (0, {}))
+
+    def test_three_in_a_row_ended_from_outside_end_the_run_and_come_last_the_next_night(
+        self,
+    ) -> None:
+        bad = self.NAMES[:3]
+        for fault in ("os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(255)"):
+            ran = self.night(fault, *bad)
+            self.assertEqual(ran.code, 4, ran)
+            self.assertIn("3 recordings in a row", ran.summary["message"])
+        self.assertEqual({ran.outcomes[name]["action"] for name in bad}, {"failed"})
+        for name in self.NAMES[3:]:
+            self.assert_compressed(name)  # the second night took them first
+        self.assertEqual(self.run_cli().code, 0)
+        for name in bad:
+            self.assert_compressed(name)
+
+
+def take(*files: File, **values: Any) -> Take:
+    return Take("day/x", **values).with_files(files)
+
+
+def past(**values: Any) -> Past:
+    known = {"mtime_ns": MADE, "first_size": 1000, "suffix": ".opus", "size": 600}
+    known.update(action=Action.COMPRESSED.value, bitrate=96_000, compressed=NOW - 10 * DAY)
+    return Past(**{**known, **values})
+
+
+class WhatTimeItIs(unittest.TestCase):
+    """Steps by age, as a moment of two times has them."""
+
+    def move(self, one: Take, now: float, careful: float, **settings: Any) -> Optional[Move]:
+        plan = next_move(one, Policy(), Config(**settings), Moment(now, careful))
+        return plan.move if plan else None
+
+    def test_the_first_compression_and_its_rate_go_by_now_and_nothing_else_does(self) -> None:
+        tiers = (Tier(30, bitrate=24_000), Tier(50, archive="/cold"))
+        self.assertIs(self.move(take(WEBM), NOW, -math.inf, tiers=tiers), Move.COMPRESS)
+        plan = next_move(take(WEBM), Policy(), Config(tiers=tiers), Moment(NOW, -math.inf))
+        self.assertEqual(plan and plan.target.bitrate, 24_000)
+        done = take(OPUS, past=past())
+        later = NOW + 3650 * DAY
+        self.assertIsNone(self.move(done, later, NOW - 20 * DAY, tiers=tiers))
+        self.assertIsNone(self.move(done, later, -math.inf, tiers=tiers))
+        self.assertIs(self.move(done, later, NOW, tiers=tiers), Move.SMALLER)
+        small = take(OPUS, past=past(bitrate=24_000))
+        self.assertIsNone(self.move(small, later, NOW, tiers=tiers))
+        self.assertIs(self.move(small, later, NOW + 11 * DAY, tiers=tiers), Move.ARCHIVE)
+
+    def test_days_are_over_one_hour_early_and_by_the_careful_time(self) -> None:
+        kept = take(WEBM, OPUS, past=past())
+        for hours, move in ((-1, Move.ADOPT), (-1.01, None), (0, Move.ADOPT)):
+            now = NOW + hours * 3600
+            self.assertIs(self.move(kept, now, now, keep_originals_days=10), move, hours)
+        self.assertIsNone(self.move(kept, NOW + 9e9, NOW - DAY, keep_originals_days=10))
+
+
+class Clocks(LibraryCase):
+    """Whole nights under clocks that jump."""
+
+    TIERS = ({"after_days": 30, "bitrate": "48k"},)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.now = time.time()
+
+    def night(self, ahead: float = 0, *words: str) -> Ran:
+        """A run whose clock is so many days ahead of the real one."""
+        driver = self.folder / "driver.py"
+        driver.write_text(
+            "import sys, time\n"
+            f"sys.path.insert(0, {str(service.__file__).rpartition('/')[0]!r})\n"
+            "real = time.time\n"
+            f"time.time = lambda: real() + {ahead * DAY!r}\n"
+            "import compression_service\n"
+            "sys.exit(compression_service.main(sys.argv[1:]))\n"
+        )
+        words = ("run", "-c", str(self.config), "--json", *words)
+        done = subprocess.run(
+            [sys.executable, str(driver), *words], capture_output=True, text=True, check=False
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def sizes(self) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in self.library.glob("*.*us")}
+
+    def test_what_is_not_the_first_compression_waits_for_the_second_run(self) -> None:
+        """As where the history is lost: copies of ours are all that is here."""
+        self.add("chunk_1", "a.webm", self.now - 40 * DAY)
+        self.assertEqual(self.night().code, 0)
+        self.history().unlink()
+        self.configure(tiers=self.TIERS)
+        before = self.sizes()
+        dry = self.night(0, "--dry-run")
+        self.assertEqual((dry.summary["held"], dry.outcomes), (1, {}))
+        ran = self.night()
+        self.assertEqual((ran.code, ran.summary["held"], ran.outcomes), (0, 1, {}))
+        self.assertIn("Waiting until another run confirms the clock: 1", ran.summary["message"])
+        self.assertEqual(self.sizes(), before)
+        self.assertEqual(self.night().summary["compressed"], 1)
+
+    def test_one_jump_ahead_takes_nothing_and_the_true_nights_go_on(self) -> None:
+        self.add("chunk_1", "old.webm", self.now - 20 * DAY)
+        self.assertEqual(self.night().code, 0)
+        self.configure(tiers=self.TIERS, keep_originals_days=3)
+        self.add("chunk_0", "new.webm", self.now - 1 * DAY)
+        before = self.files()
+        for ahead in (3650, 400):
+            ran = self.night(ahead, "--dry-run")
+            self.assertEqual((ran.code, ran.outcomes, ran.summary["held"]), (0, {}, 2), ahead)
+        self.assertEqual(self.night(3650).code, 0)
+        self.assertEqual(self.files(), before)
+        true = self.night()  # which is long before the last run on record
+        self.assertEqual((true.code, true.outcomes), (1, {}), true)
+        self.assertIn("The clock cannot be true", true.summary["message"])
+        self.assertEqual(self.night().code, 0)
+        self.assertEqual(self.night(6).summary["compressed"], 0)
+        self.assertEqual(self.files(), before)
+
+    def test_runs_by_hand_new_tiers_and_ordinary_nights_notice_nothing(self) -> None:
+        self.configure(keep_originals_days=2)
+        self.add("chunk_1", "a.webm", self.now - 20 * DAY)
+        self.assertEqual([self.night(day).code for day in (0, 0, 1)], [0, 0, 0])
+        self.assertTrue((self.library / "a.webm").exists())
+        self.assertEqual(self.night(2 - 0.5 / 24).code, 0)
+        self.assertFalse((self.library / "a.webm").exists(), "two days less one hour are over")
+        self.configure(tiers=self.TIERS)
+        ran = self.night(12)  # ten days without a run
+        self.assertEqual((ran.summary["held"], ran.outcomes), (1, {}))
+        self.assertEqual(self.night(12).summary["compressed"], 1)
+
+    def test_after_a_month_without_a_run_what_is_new_is_compressed_at_once(self) -> None:
+        self.add("chunk_1", "a.webm", self.now - 20 * DAY)
+        self.assertEqual(self.night().code, 0)
+        self.add("chunk_0", "b.webm", self.now + 10 * DAY)
+        self.add("chunk_0", "c.webm", self.now + 30 * DAY)
+        ran = self.night(31)
+        self.assertEqual(list(ran.outcomes), ["b.webm"])
+
+    def test_a_clock_before_most_recordings_is_one_sentence_and_the_next_run_works(self) -> None:
+        for number in range(4):
+            self.add("chunk_0", f"{number}.webm", self.now - (20 - number) * DAY)
+        self.add("chunk_0", "young.webm", self.now - DAY)
+        ran = self.night(-20_000)
+        self.assertEqual((ran.code, ran.outcomes), (1, {}), ran)
+        self.assertEqual([line["type"] for line in ran.lines], ["error", "summary"])
+        self.assertIn("The clock cannot be true", ran.summary["message"])
+        self.assertNotIn("0.webm", ran.err)
+        self.assertEqual(self.night().summary["compressed"], 4)
+
+    def test_recordings_that_are_all_dated_ahead_end_one_run_and_no_other(self) -> None:
+        for number in range(3):
+            self.add("chunk_0", f"{number}.webm", self.now + 99 * DAY)
+        self.assertEqual([self.night().code for _ in range(3)], [1, 0, 0])
+
+    def test_one_file_from_the_future_holds_back_nothing(self) -> None:
+        self.add("chunk_0", "a.webm", self.now + 900 * DAY)
+        self.add("chunk_1", "b.webm", self.now - 20 * DAY)
+        ran = self.night()
+        self.assertEqual((ran.code, list(ran.outcomes)), (0, ["b.webm"]))
+        self.assertIn("a.webm is dated in the future", ran.err)
+
+    def test_a_folder_does_not_rest_while_a_move_waits_for_the_clock_alone(self) -> None:
+        self.configure(tiers=self.TIERS)
+        self.add("chunk_1", "a.webm", self.now - 20 * DAY)
+        self.assertEqual([self.night(day).code for day in (0, 1)], [0, 0])
+        self.assertEqual([self.night(day).summary["held"] for day in (15, 15)], [1, 0])
+        self.assertEqual(self.night(15).summary["due"], 0)
+        self.assertLess(self.sizes()["a.opus"], 25_000)
+
+
+class OnRecord(unittest.TestCase):
+    """Same size, and mtime equal to the second, is the file on record."""
+
+    def test_what_tar_ntfs_exfat_and_fat_make_of_an_mtime_is_the_same_file(self) -> None:
+        second = MADE // 10**9 * 10**9
+        even = MADE // (2 * 10**9) * 2 * 10**9
+        for now in (MADE, second, MADE // 100 * 100, MADE // 10**7 * 10**7, even, even + 2 * 10**9):
+            self.assertTrue(past().speaks_of(WEBM._replace(mtime_ns=now)), now)
+            moved = OPUS._replace(mtime_ns=now)
+            self.assertEqual(take(moved, past=past()).proven_copy, moved)
+
+    def test_another_size_or_time_is_another_file(self) -> None:
+        for other in (WEBM._replace(size=999), WEBM._replace(mtime_ns=MADE + 3 * 10**9)):
+            self.assertFalse(past().speaks_of(other))
+        self.assertIsNone(take(OPUS._replace(size=5), past=past()).proven_copy)
+        self.assertIsNone(take(OPUS._replace(name="x.m4a"), past=past()).proven_copy)
+        archived = Place("/cold", "x.opus", 600, MADE)
+        coarse = OPUS._replace(mtime_ns=MADE // 10**9 * 10**9)
+        self.assertTrue(service.is_archived_file(coarse, archived))
+        self.assertFalse(service.is_archived_file(coarse._replace(size=5), archived))
+
+
+class Moved(LibraryCase):
+    def test_what_was_restored_stays_though_its_mtime_lost_its_nanoseconds(self) -> None:
+        self.configure(delete_originals=False)
+        for name in ("a", "b"):
+            self.add("chunk_1", f"{name}.webm", NOW + 0.123456789)
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertEqual(self.run_cli("restore", "a.webm").code, 0)
+        self.configure()
+        self.assertEqual(self.run_cli().code, 0)
+        saved = json.loads(self.run_cli("stats", "--json").out)["savings"]
+        for path in self.library.glob("*.*"):
+            seconds = path.stat().st_mtime_ns // 10**9 * 10**9
+            os.utime(path, ns=(seconds, seconds))
+        self.assertEqual(self.run_cli("--json").outcomes, {})
+        self.assertTrue((self.library / "a.webm").exists())
+        stats = json.loads(self.run_cli("stats", "--json").out)
+        self.assertEqual((stats["savings"], stats["unrecorded"]), (saved, 0))
+        self.assertGreater(saved, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
