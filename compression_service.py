@@ -1686,13 +1686,6 @@ class Run:
             return resolve_recordings(folder)
         return []
 
-    def works_of(self, recording: Recording) -> list[Work]:
-        """Returns what the takes of a recording are to do. After a defect each original is kept,
-        and that is reported."""
-        with boundary(partial(self.report.defect, f"{recording.key} was kept")):
-            return works_of(recording, self)
-        return []
-
     def seconds_at_work(self) -> float:
         jobs = list(self.jobs.items())
         return sum(job.share_done * work.guessed_seconds for work, job in jobs)
@@ -2026,7 +2019,7 @@ class Trials:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if self.staging:
                 for name in filter(STAGED.fullmatch, os.listdir(path)):
-                    if join(path, name) not in self.staging.made:
+                    if self.staging.token not in name:
                         os.unlink(join(path, name))  # what no run before could remove
                 try_names(self.staging, join(path, "x"))
         except OSError as error:
@@ -2863,8 +2856,11 @@ def due_works(run: Run) -> Iterator[Work]:
         if is_at_rest(folder, run):
             continue
         for recording in run.recordings_in(folder):
-            report.held += count_held(recording, run)
-            for work in run.works_of(recording):
+            works: list[Work] = []
+            with boundary(partial(report.defect, f"{recording.key} was kept")):
+                works = works_of(recording, run)
+                report.held += count_held(recording, run)
+            for work in works:
                 if work.plan.move is not Move.ARCHIVE:
                     is_found = True
                     yield work
@@ -2983,7 +2979,9 @@ def plan_archive(run: Run) -> Iterator[list[Work]]:
         for recording in run.recordings_in(folder):
             takes = tuple(run.foreseen.get(take.stem, take) for take in recording.takes)
             recording = recording._replace(takes=takes)
-            works = run.works_of(recording)
+            works: list[Work] = []
+            with boundary(partial(run.report.defect, f"{recording.key} was kept")):
+                works = works_of(recording, run)
             works = [work for work in works if work.plan.move is Move.ARCHIVE]
             here = [take for take in recording.takes if take.state is not State.ARCHIVED]
             if works and len(works) == len(here):
