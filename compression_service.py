@@ -2001,15 +2001,6 @@ class Library:
                 give_to_owner(descriptor, self.own(""), 0o666)
         return descriptor
 
-    def identify(self) -> None:
-        """Writes the id of the library, if it has none: a random word that its archive gets as a
-        mark. Only while it is locked. Raises OSError."""
-        with open(self.open_own(ID_NAME, os.O_RDWR), "r+b", buffering=0) as file:
-            if not file.read().endswith(b"\n"):  # none, or torn by a crash
-                file.seek(0)
-                file.write(os.urandom(16).hex().encode() + b"\n")
-                flush(file.fileno())
-
     def require_there(self) -> None:
         """While it is locked. Raises ServiceError."""
         if not lexists(self.own("lock")):
@@ -4340,11 +4331,9 @@ def put(staged: str, path: str, expected: bytes) -> bool:
 RCLONE = shlex.split(
     "--retries 2 --low-level-retries 3 --contimeout 20s --log-level ERROR --stats 0"
 )
-# rclone itself gives up a connection that stands still for five minutes (its --timeout). So ours is
-# only for an rclone that hangs: a listing of a million files may take an hour, and a poor line may
-# be as slow as this many bytes a second.
-ARCHIVE_PATIENCE = 3600.0  # seconds
-ARCHIVE_PACE = 1_000
+# rclone itself gives up a connection that stands still for five minutes (its --timeout), however
+# slow it was before. So ours only ends an rclone that hangs.
+ARCHIVE_PATIENCE = float(DAY)  # seconds
 # How rclone spells control characters, and bytes that are no UTF-8 (its "standard encoding").
 # Without it, `cat` and `lsjson` find no such file.
 RCLONE_NAMES: Mapping[int, int | str] = {
@@ -4359,19 +4348,24 @@ class Archive:
     FolderArchive and RemoteArchive, whose methods raise Refusal, OSError and Stopped."""
 
     ends_at_refusal = False  # the first upload that is refused ends the run
+    moves = True  # a file keeps its bytes when it is moved there
     # Raises ServiceError if it cannot be reached.
     answer: Callable[[], None]
-    # All below take a location, and work on a file or folder there.
+    # All below take a location, of a file or a folder there.
     holds: Callable[[str], bool]
     names_in: Callable[[str], Collection[str]]
-    size_of: Callable[[str], Optional[int]]
+    size_of: Callable[[str], Optional[int]]  # of a regular file, None for anything else
     digest: Callable[[str], str]
     remove: Callable[[str], None]
     send: Callable[[str, str], None]
-    move: Callable[[str, str, str, int], None]
-    secure: Callable[[str, str], None]
-    read_back: Callable[[str, int], ContextManager[str]]
-    list_all: Callable[[], None]
+    move: Callable[[str, str], None]  # never over another file
+    read_back: Callable[[str], ContextManager[str]]
+
+    def secure(self, source: str, there: str) -> None:
+        """Flushes a file that is relied on. A remote has done so with what it gives back."""
+
+    def list_all(self) -> None:
+        """Lists all of it at once, where asking for each file would take long."""
 
     def __init__(self, target: str, run: Run) -> None:
         self.target = target
@@ -4397,17 +4391,18 @@ class Archive:
         mark = f"{folder}/{ID_NAME}"
         own = self.library.own(ID_NAME)
         try:
-            names = self.sweep(folder)
+            names = self.names_in(folder)
             if "lock" in names:
                 raise ServiceError(
                     f"The archive {self.root} is a library, perhaps this one by another path. "
                     "Nothing was removed; name another folder or remote in tiers."
                 )
-            if self.run.is_locked:
-                self.library.identify()
-                if ID_NAME not in names:
-                    self.deliver(own, mark, digest_of(own))
-            is_marked = self.run.is_locked or ID_NAME in names
+            is_marked = ID_NAME in names
+            if self.run.is_locked and not is_marked:
+                self.sweep(folder, names)
+                self.identify(own)
+                self.deliver(own, mark, digest_of(own))
+                is_marked = True
             if is_marked and not (lexists(own) and self.digest(mark) == digest_of(own)):
                 raise ServiceError(
                     f"The archive {self.root} has the mark of another library. Nothing was "
@@ -4417,14 +4412,28 @@ class Archive:
         except (Refusal, OSError) as error:
             raise self.takes_nothing(error) from None
 
+    def identify(self, own: str) -> None:
+        """Gives the library an id, if it has none: a random word, of which the archive gets a copy
+        as a mark."""
+        if not lexists(own):
+            word = os.urandom(16).hex().encode()
+            place(self.run.staging.write(word, self.library.own("lock")), own)
+            flush_folder(dirname(own))
+
     def try_upload(self) -> None:
         """Raises ServiceError unless the archive takes a small file under a plain name. The file is
         this program, which is always there."""
         source = realpath(__file__)
+        there = self.location(self.new_name())
         try:
-            self.remove(self.carry(source, self.location("trial"), digest_of(source)))
+            self.deliver(source, there, digest_of(source))
+            self.remove(there)
         except (Refusal, OSError) as error:
             raise self.takes_nothing(error) from None
+
+    def new_name(self) -> str:
+        """Returns a name of this run alone, which a later run removes."""
+        return STAGED_NAME.format(self.token, next(Staging.numbers))
 
     def takes_nothing(self, error: Exception) -> ServiceError:
         """Returns the error that ends the run."""
@@ -4488,29 +4497,22 @@ class Archive:
         return found == work.sha256
 
     def deliver(self, source: str, there: str, digest: str) -> None:
-        """Copies a file there, proves the copy, and moves it to its place, never over another."""
-        part = self.carry(source, there, digest)
-        try:
-            self.move(part, there, digest, getsize(source))
-        except BaseException:
-            self.remove(part)
-            raise
-
-    def carry(self, source: str, there: str, digest: str) -> str:
-        """Returns the copy of a file beside its place, proven. Its name is of this run alone, so
-        that whatever a killed run has left behind can neither replace nor remove it; and it holds a
-        part of the real name, so that one that cannot be there is refused before it is copied."""
+        """Copies a file there under a name of this run, proves the copy, and moves it to its place.
+        So nothing that a killed run left at work can replace or remove it. The name holds a part of
+        the real one: what cannot be there is refused before it is copied."""
         folder, name = os.path.split(there)
-        staged = STAGED_NAME.format(self.token, next(Staging.numbers))
-        part = f"{folder}/{staged}.{name[:40]}.part"
+        part = f"{folder}/{self.new_name()}.{name[:40]}.part"
         try:
             self.send(source, part)
             if self.digest(part) != digest:
                 raise NotProven(f"to read from {there} what was written", "other bytes")
+            self.move(part, there)
+            is_sound = self.size_of(there) == getsize(source)
+            if not (is_sound and (self.moves or self.digest(there) == digest)):
+                raise NotProven(f"to find in {there} what was moved there", "another file")
         except BaseException:
             self.remove(part)
             raise
-        return part
 
     def find_cause(self, there: str, error: Exception) -> NoReturn:
         """After a file was not taken: raises ServiceError if the archive takes nothing at all, else
@@ -4536,7 +4538,7 @@ class Archive:
         there = self.location(folder).rstrip("/")
         probe = self.run.staging.beside(self.library.path(folder, "probe"))
         try:
-            names = self.sweep(there, basename(probe))
+            names = self.names_in(there)
         finally:
             self.run.staging.discard(probe)
         if basename(probe) in names or (folder and OWN_FOLDER in names):
@@ -4544,16 +4546,13 @@ class Archive:
                 f"{there} in the archive is a folder of a library by another path. Nothing was "
                 "removed; name another folder or remote in tiers."
             )
+        self.sweep(there, names)
         self.visited.add(folder)
 
-    def sweep(self, there: str, probe: str = "") -> Collection[str]:
-        """Removes what killed runs have left in a folder there, and returns the names in it; only
-        while the library is locked, and not if our own `probe` is among them."""
-        names = self.names_in(there)
-        if self.run.is_locked and probe not in names:
-            for name in filter(STAGED.fullmatch, names):
-                self.remove(f"{there}/{name}")
-        return names
+    def sweep(self, there: str, names: Iterable[str]) -> None:
+        """Removes what killed runs have left in a folder there."""
+        for name in filter(STAGED.fullmatch, names):
+            self.remove(f"{there}/{name}")
 
     def fetch(self, folder: str, place: Place, said: str, staged: str) -> Place:
         """Brings a file back into `staged`, proven by its hash and with mode, owner and mtime, if
@@ -4561,7 +4560,7 @@ class Archive:
         there, size = self.find(folder, place, said)
         if size is None:
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
-        with self.read_back(there, size) as found:
+        with self.read_back(there) as found:
             copy_file(found, staged, place if place.time else None)
         digest = digest_of(staged)
         if place.sha256 not in ("", digest):
@@ -4580,17 +4579,14 @@ class Archive:
             f"{said}/{place.name}",
             self.location(join(folder, place.name)),
         )
-        found = [(there, self.size_of(there)) for there in leads if self.holds(there)]
-        return min(found, key=lambda lead: (lead[1] is None, lead[1] != place.size))
-
-    def place_at(self, location: str, name: str) -> Place:
-        """Returns what is on record of a file in the archive, whichever take it was of."""
-        return self.places.get((location, name)) or Place(location, name)
-
-    @cached_property
-    def places(self) -> Mapping[tuple[str, str], Place]:
-        places = (past.place for past in self.run.history.pasts.values())
-        return {place[:2]: place for place in places if place}
+        found: tuple[str, Optional[int]] = leads[-1], None
+        for there in filter(self.holds, leads):
+            size = self.size_of(there)
+            if size is not None:
+                found = there, size
+                if size == (place.size or size):
+                    break
+        return found
 
 
 class FolderArchive(Archive):
@@ -4621,7 +4617,6 @@ class FolderArchive(Archive):
         return ()
 
     def size_of(self, there: str) -> Optional[int]:
-        """Returns the size of a regular file, None for anything else."""
         with suppress(FileNotFoundError, NotADirectoryError):
             status = os.lstat(there)
             return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -4631,7 +4626,7 @@ class FolderArchive(Archive):
         return digest_of(there)
 
     @contextmanager
-    def read_back(self, there: str, size: int) -> Iterator[str]:
+    def read_back(self, there: str) -> Iterator[str]:
         yield there
 
     def send(self, source: str, part: str) -> None:
@@ -4639,7 +4634,7 @@ class FolderArchive(Archive):
         os.makedirs(dirname(part), exist_ok=True)
         copy_file(source, part)
 
-    def move(self, part: str, there: str, digest: str, size: int) -> None:
+    def move(self, part: str, there: str) -> None:
         place(part, there)
 
     def secure(self, source: str, there: str) -> None:
@@ -4656,18 +4651,12 @@ class FolderArchive(Archive):
     def remove(self, there: str) -> None:
         remove_all([there])
 
-    def list_all(self) -> None:
-        """A folder need not be listed at once."""
-
 
 class RemoteArchive(Archive):
     """Behind rclone."""
 
     ends_at_refusal = True
-
-    def __init__(self, target: str, run: Run) -> None:
-        super().__init__(target, run)
-        self.listed: dict[str, int] = {}  # sizes by location, once all was listed
+    listed: Mapping[str, int] = {}  # sizes by location, once all was listed
 
     def answer(self) -> None:
         """Raises ServiceError if it cannot be listed. There need be nothing yet."""
@@ -4694,53 +4683,43 @@ class RemoteArchive(Archive):
         """Hashes what the remote sends as it comes, so that it takes no space here. Tried twice,
         as `rclone cat` does not go on where a connection broke."""
         command = self.command("cat", "--", there)
-        try:
-            return self.run.tools.digest(command, self.patience(0))
-        except Refusal:
-            return self.run.tools.digest(command, self.patience(0))
+        with suppress(Refusal):
+            return self.run.tools.digest(command, ARCHIVE_PATIENCE)
+        return self.run.tools.digest(command, ARCHIVE_PATIENCE)
 
     @contextmanager
-    def read_back(self, there: str, size: int) -> Iterator[str]:
+    def read_back(self, there: str) -> Iterator[str]:
         fetched = self.run.staging.levels()
-        self.rclone(size, "copyto", "--ignore-times", "--", there, fetched)
+        self.rclone("copyto", "--ignore-times", "--", there, fetched)
         yield fetched
         self.run.staging.discard(fetched)
 
     def send(self, source: str, part: str) -> None:
-        self.rclone(getsize(source), "copyto", "--", source, part)
+        self.rclone("copyto", "--", source, part)
 
-    def move(self, part: str, there: str, digest: str, size: int) -> None:
-        """Where the remote itself neither moves nor copies, rclone uploads anew: that is proven
-        anew. `--ignore-existing` says nothing where another file was faster."""
-        self.rclone(size, "moveto", "--ignore-existing", "--", part, there)
-        is_sound = self.size_of(there) == size
-        if not (is_sound and (self.moves or self.digest(there) == digest)):
-            raise NotProven(f"to find in {there} what was moved there", "another file")
+    def move(self, part: str, there: str) -> None:
+        self.rclone("moveto", "--ignore-existing", "--", part, there)
 
     @cached_property
-    def moves(self) -> bool:
-        """Whether files keep their bytes when they are moved."""
-        told = json.loads(self.rclone(0, "backend", "features", self.target))
-        return bool(told["Features"]["Move"] or told["Features"]["Copy"])
-
-    def secure(self, source: str, there: str) -> None:
-        """A remote has flushed what it gave back."""
+    def moves(self) -> bool:  # type: ignore[override]
+        """A remote that can neither move nor copy gets an upload anew instead."""
+        told = json.loads(self.rclone("backend", "features", self.target))["Features"]
+        return bool(told["Move"] or told["Copy"])
 
     def remove(self, there: str) -> None:
         with suppress(Refusal, Stopped):
-            self.rclone(0, "deletefile", "--", there)
+            self.rclone("deletefile", "--", there)
 
     def list_all(self) -> None:
-        """Lists all of it at once."""
-        for path, size in self.entries(self.root, "-R", "--files-only").items():
-            self.listed[self.location(path)] = size
+        sizes = self.entries(self.root, "-R", "--files-only")
+        self.listed = {self.location(path): size for path, size in sizes.items()}
 
     def entries(self, there: str, *options: str) -> Mapping[str, int]:
         """Returns the sizes of what is in a folder, or of one file, by path; empty where there is
         none (rclone's exit codes 3 and 4)."""
         words = ("lsjson", "--no-modtime", "--no-mimetype", *options, "--", there)
         try:
-            listed = json.loads(self.rclone(0, *words))
+            listed = json.loads(self.rclone(*words))
             return {entry["Path"]: entry["Size"] for entry in listed}
         except Refusal as refusal:
             if re.search(r"exit code [34]\b", refusal.detail):
@@ -4749,24 +4728,20 @@ class RemoteArchive(Archive):
         except ODD as error:
             raise Refusal(Reason.INPUT_OUTPUT, f"rclone: no list of {there}: {error}") from None
 
-    def rclone(self, size: int, *words: str) -> str:
-        """Returns the output of one call of it, which moves `size` bytes. Raises ToolError."""
+    def rclone(self, *words: str) -> str:
+        """Returns the output of one call of it. Raises ToolError."""
         try:
-            return self.run.tools.run(self.command(*words), self.patience(size))[0]
+            return self.run.tools.run(self.command(*words), ARCHIVE_PATIENCE)[0]
         except Refusal as refusal:
             is_space = refusal.reason is Reason.NO_SPACE
             reason = refusal.reason if is_space else Reason.INPUT_OUTPUT
             raise Refusal(reason, f"rclone: {refusal.detail}") from None
 
     def command(self, *words: str) -> list[str]:
-        named = (
+        named = [
             word.translate(RCLONE_NAMES) if word.startswith(self.base) else word for word in words
-        )
+        ]
         return [self.run.tools.find("rclone")[0], *RCLONE, *named]
-
-    def patience(self, size: int) -> float:
-        """Seconds."""
-        return ARCHIVE_PATIENCE + size / ARCHIVE_PACE
 
 
 def configured_archive(run: Run) -> Optional[Archive]:
@@ -4989,7 +4964,7 @@ def lead(archive: Archive, recording: Recording, take: Take) -> Place:
         raise Refusal(
             Reason.NOT_RESTORED, f"{take.stem} is not here, and nothing says where it is archived"
         )
-    return archive.place_at(recording.location, own[0])  # a copy's suffix comes first
+    return Place(recording.location, own[0])  # a copy's suffix comes first
 
 
 def prove_again(run: Run, work: Work) -> None:
@@ -5710,7 +5685,7 @@ class Tools:
         null = open_to_write(os.devnull)
         with ThreadPoolExecutor(1) as pool, self.started(command, subprocess.DEVNULL) as process:
             output, process.stdout = process.stdout, None
-            digest = pool.submit(copy_through, output, open_to_write(os.devnull), null)
+            digest = pool.submit(copy_through, output, null, null)
             judge([process], self.hear(process, seconds)[1])
             return digest.result()
 
@@ -5852,7 +5827,7 @@ EXCHANGE = 2
 WORKING_FOLDER = -100  # AT_FDCWD; of absolute paths it is not asked
 # What a system or file system says that cannot do a thing at all.
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK)
+NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK, errno.EIO)  # EIO: so says `rclone mount`
 ACCESS_LIST = "system.posix_acl_access"
 COPYFILE_ACL = 1
 OWNING_GROUP = 4  # tag of its entry in such a list
