@@ -4334,13 +4334,10 @@ RCLONE = shlex.split(
 # rclone itself gives up a connection that stands still for five minutes (its --timeout), however
 # slow it was before. So ours only ends an rclone that hangs.
 ARCHIVE_PATIENCE = float(DAY)  # seconds
-# How rclone spells control characters, and bytes that are no UTF-8 (its "standard encoding").
-# Without it, `cat` and `lsjson` find no such file.
-RCLONE_NAMES: Mapping[int, int | str] = {
-    **{number: 0x2400 + number for number in range(32)},
-    127: 0x2421,
-    **{0xDC00 + byte: f"\u201b{byte:02X}" for byte in range(128, 256)},
-}
+# How rclone spells control characters (its "standard encoding"), and those spellings themselves.
+# Otherwise `cat` and `lsjson` find no such file.
+CONTROLS = {code: 0x2400 + min(code, 33) for code in (*range(32), 127)}
+RCLONE_NAMES = {**CONTROLS, **{symbol: f"\u201b{chr(symbol)}" for symbol in CONTROLS.values()}}
 
 
 class Archive:
@@ -4376,7 +4373,7 @@ class Archive:
         self.base = target + slash
         self.root = f"{self.base}archive-of-{run.library.name}"
         self.token = os.urandom(4).hex()
-        self.visited: set[str] = set()  # folders of the library whose place there was looked into
+        self.visited: dict[str, bool] = {}  # whether anything was there in a folder, by its path
         self.refusal = ""  # why this run uploads nothing more
 
     def location(self, path: str) -> str:
@@ -4486,7 +4483,7 @@ class Archive:
         """Returns whether the file is in its place already, as after a run that was killed. One
         that is only the beginning of ours was cut short, and is removed: nothing is lost by that.
         Raises Refusal if it is another file."""
-        size = self.size_of(there)
+        size = self.size_of(there) if self.visited[work.take.folder] else None
         if size is None:
             return False
         found = self.digest(there)
@@ -4547,7 +4544,7 @@ class Archive:
                 "removed; name another folder or remote in tiers."
             )
         self.sweep(there, names)
-        self.visited.add(folder)
+        self.visited[folder] = bool(names)
 
     def sweep(self, there: str, names: Iterable[str]) -> None:
         """Removes what killed runs have left in a folder there."""
@@ -4738,9 +4735,7 @@ class RemoteArchive(Archive):
             raise Refusal(reason, f"rclone: {refusal.detail}") from None
 
     def command(self, *words: str) -> list[str]:
-        named = [
-            word.translate(RCLONE_NAMES) if word.startswith(self.base) else word for word in words
-        ]
+        named = (word.translate(RCLONE_NAMES) for word in words)
         return [self.run.tools.find("rclone")[0], *RCLONE, *named]
 
 
