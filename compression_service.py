@@ -4165,8 +4165,10 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         members = {name: value for name, value in RESTORED_MEMBERS.items() if name in now}
     if facts.place:
         members["archived"] = True
-        members["archive_location"] = facts.place.location
-        members["archive_date"] = iso(facts.place.time)
+        # An archive may be moved by hand: then what its owner says there is not written against.
+        if not now.get("archive_location"):
+            members["archive_location"] = facts.place.location
+            members["archive_date"] = iso(facts.place.time)
     elif facts.on_disk and "archive_location" in now:
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
     return members
@@ -5060,8 +5062,8 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
         run.report.error(f"{len(away)} files are archived, and no archive is configured")
     if not away or not archive:
         return
+    missing = []
     with answering_for(run, "archive"):
-        archive.answer()
         archive.list_all()
         for recording, take in away:
             with answering_for(run, take.stem):
@@ -5070,10 +5072,14 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
                 words = (place.name, *take.past.ids)
                 said = [word for word in words if word in index or json.dumps(word) in index]
                 if size is None and (said or recording.sidecars):
-                    run.report.error(f"{take.stem} is not in the archive any more")
+                    missing.append(take.stem)
                 elif size is not None and place.size not in (0, size):
                     known = f"{place.size} are on record"
                     run.report.error(f"{there} has {size} bytes in the archive, {known}")
+        if len(missing) == len(away):  # perhaps it is not the files that are not there
+            archive.answer()
+        for stem in missing:
+            run.report.error(f"{stem} is not in the archive any more")
 
 
 def check_copies(run: Run, copies: Mapping[str, float]) -> None:

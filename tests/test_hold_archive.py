@@ -239,7 +239,9 @@ class UnderANameOfItsOwn(AliasCase):
         self.assertEqual(sorted(hidden), [".compression", ".compression-notes"])
 
     def test_names_that_rclone_spells_otherwise_go_there_and_are_found_again(self) -> None:
-        names = self.settled("d/line\nbreak.webm", "d/symbol␊.webm", "d/[x]{y}*?.webm", "d/é ü.webm")
+        names = self.settled(
+            "d/line\nbreak.webm", "d/symbol␊.webm", "d/[x]{y}*?.webm", "d/é ü.webm"
+        )
         self.archive()
         self.assert_archived(*names, cold=str(self.there))
         self.assertEqual(self.run_cli("check").code, 0)
@@ -252,7 +254,9 @@ class UnderANameOfItsOwn(AliasCase):
     def test_a_tool_ends_with_a_run_that_is_killed(self) -> None:
         self.settled("a.webm")
         sign = self.folder / "at-work"
-        self.faulty(f"if 'copyto' in args:\n    open({str(sign)!r}, 'w').close()\n    time.sleep(60)")
+        self.faulty(
+            f"if 'copyto' in args:\n    open({str(sign)!r}, 'w').close()\n    time.sleep(60)"
+        )
         run = self.start(env=self.environment)
         self.wait_for(sign)
         os.kill(run.pid, signal.SIGKILL)
