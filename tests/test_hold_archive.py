@@ -7,11 +7,9 @@ import os
 import shutil
 import signal
 import sys
-import time
 import unittest
-from pathlib import Path
 
-from tests.base import DAY, LONG_AGO, RECORDINGS, LibraryCase, Ran
+from tests.base import RECORDINGS, LibraryCase, Ran
 from tests.faults import FaultCase
 from tests.test_archive import OLD, RCLONE, ArchiveCase
 
@@ -70,7 +68,7 @@ class AliasCase(HoldCase):
             "RCLONE_CONFIG_COLD_REMOTE": str(self.folder / "remote"),
         }
 
-    def run_cli(self, *words: str, **options: object) -> Ran:  # type: ignore[override]
+    def run_cli(self, *words: str, **options: object) -> Ran:
         return super().run_cli(*words, env=self.environment)
 
     def called(self, *words: str) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import unittest
 from pathlib import Path
 
-from tests.base import LONG_AGO, RECORDINGS, LibraryCase, Ran
-from tests.faults import STRACE, FaultCase, needs_strace
+from tests.base import RECORDINGS, LibraryCase, Ran
+from tests.faults import FaultCase, needs_strace
 from tests.test_archive import OLD, ArchiveCase
 from tests.test_hold_archive import SHORT, AliasCase, HoldCase
 
