@@ -124,7 +124,17 @@ from os.path import (
 )
 from pathlib import PurePath
 from time import monotonic
-from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional, TextIO, TypeVar
+from typing import (
+    IO,
+    Any,
+    Callable,
+    ContextManager,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    TextIO,
+    TypeVar,
+)
 
 VERSION = "2.0"
 PROGRAM = "compression_service.py"
@@ -139,9 +149,11 @@ SOURCE_SUFFIX = ".webm"
 SIDECAR_SUFFIX = ".json"
 BACKUP_SUFFIX = ".bak"  # behind a sidecar's name: as it was before our first change
 INDEX_NAME = "index.json"
-OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, level files
+OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
+ID_NAME = "id"  # in our own folder and, as the library's mark, in such a folder of its archive
+RESTORING = "restoring"  # the code of a restore that is not finished
 # Beside its target, and what rclone makes of such a name.
-STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*")
+STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
 
 OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
@@ -508,8 +520,8 @@ def remembered(usual: Record, said: Mapping[str, Any]) -> Record:
     """`usual` with what a line of the history says, each value made what it usually is. Raises what
     is ODD, as a line may be torn, of a later version or edited by hand."""
     values: dict[str, Any] = {}
-    for name, value in said.items():
-        kind = type(getattr(usual, name))
+    for name in said.keys() & usual._fields:  # those of a later version are passed over
+        value, kind = said[name], type(getattr(usual, name))
         if isinstance(value, bool) or isinstance(value, str) != (kind is str):
             raise TypeError(name)
         # A string is held once, as 100,000 lines have the same few.
@@ -591,9 +603,10 @@ class Take(NamedTuple):
 
     @property
     def is_half_restored(self) -> bool:
-        """Whether 'restored' is on record and not finished: a copy to go, or a file to fetch."""
-        has_copy_left = self.is_known and self.proven_copy is not None
-        return self.past.is_restored and (has_copy_left or self.past.place is not None)
+        """Returns whether a restore is on record as begun and not as finished: a copy is to be
+        removed, or a file to be fetched."""
+        is_begun = self.past.code == RESTORING and self.is_known
+        return self.past.is_restored and (is_begun or self.past.place is not None)
 
     @property
     def state(self) -> State:
@@ -658,6 +671,7 @@ class Sidecar(NamedTuple):
     durations: Mapping[Optional[str], float] = {}  # seconds on record, by file name
     language: Optional[str] = None
     policy: Any = None  # as it stands there, to be checked
+    location: str = ""  # where it says that its recording is archived
     flaw: str = ""
 
     @property
@@ -682,6 +696,18 @@ class Recording(NamedTuple):
     def key(self) -> str:
         """The same in every run, whatever has been compressed already."""
         return min(take.stem for take in self.takes)
+
+    @property
+    def location(self) -> str:
+        """Where its sidecars say that it is archived; "" if they do not."""
+        return next((each.location for each in self.sidecars if each.location), "")
+
+    @property
+    def is_witnessed(self) -> bool:
+        """Returns whether files are away of which the history does not know where, and a sidecar
+        does. The history may be an older one, so nothing is written against the sidecar."""
+        is_missing = any(take.state is State.MISSING for take in self.takes)
+        return is_missing and self.location != ""
 
 
 class Folder:
@@ -932,13 +958,14 @@ class Work:
         if plan.move is Move.RESTORE and action is not Action.RESTORED:
             return last
         known = last if source is None or last.speaks_of(source) else NO_PAST
+        is_begun = plan.move is Move.RESTORE and not self.reason
         attempts = 0
         if action is Action.FAILED:
             is_again = (known.move, known.settings) == (plan.move, plan.settings)
             attempts = known.attempts * is_again + (not reason.is_environment)
         past = known._replace(
             action=action,
-            code=reason.code,
+            code=RESTORING if is_begun else reason.code,
             move=plan.move,
             settings=plan.settings,
             attempts=attempts,
@@ -959,8 +986,9 @@ class Work:
                 bitrate=plan.target.bitrate if plan.encodes else self.take.bitrate,
                 compressed=now if plan.encodes else known.compressed or now,
             )
-        if action is Action.RESTORED and source and not plan.goes:
-            # A copy that stays, as it did not prove to be the original's, is on record as none.
+        if action is Action.RESTORED and source and not (is_begun and plan.goes):
+            # The copy is gone, or stays as it did not prove to be the original's: from now on any
+            # file in its place is unproven.
             return past._replace(size=0)
         return past
 
@@ -1188,6 +1216,11 @@ def check_text(value: Any) -> Any:
     raise ValueError("expected a text that is not empty")
 
 
+def check_word(value: Any) -> Any:
+    """One of several texts."""
+    return check_text(value)
+
+
 def check_path(value: Any) -> Any:
     """The same; a path from the folder where the setting was written."""
     return check_text(value)
@@ -1238,7 +1271,7 @@ BOOLEAN_ACTIONS: Mapping[Any, Any] = {
 }
 DAYS = number(0, 999_999)
 FORMAT = choice(*FORMATS)
-TEXTS: Kind = str  # any number of them
+TEXTS = check_word  # any number of them
 POLICY_KINDS = {
     "keep": check_boolean,
     "bitrate": check_bitrate,
@@ -1801,21 +1834,25 @@ class Run:
         if archive is None:
             return
         is_tried = False
-        for works in plan_archive(self):
-            if self.must_end() or begun >= limit:
-                break
-            if not is_tried:
-                archive.try_it()
-            is_tried = True
-            begun += len(works)
-            if self.is_locked:
-                archive.store(works)
-            for work in works:
-                if not (self.is_locked or work.reason):
-                    work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
-            self.through += works
-            self.commit_in_time()
-        self.commit()
+        try:
+            for works in plan_archive(self):
+                if self.must_end() or begun >= limit:
+                    break
+                if not is_tried:
+                    archive.try_it()
+                is_tried = True
+                begun += len(works)
+                if self.is_locked:
+                    archive.store(works)
+                for work in works:
+                    if not (self.is_locked or work.reason):
+                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
+                self.through += works
+                if archive.refusal:
+                    raise ServiceError(archive.refusal)
+                self.commit_in_time()
+        finally:  # what was proven before is brought to its end
+            self.commit()
 
     def must_end(self) -> bool:
         """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
@@ -2200,7 +2237,7 @@ LOCK_SECONDS = 0.3
 COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1 on ext3 and HFS+
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
-SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks")
+SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks", "archived", "archive_location")
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
 BROKEN_NAME = re.compile(rb".*\.(?:webm|opus|m4a)", re.IGNORECASE | re.DOTALL)
 
@@ -2550,8 +2587,9 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
     for chunk in said["chunks"] if isinstance(said.get("chunks"), list) else ():
         with suppress(*ODD):
             durations[called(chunk["file"], library, folder)] = finite(chunk.get("duration"))
-    texts = (said.get(key) for key in ("id", "language"))
-    id_, language = (text if isinstance(text, str) else None for text in texts)
+    texts = (said.get(key) for key in ("id", "language", "archive_location"))
+    id_, language, location = (text if isinstance(text, str) else None for text in texts)
+    is_away = said.get("archived") is True
     return Sidecar(
         name=name,
         id=id_,
@@ -2562,6 +2600,7 @@ def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
         durations=held(dict, tuple(durations.items())),
         language=language,
         policy=said.get("compression_policy"),
+        location=(is_away and location) or "",
     )
 
 
@@ -4103,6 +4142,11 @@ class Committer:
         """
         now = self.run.now  # whatever a run does bears the time of its start
         works = [work for work in works if not self.is_gone(work)]
+        # Begun and on record before, or a run in between would delete the original again.
+        back = [work for work in works if work.is_ready and work.plan.move is Move.RESTORE]
+        self.attempt(back, self.history.append, back, now)
+        for work in back:
+            work.place = None  # once the commit is finished, it is here again and not there
         for work in works:
             with boundary(work.refuse):
                 if work.is_ready:
@@ -4229,18 +4273,19 @@ class Committer:
                     folder.documents[basename(path)] = seen
 
     def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
-        """Step 7, and the end of every work."""
-        failed = []
+        """Step 7, and the end of every work. A past that has changed by it gets a second line: of
+        a removal that failed, and of a restore that is finished."""
+        pasts, changed = self.history.in_folder(folder), []
         for work in works:
             if work.is_ready:
                 with boundary(work.refuse):
                     self.remove_source(work)
-                failed += [work] if work.reason else []
                 work.reason = work.outcome_reason
+                changed += [work] if work.past_after(now) != pasts.get(work.take.stem) else []
             self.staging.discard(work.staged)
         try:
             flush_folder(self.library.path(folder))
-            self.history.append(failed, now)
+            self.history.append(changed, now)
         except OSError as error:  # after a power cut an original may be back, as a next run finds
             self.report.error(f"What was deleted in {folder} may come back: {explain(error)}")
         for work in works:
@@ -4255,6 +4300,10 @@ class Committer:
                 with suppress(FileNotFoundError):  # its owner was faster
                     is_source = file == work.plan.source
                     expect(is_same(path, work.source_seen if is_source else work.copy_seen))
+                    # Behind an attribute cache (sshfs, NFS) a stat is no witness of a source
+                    # whose only other copy is elsewhere.
+                    if work.plan.move is Move.ARCHIVE and work.source_seen:
+                        expect(digest_of(path) == work.source_seen.sha256)
                     os.unlink(path)
         except OSError as error:
             raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
@@ -4300,14 +4349,17 @@ class Committer:
         met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
         met |= self.folders
         takes: dict[str, list[tuple[str, Sequence[Take]]]] = defaultdict(list)
-        copies = 0
+        witnessed, copies = set[str](), 0
         for folder in self.library.walk(self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
             is_met = folder.path in met
             recordings = self.run.recordings_in(folder) if is_met else ()
             for recording in recordings:
+                witnessed.update(recording.ids if recording.is_witnessed else ())
                 for id_ in self.ids.intersection(recording.ids):
                     takes[id_].append((folder.path, recording.takes))
+        for id_ in witnessed:
+            takes.pop(id_, None)
         edit = partial(settle_index, library=self.library.name, takes=takes, copies=copies)
         path = self.library.path(INDEX_NAME)
         if self.attempt((), self.write_index, path, edit):
@@ -4374,7 +4426,7 @@ def edits(
     takes = [after.get(take.stem, take) for take in recording.takes]
     facts, rename = facts_of(takes), renamer(library.name, recording.folder, takes)
     for sidecar in recording.sidecars:
-        own = facts if sidecar.listed else None
+        own = facts if sidecar.listed and not recording.is_witnessed else None
         edit = partial(edit_sidecar, rename=rename, facts=own)
         yield join(recording.folder, sidecar.name), edit
 
@@ -4639,8 +4691,10 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         members = {name: value for name, value in RESTORED_MEMBERS.items() if name in now}
     if facts.place:
         members["archived"] = True
-        members["archive_location"] = facts.place.location
-        members["archive_date"] = iso(facts.place.time)
+        # An archive may be moved by hand: then what its owner says there is not written against.
+        if not now.get("archive_location"):
+            members["archive_location"] = facts.place.location
+            members["archive_date"] = iso(facts.place.time)
     elif facts.on_disk and "archive_location" in now:
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
     return members
@@ -4805,56 +4859,128 @@ def put(staged: str, path: str, expected: bytes) -> bool:
 
 
 # --------------------------------------------------------------------------------------- archive
-# Put a file, fetch it back, compare hashes: the same for a folder and for an rclone remote. Touches
-# only TARGET/archive-of-NAME/; must never make that folder in a local target (an empty mount point
-# has none), write over a file that is not a part of ours, or leave it by a link.
+# Old recordings are copied there under a name of this run, read back, compared, and only then
+# moved to their place. Touches only TARGET/archive-of-NAME/. Must never make that folder in a local
+# target (an empty mount point has none), write over another file, or leave the folder by a link.
 
 RCLONE = shlex.split(
-    "--retries 2 --low-level-retries 3 --contimeout 20s --timeout 60s --log-level ERROR --stats 0"
+    "--retries 2 --low-level-retries 3 --contimeout 20s --log-level ERROR --stats 0"
 )
-ARCHIVE_PACE = 20_000  # bytes a second, the slowest transfer that is still waited for
+# rclone itself gives up a connection that stands still for five minutes (its --timeout), however
+# slow it was before. So ours only ends an rclone that hangs.
+ARCHIVE_PATIENCE = float(DAY)  # seconds
+# How rclone spells control characters (its "standard encoding"), and those spellings themselves.
+# Otherwise `cat` and `lsjson` find no such file.
+CONTROLS = {code: 0x2400 + min(code, 33) for code in (*range(32), 127)}
+RCLONE_NAMES = {**CONTROLS, **{symbol: f"\u201b{chr(symbol)}" for symbol in CONTROLS.values()}}
 
 
 class Archive:
-    """One archive of one library: `TARGET/archive-of-NAME/PATH`."""
+    """One archive of one library: `TARGET/archive-of-NAME/PATH`. How its files are reached is for
+    FolderArchive and RemoteArchive, whose methods raise Refusal, OSError and Stopped."""
+
+    ends_at_refusal = False  # the first upload that is refused ends the run
+    moves = True  # a file keeps its bytes when it is moved there
+    # Raises ServiceError if it cannot be reached.
+    answer: Callable[[], None]
+    # All below take a location, of a file or a folder there.
+    holds: Callable[[str], bool]
+    names_in: Callable[[str], Collection[str]]
+    size_of: Callable[[str], Optional[int]]  # of a regular file, None for anything else
+    digest: Callable[[str], str]
+    remove: Callable[[str], None]
+    send: Callable[[str, str], None]
+    move: Callable[[str, str], None]  # never over another file
+    read_back: Callable[[str], ContextManager[str]]
+
+    def secure(self, source: str, there: str) -> None:
+        """Flushes a file that is relied on. A remote has done so with what it gives back."""
+
+    def list_all(self) -> None:
+        """Lists all of it at once, where asking for each file would take long."""
 
     def __init__(self, target: str, run: Run) -> None:
         self.target = target
         self.run = run
         self.library = run.library
-        self.is_remote = not os.path.isabs(target)
         # `remote:` and `remote:/` are two places.
         slash = "" if target.endswith((":", "/")) else "/"
-        self.root = f"{target}{slash}archive-of-{run.library.name}"
+        self.base = target + slash
+        self.root = f"{self.base}archive-of-{run.library.name}"
+        self.token = os.urandom(4).hex()
+        self.visited: dict[str, bool] = {}  # whether anything was there in a folder, by its path
+        self.refusal = ""  # why this run uploads nothing more
 
     def location(self, path: str) -> str:
-        """Where a path below the library is there."""
+        """Returns where a path below the library is there."""
         return f"{self.root}/{path}"
 
     def try_it(self) -> None:
-        """Whether it answers, as trials and doctor ask. Raises ServiceError."""
-        if self.is_remote:
-            try:
-                self.rclone(0, "lsf", "--max-depth", "1", "--", self.target)
-            except Refusal as refusal:
-                if "directory not found" not in refusal.detail:  # as before the first file
-                    raise ServiceError(
-                        f"The archive {self.target} does not answer: {refusal.detail}. Nothing is "
-                        f"removed here; see to it that 'rclone lsf {self.target}' works."
-                    ) from None
-        elif is_below(self.root, self.library.root):
-            raise ServiceError(f"The archive {self.target} lies inside the library: move it out.")
-        elif not isdir(self.root):
-            raise ServiceError(
-                f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "
-                "folder once by hand, so that nothing can ever go to the wrong disk."
-            )
-        else:
-            read_sign(self.root, 1)
+        """Raises ServiceError if the archive does not answer, is itself a library, or has another
+        library's mark. Leaves our mark there, if it has none and the library is locked."""
+        self.answer()
+        folder = f"{self.root}/{OWN_FOLDER}"
+        mark = f"{folder}/{ID_NAME}"
+        own = self.library.own(ID_NAME)
+        try:
+            names = self.names_in(folder)
+            if "lock" in names:
+                raise ServiceError(
+                    f"The archive {self.root} is a library, perhaps this one by another path. "
+                    "Nothing was removed; name another folder or remote in tiers."
+                )
+            is_marked = ID_NAME in names
+            if self.run.is_locked and not is_marked:
+                self.sweep(folder, names)
+                self.identify(own)
+                self.deliver(own, mark, digest_of(own))
+                is_marked = True
+            if is_marked and not (lexists(own) and self.digest(mark) == digest_of(own)):
+                raise ServiceError(
+                    f"The archive {self.root} has the mark of another library. Nothing was "
+                    "removed; name another target in tiers. If it is this library's, whose "
+                    f".compression folder was lost or removed, remove {mark} and run again."
+                )
+        except (Refusal, OSError) as error:
+            raise self.takes_nothing(error) from None
+
+    def identify(self, own: str) -> None:
+        """Gives the library an id, if it has none: a random word, of which the archive gets a copy
+        as a mark."""
+        if not lexists(own):
+            word = os.urandom(16).hex().encode()
+            place(self.run.staging.write(word, self.library.own("lock")), own)
+            flush_folder(dirname(own))
+
+    def try_upload(self) -> None:
+        """Raises ServiceError unless the archive takes a small file under a plain name. The file is
+        this program, which is always there."""
+        source = realpath(__file__)
+        there = self.location(self.new_name())
+        try:
+            self.deliver(source, there, digest_of(source))
+            self.remove(there)
+        except (Refusal, OSError) as error:
+            raise self.takes_nothing(error) from None
+
+    def new_name(self) -> str:
+        """Returns a name of this run alone, which a later run removes."""
+        return STAGED_NAME.format(self.token, next(Staging.numbers))
+
+    def takes_nothing(self, error: Exception) -> ServiceError:
+        """Returns the error that ends the run."""
+        why = getattr(error, "detail", "") or explain(error)
+        if is_full(error):
+            advice = "Nothing is removed here; make room and run again."
+            return NoSpaceError(f"No space left in {self.root}: {why}. {advice}")
+        return ServiceError(
+            f"The archive {self.root} takes nothing: {why}. Nothing is removed here; see to it "
+            "that files can be written there."
+        )
 
     def store(self, works: Sequence[Work]) -> None:
-        """Put files there, flushed, and read them back from there; leaves each Work with its
-        `place` or refused. Raises Stopped, and ServiceError where the archive does not answer."""
+        """Puts files there, proven; leaves each Work with its `place` or refused. Raises Stopped,
+        and ServiceError where the archive does not answer or takes nothing."""
         for work in works:
             if self.run.stop.requested:
                 raise Stopped
@@ -4862,84 +4988,112 @@ class Archive:
                 with boundary(work.refuse):
                     work.place = self.put(work)
                     work.detail = work.place.location
-                if work.reason is Reason.NO_SPACE:
-                    advice = "Nothing is removed here; make room and run again."
-                    raise NoSpaceError(f"No space left in {self.root}: {work.detail}. {advice}")
-                if work.reason:
-                    self.try_it()
 
     def put(self, work: Work) -> Place:
-        """One file, proven to be there. Raises Refusal, OSError."""
+        """Puts one file there, and returns its place."""
         source = self.library.path(work.path)
         there = self.location(work.path)
         status = os.lstat(source)
         work.source_seen = self.library.witness(source)
         sha256 = work.source_seen.sha256
-        # What is there already stays, but for the beginning of ours: an upload that was killed.
-        for option in ("--ignore-existing", "--ignore-times"):
-            self.send(work, source, there, option)
-            with self.read_back(there, status.st_size) as found:
-                digest = digest_of(found)
-                size = getsize(found)
-            if digest == sha256:
-                return Place(
-                    *os.path.split(there),
-                    status.st_size,
-                    status.st_mtime_ns,
-                    digest,
-                    stat.S_IMODE(status.st_mode),
-                    (status.st_uid, status.st_gid),
-                    time.time(),
-                )
-            if digest != digest_of(source, size):
-                break
-        raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
-
-    def send(self, work: Work, source: str, there: str, option: str) -> None:
-        """Upload; or stage it beside its place, and link it, each folder flushed. Raises Refusal,
-        OSError."""
-        if self.is_remote:
-            self.rclone(getsize(source), "copyto", option, "--", source, there)
-            return
-        if not is_below(there, self.root):
-            raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} leads out of the archive")
-        folder = dirname(there)
-        os.stat(self.root)  # which is never made
-        os.makedirs(folder, exist_ok=True)
-        # The same name in the next run, if this one is killed.
-        assert work.source_seen
-        part = join(folder, STAGED_NAME.format(work.source_seen.sha256[:8], 0))
-        remove_all([part])
         try:
-            if not lexists(there):
-                copy_file(source, part)
-                place(part, there)
-        finally:
-            remove_all([part])
-        while folder.startswith(self.root):
-            flush_folder(folder)
-            folder = dirname(folder)
+            self.visit(work.take.folder)
+            if not self.is_there(work.take.folder, source, there, sha256):
+                self.deliver(source, there, sha256)
+            self.secure(source, there)
+        except (Refusal, OSError) as error:
+            expect(is_same(source, work.source_seen))
+            self.find_cause(there, error)
+        return Place(
+            *os.path.split(there),
+            status.st_size,
+            status.st_mtime_ns,
+            sha256,
+            stat.S_IMODE(status.st_mode),
+            (status.st_uid, status.st_gid),
+            time.time(),
+        )
 
-    @contextmanager
-    def read_back(self, there: str, size: int) -> Iterator[str]:
-        """A file of the archive as one that can be read here: itself, or a download of about `size`
-        bytes. Raises Refusal, OSError."""
-        if not self.is_remote:
-            yield there
+    def is_there(self, folder: str, source: str, there: str, sha256: str) -> bool:
+        """Returns whether the file is in its place already, as after a run that was killed. One
+        that is only the beginning of ours was cut short, and is removed: nothing is lost by that.
+        Raises Refusal if it is another file."""
+        size = self.size_of(there) if self.visited[folder] else None
+        if size is None:
+            return False
+        found = self.digest(there)
+        if found not in (sha256, digest_of(source, size)):
+            raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
+        if found != sha256:
+            self.remove(there)
+        return found == sha256
+
+    def deliver(self, source: str, there: str, digest: str) -> None:
+        """Copies a file there under a name of this run, proves the copy, and moves it to its place.
+        So nothing that a killed run left at work can replace or remove it. The name holds a part of
+        the real one: what cannot be there is refused before it is copied."""
+        folder, name = os.path.split(there)
+        part = f"{folder}/{self.new_name()}.{name[:40]}.part"
+        try:
+            self.send(source, part)
+            if self.digest(part) != digest:
+                raise NotProven(f"to read from {there} what was written", "other bytes")
+            self.move(part, there)
+            is_sound = self.size_of(there) == getsize(source)
+            if not (is_sound and (self.moves or self.digest(there) == digest)):
+                raise NotProven(f"to find in {there} what was moved there", "another file")
+        except BaseException:
+            self.remove(part)
+            raise
+
+    def find_cause(self, there: str, error: Exception) -> NoReturn:
+        """After a file was not taken: raises ServiceError if the archive takes nothing at all, else
+        Refusal: it is its name, its folder there or its size. That counts against the recording."""
+        if is_full(error):
+            raise self.takes_nothing(error)
+        if getattr(error, "reason", None) is Reason.ARCHIVE_REFUSED:
+            raise error
+        self.try_upload()
+        why = getattr(error, "detail", "") or explain(error)
+        if self.ends_at_refusal:
+            self.refusal = f"The archive {self.root} refused {there}; the next run tries it again."
+        raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is not taken, while other names are: {why}")
+
+    def visit(self, folder: str) -> None:
+        """Looks once a run into a folder there and those above it. Removes what killed runs have
+        left. Raises ServiceError if a file put into this folder of the library appears there too,
+        or if a library is in the way: the archive is the library by another path."""
+        if folder in self.visited:
             return
-        fetched = self.run.staging.levels()
-        self.rclone(size, "copyto", "--ignore-times", "--", there, fetched)
-        yield fetched
-        self.run.staging.discard(fetched)
+        if folder:
+            self.visit(dirname(folder))
+        there = self.location(folder).rstrip("/")
+        probe = self.run.staging.beside(self.library.path(folder, "probe"))
+        try:
+            names = self.names_in(there)
+        finally:
+            self.run.staging.discard(probe)
+        if basename(probe) in names or (folder and OWN_FOLDER in names):
+            raise ServiceError(
+                f"{there} in the archive is a folder of a library by another path. Nothing was "
+                "removed; name another folder or remote in tiers."
+            )
+        self.sweep(there, names)
+        self.visited[folder] = bool(names)
 
-    def fetch(self, take: Take, staged: str) -> Place:
-        """Bring its file back into `staged`, proven by its hash and with mode, owner and mtime, if
-        they are on record, else as the library's owner's; returns what it was. Raises Refusal,
-        OSError, Stopped."""
-        place = take.past.place or self.find(take)
-        there = self.whereabouts(take.folder, place)
+    def sweep(self, there: str, names: Iterable[str]) -> None:
+        """Removes what killed runs have left in a folder there."""
+        for name in filter(STAGED.fullmatch, names):
+            self.remove(f"{there}/{name}")
+
+    def fetch(self, folder: str, place: Place, said: str, staged: str) -> Place:
+        """Brings a file back into `staged`, proven by its hash and with mode, owner and mtime, if
+        they are on record, else as the library's owner's. Returns what it was."""
+        there, size = self.find(folder, place, said)
+        if size is None:
+            raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
         owned = place._replace(owner=owner_within(self.library, dirname(staged), place.owner))
-        with self.read_back(there, place.size or LARGEST_JSON) as found:
+        with self.read_back(there) as found:
             copy_file(found, staged, owned if place.time else None)
         digest = digest_of(staged)
         if place.sha256 not in ("", digest):
@@ -4949,47 +5103,190 @@ class Archive:
         _, size, mtime_ns = file_at(staged)
         return place._replace(size=size, mtime_ns=mtime_ns, sha256=digest)
 
-    def find(self, take: Take) -> Place:
-        """What is there by a name that it may have had, the compressed ones first: by no record,
-        so without a time. Raises Refusal, Stopped."""
-        for suffix in (*COPY_SUFFIXES, SOURCE_SUFFIX):
-            there = self.location(take.stem + suffix)
-            if self.has(there):
-                return Place(*os.path.split(there))
-        raise Refusal(Reason.NOT_RESTORED, f"{take.stem} is neither here nor in {self.root}")
+    def find(self, folder: str, place: Place, said: str) -> tuple[str, Optional[int]]:
+        """Returns where a file is, and its size: the place on record, the one that its sidecar has
+        `said`, or the one that it would go to now. An archive may have been moved and a library
+        renamed, so each is a lead that the hash proves. None: in no such place."""
+        leads = (
+            f"{place.location}/{place.name}",
+            f"{said}/{place.name}",
+            self.location(join(folder, place.name)),
+        )
+        found: tuple[str, Optional[int]] = leads[-1], None
+        for there in filter(self.holds, leads):
+            size = self.size_of(there)
+            if size is not None:
+                found = there, size
+                if size == (place.size or size):
+                    break
+        return found
 
-    def whereabouts(self, folder: str, place: Place) -> str:
-        """Where it is on record, if that is below the target; an archive may have moved. (A name of
-        a remote is compared as if it were a path.)"""
-        there = f"{place.location}/{place.name}"
-        if is_below(there, self.target):
-            return there
-        return self.location(join(folder, place.name))
 
-    def has(self, there: str) -> bool:
-        """Whether it is a file of the archive. Raises Refusal, Stopped."""
-        return there in self.names if self.is_remote else os.path.isfile(there)
+class FolderArchive(Archive):
+    """On another disk."""
+
+    def answer(self) -> None:
+        """Raises ServiceError if the folder is not there or cannot be used."""
+        ways = (self.root, self.library.root), (self.library.root, self.root)
+        if any(is_below(join(one, "-"), other) for one, other in ways):
+            raise ServiceError(
+                f"The archive {self.root} and the library lie inside of each other: move one out."
+            )
+        if not isdir(self.root):
+            raise ServiceError(
+                f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "
+                "folder once by hand, so that nothing can ever go to the wrong disk."
+            )
+        read_sign(self.root, 1)
+
+    def holds(self, there: str) -> bool:
+        return is_below(there, self.target)
+
+    def names_in(self, there: str) -> Collection[str]:
+        if not is_below(join(there, "-"), self.root):
+            raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} leads out of the archive")
+        with suppress(FileNotFoundError):
+            return os.listdir(there)
+        return ()
+
+    def size_of(self, there: str) -> Optional[int]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(there)
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
+        return None
+
+    def digest(self, there: str) -> str:
+        return digest_of(there)
+
+    @contextmanager
+    def read_back(self, there: str) -> Iterator[str]:
+        yield there
+
+    def send(self, source: str, part: str) -> None:
+        os.stat(self.root)  # which is never made
+        os.makedirs(dirname(part), exist_ok=True)
+        copy_file(source, part)
+
+    def move(self, part: str, there: str) -> None:
+        place(part, there)
+
+    def secure(self, source: str, there: str) -> None:
+        """Flushes a file and the folders above it, whoever wrote them."""
+        with open_regular(there) as file:
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(source)):
+                raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is the very file that is here")
+            flush(file.fileno())
+        folder = dirname(there)
+        while folder.startswith(self.root):
+            flush_folder(folder)
+            folder = dirname(folder)
+
+    def remove(self, there: str) -> None:
+        remove_all([there])
+
+
+class RemoteArchive(Archive):
+    """Behind rclone."""
+
+    ends_at_refusal = True
+    listed: Mapping[str, int] = {}  # sizes by location, once all was listed
+
+    def answer(self) -> None:
+        """Raises ServiceError if it cannot be listed. There need be nothing yet."""
+        try:
+            self.entries(self.target)
+        except Refusal as refusal:
+            raise ServiceError(
+                f"The archive {self.target} does not answer: {refusal.detail}. Nothing is "
+                f"removed here; see to it that 'rclone lsf {self.target}' works."
+            ) from None
+
+    def holds(self, there: str) -> bool:
+        return there.startswith(self.base) and NO_NAMES.isdisjoint(there.split("/")[1:])
+
+    def names_in(self, there: str) -> Collection[str]:
+        return self.entries(there)
+
+    def size_of(self, there: str) -> Optional[int]:
+        if there in self.listed:
+            return self.listed[there]
+        return next(iter(self.entries(there, "--files-only").values()), None)
+
+    def digest(self, there: str) -> str:
+        """Hashes what the remote sends as it comes, so that it takes no space here. Tried twice,
+        as `rclone cat` does not go on where a connection broke."""
+        command = self.command("cat", "--", there)
+        with suppress(Refusal):
+            return self.run.tools.digest(command, ARCHIVE_PATIENCE)
+        return self.run.tools.digest(command, ARCHIVE_PATIENCE)
+
+    @contextmanager
+    def read_back(self, there: str) -> Iterator[str]:
+        fetched = self.run.staging.levels()
+        self.rclone("copyto", "--ignore-times", "--", there, fetched)
+        yield fetched
+        self.run.staging.discard(fetched)
+
+    def send(self, source: str, part: str) -> None:
+        self.rclone("copyto", "--", source, part)
+
+    def move(self, part: str, there: str) -> None:
+        self.rclone("moveto", "--ignore-existing", "--", part, there)
 
     @cached_property
-    def names(self) -> Collection[str]:
-        """All files in a remote, by location. Raises Refusal, Stopped."""
-        listed = self.rclone(0, "lsf", "-R", "--files-only", "--", self.root)
-        return set(map(self.location, listed.split("\n")))
+    def moves(self) -> bool:  # type: ignore[override]
+        """A remote that can neither move nor copy gets an upload anew instead."""
+        told = json.loads(self.rclone("backend", "features", self.target))["Features"]
+        return bool(told["Move"] or told["Copy"])
 
-    def rclone(self, size: int, *words: str) -> str:
-        """The output of one call of it, which moves `size` bytes. Raises Refusal, Stopped,
-        ToolError."""
-        tools = self.run.tools
-        command = [tools.find("rclone")[0], *RCLONE, *words]
+    def remove(self, there: str) -> None:
+        with suppress(Refusal, Stopped):
+            self.rclone("deletefile", "--", there)
+
+    def list_all(self) -> None:
+        sizes = self.entries(self.root, "-R", "--files-only")
+        self.listed = {self.location(path): size for path, size in sizes.items()}
+
+    def entries(self, there: str, *options: str) -> Mapping[str, int]:
+        """Returns the sizes of what is in a folder, or of one file, by path; empty where there is
+        none (rclone's exit codes 3 and 4)."""
+        words = ("lsjson", "--no-modtime", "--no-mimetype", *options, "--", there)
         try:
-            return tools.run(command, size / ARCHIVE_PACE)[0]
+            listed = json.loads(self.rclone(*words))
+            return {entry["Path"]: entry["Size"] for entry in listed}
         except Refusal as refusal:
-            raise Refusal(Reason.INPUT_OUTPUT, f"rclone: {refusal.detail}") from None
+            if re.search(r"exit code [34]\b", refusal.detail):
+                return {}
+            raise
+        except ODD as error:
+            raise Refusal(Reason.INPUT_OUTPUT, f"rclone: no list of {there}: {error}") from None
+
+    def rclone(self, *words: str) -> str:
+        """Returns the output of one call of it. Raises ToolError."""
+        try:
+            return self.run.tools.run(self.command(*words), ARCHIVE_PATIENCE)[0]
+        except Refusal as refusal:
+            is_space = refusal.reason is Reason.NO_SPACE
+            reason = refusal.reason if is_space else Reason.INPUT_OUTPUT
+            raise Refusal(reason, f"rclone: {refusal.detail}") from None
+
+    def command(self, *words: str) -> list[str]:
+        named = (word.translate(RCLONE_NAMES) for word in words)
+        return [self.run.tools.find("rclone")[0], *RCLONE, *named]
 
 
 def configured_archive(run: Run) -> Optional[Archive]:
     tier = run.config.archive_tier
-    return Archive(tier.archive, run) if tier and tier.archive else None
+    if not (tier and tier.archive):
+        return None
+    kind = FolderArchive if os.path.isabs(tier.archive) else RemoteArchive
+    return kind(tier.archive, run)
+
+
+def is_full(error: Exception) -> bool:
+    """Returns whether a disk or a quota is full."""
+    is_space = getattr(error, "reason", None) is Reason.NO_SPACE
+    return is_space or exit_code_of(error) == NoSpaceError.exit_code
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -5053,49 +5350,52 @@ def command_restore(config: Config, report: Report) -> None:
     report.open_log()
     with run.open(locks=True):
         try_commits(run.library)
-        recordings = asked_for(run)
         try:
-            bring_back(run, recordings)
+            bring_back(run, asked_for(run))
         finally:
-            for recording in recordings:  # also where an earlier restore was cut short
-                run.committer.folders.add(recording.folder)
             run.committer.finish()
     run.note(report.summary())
 
 
-def asked_for(run: Run) -> list[Recording]:
-    """The recordings that the command line names, each once; what is none is told."""
-    library = run.library
-    folders = {folder.path: folder for folder in library.walk(run.report.once)}
-    if run.is_locked:
-        for folder in folders.values():
-            run.staging.sweep(folder)
-
-    @cache
-    def recordings_in(path: str) -> Sequence[Recording]:
-        folder = folders.get(path) or Folder(path, library)  # of which all may be archived
-        return run.recordings_in(folder)
-
-    pasts = library.history.pasts.items()
-    known = sorted({*folders, *(dirname(stem) for stem, past in pasts if past.place)})
-    found: dict[str, Recording] = {}
+def asked_for(run: Run) -> Iterator[Recording]:
+    """Yields the recordings that the command line names, each once, folder by folder, so that few
+    are held at a time. Reports the paths that name none."""
+    library, asked = run.library, dict[str, str]()
+    by_folder: dict[str, dict[str, str]] = {}
     for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
         # From where the user stands, also of what is here no more, or from the library.
         is_from_here = lexists(path) or is_below(path, library.root)
         given = path if is_from_here else library.path(path)
-        whole = realpath(given)
-        inside = relpath(whole, realpath(library.root))
-        around = "" if inside == os.curdir else f"{inside}/"
-        below = [each for each in known if f"{each}/".startswith(around)]
-        if below:
-            meant = list(itertools.chain(*map(recordings_in, below)))
-        else:
-            folder_of_it, name = os.path.split(stem_of(inside))
-            meant = [each for each in recordings_in(folder_of_it) if name in names_of(each)]
-        found.update((recording.key, recording) for recording in meant)
-        if not meant:
-            run.report.error(f"{path}: no recording of {library.root}, here or on record")
-    return list(found.values())
+        inside = relpath(realpath(given), realpath(library.root))
+        asked[inside] = path
+        folder_of_it, name = os.path.split(stem_of(inside))
+        by_folder.setdefault(folder_of_it, {})[name] = inside
+    missed = set(asked)
+    for folder in every_folder(library, run.report.once):
+        if run.is_locked:
+            run.staging.sweep(folder)
+        path = PurePath(folder.path)
+        whole = asked.keys() & set(map(str, (path, *path.parents)))
+        names = by_folder.get(folder.path, {})
+        for recording in run.recordings_in(folder) if whole or names else ():
+            met = whole.union(names[name] for name in names.keys() & names_of(recording))
+            missed -= met
+            if met:
+                yield recording
+    for inside in sorted(missed):
+        run.report.error(f"{asked[inside]}: no recording of {library.root}, here or on record")
+
+
+def every_folder(library: Library, problem: Callable[[str], object]) -> Iterator[Folder]:
+    """Yields the folders of the library, and then those that are gone, as all in them is
+    archived."""
+    pasts = library.history.pasts.items()
+    gone = {dirname(stem) for stem, past in pasts if past.place}
+    for folder in library.walk(problem):
+        gone.discard(folder.path)
+        yield folder
+    for path in sorted(gone):
+        yield Folder(path, library)
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -5151,29 +5451,32 @@ def is_archived_file(file: File, place: Place) -> bool:
 
 
 def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
-    """Also finishes what an earlier restore has begun (`Take.is_half_restored`), for a run."""
-    for recording in recordings:
-        if run.stop.requested:
-            raise Stopped
-        works = works_back(recording, run.config)
-        for work in works:
-            with boundary(work.refuse):
-                if work.plan.source:
-                    prove_again(run, work)
-                elif not work.reason:
-                    fetch_back(run, work)
-            if work.reason is Reason.NO_SPACE:
-                raise run.no_space(work, work.detail)
-        keep_together(works)
-        run.committer.attempt(works, run.history.append, works, run.now)
-        for work in works:
-            work.place = None  # once the commit is through, it is here again and not there
-        run.committer.commit(works)
-
-
-def fetch_back(run: Run, work: Work) -> None:
-    """From the archive into a staged file beside its place. Raises Refusal, OSError."""
+    """Commits as a run does: in time, and whatever ends it. Also finishes what an earlier restore
+    has begun (`Take.is_half_restored`), for a run. Raises Stopped, ServiceError."""
     archive = configured_archive(run)
+    try:
+        for recording in recordings:
+            if run.stop.requested:
+                raise Stopped
+            works = works_back(recording, run.config)
+            for work in works:
+                with boundary(work.refuse):
+                    if work.plan.source:
+                        prove_again(run, work)
+                    elif not work.reason:
+                        fetch_back(run, work, archive)
+            keep_together(works)
+            run.through += works
+            # Also where an earlier restore was cut short.
+            run.committer.folders.add(recording.folder)
+            run.commit_in_time()
+    finally:
+        run.commit()
+
+
+def fetch_back(run: Run, work: Work, archive: Optional[Archive]) -> None:
+    """From the archive into a staged file beside its place. Raises Refusal, OSError, and
+    ServiceError if the archive does not answer."""
     take = work.take
     work.copy = take.file
     work.place = take.past.place
@@ -5181,17 +5484,36 @@ def fetch_back(run: Run, work: Work) -> None:
     if work.copy:  # a restore was cut short after that
         return
     assert archive
+    place = take.past.place or lead(archive, work.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
     work.staged = run.staging.beside(target)
-    work.place = found = archive.fetch(take, work.staged)
+    try:
+        said = work.recording.location
+        work.place = found = archive.fetch(take.folder, place, said, work.staged)
+    except (Refusal, OSError):
+        archive.answer()  # else it is this recording's
+        raise
     work.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:
-        suffix = work.copy.suffix
+        past = take.past if take.past.size == found.size else NO_PAST
         sizes: dict[str, Any] = {"first_size": found.size}
-        if suffix in FORMAT_OF:
-            sizes = {"suffix": suffix, "size": found.size}
-        work.take = take._replace(past=Past(mtime_ns=found.mtime_ns, place=found, **sizes))
+        if work.copy.suffix in FORMAT_OF:
+            sizes = {"suffix": work.copy.suffix, "size": found.size}
+        past = past._replace(mtime_ns=found.mtime_ns, place=found, **sizes)
+        work.take = take._replace(past=past)
+
+
+def lead(archive: Archive, recording: Recording, take: Take) -> Place:
+    """Returns where a take without a record may be, by the name that its sidecars have for it.
+    Raises Refusal."""
+    names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
+    own = sorted(name for name in names if stem_of(name) == take.name)
+    if not own:
+        raise Refusal(
+            Reason.NOT_RESTORED, f"{take.stem} is not here, and nothing says where it is archived"
+        )
+    return Place(recording.location, own[0])  # a copy's suffix comes first
 
 
 def prove_again(run: Run, work: Work) -> None:
@@ -5204,6 +5526,8 @@ def prove_again(run: Run, work: Work) -> None:
     if not work.source_seen:  # the original cannot even be read
         work.plan = plan
         return
+    with open_regular(run.library.path(work.path)) as original:
+        flush(original.fileno())  # whoever wrote it: the copy is to be removed
     if work.reason:
         plan = plan._replace(goes=())
         work.source_seen = run.library.witness(run.library.path(work.path))
@@ -5227,13 +5551,20 @@ def command_check(config: Config, report: Report) -> None:
     run.library.require(config.log_file)
     takes: list[Take] = []
     by_id: dict[str, list[Take]] = {}
-    for folder in run.library.walk(report.error):
+    away: list[tuple[Recording, Take]] = []
+    for folder in every_folder(run.library, report.error):
         for recording in run.recordings_in(folder):
             check_documents(run, recording)
             takes += recording.takes
-            for id_ in recording.ids:
+            away += [
+                (recording, take)
+                for take in recording.takes
+                if not take.files and (take.past.place or recording.location)
+            ]
+            for id_ in () if recording.is_witnessed else recording.ids:
                 by_id.setdefault(id_, []).extend(recording.takes)
     facts = {id_: facts_of(group) for id_, group in by_id.items()}
+    index = b"{}"
     with answering_for(run, INDEX_NAME):
         index = read_regular(run.library.path(INDEX_NAME))
         for id_ in index_differs(index, facts):
@@ -5244,7 +5575,7 @@ def command_check(config: Config, report: Report) -> None:
         if take.copy
     }
     with run.open(locks=False):
-        check_places(run)
+        check_places(run, away, index.decode("utf-8", "replace"))
         check_copies(run, copies)
     verdict = "something is wrong" if report.exit_code else "all sound"
     message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
@@ -5266,7 +5597,7 @@ def answering_for(run: Run, what: str) -> Iterator[None]:
 def check_documents(run: Run, recording: Recording) -> None:
     """Every document says what its takes are, and every file that it names is here or archived."""
     for take in recording.takes:
-        if take.state is State.MISSING:
+        if take.state is State.MISSING and not recording.location:
             run.report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
     if recording.policy.unreadable:
         run.report.error(join(recording.folder, recording.policy.unreadable))
@@ -5276,19 +5607,32 @@ def check_documents(run: Run, recording: Recording) -> None:
                 run.report.error(f"{path} does not say what its recording is")
 
 
-def check_places(run: Run) -> None:
-    """What went there is still there."""
+def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -> None:
+    """Reports archived files that are not there, or have another size. One that neither a sidecar
+    nor the index names was deleted by its owner."""
     archive = configured_archive(run)
-    pasts = run.history.pasts.items()
-    away = {stem: past.place for stem, past in pasts if past.place and not past.is_restored}
     if away and not archive:
         run.report.error(f"{len(away)} files are archived, and no archive is configured")
-    elif away and archive:
-        with answering_for(run, "archive"):
-            archive.try_it()
-            for stem, place in away.items():
-                if not archive.has(archive.whereabouts(dirname(stem), place)):
-                    run.report.error(f"{stem} is not in the archive any more")
+    if not away or not archive:
+        return
+    missing = []
+    with answering_for(run, "archive"):
+        archive.list_all()
+        for recording, take in away:
+            with answering_for(run, take.stem):
+                place = take.past.place or lead(archive, recording, take)
+                there, size = archive.find(take.folder, place, recording.location)
+                words = (place.name, *take.past.ids)
+                said = [word for word in words if word in index or json.dumps(word) in index]
+                if size is None and (said or recording.sidecars):
+                    missing.append(take.stem)
+                elif size is not None and place.size not in (0, size):
+                    known = f"{place.size} are on record"
+                    run.report.error(f"{there} has {size} bytes in the archive, {known}")
+        if len(missing) == len(away):  # perhaps it is not the files that are not there
+            archive.answer()
+        for stem in missing:
+            run.report.error(f"{stem} is not in the archive any more")
 
 
 def check_copies(run: Run, copies: Mapping[str, float]) -> None:
@@ -5905,6 +6249,16 @@ class Tools:
             output, messages = self.hear(process, seconds)
         return output.decode("utf-8", "replace"), judge([process], messages)
 
+    def digest(self, command: Sequence[str], seconds: float) -> str:
+        """Returns the SHA-256 of what a command puts out, hashed as it comes. Raises as `run`
+        does."""
+        null = open_to_write(os.devnull)
+        with ThreadPoolExecutor(1) as pool, self.started(command, subprocess.DEVNULL) as process:
+            output, process.stdout = process.stdout, None
+            digest = pool.submit(copy_through, output, null, null)
+            judge([process], self.hear(process, seconds)[1])
+            return digest.result()
+
     def pipe(
         self, commands: Sequence[Sequence[str]], seconds: float, copy: str
     ) -> tuple[str, bytes]:
@@ -5940,6 +6294,7 @@ class Tools:
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                preexec_fn=end_with_us,  # noqa: PLW1509, as it takes no lock and imports nothing
                 cwd=folder,
                 env={**os.environ, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
             )
@@ -6010,6 +6365,13 @@ class Threads(ThreadPoolExecutor):
             ) from None
 
 
+def end_with_us() -> None:
+    """Called in a new process before it becomes a tool, as one that outlives a killed run could
+    still write. Linux ends it with the thread that started it; macOS has nothing of the kind."""
+    if PRCTL:
+        PRCTL(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
     """Returns what ffmpeg says of the recordings where all ended well: its own warnings and errors,
     without those that it has for sound files too. Raises Refusal: how a process ended says nothing
@@ -6070,14 +6432,17 @@ INSTALL = (
 # symlink, waits for no FIFO.
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+PRCTL = getattr(LIBC, "prctl", None)  # looked up here, as a process just forked must not
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 # rename's flags: not over another, and both names at once.
 RENAME, NO_REPLACE = ("renameatx_np", 4) if sys.platform == "darwin" else ("renameat2", 1)
 EXCHANGE = 2
 WORKING_FOLDER = -100  # AT_FDCWD; of absolute paths it is not asked
 # What a system or file system says that cannot do a thing at all.
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-# Android's storage says EACCES, a union of several disks EXDEV; old containers EPERM for renameat2.
-NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EXDEV)
+# Android's storage says EACCES, a union of several disks EXDEV, `rclone mount` EIO; old containers
+# say EPERM for renameat2.
+NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EXDEV, errno.EIO)
 # CIFS and DrvFs flush no folders (rocksdb#2929, borg#1287, WSL#2557), others take none to flush.
 NO_FLUSH = (*NOT_HERE, errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES)
 ACCESS_LIST = "system.posix_acl_access"
@@ -6741,7 +7106,8 @@ def examine_archive(run: Run) -> str:
     if not archive:
         return "no archive is configured"
     archive.try_it()
-    return f"the archive {archive.target} answers"
+    archive.try_upload()
+    return f"the archive {archive.target} answers and takes files"
 
 
 def examine_log(run: Run) -> str:

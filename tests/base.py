@@ -200,7 +200,7 @@ class LibraryCase(unittest.TestCase):
         hidden = [path for path in self.library.rglob(".*") if path.name != ".compression"]
         self.assertEqual(hidden, [], "left behind in the library")
         ours = {path.name for path in self.library.glob(".compression/*")}
-        self.assertLessEqual(ours, {"history.jsonl", "lock", "paused"}, "left behind")
+        self.assertLessEqual(ours, {"history.jsonl", "lock", "paused", "id"}, "left behind")
 
     def assert_kept(self, ran: Ran, path: str, *words: str, action: str = "kept") -> None:
         """The recording was left alone, for a reason in these words."""

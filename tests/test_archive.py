@@ -82,7 +82,7 @@ class AFolder(ArchiveCase):
         self.assertEqual((again.outcomes, self.files()), ({}, before))
         self.assertEqual(self.run_well("check").code, 0)
         self.assert_no_leftovers()
-        self.assertEqual([str(path) for path in self.cold.rglob(".*")], [])
+        self.assertEqual([path.name for path in self.cold.rglob(".*")], [".compression"])
 
     def test_what_is_kept_as_it_is_goes_there_as_it_is(self) -> None:
         original = self.add_bytes(b"\x1aE\xdf\xa3junk", "a.webm", OLD)
@@ -184,7 +184,7 @@ class AFullDisk(ArchiveCase, FaultCase):
             ran = self.run_well("--json", code=5)
             self.assertIn("No space left in", ran.summary["message"])
             self.assertTrue((self.library / copies[0]).exists())
-            self.assertEqual([path for path in self.cold.rglob("*") if path.is_file()], [])
+            self.assertEqual([path for path in self.cold.rglob("*.*") if path.is_file()], [])
         self.assertTrue(self.as_root("mount", "-o", "remount,size=1m", str(self.folder / "cold")))
         self.run_well()
         self.assert_archived(*copies)
