@@ -597,9 +597,8 @@ class HostileDocuments(FaultCase):
     def test_an_index_of_odd_entries_is_left_alone_and_told(self) -> None:
         self.add_session(chunks=1)
         document = self.read_json("index.json")
-        for number, odd in enumerate(
-            [{"id": ["x"], "size": 1}, {"id": "x", "size": None}, {"id": ""}, {}, 5, None, [], "x"]
-        ):
+        entries: list[Any] = [{"id": ["x"]}, {"id": "x", "size": None}, {"id": ""}, 5, None, []]
+        for number, odd in enumerate(entries):
             self.add_json("index.json", {**document, "recordings": [odd, *document["recordings"]]})
             before = (self.library / "index.json").read_bytes()
             self.add(GOOD, f"{number}/later.webm")
