@@ -70,6 +70,7 @@ if sys.version_info < (3, 9) or sys.platform == "win32":  # where what follows c
 import argparse
 import array
 import bisect
+import codecs
 import ctypes
 import dataclasses
 import difflib
@@ -99,6 +100,7 @@ import textwrap
 import threading
 import time
 import traceback
+import unicodedata
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -162,7 +164,7 @@ BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 
 BATCH_SECONDS = 600.0  # audio in one process; longer files gain nothing from sharing a start
 CHANNEL_RATE = 256_000  # bit/s, the most that libopus takes for each channel
 SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
-LARGEST_JSON = 256 << 20  # bytes; a sparse file must not fill the memory
+LARGEST_JSON = 64 << 20  # bytes; what is longer counts as a document that cannot be read
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
 
@@ -653,26 +655,80 @@ class Policy(NamedTuple):
 NO_POLICY = Policy()
 
 
+class Names:
+    """Which strings in documents are names of the files in one folder."""
+
+    def __init__(self, root: str, folder: str, takes: Mapping[str, Take]) -> None:
+        """`root` is the library's path; `takes`, by name, are those here or in the history."""
+        self.root, self.folder, self.takes = root, folder, takes
+        self.exact: set[str] = set()  # every name that a take has, had or may get
+        self.folded: dict[str, dict[str, str]] = {}  # the same, by take, as their files spell them
+        for stem, take in takes.items():
+            usual = (stem + suffix for suffix in AUDIO_SUFFIXES)
+            for name in (*(file.name for file in take.files), *usual):
+                self.exact.add(name)
+                self.folded.setdefault(folded(name), {}).setdefault(stem, name)
+
+    def own_part(self, text: str) -> str:
+        """Returns the file's name at the end of a string that leads to this folder, or ""."""
+        if text in self.exact:  # it may hold a backslash
+            return text
+        above, slash, name = plain_path(text).rpartition("/")
+        others = folders_meant(above, self.root, self.folder) if slash else ()
+        if others is None or "\0" in name:
+            return ""
+        spellings = (name, *(stem_of(name) + suffix for suffix in AUDIO_SUFFIXES))
+        paths = itertools.starmap(join, itertools.product(others, spellings))
+        return "" if any(map(lexists, paths)) else name
+
+    def find(self, text: str) -> Collection[str]:
+        """Returns the names that a string may mean, as their files spell them: none if it is data,
+        several if it fits several files."""
+        name = self.own_part(text)
+        return (name,) if name in self.exact else self.folded.get(folded(name), {}).values()
+
+    def called(
+        self, texts: frozenset[str], awaited: frozenset[str] = frozenset()
+    ) -> frozenset[str]:
+        """Returns the names that strings mean; files that are `awaited` may be missing yet."""
+        names = set(itertools.chain(*map(self.find, texts)))
+        names.update(self.own_part(text) for text in awaited if not self.find(text))
+        return frozenset(names - {""})
+
+    def meant(self, text: str, takes: Mapping[str, Take]) -> Optional[tuple[Take, str]]:
+        """Returns the one take that a string calls, and what the string must be for `takes` (by
+        stem) as they are now. Only its last part changes."""
+        found = self.find(text)
+        name = next(iter(found), "")
+        take = takes.get(join(self.folder, stem_of(name)))
+        if take is None or len(found) > 1:
+            return None
+        now = take.name_now(name)
+        return take, text if now == name else text[: -len(self.own_part(text))] + now
+
+
 class Sidecar(NamedTuple):
     """What planning keeps of one JSON file beside recordings; at commit its text is read anew.
 
-    `files` are the names in its folder that its text holds under whatever key, `own` those of its
-    recording: in `chunks` if there are any, so that a "next" does not join two recordings. `listed`
-    is whether it is a sidecar that gets members, and not only names to be renamed. `stuck` are the
-    names that cannot be changed there: keys, and with a `flaw` all that its bytes hold.
+    As it is read, it holds the strings that may be names. `Names` then makes names of them:
+    `files` are all that it calls, `own` those that it owns; as read, those in `chunks`, where each
+    `file` is `awaited`. `stuck` cannot be changed: keys, and with a `flaw` all that its bytes hold.
+    `listed` says that it gets members; as read, that it speaks of a recording.
     """
 
     name: str
-    id: Optional[str] = None
+    id: str = ""
     files: frozenset[str] = frozenset()
     own: frozenset[str] = frozenset()
     stuck: frozenset[str] = frozenset()
     listed: bool = False
-    durations: Mapping[Optional[str], float] = {}  # seconds on record, by file name
+    awaited: frozenset[str] = frozenset()
+    durations: Mapping[str, float] = {}  # seconds on record, by the folded stem of a file
     language: Optional[str] = None
     policy: Any = None  # as it stands there, to be checked
     location: str = ""  # where it says that its recording is archived
     flaw: str = ""
+    is_unread: bool = False  # so it may name anything in its folder
 
     @property
     def stem(self) -> str:
@@ -687,10 +743,11 @@ class Recording(NamedTuple):
     takes: tuple[Take, ...]  # also those that a sidecar names and that are not here
     sidecars: tuple[Sidecar, ...] = ()
     policy: Policy = NO_POLICY
+    names: Names = Names("", "", {})  # of its folder
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(sorted({sidecar.id for sidecar in self.sidecars if sidecar.id is not None}))
+        return tuple(sorted({sidecar.id for sidecar in self.sidecars if sidecar.id}))
 
     @property
     def key(self) -> str:
@@ -720,6 +777,7 @@ class Folder:
         self.below: list[str] = []  # paths of the folders in it
         self.leftovers: list[str] = []  # names, staged by runs that are gone
         self.links = 0
+        self.is_unread = False  # whether it holds a document that cannot be read
 
     @cached_property
     def takes(self) -> dict[str, Take]:
@@ -1471,15 +1529,17 @@ def check_steps(config: Config) -> None:
         before = tier
 
 
-def policy_of(sidecars: Iterable[Sidecar], unreadable: str) -> Policy:
-    """The most careful wish of each kind, checked by the same kinds as the configuration."""
+def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") -> Policy:
+    """Returns the most careful wish of each kind, checked like the configuration."""
     combined: dict[str, Any] = {}
-    try:
-        for sidecar in sidecars:
-            for key, wish in check_members(sidecar.policy or {}, POLICY_KINDS).items():
-                combined[key] = max(wish, combined.get(key, wish))
-    except ValueError as error:
-        return Policy(flaw=str(error), unreadable=unreadable)
+    for sidecar in sidecars:
+        try:
+            wishes = check_members(sidecar.policy or {}, POLICY_KINDS)
+        except ValueError as error:
+            flaw = f"{join(folder, sidecar.name)}: {error}"
+            return Policy(flaw=flaw, unreadable=unreadable)
+        for key, wish in wishes.items():
+            combined[key] = max(wish, combined.get(key, wish))
     return Policy(**combined, unreadable=unreadable)
 
 
@@ -1754,7 +1814,7 @@ class Run:
             if source is None or identity[-2:] != source[1:]:
                 raise Refusal(Reason.CHANGED)
             work.probe = probe(file.fileno(), path, self.tools)
-            name = work.take.file.name if work.take.file else ""
+            name = folded(work.take.name)
             recorded = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
             lasts = max(recorded, default=0.0)
             saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
@@ -2238,6 +2298,9 @@ COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
 SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks", "archived", "archive_location")
+RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an id
+# Before a host in a string; `file:///` has none.
+HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
 BROKEN_NAME = re.compile(rb".*\.(?:webm|opus|m4a)", re.IGNORECASE | re.DOTALL)
 
@@ -2449,6 +2512,8 @@ class Library:
                     continue
                 elif entry.is_dir(follow_symlinks=False):
                     folder.below.append(prefix + name)
+                    if is_document:
+                        folder.documents[name] = []
                 elif is_document or (suffix in AUDIO_SUFFIXES and not entry.is_symlink()):
                     with suppress(FileNotFoundError):  # deleted while we looked
                         status = entry.stat(follow_symlinks=False)
@@ -2515,34 +2580,38 @@ def give_to_owner(target: int | str, like: str, mask: int) -> None:
 
 
 def resolve_recordings(folder: Folder) -> list[Recording]:
-    """Read the folder's documents and group its takes: by names they hold, by stem, by id. Copies
-    that a document calls by name are `ours`; takes that a document names or the archive has, and
-    that are not here, are added; where a copy is not on record as proven, its tag is asked. Linear
-    in the bytes of the documents; strings that many documents share are held once."""
+    """Returns the recordings of a folder, from its documents. Takes that a document names or the
+    archive has, and that are not here, are among them. Copies that a document names are `ours`;
+    where a copy is not on record as proven, its tag is asked. Time is linear in the documents."""
     library, documents = folder.library, sorted(folder.documents.items())
-    sidecars = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
-    named = frozenset[str]().union(*{sidecar.files for sidecar in sidecars})
+    read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     pasts = library.history.in_folder(folder.path)
-    archived = (basename(stem) for stem, past in pasts.items() if past.place)
-    takes = dict(folder.takes)
-    for name in sorted({*takes, *map(stem_of, named), *archived}):
-        stem = join(folder.path, name)
-        take = takes.get(name) or Take(stem, past=pasts.get(stem, NO_PAST))
-        is_claimed = take.copies and not take.proven_copy
-        takes[name] = claim(library, take, named) if is_claimed else take
-    flaws = flaws_of(sidecars, takes)
+    takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
+    archived = [name for name, take in takes.items() if take.past.place]
+    takes.update(folder.takes)
+    names = Names(library.root, folder.path, takes)
+    flaws = flaws_of(read, names)
+    folder.is_unread = any(sidecar.is_unread for sidecar in read)
+    called = cache(names.called)  # many sidecars share what they list
+    sidecars = [with_names(sidecar, names, called) for sidecar in read]
+    lists = {each for sidecar in sidecars for each in (sidecar.files, sidecar.own)}
+    named = frozenset[str]().union(*lists)
+    stems = sorted({*folder.takes, *archived, *map(stem_of, named)})
     recordings = []
-    for names, those in grouped(sidecars, sorted(takes)):
-        unreadable = next((flaws[name] for name in names if name in flaws), "")
-        policy = policy_of(those, unreadable)
-        group = tuple(takes[name] for name in names)
-        recordings.append(Recording(folder.path, group, tuple(those), policy))
+    for group, those in grouped(sidecars, stems):
+        unreadable = next((flaws[name] for name in group if name in flaws), "")
+        policy = policy_of(those, unreadable, folder.path)
+        found = (takes.get(name) or Take(join(folder.path, name)) for name in group)
+        members = tuple(claim(library, take, named) for take in found)
+        recordings.append(Recording(folder.path, members, tuple(those), policy, names))
     return recordings
 
 
 def claim(library: Library, take: Take, named: frozenset[str]) -> Take:
-    """The take with `ours` told by the tags of its copies, and by documents: but where they name
-    its original too, another file may be a preview of it."""
+    """Returns the take with `ours`, from the tags of its copies and from documents. Where these
+    name its original too, another file may be a preview of it."""
+    if not take.copies or take.proven_copy:
+        return take
     ours = {}
     is_named = named.isdisjoint(file.name for file in take.originals)
     for name in (file.name for file in take.copies):
@@ -2556,92 +2625,134 @@ def claim(library: Library, take: Take, named: frozenset[str]) -> Take:
 
 @memoized  # a large folder is asked again at every commit in it
 def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sidecar:
-    """What planning needs of a JSON file; nothing of one that is gone. A half-written one is waited
-    for. `seen` is the look that it is remembered by."""
-    path = library.path(folder, name)
+    """Returns what planning needs of a JSON file, with strings that may be names; nothing of one
+    that is gone. A half-written one is waited for. `seen` is the look that it is remembered by."""
+    path, below = library.path(folder, name), join(folder, name)
     try:
-        return sidecar_of(read_whole(path, JsonText)[1], library.name, folder, name)
+        try:
+            return sidecar_of(read_whole(path, JsonText)[1], name)
+        except Flaw as flaw:
+            stuck = frozenset(names_in_broken(in_utf8(read_regular(path))))
+            return Sidecar(name, stuck=stuck, flaw=f"{below}: {flaw}")
     except FileNotFoundError:
         return Sidecar(name)
-    except (Flaw, OSError) as error:
-        stuck = frozenset[str]()
-        with suppress(OSError):
-            stuck = frozenset(names_in_broken(read_regular(path)))
-        return Sidecar(name, stuck=stuck, flaw=explain(error))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", "") or "its encoding is unknown"
+        return Sidecar(name, flaw=f"{below} cannot be read: {why}", is_unread=True)
 
 
-def sidecar_of(text: JsonText, library: str, folder: str, name: str) -> Sidecar:
-    """A sidecar with what its document says. Raises Flaw."""
+def sidecar_of(text: JsonText, name: str) -> Sidecar:
+    """Returns a sidecar with what its document says. Raises Flaw."""
     members = text.members(text.root)
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     begin, end = members.get("chunks", Span(0, 0))
     files, in_chunks, stuck = list[str](), list[str](), list[str]()
     for token, value, is_key in text.names(text.root):
-        file = called(value, library, folder)
-        if file and is_key:
-            stuck.append(file)
-        elif file:
-            files.append(file)
-            in_chunks += [file] if begin < token.start < end else []
-    durations: dict[Optional[str], float] = {}
-    for chunk in said["chunks"] if isinstance(said.get("chunks"), list) else ():
-        with suppress(*ODD):
-            durations[called(chunk["file"], library, folder)] = finite(chunk.get("duration"))
-    texts = (said.get(key) for key in ("id", "language", "archive_location"))
-    id_, language, location = (text if isinstance(text, str) else None for text in texts)
-    is_away = said.get("archived") is True
+        (stuck if is_key else files).append(value)
+        if begin < token.start < end and not is_key:
+            in_chunks.append(value)
+    awaited, durations = list[str](), dict[str, float]()
+    chunks = said.get("chunks")
+    if not isinstance(chunks, list):  # or it is too long to be taken in as a whole
+        where = members.get("chunks", Span(0, 0))
+        chunks = (row for _, row in text.rows(where, ("file", "duration")))
+    for chunk in chunks:
+        row = chunk if isinstance(chunk, dict) else {"file": chunk}
+        file = row.get("file")
+        if isinstance(file, str) and file.lower().endswith(AUDIO_SUFFIXES):
+            awaited.append(file)
+            stem = stem_of(basename(plain_path(file)))
+            durations[folded(stem)] = finite(row.get("duration"))
+
+    def is_told(key: str) -> bool:
+        return key in members and not text.text.startswith("null", members[key].start)
+
+    language = said.get("language")
+    id_ = key_of(said.get("id"))
+    location = said.get("archive_location")
+    is_away = said.get("archived") is True and isinstance(location, str)
     return Sidecar(
         name=name,
         id=id_,
         files=held(frozenset, tuple(files)),
-        own=held(frozenset, tuple(in_chunks or files)),
+        own=held(frozenset, tuple(in_chunks)),
         stuck=held(frozenset, tuple(stuck)),
-        listed="chunks" in members,
+        listed=bool(id_) or any(is_told(key) for key in RECORDING_MEMBERS),
+        awaited=held(frozenset, tuple(awaited)),
         durations=held(dict, tuple(durations.items())),
-        language=language,
+        language=language if isinstance(language, str) else None,
         policy=said.get("compression_policy"),
-        location=(is_away and location) or "",
+        location=str(location) if is_away else "",
     )
 
 
 @lru_cache
 def held(kind: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
-    """What is said by many, as of 1,000 chunks by each of their 1,000 sidecars, is held once."""
+    """Returns equal collections as one: 1,000 sidecars may each list the same 1,000 chunks."""
     return kind(items)
 
 
+def key_of(id_: Any) -> str:
+    """Returns an id as text, in which a number differs from a string; "" for what is no id."""
+    if isinstance(id_, str):
+        return id_
+    if isinstance(id_, bool) or not isinstance(id_, (int, float)):
+        return ""
+    return f"number {id_ if isinstance(id_, int) else format(id_, '.17g')}"
+
+
 def names_in_broken(data: bytes) -> Iterator[str]:
-    """What a text that cannot be parsed may call a recording: what ends like one, back to the quote
-    or slash before it."""
-    for part in re.split(rb'["/]', data):
-        name = BROKEN_NAME.match(part)
-        try:
-            yield json.loads(b'"%s"' % name[0]) if name else ""
-        except ValueError:
-            yield part.decode("utf-8", "replace")
+    """Yields what a text that cannot be parsed may call a recording: whatever ends like a name,
+    back to the quote or slash before it."""
+    for part in re.finditer(rb'[^"/]+', data):
+        name = BROKEN_NAME.match(part[0])
+        if name:
+            try:
+                yield json.loads(b'"%s"' % name[0])
+            except ValueError:
+                yield name[0].decode("utf-8", "replace")
 
 
-def flaws_of(sidecars: Iterable[Sidecar], stems: Iterable[str]) -> dict[str, str]:
-    """Why takes (by stem) must stay: a document that has their name cannot let it go, or one that
-    cannot be parsed begins like them, but for a number at the end."""
-    flaws, broken = {}, {}
+def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[str]]) -> Sidecar:
+    """Returns a sidecar with the names that its strings mean. It owns the files in `chunks`; else
+    the file of its own stem; else the only file that it names, if it speaks of a recording."""
+    files, own = called(sidecar.files), called(sidecar.own, sidecar.awaited)
+    if not own and not sidecar.flaw:
+        beside = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
+        is_about_one = sidecar.listed and len(set(map(stem_of, files))) == 1
+        own = beside or (files if is_about_one else own)
+    return sidecar._replace(files=files, own=own, listed=bool(own))
+
+
+def flaws_of(sidecars: Iterable[Sidecar], names: Names) -> dict[str, str]:
+    """Returns why takes (by name) must stay: a document as it is read cannot be read at all; or it
+    holds their name and cannot be edited; or it is broken and its own name begins like theirs,
+    except for a number at the end; or a string in it fits two files."""
+    flaws = {}
+    several = [stems for stems in names.folded.values() if len(stems) > 1]
     for sidecar in sidecars:
-        for name in sidecar.stuck:
-            flaws[stem_of(name)] = sidecar.flaw or f"{sidecar.name}: it has {name} as a key"
-        if sidecar.flaw:
-            broken[sidecar.stem.rstrip("0123456789")] = sidecar.flaw
-    for beginning, flaw in broken.items():
-        flaws.update((stem, flaw) for stem in stems if stem.startswith(beginning))
+        path = join(names.folder, sidecar.name)
+        beginning = folded(sidecar.stem.rstrip("0123456789"))
+        for stem in names.takes if sidecar.flaw else ():
+            if sidecar.is_unread or folded(stem).startswith(beginning):
+                flaws[stem] = sidecar.flaw
+        for text in sidecar.stuck:
+            for name in names.find(text):
+                flaws[stem_of(name)] = sidecar.flaw or f"{path}: it has {text} as a key"
+        for text in sidecar.files if several else ():
+            found = names.find(text)
+            if len(found) > 1:
+                why = f"{path}: {text} may be any of {', '.join(found)}"
+                flaws.update((stem_of(name), why) for name in found)
     return flaws
 
 
 def grouped(
     sidecars: Sequence[Sidecar], stems: Sequence[str]
 ) -> Iterator[tuple[list[str], list[Sidecar]]]:
-    """The takes (by stem) of each recording, with all documents that may have to be edited for it.
-    A list of a whole folder, which has neither chunks nor id, makes no recording of it; and of a
-    sidecar that only mentions a take, as the next of its own, it is given but the names."""
-    above: dict[Any, Any] = {}  # from stems, ids and lists of names to what unites them
+    """Yields the takes (by name) of each recording, with all documents that may have to be edited
+    for it. Of one that only names a take, no more than that and its policy counts."""
+    above: dict[Any, Any] = {}  # from names, ids and lists of names to what unites them
 
     def root(node: Any) -> Any:
         while above.setdefault(node, node) != node:
@@ -2649,27 +2760,21 @@ def grouped(
             node = above[node]
         return node
 
-    here, lists = set(stems), set[frozenset[str]]()  # 1,000 sidecars may have one list
-    sound = [sidecar for sidecar in sidecars if not sidecar.flaw]
-    for sidecar in sound:
-        if sidecar.listed or sidecar.stem in here or sidecar.id:
-            for tie in filter(any, (sidecar.own, (sidecar.id,))):
-                above[root(sidecar.stem)] = root(tie)
-            lists.add(sidecar.own)
-    for own in lists:
+    for own in {sidecar.own for sidecar in sidecars}:  # 1,000 sidecars may have one list
         for name in own:
-            above[root(own)] = root(stem_of(name))
+            above[root(stem_of(name))] = root(own)
+    for sidecar in sidecars:
+        if sidecar.id and sidecar.own:
+            above[root(sidecar.own)] = root((sidecar.id,))
     parts: dict[Any, tuple[list[str], list[Sidecar]]] = {}
     for stem in stems:
         parts.setdefault(root(stem), ([], []))[0].append(stem)
-    for sidecar in sound:
-        home, mentioned = root(sidecar.stem), sidecar.files
-        if home in parts:
-            listed = sidecar.listed or sidecar.stem in here
-            parts[home][1].append(sidecar._replace(listed=listed))
-            mentioned -= sidecar.own
-        for other in set(map(root, map(stem_of, mentioned))) - {home}:
-            parts[other][1].append(Sidecar(sidecar.name))
+    for sidecar in sidecars:
+        home = root(sidecar.own) if sidecar.own else None
+        if home:
+            parts[home][1].append(sidecar)
+        for other in set(map(root, map(stem_of, sidecar.files - sidecar.own))) - {home}:
+            parts[other][1].append(Sidecar(sidecar.name, policy=sidecar.policy))
     yield from parts.values()
 
 
@@ -2677,14 +2782,35 @@ def stem_of(name: str) -> str:
     return splitext(name)[0]
 
 
-@memoized  # 1,000 sidecars may each name the same 1,000 chunks
-def called(value: str, library: str, folder: str) -> Optional[str]:
-    """The file of `folder` that a string names, None for any other string: without a leading ./ or
-    / it is the last components of the file's path, the library's own name included. Pure."""
-    text = re.sub(r"\A(?:\./|/)", "", value)
-    name = basename(text)
-    is_tail = join(f"/{library}", folder, name).endswith(f"/{text}")
-    return name if is_tail and name not in NO_NAMES and "\0" not in name else None
+@memoized
+def folded(name: str) -> str:
+    """Returns a name as it is compared: some disks take all spellings of it for one file."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
+def plain_path(text: str) -> str:
+    return text.replace("\\", "/").removeprefix("./")
+
+
+@memoized
+def folders_meant(above: str, root: str, folder: str) -> Optional[Sequence[str]]:
+    """Returns None if a path through the folders `above` does not lead to `folder`. Else it returns
+    the other folders, as absolute paths, that it leads to: seen from this folder or from one above
+    it, or with more parts in common with a folder of the library."""
+    parts, own = above.split("/"), basename(join(root, folder).rstrip("/"))
+    names = {folded(own)} if folder else {folded(own), "recordings"}
+    if HOST.match(above) or folded(parts[-1]) not in names:
+        return None
+    here = PurePath(root, folder)
+    seen_from = [here, *here.parents][: len(PurePath(folder).parts) + 2]
+    tails = [join(root, *parts[at:]) for at in range(len(parts))]
+    others = []
+    for place in (*(join(place, above) for place in seen_from), *tails):
+        with suppress(OSError, ValueError):
+            if os.path.samefile(place, here):
+                break
+            others.append(place)
+    return others
 
 
 def finite(value: Any) -> float:
@@ -4335,7 +4461,8 @@ class Committer:
                     yield id_
 
         path = self.library.path(INDEX_NAME)
-        self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
+        with suppress(Flaw, OSError):  # told by a run that would have changed it
+            self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
 
     def settle(self, at_once: bool) -> None:
         """Make the index true, from what the folders say now. Within seconds, but not so often that
@@ -4348,19 +4475,20 @@ class Committer:
         pasts = self.history.pasts.items()
         met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
         met |= self.folders
-        takes: dict[str, list[tuple[str, Sequence[Take]]]] = defaultdict(list)
-        witnessed, copies = set[str](), 0
+        recordings = list[Recording]()
+        copies = 0
         for folder in self.library.walk(self.report.once):
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
-            is_met = folder.path in met
-            recordings = self.run.recordings_in(folder) if is_met else ()
-            for recording in recordings:
-                witnessed.update(recording.ids if recording.is_witnessed else ())
-                for id_ in self.ids.intersection(recording.ids):
-                    takes[id_].append((folder.path, recording.takes))
-        for id_ in witnessed:
-            takes.pop(id_, None)
-        edit = partial(settle_index, library=self.library.name, takes=takes, copies=copies)
+            if folder.path in met:
+                recordings += self.run.recordings_in(folder)
+        index = Catalogue(recordings, self.ids)
+        edit = partial(
+            edit_index,
+            facts=index.facts,
+            meant=index.meant,
+            copies_size=copies,
+            date=iso(time.time()),
+        )
         path = self.library.path(INDEX_NAME)
         if self.attempt((), self.write_index, path, edit):
             self.attempt((), flush_folder, self.library.root)
@@ -4393,30 +4521,9 @@ class Committer:
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
         flush_folder(self.library.path(path))
-        return word_on(folder, self.run) if recordings and all(true) else []
-
-
-def settle_index(
-    data: bytes,
-    library: str,
-    takes: Mapping[str, Sequence[tuple[str, Sequence[Take]]]],
-    copies: int,
-) -> Optional[bytes]:
-    """The index with entries and totals as the takes of its recordings are, by id; each folder that
-    has some of them, with those."""
-    facts, renamers = {}, {}
-    for id_, folders in takes.items():
-        facts[id_] = facts_of(take for _, group in folders for take in group)
-        renamers[id_] = [renamer(library, *folder) for folder in folders]
-
-    def rename(id_: str, text: str) -> Optional[str]:
-        """Where the id stands in two folders, only a name that says in which."""
-        if len(takes[id_]) > 1 and "/" not in text.lstrip("./"):
-            return None
-        names = (rename_in_folder(text) for rename_in_folder in renamers[id_])
-        return next(filter(None, names), None)
-
-    return edit_index(data, facts, rename, copies, iso(time.time()))
+        # Nothing shows when a document can be read again, so its folder is looked at every night.
+        is_true = recordings and all(true) and not folder.is_unread
+        return word_on(folder, self.run) if is_true else []
 
 
 def edits(
@@ -4424,7 +4531,7 @@ def edits(
 ) -> Iterator[tuple[str, Callable[[bytes], Optional[bytes]]]]:
     """What makes each document of a recording true, by its path below the library."""
     takes = [after.get(take.stem, take) for take in recording.takes]
-    facts, rename = facts_of(takes), renamer(library.name, recording.folder, takes)
+    facts, rename = facts_of(takes), renamer(recording.names, takes)
     for sidecar in recording.sidecars:
         own = facts if sidecar.listed and not recording.is_witnessed else None
         edit = partial(edit_sidecar, rename=rename, facts=own)
@@ -4463,13 +4570,22 @@ def is_same(path: str, seen: Optional[Witness]) -> bool:
 # stays. Must never repair, reorder or recreate a document, nor follow a name found in one.
 
 # By key: the value, and all inside of it.
-NOT_LOOKED_AT = frozenset(
-    ("id", "text", "title", "full_transcription", "transcription_preview", "segments", "words")
-)
+NOT_LOOKED_AT = ("id", "text", "title", "words", "full_transcription", "transcription_preview")
 GONE = object()  # as a member's value: the member is to go
-STRING = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")([ \t\r\n]*:[ \t\r\n]*)?')  # with a colon: a key
+QUOTE = re.compile(r'(?<!\\)\\*"')  # ends a string if its length is odd
+COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 BLANK = re.compile(r"[ \t\r\n,]*")
-# What is passed over is let go object by object: as a whole, an index takes six times its text.
+# Both pass over many strings at once. A repetition without a limit would take memory.
+BRACKET = re.compile(r'(?:[^"\[\]{}]*"[^"\\]*"){0,99}[^"\[\]{}]*(["\[\]{}])')
+NO_NAMES_IN = re.compile(
+    rf'(?:[^"]*"(?!(?:{"|".join(NOT_LOOKED_AT)})")[^"\\]*(?<!\.webm)(?<!\.opus)(?<!\.m4a)"){{0,99}}',
+    re.IGNORECASE,
+)
+# json's scanner takes up to thirty times the text of what it is given as a whole.
+AT_ONCE = 1 << 20  # bytes
+DEEPEST = 1000  # objects and lists in each other; json's scanner ends about there too
+LONGEST_NAME = 6 * 4096  # characters of a path, each written as an escape
+# What is passed over is let go object by object.
 PASSED_OVER = json.JSONDecoder(object_pairs_hook=lambda pairs: None, parse_int=len)
 # int() refuses some thousands of digits.
 VALUES = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
@@ -4482,20 +4598,35 @@ class Span(NamedTuple):
     end: int
 
 
+def in_utf8(data: bytes) -> bytes:
+    """Returns a document in UTF-8, from any encoding that JSON may have. Raises ValueError."""
+    encoding = json.detect_encoding(data)
+    if not encoding.startswith("utf-8"):
+        return data.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+    blocks = iter(partial(io.BytesIO(data).read, BLOCK), b"")
+    for _ in codecs.iterdecode(blocks, "utf-8", "surrogatepass"):
+        pass
+    return data
+
+
 class JsonText:
     """One document as text, with a byte order mark or without: finds spans, collects edits, gives
-    the edited bytes. What is not looked into is passed over by json's own scanner. Raises Flaw."""
+    the edited bytes. Takes at most four times the memory of the document. Raises Flaw."""
 
     def __init__(self, data: bytes) -> None:
         # A character a byte, so that text in any script takes no more memory; what is looked at is
         # decoded by itself.
-        self.text = data.decode("latin-1")
+        self.data, self.text = data, data.decode("latin-1")
         self.edits: dict[Span, str] = {}
+        self.ends: dict[int, int] = {}  # of objects and lists too long to be scanned at once
         try:
-            data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise Flaw("it is not UTF-8") from None
-        start = self.skip(3 if data.startswith(b"\xef\xbb\xbf") else 0)  # a byte order mark
+            if in_utf8(data) is not data:
+                raise Flaw("it is not UTF-8")
+        except ValueError:
+            raise Flaw("its encoding is unknown") from None
+        if len(data) > AT_ONCE:
+            self.find_ends()
+        start = self.skip(3 if data.startswith(codecs.BOM_UTF8) else 0)
         self.root = Span(start, self.end(start))
         if self.skip(self.root.end) < len(data):
             raise Flaw(f"it has something behind its end (at byte {self.root.end})")
@@ -4505,8 +4636,42 @@ class JsonText:
         match = BLANK.match(self.text, at)
         return match.end() if match else at
 
+    def find_ends(self) -> None:
+        """Finds the ends of what is long. Checks strings and brackets; what stands between them is
+        checked where it is looked at. Raises Flaw."""
+        at, begun = 0, list[int]()
+        while found := BRACKET.match(self.text, at):
+            start, at = found.span(1)
+            mark = found[1]
+            if mark == '"':
+                at = self.string_end(at)
+            elif mark in "[{":
+                begun.append(start)
+            else:
+                begin = begun.pop() if begun else start
+                if self.text[begin] + mark not in ("[]", "{}"):
+                    raise Flaw(f"it cannot be parsed: {mark} at byte {start} ends nothing")
+                if at - begin > AT_ONCE:
+                    self.ends[begin] = at
+            if len(begun) > DEEPEST:
+                raise Flaw("it is nested too deeply")
+        if begun:
+            raise Flaw("it cannot be parsed: it ends too early")
+
+    def string_end(self, at: int) -> int:
+        """Returns where the string ends that is read up to `at`. Raises Flaw."""
+        while found := QUOTE.search(self.text, at):
+            at = found.end()
+            if (at - found.start()) % 2:
+                return at
+        raise Flaw("it cannot be parsed: a string does not end")
+
     def end(self, start: int) -> int:
         """Of the value there. Raises Flaw."""
+        if start in self.ends:
+            return self.ends[start]
+        if self.text.startswith('"', start):
+            return self.string_end(start + 1)
         try:
             return PASSED_OVER.raw_decode(self.text, start)[1]
         except RecursionError:
@@ -4515,10 +4680,16 @@ class JsonText:
             raise Flaw(f"it cannot be parsed: {error}") from None
 
     def value(self, span: Span) -> Any:
+        """What stands there; None for what is too long to be taken in as a whole. Raises Flaw."""
+        if span.end - span.start > AT_ONCE:
+            return None
+        text = self.text[slice(*span)].encode("latin-1").decode("utf-8", "surrogatepass")
         try:
-            return VALUES.decode(self.text[slice(*span)].encode("latin-1").decode("utf-8"))
+            return VALUES.decode(text)
         except RecursionError:
             raise Flaw("it is nested too deeply") from None
+        except ValueError as error:
+            raise Flaw(f"it cannot be parsed: {error}") from None
 
     def is_object(self, span: Span) -> bool:
         return self.text.startswith("{", span.start)
@@ -4527,10 +4698,15 @@ class JsonText:
         """Of the object or list there: names ("" in a list), where each part begins, and values."""
         at = self.skip(span.start + 1)
         while at < span.end - 1:
-            key = STRING.match(self.text, at) if self.is_object(span) else None
-            begin = key.end() if key else at
+            key, begin = "", at
+            if self.is_object(span):
+                end = self.end(at)
+                colon = COLON.match(self.text, end)
+                if not colon:
+                    raise Flaw(f"it cannot be parsed: no colon at byte {end}")
+                key, begin = self.value(Span(at, end)), colon.end()
             value = Span(begin, self.end(begin))
-            yield self.value(Span(*key.span(1))) if key else "", at, value
+            yield key, at, value
             at = self.skip(value.end)
 
     def members(self, span: Span) -> dict[str, Span]:
@@ -4547,19 +4723,28 @@ class JsonText:
         members = self.members(span)
         return {name: self.value(members[name]) for name in names if name in members}
 
+    def rows(self, span: Span, names: Collection[str]) -> Iterator[tuple[Span, Any]]:
+        """Where the items of the list there stand, and what they say; of long ones no more than
+        these members. Raises Flaw."""
+        for _, _, item in self.parts(span) if self.text.startswith("[", span.start) else ():
+            yield item, self.values(item, names) if item.start in self.ends else self.value(item)
+
     def names(self, span: Span) -> Iterator[tuple[Span, str, bool]]:
         """Every string below that may be a file's name, decoded, and whether it is a key."""
         at = span.start
-        while string := STRING.search(self.text, at, span.end):
-            at = string.end()
-            raw, is_key = string[1], string[2] is not None
-            if is_key and raw[1:-1] in NOT_LOOKED_AT:
+        while passed := NO_NAMES_IN.match(self.text, at, span.end):
+            start = self.text.find('"', passed.end(), span.end)
+            if start < 0:
+                return
+            token = Span(start, self.string_end(start + 1))
+            colon = COLON.match(self.text, token.end)
+            at = colon.end() if colon else token.end
+            if colon and self.text[start + 1 : token.end - 1] in NOT_LOOKED_AT:
                 at = self.end(at)
-            elif "\\" in raw or raw[:-1].lower().endswith(AUDIO_SUFFIXES):
-                token, plain = Span(*string.span(1)), raw[1:-1].encode("latin-1").decode("utf-8")
-                value = self.value(token) if "\\" in raw else plain
+            elif token.end - start < LONGEST_NAME:
+                value = self.value(token)
                 if value.lower().endswith(AUDIO_SUFFIXES):
-                    yield token, value, is_key
+                    yield token, value, colon is not None
 
     def set(self, span: Span, wanted: Mapping[str, Any]) -> None:
         """Give members of the object there new values where they differ, or take them out (GONE); a
@@ -4587,31 +4772,27 @@ class JsonText:
         if new:
             self.edits[Span(end, end)] = comma + (comma or ", ").join(new)
 
-    def rename(self, span: Span, rename: Callable[[str], Optional[str]]) -> None:
-        """Give the names that stand below what `rename` gives for them; all but the suffix keeps
-        its bytes. Raises Flaw for a key."""
-        for token, name, is_key in self.names(span):
-            new = rename(name)
-            if new and is_key:
-                raise Flaw(f"it has {name} as a key")
-            if new:
-                old, suffix = (splitext(path)[1] for path in (name, new))
-                end = token.end - 1
-                if self.text.endswith(old, token.start, end):
-                    self.edits[Span(end - len(old), end)] = suffix
-                else:  # written with escapes
-                    self.edits[token] = json.dumps(new)
+    def respell(self, token: Span, name: str, new: str) -> None:
+        """Gives another value to the string there. Where only the suffix differs, all before it
+        keeps its bytes."""
+        stem, end = stem_of(new), token.end - 1
+        old = name[len(stem) :] if name.startswith(stem) else name
+        if name != new and self.text.endswith(old, token.start, end):
+            self.edits[Span(end - len(old), end)] = json.dumps(new[len(name) - len(old) :])[1:-1]
+        elif name != new:  # written with escapes, or not ASCII
+            self.edits[token] = json.dumps(new)
 
     def edited(self) -> Optional[bytes]:
         """The document with all edits; None where nothing was to change. One inside of another is
         dropped."""
-        parts, at = [], 0
+        whole, new, at = memoryview(self.data), io.BytesIO(), 0
         for span in sorted(self.edits):
             if span.start >= at:
-                parts += [self.text[at : span.start], self.edits[span]]
+                new.write(whole[at : span.start])
+                new.write(self.edits[span].encode("latin-1"))
                 at = span.end
-        parts.append(self.text[at:])
-        return "".join(parts).encode("latin-1") if self.edits else None
+        new.write(whole[at:])
+        return new.getvalue() if self.edits else None
 
 
 def changed(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -4717,24 +4898,25 @@ def edit_sidecar(
     members. `rename` gives for a string what it is to be, None for one that stays. None where it is
     true already. Raises Flaw, also where a name that changes is a key. Pure."""
     document = JsonText(data)
-    document.rename(document.root, rename)
+    for token, name, is_key in document.names(document.root):
+        new = rename(name) or name
+        if is_key and new != name:
+            raise Flaw(f"it has {name} as a key")
+        document.respell(token, name, new)
     if facts and document.is_object(document.root):
         now = document.values(document.root, OUR_MEMBERS)
         document.set(document.root, sidecar_members(facts, now))
     return document.edited()
 
 
-def renamer(library: str, folder: str, takes: Iterable[Take]) -> Callable[[str], Optional[str]]:
-    """What `edit_sidecar` asks: `called`, then `Take.name_now`. Pure."""
-    by_name = {take.name: take for take in takes}
+def renamer(names: Names, takes: Iterable[Take]) -> Callable[[str], Optional[str]]:
+    """Returns what `edit_sidecar` asks."""
+    by_stem = {take.stem: take for take in takes}
 
-    @cache
-    def rename(value: str) -> Optional[str]:
-        name = called(value, library, folder)
-        take = by_name.get(stem_of(name)) if name else None
-        if name and take and take.name_now(name) != name:
-            return value[: -len(name)] + take.name_now(name)
-        return None
+    @memoized
+    def rename(text: str) -> Optional[str]:
+        meant = names.meant(text, by_stem)
+        return meant[1] if meant else None
 
     return rename
 
@@ -4748,22 +4930,99 @@ def index_members(facts: Facts) -> dict[str, Any]:
     }
 
 
-def edit_index(
-    data: bytes,
-    facts: Mapping[str, Facts],
-    rename: Callable[[str, str], Optional[str]],
-    copies_size: int,
-    date: str,
-) -> Optional[bytes]:
-    """The index with the entries of `facts` (by id) and its totals as they must be; `rename` gets
-    the id first, and asks for the folder in a name where that id stands in two. One entry is parsed
-    at a time. None where it is true already. Raises Flaw. Pure."""
-    document, size = JsonText(data), 0.0
+Meant = Callable[[str, str], Optional[tuple[Optional[Take], str]]]
+
+
+class Catalogue:
+    """What an index may speak of: recordings by their ids, files by their names."""
+
+    def __init__(self, recordings: Iterable[Recording], ids: Collection[str]) -> None:
+        """`recordings` are all those of some folders; the entries of `ids` are to be made true."""
+        self.by_id: dict[str, dict[str, Names]] = defaultdict(dict)  # and folder
+        self.by_end: dict[str, dict[str, Names]] = defaultdict(dict)  # of a folder; and folder
+        self.takes: dict[str, Take] = {}  # by stem
+        self.ids: dict[str, Sequence[str]] = {}  # of the recording, by stem
+        of_id: dict[str, list[Take]] = defaultdict(list)
+        witnessed = set[str]()
+        for recording in recordings:
+            folder = recording.folder
+            self.by_end[folded(basename(folder))][folder] = recording.names
+            for id_ in recording.ids:
+                self.by_id[id_][folder] = recording.names
+                of_id[id_] += recording.takes
+            self.takes.update((take.stem, take) for take in recording.takes)
+            self.ids.update((take.stem, recording.ids) for take in recording.takes)
+            if recording.is_witnessed:
+                witnessed.update(recording.ids)
+        known = (of_id.keys() & ids) - witnessed
+        self.facts = {id_: facts_of(of_id[id_]) for id_ in known}
+
+    def meant(self, id_: str, text: str) -> Optional[tuple[Optional[Take], str]]:
+        """Returns what a string in an entry of this id must be, and the take that it calls if the
+        entry is that take's; None for data."""
+        above = plain_path(text).rpartition("/")[0]
+        folders = self.by_id.get(id_, {})
+        if above or not folders:  # the index is itself a document of the uppermost folder
+            end = folded(basename(above))
+            folders = {**self.by_end.get(end, {}), **self.by_end.get("", {})}
+        elif len(folders) > 1:
+            return None
+        found = [names.meant(text, self.takes) for names in folders.values()]
+        meant = [each for each in found if each]
+        if len(meant) != 1:
+            return None
+        take, new = meant[0]
+        ids = self.ids[take.stem]
+        is_its = id_ in self.facts if id_ in ids else not (id_ and ids)
+        return take if is_its else None, new
+
+
+def described(
+    document: JsonText, facts: Mapping[str, Facts], meant: Meant
+) -> Iterator[tuple[Span, str, Mapping[str, Any], Optional[Facts]]]:
+    """Renames what an index names, and yields its entries: where each stands, its id, what it says,
+    and the facts that it must follow. The only entry of an id follows those of the id; any other
+    those of the files that it names; one that does neither keeps what it says. Raises Flaw."""
+
+    def rename(span: Span, id_: str) -> dict[str, Take]:
+        takes = {}
+        for token, text, is_key in document.names(span) if has_names else ():
+            found = None if is_key else meant(id_, text)
+            if found:
+                document.respell(token, text, found[1])
+            if found and found[0]:
+                takes[found[0].stem] = found[0]
+        return takes
+
+    has_names = AUDIO_ENDING.search(document.data)
+    known = []
     for span, id_, entry in entries(document):
-        if id_ in facts:
-            wanted = index_members(facts[id_])
+        takes = rename(span, id_)
+        if takes or id_ in facts:
+            known.append((span, id_, entry, takes))
+        else:
+            yield span, id_, entry, None
+    for name, _, span in document.parts(document.root):
+        if name != "recordings":
+            rename(span, "")
+    counts = Counter(id_ for _, id_, _, _ in known)
+    for span, id_, entry, takes in known:
+        about = facts.get(id_) if counts[id_] == 1 else None
+        if takes and not about:
+            about = facts_of(takes.values())
+        yield span, id_, entry, about
+
+
+def edit_index(
+    data: bytes, facts: Mapping[str, Facts], meant: Meant, copies_size: int, date: str
+) -> Optional[bytes]:
+    """Returns the index with its entries, names and totals as they must be; None where it is true
+    already. `facts` are by id. Raises Flaw where it is not understood. Pure."""
+    document, size = JsonText(data), 0.0
+    for span, _, entry, about in described(document, facts, meant):
+        if about:
+            wanted = index_members(about)
             document.set(span, wanted)
-            document.rename(span, partial(rename, id_))
             entry = {**entry, **wanted}
         size += finite(entry.get("size"))
     totals = {"total_size": round(size), "compressed_size": copies_size}
@@ -4772,22 +5031,30 @@ def edit_index(
     return document.edited()
 
 
+ENTRY_MEMBERS = ("id", "size", "compressed", "archived")
+
+
 def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
-    """The recordings of an index: where each stands, its id ("" without one), and what it says."""
-    if not document.is_object(document.root):
-        raise Flaw("it is no object")
+    """Yields the recordings of an index: where each stands, its id ("" without one), and what it
+    says. Raises Flaw where the index is not understood."""
     recordings = document.members(document.root).get("recordings")
-    if recordings and document.text.startswith("[", recordings.start):
-        for _, _, span in document.parts(recordings):
-            entry = document.value(span) if document.is_object(span) else {}
-            id_ = entry.get("id")
-            yield span, id_ if isinstance(id_, str) else "", entry
+    if not recordings or not document.text.startswith("[", recordings.start):
+        raise Flaw("it has no list of recordings")
+    for span, entry in document.rows(recordings, ENTRY_MEMBERS):
+        if not isinstance(entry, dict):
+            raise Flaw(f"what stands at byte {span.start} is no recording")
+        id_, size = key_of(entry.get("id")), entry.get("size", 0)
+        if isinstance(size, bool) or not isinstance(size, (int, float)):
+            raise Flaw(f"the recording at byte {span.start} has a size that is no number")
+        if not id_ and not any(not is_key for _, _, is_key in document.names(span)):
+            raise Flaw(f"the recording at byte {span.start} has neither an id nor a file")
+        yield span, id_, entry
 
 
-def index_differs(data: bytes, facts: Mapping[str, Facts]) -> list[str]:
-    """The ids whose entries say something else than `facts`. Raises Flaw. Pure."""
-    known = ((id_, entry) for _, id_, entry in entries(JsonText(data)) if id_ in facts)
-    return [id_ for id_, entry in known if changed(entry, index_members(facts[id_]))]
+def index_differs(data: bytes, facts: Mapping[str, Facts], meant: Meant) -> list[str]:
+    """Returns the ids whose entries say something else than they must. Raises Flaw. Pure."""
+    known = described(JsonText(data), facts, meant)
+    return [id_ for _, id_, entry, about in known if about and changed(entry, index_members(about))]
 
 
 HALF_WRITTEN_WAIT = 3.0  # seconds; a server that writes in place does so in a fraction of one
@@ -4804,7 +5071,7 @@ def read_whole(path: str, parse: Callable[[bytes], Any]) -> tuple[bytes, Any]:
         except Flaw as flaw:
             age = time.time() - os.lstat(path).st_mtime
             if monotonic() > deadline or not -60 < age < HALF_WRITTEN_WAIT:
-                raise Flaw(f"{basename(path)}: {flaw}") from None
+                raise flaw
             time.sleep(0.01)
 
 
@@ -4821,13 +5088,16 @@ def rewrite(
     Flaw, Refusal, OSError."""
     with suppress(FileNotFoundError):
         for _ in range(REWRITES):
-            data, edited = read_whole(path, edit)
+            try:
+                data, edited = read_whole(path, edit)
+            except Flaw as flaw:
+                raise Flaw(f"{relpath(path, staging.library.root)}: {flaw}") from None
             if edited is None:
                 return hashlib.sha256(data).hexdigest()
             if backup and not lexists(path + BACKUP_SUFFIX):
                 keep_backup(data, path, staging)
             staged = staging.write(edited, path)
-            is_done = read_regular(path) == data and put(staged, path, data)
+            is_done = read_regular(path) == data and put(staged, path, edited, data)
             staging.discard(staged)
             if is_done:
                 return hashlib.sha256(edited).hexdigest()
@@ -4847,14 +5117,13 @@ def keep_backup(data: bytes, path: str, staging: Staging) -> None:
     staging.discard(kept)
 
 
-def put(staged: str, path: str, expected: bytes) -> bool:
-    """Exchange a document for a staged one; where another program has got in between, and its own
-    version was displaced, that is put back. Raises OSError."""
-    ours = read_regular(staged)
+def put(staged: str, path: str, ours: bytes, expected: bytes) -> bool:
+    """Exchanges a document for a staged one, which holds `ours`. Where another program has got in
+    between, and its own version was displaced, that is put back. Raises OSError."""
     displaced = exchange(staged, path)
     if not displaced or read_regular(displaced) == expected:
         return True
-    put(displaced, path, ours)
+    put(displaced, path, read_regular(displaced), ours)
     return False
 
 
@@ -5550,24 +5819,21 @@ def command_check(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
     takes: list[Take] = []
-    by_id: dict[str, list[Take]] = {}
-    away: list[tuple[Recording, Take]] = []
+    recordings: list[Recording] = []
     for folder in every_folder(run.library, report.error):
-        for recording in run.recordings_in(folder):
-            check_documents(run, recording)
-            takes += recording.takes
-            away += [
-                (recording, take)
-                for take in recording.takes
-                if not take.files and (take.past.place or recording.location)
-            ]
-            for id_ in () if recording.is_witnessed else recording.ids:
-                by_id.setdefault(id_, []).extend(recording.takes)
-    facts = {id_: facts_of(group) for id_, group in by_id.items()}
-    index = b"{}"
+        recordings += run.recordings_in(folder)
+    away: list[tuple[Recording, Take]] = []
+    for recording in recordings:
+        check_documents(run, recording)
+        takes += recording.takes
+        for take in recording.takes:
+            if not take.files and (take.past.place or recording.location):
+                away.append((recording, take))
+    index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
+    data = b"{}"
     with answering_for(run, INDEX_NAME):
-        index = read_regular(run.library.path(INDEX_NAME))
-        for id_ in index_differs(index, facts):
+        data = read_regular(run.library.path(INDEX_NAME))
+        for id_ in index_differs(data, index.facts, index.meant):
             report.error(f"{INDEX_NAME} does not say what the recording {id_} is")
     copies = {  # seconds on record, by absolute path
         run.library.path(take.folder, take.copy.name): take.past.seconds
@@ -5575,7 +5841,7 @@ def command_check(config: Config, report: Report) -> None:
         if take.copy
     }
     with run.open(locks=False):
-        check_places(run, away, index.decode("utf-8", "replace"))
+        check_places(run, away, data.decode("utf-8", "replace"))
         check_copies(run, copies)
     verdict = "something is wrong" if report.exit_code else "all sound"
     message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
@@ -5600,7 +5866,7 @@ def check_documents(run: Run, recording: Recording) -> None:
         if take.state is State.MISSING and not recording.location:
             run.report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
     if recording.policy.unreadable:
-        run.report.error(join(recording.folder, recording.policy.unreadable))
+        run.report.error(recording.policy.unreadable)
     for path, edit in edits(run.library, recording, {}):
         with answering_for(run, path):
             if edit(read_regular(run.library.path(path))):

@@ -12,7 +12,7 @@ SIDECAR: dict[str, Any] = {
     "id": "2025-10-27T14:30:45Z",
     "duration": 145.2,
     "chunks": [
-        {"file": "a-1.webm", "start": 0, "segments": [{"text": "a-1.webm", "file": "a-1.webm"}]},
+        {"file": "a-1.webm", "start": 0, "segments": [{"text": "a-1.webm", "words": ["a-1.webm"]}]},
         {"file": "a-2.webm", "start": 120, "segments": []},
     ],
     "full_transcription": "a-1.webm",
@@ -40,7 +40,8 @@ def waiting(stem: str, size: int = 1000) -> Take:
 
 def edit(document: Any, *takes: Take, facts: bool = True) -> Any:
     data = document if isinstance(document, bytes) else json.dumps(document, indent=2).encode()
-    rename = service.renamer("recordings", "d", takes)
+    names = service.Names("recordings", "d", {take.name: take for take in takes})
+    rename = service.renamer(names, takes)
     return service.edit_sidecar(data, rename, service.facts_of(takes) if facts else None)
 
 
@@ -137,7 +138,7 @@ class Sidecars(unittest.TestCase):
             "http://x/d/a-1.webm",
             "../a-1.webm",
             "e/a-1.webm",
-            "x/recordings/d/a-1.webm",
+            "x/recordings/e/a-1.webm",
             "a-1.WEBM",
             "a-1.webm ",
             "a%2D1.webm",
@@ -150,7 +151,7 @@ class Sidecars(unittest.TestCase):
             if name == "a-1.WEBM":
                 take = take._replace(originals=(File("a-1.WEBM", 1, 1), File("a-1.webm", 1000, 5)))
             self.assertIsNone(edit([name], take), name)
-        for key in ("id", "text", "title", "full_transcription", "segments", "words"):
+        for key in ("id", "text", "title", "full_transcription", "transcription_preview", "words"):
             self.assertIsNone(
                 edit([{key: "a-1.webm"}, {key: [{"x": "a-1.webm"}]}], copied("d/a-1"))
             )
@@ -217,8 +218,7 @@ class Index(unittest.TestCase):
         "recordings": [
             {"id": "A", "file": "d/a-1.webm", "compressed": False, "size": 1000},
             {"id": "B", "compressed": False, "size": 50, "audio": "a-1.webm"},
-            "odd",
-            {"size": 7},
+            {"id": 1, "size": 7},
         ],
         "total_recordings": 2,
         "total_size": 1050,
@@ -227,8 +227,12 @@ class Index(unittest.TestCase):
     }
 
     def edit(self, data: bytes, facts: Any, copies: int = 400) -> Any:
-        rename = service.renamer("recordings", "d", [copied("d/a-1")])
-        return service.edit_index(data, facts, lambda id_, name: rename(name), copies, "now")
+        return service.edit_index(data, facts, self.meant, copies, "now")
+
+    def meant(self, id_: str, text: str) -> Any:
+        take = copied("d/a-1")
+        found = service.Names("recordings", "d", {"a-1": take}).meant(text, {take.stem: take})
+        return (None, found[1]) if id_ == "A" and found else None
 
     def test_the_entry_and_the_totals_follow_and_nothing_else(self) -> None:
         data = json.dumps(self.INDEX).encode()
@@ -242,9 +246,9 @@ class Index(unittest.TestCase):
             b'"total_size": 457, "compressed_size": 400',
         )
         expected = expected.replace(b'"then"', b'"now"')
-        self.assertEqual(service.index_differs(data, facts), ["A"])
+        self.assertEqual(service.index_differs(data, facts, self.meant), ["A"])
         self.assertEqual(self.edit(data, facts), expected)
-        self.assertEqual(service.index_differs(expected, facts), [])
+        self.assertEqual(service.index_differs(expected, facts, self.meant), [])
         self.assertIsNone(self.edit(expected, facts))
 
     def test_an_index_that_is_no_object_is_a_flaw(self) -> None:

@@ -594,27 +594,19 @@ class HostileDocuments(FaultCase):
             self.assertEqual(self.run_cli("--json").code, 1)
         self.assert_compressed("9/x.webm")
 
-    def test_an_index_of_odd_entries_is_kept_and_brought_up_to_date(self) -> None:
+    def test_an_index_of_odd_entries_is_left_alone_and_told(self) -> None:
         self.add_session(chunks=1)
-        entries = [
-            {"id": ["x"], "size": 1},
-            {"id": {}, "size": None},
-            {"id": None},
-            {"id": 7},
-            {},
-            5,
-            None,
-            [],
-            "x",
-        ]
         document = self.read_json("index.json")
-        self.add_json("index.json", {**document, "recordings": [*entries, *document["recordings"]]})
-        self.assert_done("2025-10-27/14-30-45-chunk-1.webm")
-        after = self.read_json("index.json")["recordings"]
-        self.assertEqual(after[:-1], entries)
-        self.assertIs(after[-1]["compressed"], True)
-        self.add(GOOD, "later.webm")
-        self.assert_done("later.webm")
+        entries: list[Any] = [{"id": ["x"]}, {"id": "x", "size": None}, {"id": ""}, 5, None, []]
+        for number, odd in enumerate(entries):
+            self.add_json("index.json", {**document, "recordings": [odd, *document["recordings"]]})
+            before = (self.library / "index.json").read_bytes()
+            self.add(GOOD, f"{number}/later.webm")
+            ran = self.run_cli()
+            self.assertEqual(ran.code, 0, ran.err)
+            self.assertEqual(ran.out.count("Left alone"), 1, odd)
+            self.assertEqual((self.library / "index.json").read_bytes(), before, odd)
+            self.assert_compressed(f"{number}/later.webm")
 
     def test_an_index_of_huge_sizes_stays_json(self) -> None:
         self.add_session(chunks=1)
