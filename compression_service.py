@@ -2115,9 +2115,10 @@ class Trials:
             if not os.access(path, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if self.staging:
-                for name in filter(STAGED.fullmatch, os.listdir(path)):
-                    if self.staging.token not in name:
-                        os.unlink(join(path, name))  # what no run before could remove
+                for name in os.listdir(path):
+                    # What no run before could remove. (Other threads make such names here too.)
+                    if STAGED.fullmatch(name) and self.staging.token not in name:
+                        os.unlink(join(path, name))
                 try_names(self.staging, join(path, "x"))
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -7336,15 +7337,16 @@ def examine_library(run: Run) -> str:
     library.require(run.config.log_file)
     works = plan_run(run)
     read_signs(library)
-    if isdir(library.own("")):
-        try:
-            with library.lock():
-                try_commits(library)
-        except BusyError as busy:
-            return str(busy)
     for work in works[:1]:
         run.try_ffmpeg_on(work)
-    problems = foresee_all(run, works)
+    with ExitStack() as stack:
+        if isdir(library.own("")):
+            try:
+                stack.enter_context(library.lock())
+            except BusyError as busy:
+                return str(busy)
+            try_commits(library)
+        problems = foresee_all(run, works)
     if problems:
         raise ServiceError(" ".join(problems))
     free = free_space(library)

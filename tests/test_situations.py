@@ -493,5 +493,407 @@ class Streams(SituationCase):
         self.assert_compressed("2025-10-27/14-30-45-chunk-4.webm")
 
 
+class DriverCase(SituationCase):
+    def run_driven(self, before: str, *words: str) -> Ran:
+        """Run the program in a process that has carried out some lines before."""
+        driver = self.folder / "driver.py"
+        head = f"import errno, os, stat, sys\nsys.path.insert(0, {str(PROJECT)!r})\n"
+        head += "import compression_service as program\n"
+        driver.write_text(head + before + "\nsys.exit(program.main(sys.argv[1:]))\n")
+        return self.run_under([sys.executable, str(driver)], *words)
+
+    def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
+        words = super().command(*arguments, python=python)
+        return words[2:] if (self.folder / "driver.py").exists() else words
+
+
+class WhatADiskDoesNotHave(DriverCase):
+    """Is done without; and what fails on a disk that has it, is still fatal."""
+
+    FSYNC = (
+        "real = os.fsync\n"
+        "def fsync(descriptor):\n"
+        "    if {test}(os.fstat(descriptor).st_mode):\n"
+        "        raise OSError(errno.{code}, os.strerror(errno.{code}))\n"
+        "    real(descriptor)\n"
+        "os.fsync = fsync"
+    )
+    STATVFS = "def statvfs(path):\n    {how}\nos.statvfs = statvfs"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add_session(chunks=1)
+        self.path = "2025-10-27/14-30-45-chunk-1.webm"
+
+    def test_folders_that_cannot_be_flushed(self) -> None:
+        for number, code in enumerate(("EINVAL", "ENOTSUP", "EBADF", "ENOSYS", "EACCES")):
+            name = f"{number}.webm"
+            self.add("chunk_1", name)
+            ran = self.run_driven(self.FSYNC.format(test="stat.S_ISDIR", code=code), "run")
+            self.assertEqual(ran.code, 0, (code, ran))
+            self.assert_compressed(name)
+
+    def test_a_flush_of_a_file_or_folder_that_fails_keeps_the_original(self) -> None:
+        for test in ("stat.S_ISREG", "stat.S_ISDIR"):
+            ran = self.run_driven(self.FSYNC.format(test=test, code="EIO"), "run")
+            self.assertEqual(ran.code, 1, ran)
+            self.assertTrue((self.library / self.path).exists())
+
+    def test_a_disk_that_does_not_tell_its_size_is_not_full(self) -> None:
+        zeros = "return os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))"
+        fails = "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), path)"
+        for number, how in enumerate((zeros, fails)):
+            name = f"{number}.webm"
+            self.add("chunk_1", name)
+            for words in ("--dry-run", "doctor", "run"):
+                ran = self.run_driven(self.STATVFS.format(how=how), words)
+                self.assertEqual(ran.code, 0, (how, words, ran))
+            self.assert_compressed(name)
+
+
+@AS_ROOT
+class ForeseenInAFolder(SituationCase):
+    """What holds for one folder or file fails its recordings alone, uncounted, and with one sentence."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for name in ("a", "b"):
+            self.add("chunk_1", f"bad/{name}.webm")
+        self.add("chunk_0", "good/c.webm")
+        self.under: list[str] = []
+
+    def assert_foreseen(self, *said: str, times: int = 1) -> None:
+        bad = {name: data for name, data in self.files().items() if name.startswith("bad")}
+        for command in ("--dry-run", "doctor", "run", "doctor", "--dry-run"):
+            ran = self.run_under(self.under, command)
+            told = ran.out if command == "doctor" else ran.err
+            self.assertEqual(ran.code, 1, (command, ran))
+            for word in said:
+                self.assertEqual(told.count(word), times, (command, ran))
+        self.assertEqual({name: self.files()[name] for name in bad}, bad)
+        self.assertEqual(len(list(self.library.glob("bad/*"))), len(bad), "left behind")
+        self.assert_compressed("good/c.webm")
+        lines = map(json.loads, self.history().read_text().splitlines())
+        attempts = [
+            line["past"].get("attempts", 0) for line in lines if line["type"] == "recording"
+        ]
+        self.assertEqual(set(attempts), {0})
+
+    def make_immutable(self, path: Path, flag: str = "i") -> None:
+        subprocess.run(["chattr", f"+{flag}", str(path)], check=True)
+        self.addCleanup(subprocess.run, ["chattr", f"-{flag}", str(path)], check=False)
+
+    def test_an_immutable_or_append_only_folder(self) -> None:
+        for flag in "ia":
+            self.add("chunk_0", "good/c.webm")
+            (self.library / "good/c.opus").unlink(missing_ok=True)
+            self.make_immutable(self.library / "bad", flag)
+            self.assert_foreseen("Nothing is done in bad: it is immutable, or append-only.")
+            subprocess.run(["chattr", f"-{flag}", str(self.library / "bad")], check=True)
+        self.assertEqual(self.run_cli("--older-than", "7").code, 0)
+        self.assert_compressed("bad/a.webm")
+
+    def test_an_immutable_original_or_sidecar_is_its_own_recordings_alone(self) -> None:
+        self.make_immutable(self.library / "bad/a.webm")
+        self.make_immutable(self.add_json("bad/b.json", sidecar("B", ["b.webm"])))
+        self.assert_foreseen("in bad/a.webm: it is immutable", "in bad/b.json: it is immutable")
+        (self.library / "index.json").unlink(missing_ok=True)
+        self.configure(delete_originals=False)
+        self.assertEqual(self.run_cli().code, 1)
+        self.assertTrue((self.library / "bad/a.opus").exists(), "it need not be removed")
+
+    def test_a_sticky_folder_of_somebody_else(self) -> None:
+        shutil.copy(SCRIPT, self.folder / "program.py")
+        for path in (self.folder, *self.folder.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o666)
+        os.chown(self.library / "bad", NOBODY.pw_uid, NOBODY.pw_gid)
+        (self.library / "bad").chmod(0o1777)
+        self.under = ["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups"]
+        self.assert_foreseen("Nothing is done in bad: it is sticky")
+
+    def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
+        words = super().command(*arguments, python=python)
+        copy = self.folder / "program.py"
+        return ["/usr/bin/python3", str(copy), *words[2:]] if copy.exists() else words
+
+    @unittest.skipUnless(shutil.which("bindfs"), "needs bindfs")
+    def test_files_that_cannot_be_removed_leave_nothing_behind_night_after_night(self) -> None:
+        self.bind("--delete-deny")
+        for _ in range(3):
+            ran = self.run_cli()
+            self.assertEqual(ran.code, 1, ran)
+            self.assertEqual(ran.err.count("cannot be made and removed there"), 1, ran)
+        self.assertLessEqual(len(list(self.library.glob("bad/.compression-*"))), 2)
+        self.assert_compressed("good/c.webm")
+
+    def bind(self, *options: str) -> None:
+        folder = str(self.library / "bad")
+        subprocess.run(["bindfs", "-o", "nonempty", *options, folder, folder], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-lq", folder], check=False)
+
+    @unittest.skipUnless(shutil.which("bindfs"), "needs bindfs")
+    def test_root_who_may_not_give_files_away_there(self) -> None:
+        """As NFS that squashes root: the capability is there all the same."""
+        for name in ("a", "b"):
+            self.add_json(f"bad/{name}.json", sidecar(name, [f"{name}.webm"]))
+        for path in (self.library / "bad", *self.library.glob("bad/*")):
+            os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+        self.bind("--chown-deny", "--chgrp-deny", "--create-as-user")
+        self.assert_foreseen(f"Files of user {NOBODY.pw_uid} cannot be worked on")
+
+    def test_a_read_only_mount_inside_is_passed_over_and_reported_once(self) -> None:
+        self.add("chunk_1", "bad/deep/d.webm")
+        bad = str(self.library / "bad")
+        self.mount(self.library / "bad", "--bind", bad)
+        self.mount(self.library / "bad", "-o", "remount,bind,ro")
+        for command in ("--dry-run", "doctor", "run", "run"):
+            ran = self.run_cli(command)
+            self.assertEqual(ran.code, 0, (command, ran))
+            self.assertEqual((ran.out + ran.err).count("bad is mounted read-only"), 1, ran)
+        self.assert_compressed("good/c.webm")
+        self.assertTrue((self.library / "bad/deep/d.webm").exists())
+
+
+@AS_ROOT
+class NoSpace(SituationCase):
+    """Ends any command at its first sign, with one sentence and exit 5."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.mount(self.library, "-t", "tmpfs", "-o", "size=8m", "none")
+        (self.folder / "cold/archive-of-recordings").mkdir(parents=True)
+        for number in range(4):
+            self.add("chunk_1", f"{number}.webm")
+
+    def fill(self, free: int = 0) -> Path:
+        room = os.statvfs(self.library).f_bavail * os.statvfs(self.library).f_frsize
+        (self.library / "filling").write_bytes(bytes(max(0, room - free)))
+        return self.library / "filling"
+
+    def test_what_comes_back_onto_a_full_disk_is_tried_once_and_comes_back_later(self) -> None:
+        self.put_run_on_record()
+        self.configure(tiers=[{"after_days": 30, "archive": "cold"}])
+        self.assertEqual(self.run_cli().code, 0)
+        for free in (0, 20_000, 60_000):
+            filling = self.fill(free)
+            ran = self.run_cli("restore", ".", cwd=str(self.library))
+            filling.unlink()
+            self.assertEqual(ran.code, 5, (free, ran))
+            self.assertNotIn("failed", ran.out)
+            self.assertEqual(len(ran.err.splitlines()), 1, ran)
+            self.assert_no_leftovers()
+        self.assertEqual(self.run_cli("restore", ".", cwd=str(self.library)).code, 0)
+        self.assertEqual(len(list(self.library.glob("*.opus"))), 4)
+
+    def test_a_disk_that_fills_up_in_the_commit_ends_the_run(self) -> None:
+        for number in range(4):
+            document = {**sidecar(f"{number}", [f"{number}.webm"]), "more": "x" * 900_000}
+            self.add_json(f"{number}.json", document)
+        self.fill(2_900_000)
+        ran = self.run_cli("--json", "-j", "1")
+        self.assertEqual(ran.code, 5, ran)
+        self.assertEqual(ran.summary["failed"], 0)
+        self.assert_sidecars_true()
+        (self.library / "filling").unlink()
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertEqual(list(self.library.glob("*.webm")), [])
+        self.assert_no_leftovers()
+
+    def test_statistics_and_a_pause_on_a_full_disk(self) -> None:
+        self.fill()
+        for words in (("stats", "--html", str(self.library / "page.html")),):
+            ran = self.run_cli(*words)
+            self.assertEqual((ran.code, len(ran.err.splitlines())), (5, 1), ran)
+
+
+class NotMounted(SituationCase):
+    """No audio, no folder of ours, and a log that says that there was some: only then."""
+
+    MARKERS = (".NOT_MOUNTED", "README.txt", "lost+found/x", "2025-10-27/14-30-45.json")
+
+    def put_only(self, marker: str) -> None:
+        shutil.rmtree(self.library)
+        path = self.library / marker
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+
+    def test_a_mount_point_with_a_marker_is_no_empty_library(self) -> None:
+        self.add("chunk_0", "a.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        for marker in self.MARKERS:
+            self.put_only(marker)
+            for command in ("--dry-run", "doctor", "run", "stats"):
+                ran = self.run_cli(command)
+                self.assertEqual(ran.code, 2, (marker, command, ran))
+                self.assertIn("Is its disk mounted?", ran.out + ran.err)
+        (self.library / ".compression").mkdir()
+        self.assertEqual(self.run_cli().code, 0)
+
+    def test_what_was_only_found_counts_and_so_does_what_an_earlier_version_logged(self) -> None:
+        self.add("chunk_0", "a.webm", age=time.time())
+        self.assertEqual(self.run_cli().code, 0)
+        self.put_only("README.txt")
+        self.assertEqual(self.run_cli().code, 2)
+        log = self.folder / "logs/compression.log"
+        for told, code in (
+            ("3 compressed. 147 kB -> 111 kB (25 % less). 36.3 kB saved. Took 1 s.", 2),
+            ("Nothing to do. Younger than 7 days: 1.", 2),
+            ("Nothing to do.", 0),
+        ):
+            log.write_text(f"2026-01-31 02:00:01,123 - INFO - {self.library}: {told}\n")
+            self.assertEqual(self.run_cli().code, code, told)
+
+    def test_an_empty_library_that_never_held_anything_is_nothing_to_worry_about(self) -> None:
+        (self.library / "README.txt").write_text("recordings come here")
+        other = self.folder / "recordings2"
+        other.mkdir()
+        shutil.copy(PROJECT / "tests/recordings/chunk_0.webm", other)
+        self.assertEqual(self.run_cli("run", "--recordings", str(other)).code, 0)
+        for _ in range(3):
+            self.assertEqual(self.run_cli().code, 0)
+
+    @AS_ROOT
+    def test_a_lost_and_found_that_cannot_be_read_is_passed_over_silently(self) -> None:
+        shutil.copy(SCRIPT, self.folder / "program.py")
+        for name in ("lost+found", "disk/lost+found"):
+            (self.library / name).mkdir(parents=True)
+            (self.library / name).chmod(0o700)
+        self.folder.chmod(0o777)
+        words = ["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", "/usr/bin/python3"]
+        words += [str(self.folder / "program.py")]
+        for name, code in (("", 0), ("secret", 1)):
+            (self.library / name).mkdir(mode=0o700, exist_ok=True)
+            done = subprocess.run(
+                [*words, "run", "-n", "-c", str(self.config)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.assertEqual((done.returncode, "lost" in done.stderr), (code, False), done)
+
+
+class AnotherLevel(SituationCase):
+    """A folder that is no library yet, near one that is."""
+
+    def assert_refused(self, folder: Path, other: Path) -> None:
+        for command in ("--dry-run", "run", "stats", "pause"):
+            ran = self.run_cli(command, "--recordings", str(folder))
+            self.assertEqual(ran.code, 2, (command, ran))
+            self.assertIn(f"{other} is one", ran.err)
+            self.assertIn(f"make {folder}/.compression", ran.err)
+        self.assertFalse((folder / ".compression").exists())
+
+    def test_a_library_two_levels_below_or_above_is_named(self) -> None:
+        deep = self.library / "server/data"
+        deep.mkdir(parents=True)
+        (deep / "index.json").write_text('{"recordings": []}')
+        self.assert_refused(self.library, deep)
+        day = deep / "2025/10"
+        day.mkdir(parents=True)
+        self.assert_refused(day, deep)
+        (deep / "index.json").unlink()
+        (deep / ".compression").mkdir()
+        self.assert_refused(self.library, deep)
+        (self.library / ".compression").mkdir()
+        self.assertEqual(self.run_cli().code, 0)
+
+    def test_what_is_no_index_or_too_far_away_is_none(self) -> None:
+        for name in ("a/b/c/index.json", ".hidden/index.json"):
+            self.add_json(name, {"recordings": []})
+        for number, text in enumerate(
+            ('[{"recordings": []}]', '{"recordings": {}}', "{", "", "[1]")
+        ):
+            self.add_bytes(text.encode(), f"{number}/index.json")
+        os.mkfifo(self.library / "a/index.json")
+        (self.library / "link").symlink_to(self.library / "a/b/c")
+        self.assertEqual(self.run_cli().code, 0)
+
+    def test_of_a_huge_index_only_the_beginning_is_read(self) -> None:
+        head = b'{"version": 1, "recordings": ['
+        path = self.add_bytes(head + b'{"id": "x"},' * 99_000, "day/index.json")
+        self.assert_refused(self.library, path.parent)
+
+    def test_its_own_index_makes_it_the_library(self) -> None:
+        self.add_json("index.json", {"recordings": []})
+        self.add_json("day/index.json", {"recordings": []})
+        self.assertEqual(self.run_cli().code, 0)
+
+
+class Told(DriverCase):
+    """Whatever ends a run is told by log, summary and notification; and no log holds up a run."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add("chunk_0", "a.webm")
+        self.log = self.folder / "logs/compression.log"
+        self.log.parent.mkdir()
+        self.configure(notify_command="cat >heard; yes")
+
+    def test_no_thread_no_memory_or_a_defect_at_the_start(self) -> None:
+        for error in ("RuntimeError('no new thread')", "MemoryError()", "KeyError('x')"):
+            before = f"def fail(*_): raise {error}\nprogram.plan_run = fail"
+            with self.subTest(error):
+                self.configure(notify_command="cat >heard")
+                ran = self.run_driven(before, "run", "--json")
+                self.assertEqual((ran.code, ran.summary["exit_code"]), (1, 1), ran)
+                self.assertNotIn("Traceback", ran.err)
+                message = ran.summary["message"]
+                self.assertIn(message, self.log.read_text())
+                self.assertEqual(
+                    json.loads((self.folder / "heard").read_text())["message"], message
+                )
+
+    def test_a_notification_that_prints_without_end_fills_no_memory(self) -> None:
+        """With 500 MB to fill, it ends by its deadline or by what it says."""
+        for command in ("yes", "yes >&2"):
+            self.configure(notify_command=f"cat >heard; {command}")
+            before = "program.GRACE, program.NOTIFY_SECONDS = 0.5, 0.5\nimport resource\n"
+            before += "resource.setrlimit(resource.RLIMIT_AS, (500 << 20, 500 << 20))"
+            self.add("chunk_0", "b.webm")
+            ran = self.run_driven(before, "run", "--retry", "-j", "1")
+            self.assertIn("The notify_command failed", ran.out, ran)
+            self.assertNotIn("memory", ran.out + ran.err)
+
+    def test_a_pipe_as_log_is_never_waited_for(self) -> None:
+        os.mkfifo(self.log)
+        self.configure()
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 0, ran)
+        self.assertIn("The log", ran.err)
+        self.assert_compressed("a.webm")
+        reader = os.open(self.log, os.O_RDONLY | os.O_NONBLOCK)
+        self.add("chunk_0", "b.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertIn(b"b.webm", os.read(reader, 1 << 16))
+        os.close(reader)
+
+    def test_a_log_that_is_a_link_is_followed_and_not_renamed(self) -> None:
+        target = self.folder / "elsewhere.log"
+        target.write_bytes(b"x" * (3 << 20))
+        self.log.symlink_to(target)
+        self.configure()
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertIn(b"a.webm", target.read_bytes())
+        self.assertEqual(os.listdir(self.log.parent), [self.log.name])
+
+    @AS_ROOT
+    def test_a_link_of_another_user_on_the_way_to_the_log_is_not_followed(self) -> None:
+        victim = self.folder / "victim"
+        victim.mkdir()
+        for number, (link, log) in enumerate(
+            ((self.log, self.log), (self.folder / "mine", self.folder / "mine/x.log"))
+        ):
+            link.symlink_to(victim / "x.log" if link == log else victim)
+            os.lchown(link, NOBODY.pw_uid, NOBODY.pw_gid)
+            self.configure(log_file=str(log))
+            self.add("chunk_0", f"{number}.webm")
+            ran = self.run_cli()
+            self.assertEqual(ran.code, 0, ran)
+            self.assertIn("is a link of another user", ran.err)
+            self.assert_compressed(f"{number}.webm")
+            self.assertEqual(self.run_cli("doctor").code, 1)
+        self.assertEqual(os.listdir(victim), [])
+
+
 if __name__ == "__main__":
     unittest.main()
