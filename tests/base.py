@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -19,6 +21,8 @@ PROJECT = TESTS.parent
 SCRIPT = PROJECT / "compression_service.py"
 RECORDINGS = TESTS / "recordings"
 sys.path.insert(0, str(PROJECT))
+
+import compression_service as service  # noqa: E402
 
 DAY = 86_400
 LONG_AGO = 1_761_575_445  # 2025-10-27T14:30:45Z
@@ -132,6 +136,13 @@ class LibraryCase(unittest.TestCase):
             done.stdout.decode("utf-8", "replace"),
             done.stderr.decode("utf-8", "replace"),
         )
+
+    def run_here(self, command: str, *words: str) -> Ran:
+        """Run a command without a process of its own."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = service.main([command, "-c", str(self.config), *words])
+        return Ran(code, out.getvalue(), err.getvalue())
 
     def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
         words = list(arguments)

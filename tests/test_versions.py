@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from tests.base import LibraryCase
-from tests.test_run import COMPRESSED, KEPT
+from tests.test_whole_run import COMPRESSED, KEPT
 
 BUILDS = [build for build in os.environ.get("COMPRESSION_TEST_FFMPEGS", "").split(":") if build]
 

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import time
-import unittest
 
 from tests.base import DAY, FFMPEG, LibraryCase, decoded_seconds
 
@@ -203,40 +202,3 @@ class BestSource(TierCase):
         ran = self.run_cli("--json", env=environment)
         self.assertEqual(ran.outcomes["a.opus"]["action"], "failed", ran.out)
         self.assertEqual((self.library / "a.opus").read_bytes(), before)
-
-
-class OddTiers(LibraryCase):
-    def test_a_tier_that_makes_no_sense_is_named_and_nothing_is_touched(self) -> None:
-        cases = [
-            ({"after_days": 30, "bitrate": "64k"}, "a list"),
-            ([{"bitrate": "64k"}], "after_days"),
-            ([{"after_days": 30}], "bitrate"),
-            ([{"after_days": 30, "bitrate": "64k", "archive": "/x"}], "either"),
-            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 30, "bitrate": "32k"}], "rise"),
-            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 90, "bitrate": "70k"}], "fall"),
-            (
-                [{"after_days": 30, "archive": "/x"}, {"after_days": 90, "bitrate": "32k"}],
-                "archive last",
-            ),
-            ([{"after_days": 5, "bitrate": "64k"}], "age_threshold_days"),
-            ([{"after_days": 30, "bitrate": "128k"}], "target_bitrate"),
-            ([{"after_days": "30", "bitrate": "64k"}], "number"),
-            ([{"after_days": 30, "bitrate": "loud"}], "bit rate"),
-            ([{"after_days": 30, "bitrate": "64k", "colour": 1}], "colour"),
-            ([{"after_days": 30, "archive": "recordings/cold"}], "apart"),
-            ([{"after_days": 30, "archive": 7}], "path"),
-        ]
-        self.add("chunk_0", "a.webm")
-        before = self.files()
-        for tiers, word in cases:
-            with self.subTest(tiers=tiers):
-                self.configure(tiers=tiers)
-                ran = self.run_cli()
-                self.assertEqual(ran.code, 2, ran.err)
-                self.assertIn("tier", ran.err)
-                self.assertIn(word, ran.err)
-        self.assertEqual(self.files(), before)
-
-
-if __name__ == "__main__":
-    unittest.main()
