@@ -14,7 +14,7 @@ import time
 import unittest
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 TESTS = Path(__file__).resolve().parent
 PROJECT = TESTS.parent
@@ -149,22 +149,34 @@ class LibraryCase(unittest.TestCase):
         name = words.pop(0) if words and not words[0].startswith("-") else "run"
         return [python, str(SCRIPT), name, "-c", str(self.config), *words]
 
-    def stand_in(self, body: str, name: str = "ffmpeg") -> dict[str, str]:
-        """An environment whose PATH begins with a Python stand-in for a tool. `body` finds its words in `args`, the real tool in
-        `real`, and `outputs`: the copies it was asked to write, `levels` the level files."""
+    def stand_in(
+        self, does: Union[Callable[..., Any], str], name: str = "ffmpeg", **settings: Any
+    ) -> dict[str, str]:
+        """Returns an environment whose PATH begins with a stand-in for a tool: a function of
+        tests/standins.py with its settings. In a text, the words are `args`, the true tool is
+        `real`, the staged files are `outputs` (the copies it writes), `copies` and `levels`."""
         folder = self.folder / "stand-ins"
         folder.mkdir(exist_ok=True)
         tool = folder / name
-        tool.write_text(
-            f"#!{sys.executable}\n"
-            "import os, re, signal, subprocess, sys, time\n"
-            f"args, real = sys.argv[1:], {FFMPEG!r}\n"
-            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\.compression-\\w+-\\d+\\.part', a)]\n"
-            "levels = [path for path in media if '/.compression/' in path]\n"
-            "copies = [path for path in media if path not in levels]\n"
-            "outputs = [path for path in copies if args[args.index('file:' + path) - 1] != '-i']\n"
-            f"{body}\n"
-        )
+        if isinstance(does, str):
+            lines = [
+                "import os, re, signal, subprocess, sys, time",
+                f"sys.path.insert(0, {str(PROJECT)!r})",
+                "from tests.standins import Call",
+                f"call = Call({FFMPEG!r}, sys.argv[1:])",
+                "args, real, levels = call.words, call.real, call.levels",
+                "copies, outputs = call.copies, call.outputs",
+                does,
+            ]
+        else:
+            lines = [
+                "import sys",
+                f"sys.path.insert(0, {str(PROJECT)!r})",
+                "from tests.standins import play",
+                f"play({does.__name__!r}, {FFMPEG!r}, {json.dumps(settings)!r})",
+            ]
+        text = "\n".join([f"#!{sys.executable} -IS", *lines, ""])
+        tool.write_text(text)
         tool.chmod(0o755)
         return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 

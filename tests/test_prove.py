@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 import struct
 import subprocess
-import tempfile
+import time
 import unittest
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
+from unittest import mock
 
 import compression_service as service
+from tests import standins
 from tests.base import FFMPEG, RECORDINGS, LibraryCase, plain_decode
 
 TARGET = service.Target("opus", 96_000)
@@ -371,18 +374,24 @@ class Commands(unittest.TestCase):
             self.assertEqual(service.opus_packet_samples(start), samples, start)
 
 
-class ProveCase(unittest.TestCase):
+class ProveCase(LibraryCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
         self.tools = service.Tools(service.Stop())
+        (self.folder / ".compression").mkdir()
+
+    def use(self, does: Callable[..., Any], **settings: Any) -> None:
+        """From now on, ffmpeg is a stand-in."""
+        folder = self.stand_in(does, **settings)["PATH"].split(os.pathsep)[0]
+        self.tools.__dict__["ffmpeg"] = f"{folder}/ffmpeg"
 
     def job(
         self, source: Path, target: service.Target = TARGET, encodes: bool = True
     ) -> service.Job:
         number = len(list(self.folder.iterdir()))
-        paths = [self.folder / f"{number}.{kind}" for kind in ("copy", "source", "levels")]
+        name = f".compression-0a-{number}.part"
+        levels = [self.folder / ".compression" / f".compression-{n}a-{number}.part" for n in "bc"]
+        paths = [self.folder / name, *levels]
         for path in paths:
             path.touch()
         copy, source_levels, copy_levels = map(str, paths)
@@ -422,6 +431,76 @@ class TestTranscoder(ProveCase):
         problems = self.prove(good, bad)
         self.assertIsNone(problems[0])
         self.assertIsInstance(problems[1], service.Refusal)
+
+
+class TestLies(ProveCase):
+    """An ffmpeg that exits 0, where what it wrote is not the recording."""
+
+    def lie(self, does: Callable[..., Any], **settings: Any) -> set[str]:
+        """What is said of two recordings that are encoded at once."""
+        self.use(does, **settings)
+        jobs = [self.job(RECORDINGS / f"{name}.webm") for name in ("chunk_1", "ff_chunk_1")]
+        for job in jobs:
+            job.most = 48_000
+        problems = self.prove(*jobs)
+        self.assertTrue(all(problems), problems)
+        return {type(problem).__name__ + " " + str(problem) for problem in problems}
+
+    def test_each_lie_is_noticed_for_what_it_is(self) -> None:
+        other = str(RECORDINGS / "ch_slices_concat.webm")
+        whole, same = "one whole opus stream", "the source's "
+        length = "by its source's packets"
+        for does, settings, words in (
+            (standins.half_of_each_file, {}, whole),
+            (standins.half_of_the_audio, {}, length),
+            (standins.a_tenth_of_a_second_short, {}, length),
+            (standins.half_of_copy_and_levels, {}, length),
+            (standins.noise, {}, same),
+            (standins.silence, {}, same),
+            (standins.one_quiet_second, {}, "the source's loudness at "),
+            (standins.half_a_second_of_silence, {}, " at 1."),
+            (standins.late_by_0_7_seconds, {}, same),
+            (standins.upside_down, {}, same),
+            (standins.another_recording, {"other": other}, same),
+            (standins.empty_copies, {}, "empty"),
+            (standins.empty_level_files, {}, "by the source's packets"),
+            (standins.another_codec, {}, "FLAC"),
+            (standins.complaint_about_the_copy, {}, "a decode without a message"),
+        ):
+            with self.subTest(does.__name__):
+                for problem in self.lie(does, **settings):
+                    self.assertIn("NotProven", problem)
+                    self.assertIn(words, problem)
+
+    def test_a_missing_level_file_proves_nothing(self) -> None:
+        self.lie(standins.no_level_files)
+
+    def test_a_copy_as_large_as_its_source_is_not_worth_it(self) -> None:
+        for problem in self.lie(standins.as_large_as_the_source):
+            self.assertIn("are worth it", problem)
+
+
+class TestPiped(ProveCase):
+    """Of a recording that is alone, three processes decode, encode, and decode the copy, at once."""
+
+    def test_one_after_the_other_is_the_way_where_any_of_them_fails_hangs_or_says_anything(
+        self,
+    ) -> None:
+        sign, hung = self.folder / "sign", self.folder / "hung"
+        hung.touch()
+
+        def clock() -> float:
+            return time.monotonic() + 10_000 * hung.stat().st_size
+
+        for at in ("decoder", "encoder", "listener"):
+            for fault in ("exit", "crash", "complain", "hang"):
+                with self.subTest(at, fault=fault):
+                    self.use(standins.piped, sign=str(sign), at=at, fault=fault, hung=str(hung))
+                    with mock.patch.object(service, "monotonic", clock):
+                        self.assertEqual(self.prove(self.job(RECORDINGS / "chunk_1.webm")), [None])
+                    self.assertTrue(sign.exists(), "nothing was piped")
+                    sign.unlink()
+        self.assertEqual(hung.stat().st_size, 3)
 
 
 class TestProvenance(ProveCase):
