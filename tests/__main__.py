@@ -103,6 +103,10 @@ def run_module(name: str, events: str, words: Sequence[str], deadline: float) ->
         raise Stopped
 
     signal.signal(STOP, stop)
+    # A runner in the background of a shell, or under nohup, was started with these ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     faulthandler.dump_traceback_later(deadline)
     Recorder.path = events
     loader = unittest.TestLoader()

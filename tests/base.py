@@ -118,7 +118,7 @@ class LibraryCase(unittest.TestCase):
         *arguments: str,
         env: Optional[Mapping[str, str]] = None,
         cwd: str = "/",
-        timeout: float = 120,
+        timeout: float = 600,
         python: str = sys.executable,
     ) -> Ran:
         """Run the program from another folder, without a terminal."""

@@ -230,7 +230,7 @@ class Place:
             else []
         )
         done = subprocess.run(
-            [*traced, sys.executable, *words], capture_output=True, stdin=subprocess.DEVNULL, cwd=cwd, timeout=120, check=False,
+            [*traced, sys.executable, *words], capture_output=True, stdin=subprocess.DEVNULL, cwd=cwd, timeout=600, check=False,
             env=self.harness.environment,
         )  # fmt: skip
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -244,7 +244,8 @@ class Place:
 
     def processes(self) -> list[str]:
         """What of this run is still there after a moment: a tool whose run was killed ends by itself."""
-        for _ in range(100):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             found = []
             for process in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):

@@ -132,7 +132,7 @@ class FaultCase(LibraryCase):
             capture_output=True,
             stdin=subprocess.DEVNULL,
             cwd="/",
-            timeout=120,
+            timeout=600,
             check=False,
         )
         return (

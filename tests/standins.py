@@ -136,15 +136,15 @@ def slow_truth(call: Call, sign: str) -> None:
     call.with_before_inputs("-re")
 
 
-def truth_after_a_sign(
-    call: Call, sign: str, seconds: float = 0, until: str = "", only: str = ""
-) -> None:
-    """Says that it encodes, waits so long or until a file is there, and encodes."""
+def truth_after_a_sign(call: Call, sign: str, until: str, only: str) -> None:
+    """Says that it encodes (one recording only), waits until another file is there, and encodes."""
     call.stop_unless_it_encodes()
     if call.names(only):
         touch(sign)
-        time.sleep(seconds)
-        while until and not os.path.exists(until):
+        parent = os.getppid()
+        while not os.path.exists(until):
+            if os.getppid() != parent and not os.path.isdir(os.path.dirname(until)):
+                sys.exit(1)  # the test is over
             time.sleep(0.02)
     call.become_true()
 

@@ -14,6 +14,7 @@ import time
 from array import array
 from operator import mul
 
+from tests import standins
 from tests.base import (
     DAY,
     FFMPEG,
@@ -374,11 +375,7 @@ class Settings(LibraryCase):
         ran = self.run_cli("--json")
         self.assertEqual((ran.code, ran.summary["compressed"]), (0, 1))
         self.add("chunk_0", "b.webm")
-        spoil = self.stand_in(
-            "code = subprocess.call([real] + args)\n"
-            "for path in outputs: os.truncate(path, os.path.getsize(path) // 2)\n"
-            "sys.exit(code)"
-        )
+        spoil = self.stand_in(standins.half_of_each_file)
         ran = self.run_cli("--json", env=spoil)
         self.assertEqual(ran.code, 1)
         self.assert_kept(ran, "b.webm", "one whole opus stream", action="failed")

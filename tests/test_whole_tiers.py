@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 
+from tests import standins
 from tests.base import DAY, FFMPEG, LibraryCase, decoded_seconds
 
 TIERS = [
@@ -195,9 +196,8 @@ class BestSource(TierCase):
         self.add("chunk_0", "a.webm")
         self.compressed(8)
         self.grow_older(31)
-        environment = self.stand_in(
-            f"subprocess.run([real, *args], check=True)\ntarget = {str(self.library / 'a.opus')!r}\nos.utime(target, (1, 1))\n"
-        )
+        copy = str(self.library / "a.opus")
+        environment = self.stand_in(standins.touch_after_the_truth, path=copy)
         before = (self.library / "a.opus").read_bytes()
         ran = self.run_cli("--json", env=environment)
         self.assertEqual(ran.outcomes["a.opus"]["action"], "failed", ran.out)
