@@ -7,10 +7,12 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import unittest
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,11 +121,16 @@ class LibraryCase(unittest.TestCase):
         env: Optional[Mapping[str, str]] = None,
         cwd: str = "/",
         timeout: float = 600,
-        python: str = sys.executable,
+        python: str = "",
     ) -> Ran:
-        """Run the program from another folder, without a terminal."""
+        """Run the program from another folder, without a terminal: in a process of its own, which is
+        a fork of this one where nothing can tell the difference, as that saves a third of the time."""
+        command = self.command(*arguments, python=python or sys.executable)
+        changes = set((env or os.environ).items()) ^ set(os.environ.items())
+        if not python and {name for name, _ in changes} <= {"PATH"}:
+            return self.run_forked(command[2:], (env or os.environ)["PATH"], cwd, timeout)
         done = subprocess.run(
-            self.command(*arguments, python=python),
+            command,
             capture_output=True,
             stdin=subprocess.DEVNULL,
             cwd=cwd,
@@ -136,6 +143,36 @@ class LibraryCase(unittest.TestCase):
             done.stdout.decode("utf-8", "replace"),
             done.stderr.decode("utf-8", "replace"),
         )
+
+    def run_forked(self, words: list[str], path: str, cwd: str, timeout: float) -> Ran:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if not pid:
+                code = 1
+                try:
+                    become_program(words, path, cwd, out.fileno(), err.fileno())
+                    code = self.play_program(words)
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    with contextlib.suppress(OSError, ValueError):
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                    os._exit(code)
+            status = wait_for_end(pid, timeout)
+            told = []
+            for file in (out, err):
+                file.seek(0)
+                told.append(file.read().decode("utf-8", "replace"))
+        return Ran(os.waitstatus_to_exitcode(status), *told)
+
+    def play_program(self, words: list[str]) -> int:
+        """What the forked process does."""
+        return service.main(words)
 
     def run_here(self, command: str, *words: str) -> Ran:
         """Run a command without a process of its own."""
@@ -234,6 +271,36 @@ class LibraryCase(unittest.TestCase):
         self.assertFalse((self.library / path).exists(), f"{path} is still there")
         self.assertTrue(copy.exists(), f"{path} has no copy")
         return copy
+
+
+def become_program(words: list[str], path: str, cwd: str, out: int, err: int) -> None:
+    """Makes a fork of a test what a process is that has just started."""
+    with open(os.devnull, "rb") as nothing:
+        for file, number in ((nothing.fileno(), 0), (out, 1), (err, 2)):
+            os.dup2(file, number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    os.environ["PATH"] = path
+    os.chdir(cwd)
+    sys.argv = [str(SCRIPT), *words]
+    for each in vars(service).values():
+        if hasattr(each, "cache_clear"):
+            each.cache_clear()
+
+
+def wait_for_end(pid: int, timeout: float) -> int:
+    """Returns the status of a child that has ended. Kills it after so many seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"the program had not ended after {timeout:g} s")
+        time.sleep(0.005)
 
 
 def sidecar(id_: str, names: Sequence[str], seconds: float = 3.0) -> dict[str, Any]:

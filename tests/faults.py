@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
+import compression_service as service
 from tests.base import PROJECT, LibraryCase
 
 PROMPT = 60.0  # seconds, within which whatever must end has ended; stand-ins hang ten times as long
@@ -40,6 +41,11 @@ class FaultCase(LibraryCase):
     def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
         words = super().command(*arguments, python=python)
         return [words[0], str(self.driver), *words[2:]] if self.driver else words
+
+    def play_program(self, words: list[str]) -> int:
+        if self.driver:
+            exec(self.changes, {"program": service, "sys": sys, "time": time})
+        return super().play_program(words)
 
     def hasten_deadlines(self) -> str:
         """Lets the deadline of a tool pass as soon as a stand-in has said that it hangs, in the file

@@ -466,6 +466,13 @@ def piped(call: Call, sign: str, at: str = "", fault: str = "", hung: str = "") 
     call.become_true()
 
 
+def one_after_the_other(call: Call, then: str, **settings: Any) -> None:
+    """Lets the three processes fail, so that one process encodes, and plays another stand-in."""
+    if member(call):
+        sys.exit(1)
+    globals()[then](call, **settings)
+
+
 def batched(call: Call, sign: str, then: str, **settings: Any) -> None:
     """Says that several recordings are encoded at once, and plays another stand-in."""
     if len(call.outputs) > 1:

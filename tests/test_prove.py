@@ -436,15 +436,14 @@ class TestTranscoder(ProveCase):
 class TestLies(ProveCase):
     """An ffmpeg that exits 0, where what it wrote is not the recording."""
 
-    def lie(self, does: Callable[..., Any], **settings: Any) -> set[str]:
-        """What is said of two recordings that are encoded at once."""
-        self.use(does, **settings)
-        jobs = [self.job(RECORDINGS / f"{name}.webm") for name in ("chunk_1", "ff_chunk_1")]
-        for job in jobs:
-            job.most = 48_000
-        problems = self.prove(*jobs)
-        self.assertTrue(all(problems), problems)
-        return {type(problem).__name__ + " " + str(problem) for problem in problems}
+    def lie(self, does: Callable[..., Any], **settings: Any) -> str:
+        """Returns what is said of a recording."""
+        self.use(standins.one_after_the_other, then=does.__name__, **settings)
+        job = self.job(RECORDINGS / "chunk_1.webm")
+        job.most = 48_000
+        (problem,) = self.prove(job)
+        self.assertIsNotNone(problem)
+        return f"{type(problem).__name__} {problem}"
 
     def test_each_lie_is_noticed_for_what_it_is(self) -> None:
         other = str(RECORDINGS / "ch_slices_concat.webm")
@@ -468,16 +467,22 @@ class TestLies(ProveCase):
             (standins.complaint_about_the_copy, {}, "a decode without a message"),
         ):
             with self.subTest(does.__name__):
-                for problem in self.lie(does, **settings):
-                    self.assertIn("NotProven", problem)
-                    self.assertIn(words, problem)
+                problem = self.lie(does, **settings)
+                self.assertIn("NotProven", problem)
+                self.assertIn(words, problem)
 
     def test_a_missing_level_file_proves_nothing(self) -> None:
         self.lie(standins.no_level_files)
 
     def test_a_copy_as_large_as_its_source_is_not_worth_it(self) -> None:
-        for problem in self.lie(standins.as_large_as_the_source):
-            self.assertIn("are worth it", problem)
+        self.assertIn("are worth it", self.lie(standins.as_large_as_the_source))
+
+    def test_one_that_makes_nothing_or_half_of_whatever_it_is_asked_for_is_blamed(self) -> None:
+        for does in (standins.nothing_at_all, standins.half_of_everything):
+            self.use(does)
+            with self.assertRaises(service.ToolError) as caught:
+                service.try_ffmpeg(self.tools, TARGET)
+            self.assertIn("of 48000 samples", str(caught.exception))
 
 
 class TestPiped(ProveCase):
