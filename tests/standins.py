@@ -103,10 +103,14 @@ def touch(path: str) -> None:
         pass
 
 
-def hang(hung: str) -> NoReturn:
-    """Says in a file that it hangs, by one more byte, and never ends."""
+def say_that_it_hangs(hung: str) -> None:
+    """Adds a line with its number to a file, which HastyClock reads."""
     with open(hung, "a", encoding="utf-8") as file:
-        file.write("x")
+        file.write(f"{os.getpid()}\n")
+
+
+def hang(hung: str) -> NoReturn:
+    say_that_it_hangs(hung)
     time.sleep(LONG)
     raise AssertionError("nobody ended it")
 
@@ -413,8 +417,7 @@ def hang_where_it_encodes(call: Call, hung: str, path: str = "") -> None:
 
 def stop_where_it_encodes(call: Call, hung: str) -> None:
     call.stop_unless_it_encodes()
-    with open(hung, "a", encoding="utf-8") as file:
-        file.write("x")
+    say_that_it_hangs(hung)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -422,8 +425,7 @@ def deaf_and_talking(call: Call, hung: str) -> None:
     call.stop_unless_it_encodes()
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    with open(hung, "a", encoding="utf-8") as file:
-        file.write("x")
+    say_that_it_hangs(hung)
     while True:
         say("x")
         time.sleep(0.05)

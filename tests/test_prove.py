@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 import subprocess
-import time
 import unittest
 from array import array
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from unittest import mock
 import compression_service as service
 from tests import standins
 from tests.base import FFMPEG, RECORDINGS, LibraryCase, plain_decode
+from tests.faults import HastyClock
 
 TARGET = service.Target("opus", 96_000)
 
@@ -492,11 +492,7 @@ class TestPiped(ProveCase):
         self,
     ) -> None:
         sign, hung = self.folder / "sign", self.folder / "hung"
-        hung.touch()
-
-        def clock() -> float:
-            return time.monotonic() + 10_000 * hung.stat().st_size
-
+        clock = HastyClock(str(hung))
         for at in ("decoder", "encoder", "listener"):
             for fault in ("exit", "crash", "complain", "hang"):
                 with self.subTest(at, fault=fault):
@@ -505,7 +501,7 @@ class TestPiped(ProveCase):
                         self.assertEqual(self.prove(self.job(RECORDINGS / "chunk_1.webm")), [None])
                     self.assertTrue(sign.exists(), "nothing was piped")
                     sign.unlink()
-        self.assertEqual(hung.stat().st_size, 3)
+        self.assertEqual(len(clock.hangs()), 3)
 
 
 class TestProvenance(ProveCase):
