@@ -165,10 +165,14 @@ class Ends(RunnerCase):
 
     def assert_child_ended(self) -> None:
         pid = int((self.folder / "pid").read_text())
-        listing = subprocess.run(
-            ["ps", "-p", str(pid), "-o", "stat="], capture_output=True, text=True, check=False
-        )
-        self.assertIn(listing.stdout[:1], ("", "Z"), "its child still runs")
+        command = ["ps", "-p", str(pid), "-o", "stat="]
+        deadline = time.monotonic() + 60
+        while subprocess.run(command, capture_output=True, check=False).stdout[:1] not in (
+            b"",
+            b"Z",
+        ):
+            self.assertLess(time.monotonic(), deadline, "its child still runs")
+            time.sleep(0.02)
         self.assertTrue((self.folder / "cleaned").exists(), "it could not clean up")
 
     def test_one_that_hangs_fails_after_its_deadline_and_shows_where_it_hung(self) -> None:
