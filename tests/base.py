@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import unittest
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 TESTS = Path(__file__).resolve().parent
 PROJECT = TESTS.parent
 SCRIPT = PROJECT / "compression_service.py"
 RECORDINGS = TESTS / "recordings"
 sys.path.insert(0, str(PROJECT))
+
+import compression_service as service  # noqa: E402
 
 DAY = 86_400
 LONG_AGO = 1_761_575_445  # 2025-10-27T14:30:45Z
@@ -114,12 +120,17 @@ class LibraryCase(unittest.TestCase):
         *arguments: str,
         env: Optional[Mapping[str, str]] = None,
         cwd: str = "/",
-        timeout: float = 120,
-        python: str = sys.executable,
+        timeout: float = 600,
+        python: str = "",
     ) -> Ran:
-        """Run the program from another folder, without a terminal."""
+        """Run the program from another folder, without a terminal: in a process of its own, which is
+        a fork of this one where nothing can tell the difference, as that saves a third of the time."""
+        command = self.command(*arguments, python=python or sys.executable)
+        changes = set((env or os.environ).items()) ^ set(os.environ.items())
+        if not python and {name for name, _ in changes} <= {"PATH"}:
+            return self.run_forked(command[2:], (env or os.environ)["PATH"], cwd, timeout)
         done = subprocess.run(
-            self.command(*arguments, python=python),
+            command,
             capture_output=True,
             stdin=subprocess.DEVNULL,
             cwd=cwd,
@@ -133,27 +144,76 @@ class LibraryCase(unittest.TestCase):
             done.stderr.decode("utf-8", "replace"),
         )
 
+    def run_forked(self, words: list[str], path: str, cwd: str, timeout: float) -> Ran:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if not pid:
+                code = 1
+                try:
+                    become_program(words, path, cwd, out.fileno(), err.fileno())
+                    code = self.play_program(words)
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    with contextlib.suppress(OSError, ValueError):
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                    os._exit(code)
+            status = wait_for_end(pid, timeout)
+            told = []
+            for file in (out, err):
+                file.seek(0)
+                told.append(file.read().decode("utf-8", "replace"))
+        return Ran(os.waitstatus_to_exitcode(status), *told)
+
+    def play_program(self, words: list[str]) -> int:
+        """What the forked process does."""
+        return service.main(words)
+
+    def run_here(self, command: str, *words: str) -> Ran:
+        """Run a command without a process of its own."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = service.main([command, "-c", str(self.config), *words])
+        return Ran(code, out.getvalue(), err.getvalue())
+
     def command(self, *arguments: str, python: str = sys.executable) -> list[str]:
         words = list(arguments)
         name = words.pop(0) if words and not words[0].startswith("-") else "run"
         return [python, str(SCRIPT), name, "-c", str(self.config), *words]
 
-    def stand_in(self, body: str, name: str = "ffmpeg") -> dict[str, str]:
-        """An environment whose PATH begins with a Python stand-in for a tool. `body` finds its words in `args`, the real tool in
-        `real`, and `outputs`: the copies it was asked to write, `levels` the level files."""
+    def stand_in(
+        self, does: Union[Callable[..., Any], str], name: str = "ffmpeg", **settings: Any
+    ) -> dict[str, str]:
+        """Returns an environment whose PATH begins with a stand-in for a tool: a function of
+        tests/standins.py with its settings. In a text, the words are `args`, the true tool is
+        `real`, the staged files are `outputs` (the copies it writes), `copies` and `levels`."""
         folder = self.folder / "stand-ins"
         folder.mkdir(exist_ok=True)
         tool = folder / name
-        tool.write_text(
-            f"#!{sys.executable}\n"
-            "import os, re, signal, subprocess, sys, time\n"
-            f"args, real = sys.argv[1:], {FFMPEG!r}\n"
-            "media = [a[5:] for a in args if re.fullmatch(r'file:.*/\\.compression-\\w+-\\d+\\.part', a)]\n"
-            "levels = [path for path in media if '/.compression/' in path]\n"
-            "copies = [path for path in media if path not in levels]\n"
-            "outputs = [path for path in copies if args[args.index('file:' + path) - 1] != '-i']\n"
-            f"{body}\n"
-        )
+        if isinstance(does, str):
+            lines = [
+                "import os, re, signal, subprocess, sys, time",
+                f"sys.path.insert(0, {str(PROJECT)!r})",
+                "from tests.standins import Call",
+                f"call = Call({FFMPEG!r}, sys.argv[1:])",
+                "args, real, levels = call.words, call.real, call.levels",
+                "copies, outputs = call.copies, call.outputs",
+                does,
+            ]
+        else:
+            lines = [
+                "import sys",
+                f"sys.path.insert(0, {str(PROJECT)!r})",
+                "from tests.standins import play",
+                f"play({does.__name__!r}, {FFMPEG!r}, {json.dumps(settings)!r})",
+            ]
+        text = "\n".join([f"#!{sys.executable} -IS", *lines, ""])
+        tool.write_text(text)
         tool.chmod(0o755)
         return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
@@ -217,6 +277,36 @@ class LibraryCase(unittest.TestCase):
         self.assertFalse((self.library / path).exists(), f"{path} is still there")
         self.assertTrue(copy.exists(), f"{path} has no copy")
         return copy
+
+
+def become_program(words: list[str], path: str, cwd: str, out: int, err: int) -> None:
+    """Makes a fork of a test what a process is that has just started."""
+    with open(os.devnull, "rb") as nothing:
+        for file, number in ((nothing.fileno(), 0), (out, 1), (err, 2)):
+            os.dup2(file, number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    os.environ["PATH"] = path
+    os.chdir(cwd)
+    sys.argv = [str(SCRIPT), *words]
+    for each in vars(service).values():
+        if hasattr(each, "cache_clear"):
+            each.cache_clear()
+
+
+def wait_for_end(pid: int, timeout: float) -> int:
+    """Returns the status of a child that has ended. Kills it after so many seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"the program had not ended after {timeout:g} s")
+        time.sleep(0.005)
 
 
 def sidecar(id_: str, names: Sequence[str], seconds: float = 3.0) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import unittest
 from pathlib import Path
 
 from tests.base import DAY, PROJECT, LibraryCase, Ran, decoded_seconds
-from tests.faults import FaultCase
+from tests.faults import PROMPT, FaultCase
 
 OLD = time.time() - 400 * DAY
 RCLONE = shutil.which("rclone")
@@ -445,10 +445,11 @@ class RemoteCase(ArchiveCase):
             "RCLONE_CONFIG": "/dev/null",
             **{f"RCLONE_CONFIG_COLD_{key}": value for key, value in settings.items()},
         }
-        for _ in range(200):
+        deadline = time.monotonic() + PROMPT
+        while time.monotonic() < deadline:
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", port), timeout=1),
+                socket.create_connection(("127.0.0.1", port), timeout=10),
             ):
                 return
             time.sleep(0.05)

@@ -1,12 +1,18 @@
-"""What the JSON editor and the derivation of members promise."""
+"""What the JSON editor and the derivation of members promise, also beside a server that writes."""
+
+from __future__ import annotations
 
 import json
 import time
 import unittest
-from typing import Any
+from pathlib import Path
+from typing import Any, Callable, Optional
+from unittest import mock
 
 import compression_service as service
 from compression_service import File, Past, Place, Take
+from tests.base import LibraryCase, index, index_entry
+from tests.servers import ServerCase
 
 SIDECAR: dict[str, Any] = {
     "id": "2025-10-27T14:30:45Z",
@@ -21,6 +27,23 @@ SIDECAR: dict[str, Any] = {
     "compressed_size": None,
     "compression_date": None,
 }
+
+
+FACTS = service.Facts(
+    states=frozenset((service.State.COMPRESSED,)),
+    original_size=1000,
+    compressed_size=600,
+    on_disk=600,
+    date=0.0,
+    place=None,
+)
+ODD = {
+    "empty": b"", "cut": b'{"chunks": [{"file": "x.webm"', "list": b"[1, 2]", "number": b"7", "twice": b'{"a": 1, "a": 2}',
+    "nan": b'{"a": NaN}', "infinite": b'{"a": 1e400}', "surrogate": b'{"a": "\\ud800"}', "deep": b'{"a":' + b"[" * 100_000,
+    "latin": '{"a": "ü"}'.encode("latin-1"), "exact": b'{"a": 0.12345678901234567890}', "minus": b'{"a": -0}',
+    "bom": b'\xef\xbb\xbf{"a": 1}',
+}  # fmt: skip
+FLAWED = ("empty", "cut", "twice", "deep", "latin")
 
 
 def copied(
@@ -204,9 +227,9 @@ class Sidecars(unittest.TestCase):
             ]
             data = json.dumps({"chunks": chunks}).encode()
             takes = [copied(f"d/a-{n}") for n in range(count)]
-            begun = time.perf_counter()
+            begun = time.process_time()
             edit(data, *takes)
-            return time.perf_counter() - begun
+            return time.process_time() - begun
 
         self.assertLess(
             min(seconds(8000) for _ in range(3)), 30 * min(seconds(800) for _ in range(3))
@@ -257,5 +280,133 @@ class Index(unittest.TestCase):
                 self.edit(data, {})
 
 
-if __name__ == "__main__":
-    unittest.main()
+class IndexAsText(LibraryCase):
+    """The index is edited as text: whatever its style, only what changes is touched."""
+
+    DATE = "2026-01-31T02:00:00Z"
+
+    def updated(self, text: str, **sizes: int) -> Optional[str]:
+        """The index with the entries of these ids compressed to so many bytes, and copies of 600 bytes in the library."""
+        facts = {id_: FACTS._replace(on_disk=size) for id_, size in sizes.items()}
+        found = service.edit_index(text.encode(), facts, lambda id_, name: None, 600, self.DATE)
+        return found.decode() if found is not None else None
+
+    def test_every_byte_that_need_not_change_stays(self) -> None:
+        text = (
+            '{ "recordings":[\r\n\t{"id" : "\\u0061", "size": 1000.0,"note":"gr\u00fc\u00df \\"{[,:\\\\", "compressed": false},'
+            '\n{"id":"b","size":1E3, "more": [{"id": "a", "size": 5}]}],"of_the_recorder":[1e5, {}], "total_size": 0\n,'
+            '"compressed_size":null, "last_updated" : "x" }\n\n'
+        )
+        expected = (
+            text.replace("1000.0", "600")
+            .replace("false", "true")
+            .replace('"total_size": 0', '"total_size": 1600')
+        )
+        expected = expected.replace("null", "600").replace('"x"', f'"{self.DATE}"')
+        self.assertEqual(self.updated(text, a=600), expected)
+
+    def test_it_says_what_the_same_document_says_when_changed_as_objects(self) -> None:
+        entries = [index_entry(f"2025-10-27T{number}", 100 + number) for number in range(50)]
+        del entries[3]["size"], entries[4]["compressed"]
+        document = index([*entries[:20], {"id": 7}, *entries[20:]])
+        del document["last_updated"], document["compressed_size"]
+        sizes = {f"2025-10-27T{number}": number for number in range(3, 50, 7)}
+        for style in ({}, {"indent": 2}, {"indent": "\t"}, {"separators": (",", ":")}):
+            written = self.updated(json.dumps(document, **style), **sizes)
+            assert written
+            expected = json.loads(json.dumps(document))
+            for entry in expected["recordings"]:
+                if entry.get("id") in sizes:
+                    entry.update(compressed=True, size=sizes[entry["id"]])
+            total = sum(entry.get("size", 0) for entry in expected["recordings"])
+            expected.update(total_size=total, compressed_size=600, last_updated=self.DATE)
+            self.assertEqual(json.loads(written), expected)
+            self.assertIsNone(self.updated(written, **sizes))
+
+    def test_an_index_without_recordings_gets_its_sums(self) -> None:
+        written = self.updated(' {"recordings": []}')
+        assert written
+        expected = {"recordings": [], "total_size": 0, "compressed_size": 600}
+        self.assertEqual(json.loads(written), {**expected, "last_updated": self.DATE})
+
+    def test_what_is_no_sound_json_is_refused(self) -> None:
+        cut = '{"recordings": [{"id": "a"}, 1], "b": 2}'
+        flawed = [cut[:length].encode() for length in range(len(cut))]
+        flawed += [ODD[name] for name in FLAWED if name != "twice"]
+        flawed += [
+            b'{"recordings": [1,]}',
+            b'{"recordings": [,1]}',
+            b'{"recordings": [1 2]}',
+            b'{"a": 1,}',
+            b'{"a" 1}',
+            b"{1: 1}",
+            b'{"recordings": [], "recordings": []}',
+            b'{"recordings": [{"id": "a", "id": "a"}]}',
+            b"{} {}",
+            b"[]",
+        ]
+        for text in flawed:
+            with self.assertRaises(service.Flaw, msg=text):
+                service.edit_index(text, {"a": FACTS}, lambda id_, name: None, 1, self.DATE)
+
+
+def said_by_us(*names: str) -> Callable[[bytes], Optional[bytes]]:
+    """An edit that adds members to a document."""
+
+    def edit(data: bytes) -> Optional[bytes]:
+        text = service.JsonText(data)
+        text.set(text.root, dict.fromkeys(names, 1))
+        return text.edited()
+
+    return edit
+
+
+class BesideAServer(ServerCase):
+    def rewrite(self, path: Path, *names: str) -> None:
+        with service.Staging(service.Library(str(self.library))) as staging:
+            service.rewrite(str(path), said_by_us(*names), staging, backup=False)
+
+    def test_hundreds_of_edits_and_a_server_that_writes_in_place_lose_nothing_of_either(
+        self,
+    ) -> None:
+        path = self.add_json("index.json", index([]))
+        counts, stop = self.serve([path])
+        # As in a run, what was said is said again where it was overwritten from an older read.
+        ours = [f"ours-{number}" for number in range(300)]
+        for number in range(len(ours)):
+            self.rewrite(path, *ours[: number + 1])
+        stop()
+        self.rewrite(path, *ours)
+        document = self.read_json("index.json")
+        self.assertEqual(document["count"], counts[0])
+        self.assertLessEqual(set(ours), document.keys())
+
+    def test_a_half_written_document_is_waited_for(self) -> None:
+        path = self.add_json("index.json", index([]))
+        text = path.read_text()
+        path.write_text(text[:40])
+        true_sleep = time.sleep
+
+        def finish(seconds: float) -> None:
+            path.write_text(text)
+            true_sleep(seconds)
+
+        with mock.patch.object(time, "sleep", finish):
+            self.rewrite(path, "ours")
+        self.assertEqual(self.read_json("index.json")["ours"], 1)
+
+    def test_a_write_that_slips_in_just_before_the_rename_survives(self) -> None:
+        path = self.add_json("index.json", index([]))
+        exchange = service.exchange
+
+        def late(staged: str, target: str) -> str:
+            once.stop()
+            document = json.loads(path.read_text())
+            path.write_text(json.dumps({**document, "theirs": 1}))
+            return exchange(staged, target)
+
+        once = mock.patch.object(service, "exchange", late)
+        once.start()
+        self.rewrite(path, "ours")
+        document = self.read_json("index.json")
+        self.assertEqual((document["ours"], document["theirs"]), (1, 1))

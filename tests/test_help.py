@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
 import compression_service as program
+from tests import standins
 from tests.base import DAY, LibraryCase, Ran, now
 
 
@@ -103,7 +104,9 @@ class Doctor(LibraryCase):
         self.assertEqual(list(self.library.iterdir()), [self.library / "a.webm"])
 
     def test_a_missing_folder_is_2_and_a_broken_ffmpeg_is_4(self) -> None:
-        self.assertIn("PROBLEM", self.doctor(4, PATH=self.stand_in("sys.exit(1)")["PATH"]))
+        self.assertIn(
+            "PROBLEM", self.doctor(4, PATH=self.stand_in(standins.exit_code, code=1)["PATH"])
+        )
         self.library.rmdir()
         self.assertIn("--recordings or recordings_dir", self.doctor(2))
 

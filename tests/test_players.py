@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import textwrap
@@ -53,7 +55,7 @@ PAGE = """<!doctype html><body><script>
 const happens = (audio, name) => new Promise((done, fail) => {
   audio.addEventListener(name, done, {once: true});
   audio.addEventListener('error', () => fail(audio.error.message), {once: true});
-  setTimeout(() => fail('no ' + name), 15000);
+  setTimeout(() => fail('no ' + name), 120000);
 });
 async function hear(path) {
   const audio = new Audio('/recordings/' + path);
@@ -75,6 +77,17 @@ async function hear(path) {
   await fetch('/answer', {method: 'POST', body: JSON.stringify(heard)});
 })();
 </script>"""
+
+
+def wait_for_server(port: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), timeout=10),
+        ):
+            return
+        time.sleep(0.05)
 
 
 class PlayerCase(LibraryCase):
@@ -112,12 +125,12 @@ class PlayerCase(LibraryCase):
         serve = [PYTHON_WITH_FLASK, server, self.library, page, answer, port]
         with subprocess.Popen(list(map(str, serve)), **QUIET) as flask:
             self.addCleanup(flask.kill)
-            time.sleep(1.5)
+            wait_for_server(port)
             address = f"http://127.0.0.1:{port}/"
             environment = {**os.environ, "HOME": profile}
             words = [*self.browser(profile), address]
             with subprocess.Popen(words, env=environment, **QUIET) as browser:
-                deadline = time.monotonic() + 90
+                deadline = time.monotonic() + 300
                 while not (answer.exists() and answer.stat().st_size):
                     self.assertLess(time.monotonic(), deadline, "the page did not answer")
                     time.sleep(0.1)
@@ -153,7 +166,7 @@ class Chromium(PlayerCase):
         words += ["--virtual-time-budget=5000"]
         with subprocess.Popen([PYTHON_WITH_FLASK, server], cwd=self.folder, **QUIET) as flask:
             self.addCleanup(flask.kill)
-            time.sleep(1.5)
+            wait_for_server(port)
             done = subprocess.run(
                 [*words, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=False
             )

@@ -1,35 +1,397 @@
-"""Nothing passes the proof but the same sound, whole; every check is the only one that notices."""
+"""Nothing passes the proof but the same sound, whole. Each check has a damage that only it notices."""
 
 from __future__ import annotations
 
-import array
+import dataclasses
 import math
-import random
+import os
 import shutil
-import tempfile
+import struct
+import subprocess
 import unittest
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
+from unittest import mock
 
 import compression_service as service
+from tests import standins
+from tests.base import FFMPEG, RECORDINGS, LibraryCase, plain_decode
+from tests.faults import HastyClock
 
-RECORDINGS = Path(__file__).resolve().parent / "recordings"
 TARGET = service.Target("opus", 96_000)
 
 
-class ProveCase(unittest.TestCase):
+def source(name: str) -> service.Probe:
+    """What is in one of the real recordings."""
+    return examine(RECORDINGS / f"{name}.webm")
+
+
+def examine(path: Path) -> service.Probe:
+    return service.probe_file(str(path), service.Tools(service.Stop()))
+
+
+def job_of(found: service.Probe, copy: Path, form: str = "opus") -> service.Job:
+    """A proof, as far as the checks look at it; its level files are `source` and `copy` beside the
+    copy."""
+    source, levels = (str(copy.parent / name) for name in ("source", "copy"))
+    target = service.Target(form, 96_000)
+    return service.Job("", found, target, str(copy), True, source, levels)
+
+
+def with_checksums(content: bytearray) -> bytes:
+    """An Ogg file whose pages say that they are what they are."""
+    pages = [at for at in range(len(content)) if content[at : at + 4] == b"OggS"]
+    for begin, end in zip(pages, [*pages[1:], len(content)]):
+        content[begin + 22 : begin + 26] = bytes(4)
+        struct.pack_into("<I", content, begin + 22, service.ogg_checksum(bytes(content[begin:end])))
+    return bytes(content)
+
+
+def encode(
+    path: Path, *options: str, recording: str = "chunk_0", codec: str = "libopus", rate: str = "64k"
+) -> Path:
+    command = [
+        FFMPEG,
+        "-v",
+        "error",
+        "-nostdin",
+        "-y",
+        "-i",
+        str(RECORDINGS / f"{recording}.webm"),
+        *options,
+        "-c:a",
+        codec,
+    ]
+    subprocess.run([*command, "-b:a", rate, str(path)], check=True)
+    return path
+
+
+class Structure(LibraryCase):
+    """What is told of a copy without decoding it."""
+
+    def verify(self, copy: Path, recording: str = "chunk_0", form: str = "opus") -> None:
+        job = job_of(source(recording), copy, form)
+        service.check_structure(job, service.Tools(service.Stop()))
+
+    def refused(self, copy: Path, *words: str) -> None:
+        with self.assertRaises(service.NotProven) as caught:
+            self.verify(copy)
+        for word in words:
+            self.assertIn(word, str(caught.exception))
+
+    def test_a_good_copy_passes_in_every_format(self) -> None:
+        self.verify(encode(self.folder / "a.opus"))
+        self.verify(encode(self.folder / "a.m4a", codec="aac"), form="m4a")
+
+    def test_an_empty_file_is_no_copy(self) -> None:
+        empty = self.folder / "a.opus"
+        empty.touch()
+        self.refused(empty, "empty")
+
+    def test_another_codec_is_noticed(self) -> None:
+        self.refused(encode(self.folder / "a.ogg", "-f", "ogg", codec="flac"))
+
+    def test_another_container_is_noticed(self) -> None:
+        self.refused(encode(self.folder / "a.webm"))
+
+    def test_another_number_of_channels_is_noticed(self) -> None:
+        self.refused(encode(self.folder / "a.opus", "-ac", "2"), "with 1 channels", "with 2")
+
+    def test_a_second_stream_is_noticed(self) -> None:
+        one, two = (
+            encode(self.folder / f"{name}.opus", recording=name) for name in ("chunk_0", "chunk_1")
+        )
+        one.write_bytes(one.read_bytes() + two.read_bytes())
+        self.refused(one, "a second one begins")
+
+    def test_a_stream_without_its_end_flag_is_noticed(self) -> None:
+        copy = encode(self.folder / "a.opus")
+        content = bytearray(copy.read_bytes())
+        content[content.rindex(b"OggS") + 5] &= ~4
+        copy.write_bytes(with_checksums(content))
+        self.refused(copy, "last page")
+
+    def test_a_granule_position_that_steps_back_is_noticed(self) -> None:
+        copy = encode(self.folder / "a.opus")
+        content = bytearray(copy.read_bytes())
+        pages = [at for at in range(len(content)) if content[at : at + 4] == b"OggS"]
+        struct.pack_into("<q", content, pages[3] + 6, 4_000)
+        copy.write_bytes(with_checksums(content))
+        self.refused(copy, "step back")
+
+    def test_a_cut_inside_a_page_is_noticed(self) -> None:
+        copy = encode(self.folder / "a.opus")
+        copy.write_bytes(copy.read_bytes()[:-100])
+        self.refused(copy, "inside a page")
+
+    def test_one_other_byte_is_noticed_by_the_checksum_of_its_page(self) -> None:
+        copy = encode(self.folder / "a.opus")
+        content = bytearray(copy.read_bytes())
+        content[len(content) // 2] ^= 1
+        copy.write_bytes(content)
+        self.refused(copy, "checksum")
+
+    def test_a_page_that_is_missing_is_noticed(self) -> None:
+        copy = encode(self.folder / "a.opus", "-page_duration", "200000")
+        content = copy.read_bytes()
+        pages = [at for at in range(len(content)) if content[at : at + 4] == b"OggS"]
+        copy.write_bytes(content[: pages[5]] + content[pages[6] :])
+        self.refused(copy, "pages are missing")
+
+    def test_one_sample_less_is_noticed(self) -> None:
+        self.refused(
+            encode(self.folder / "a.opus", "-af", "atrim=end_sample=143999"), "143999 samples"
+        )
+
+    def test_a_copy_that_lacks_a_second_is_noticed_by_its_packets(self) -> None:
+        self.refused(encode(self.folder / "a.opus", "-t", "2"), "144000 samples", "96000 samples")
+
+
+class Wave(LibraryCase):
+    """What is told of a copy by its decoded sound, half a second at a time."""
+
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
+        source = RECORDINGS / "ch_slices_concat.webm"
+        self.samples = plain_decode(source, "-ac", "1", "-ar", "4000", "-f", "f32le")
+
+    def compare(
+        self,
+        copy: bytes,
+        packets: int = 0,
+        gaps: tuple[tuple[int, int], ...] = (),
+        channels: int = 1,
+    ) -> None:
+        """`packets`: samples that the source's packets have, if not those that were decoded; `gaps` at 4 kHz."""
+        rate, samples = service.LEVEL_RATE, packets or len(self.samples) // 4 // channels
+        found = service.Probe("ogg", "opus", channels, rate, length=samples, gaps=list(gaps))
+        job = job_of(found, self.folder / "a.opus")
+        Path(job.source_levels).write_bytes(self.samples)
+        Path(job.copy_levels).write_bytes(copy)
+        service.compare_audio(job, service.Stop())
+
+    def changed(self, begin: float, end: float, factor: float) -> bytes:
+        samples = array("f", self.samples)
+        for at in range(int(begin * service.LEVEL_RATE), int(end * service.LEVEL_RATE)):
+            samples[at] *= factor
+        return samples.tobytes()
+
+    def test_the_same_sound_passes(self) -> None:
+        self.compare(self.samples)
+
+    def test_silence_is_noticed(self) -> None:
+        with self.assertRaises(service.NotProven):
+            self.compare(bytes(len(self.samples)))
+
+    def test_what_is_no_number_proves_nothing(self) -> None:
+        for source, copy in ((math.nan, 0.1), (0.1, math.nan), (math.inf, math.inf)):
+            samples = array("f", self.samples)
+            samples[9_000] = copy
+            sound = array("f", self.samples)
+            sound[9_000] = source
+            whole, self.samples = self.samples, sound.tobytes()
+            with self.subTest(source), self.assertRaises(service.Refusal):
+                self.compare(samples.tobytes())
+            self.samples = whole
+
+    def test_one_quiet_second_is_noticed_and_told_where(self) -> None:
+        with self.assertRaisesRegex(service.NotProven, r"loudness at (3\.[5-9]|4\.[0-4]) s"):
+            self.compare(self.changed(3.5, 4.5, 0.3))
+
+    def test_one_lost_word_is_noticed(self) -> None:
+        with self.assertRaises(service.NotProven):
+            self.compare(self.changed(3.6, 4.1, 0))
+
+    def test_a_shift_of_a_fiftieth_of_a_second_is_noticed(self) -> None:
+        shift = 4 * service.LEVEL_RATE // 50
+        with self.assertRaises(service.NotProven):
+            self.compare(self.samples[shift:] + self.samples[:shift])
+
+    def test_a_shift_of_0_7_seconds_is_noticed(self) -> None:
+        shift = int(4 * service.LEVEL_RATE * 0.7)
+        with self.assertRaises(service.NotProven):
+            self.compare(self.samples[shift:] + self.samples[:shift])
+
+    def test_the_same_loudness_with_other_content_is_noticed(self) -> None:
+        samples = array("f", self.samples)
+        for at in range(0, len(samples) - 200, 200):
+            samples[at : at + 200] = samples[at : at + 200][::-1]
+        with self.assertRaisesRegex(service.NotProven, "correlation"):
+            self.compare(samples.tobytes())
+
+    def test_a_copy_shorter_by_a_packet_is_noticed(self) -> None:
+        with self.assertRaises(service.NotProven):
+            self.compare(self.samples[: -4 * service.LEVEL_RATE // 50])
+
+    def test_a_source_that_did_not_decode_to_its_own_length_proves_nothing(self) -> None:
+        with self.assertRaisesRegex(service.NotProven, "by the source's packets"):
+            self.compare(self.samples, packets=len(self.samples) // 4 + 4_000)
+
+    def test_silence_has_to_be_where_the_source_has_a_gap_and_nowhere_else(self) -> None:
+        at, length = 12_000, 4_000
+        right = self.samples[: 4 * at] + bytes(4 * length) + self.samples[4 * at :]
+        self.compare(right, gaps=((at, length),))
+        for other in (at - 2_400, at + 2_400):
+            with self.assertRaises(service.NotProven):
+                self.compare(right, gaps=((other, length),))
+        with self.assertRaises(service.NotProven):
+            self.compare(right)
+
+    def test_a_tenth_of_a_second_cut_and_filled_in_elsewhere_is_noticed(self) -> None:
+        tenth = 4 * service.LEVEL_RATE // 10
+        for cut, filled in ((10, 30), (30, 10), (10, 18)):
+            kept = self.samples[: cut * tenth] + self.samples[(cut + 1) * tenth :]
+            with self.subTest(cut=cut, filled=filled), self.assertRaises(service.NotProven):
+                self.compare(kept[: filled * tenth] + bytes(tenth) + kept[filled * tenth :])
+
+
+class Channels(Wave):
+    """Each channel is compared for itself."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.left = array("f", self.samples)
+        self.right = self.left[3_000:] + self.left[:3_000]  # another sound, as loud
+
+    def stereo(self, left: Iterable[float], right: Iterable[float]) -> bytes:
+        return array("f", [sample for pair in zip(left, right) for sample in pair]).tobytes()
+
+    def refused(self, source: bytes, *copies: bytes) -> None:
+        self.samples = source
+        self.compare(source, channels=2)
+        for number, copy in enumerate(copies):
+            with self.subTest(number), self.assertRaises(service.NotProven):
+                self.compare(copy, channels=2)
+
+    def test_two_channels_exchanged_silent_or_the_same_are_noticed(self) -> None:
+        left, right, none = self.left, self.right, [0] * len(self.left)
+        moved, inverted = right[400:] + right[:400], [-sample for sample in right]
+        self.refused(self.stereo(left, right), self.stereo(right, left), self.stereo(left, none), self.stereo(none, right),
+                     self.stereo(left, left), self.stereo(none, none), self.stereo(left, moved),
+                     self.stereo(left, inverted))  # fmt: skip
+
+    def test_a_recording_that_cancels_itself_out_in_a_mix_is_compared_all_the_same(self) -> None:
+        left, inverse, none = self.left, [-sample for sample in self.left], [0] * len(self.left)
+        self.refused(
+            self.stereo(left, inverse),
+            self.stereo(none, none),
+            self.stereo(left, left),
+            self.stereo(inverse, left),
+        )
+
+    def test_a_channel_20_dB_quieter_may_not_be_lost(self) -> None:
+        left, quiet, none = self.left, [sample / 10 for sample in self.right], [0] * len(self.left)
+        self.refused(
+            self.stereo(left, quiet),
+            self.stereo(left, none),
+            self.stereo(left, [s / 10 for s in left]),
+        )
+
+    def test_a_silent_channel_has_to_stay_silent(self) -> None:
+        left, none = self.left, [0] * len(self.left)
+        self.refused(
+            self.stereo(left, none),
+            self.stereo(left, [s / 5 for s in left]),
+            self.stereo(none, left),
+        )
+
+
+class Sources(LibraryCase):
+    """What the walkers know of a source; each kind of damage is seen by one of their rules."""
+
+    def refused(self, content: bytes, reason: service.Reason) -> str:
+        path = self.folder / "source.webm"
+        path.write_bytes(content)
+        with self.assertRaises(service.Refusal) as caught:
+            examine(path)
+        self.assertIs(caught.exception.reason, reason, caught.exception)
+        return str(caught.exception)
+
+    def test_length_gaps_and_channels_come_from_the_packets(self) -> None:
+        suspended = source("ch_ctx_suspend_4_3_4s")
+        self.assertAlmostEqual(suspended.seconds, 7.98, delta=0.001)
+        self.assertAlmostEqual(suspended.timeline, 10.98, delta=0.05)
+        self.assertEqual(suspended.gaps, [(190_080, 143_952)])
+        self.assertEqual(suspended.channels, 2)
+        self.assertAlmostEqual(source("ch_late_track_5s").timeline, 4.98, delta=0.01)
+        self.assertAlmostEqual(source("ff_chunk_1").timeline, 3.304, delta=0.001)
+        self.assertEqual(
+            source("ch_mp4mime_10s").samples, 474_240
+        )  # less what its header has decoders skip, 80 ms
+        self.assertAlmostEqual(source("ch_mic_24k_20s").kilobits, 23.8, delta=0.5)
+
+    def test_every_cut_of_a_recording_is_noticed_unless_it_falls_between_packets(self) -> None:
+        whole = (RECORDINGS / "ff_webm_3s.webm").read_bytes()
+        for length in range(1_000, len(whole), 1_013):
+            self.refused(whole[:length], service.Reason.TRUNCATED)
+
+    def test_a_cut_between_packets_is_noticed_by_the_length_on_record(self) -> None:
+        found = source("ff_webm_3s")
+        target = service.Target("opus", 96_000)
+        with self.assertRaises(service.Refusal) as caught:
+            service.decide(found, 50_127, 5.0, target, 5)
+        self.assertIs(caught.exception.reason, service.Reason.TRUNCATED)
+        self.assertGreater(service.decide(found, 50_127, 3.0, target, 5), 0)
+
+    def test_a_hole_in_the_middle_is_noticed(self) -> None:
+        whole = (RECORDINGS / "chunk_0.webm").read_bytes()
+        self.refused(whole[:20_000] + whole[24_000:], service.Reason.DAMAGED)
+        self.refused(whole[:20_000] + bytes(4_000) + whole[24_000:], service.Reason.DAMAGED)
+
+    def test_a_header_longer_than_the_audio_means_a_lost_end(self) -> None:
+        whole = bytearray((RECORDINGS / "chunk_0.webm").read_bytes())
+        at = whole.index(b"\x44\x89\x84") + 3
+        struct.pack_into(">f", whole, at, 9_000.0)
+        self.assertIn("9.0 s", self.refused(bytes(whole), service.Reason.TRUNCATED))
+
+    def test_a_jump_to_the_end_of_the_clock_is_not_filled_with_weeks_of_silence(self) -> None:
+        found = source("chunk_0")
+        leaped = dataclasses.replace(found, gaps=[(0, 2_147_480 * found.rate)])
+        with self.assertRaises(service.Refusal) as caught:
+            service.decide(leaped, 49_217, 0.0, service.Target("opus", 96_000), 5)
+        self.assertIs(caught.exception.reason, service.Reason.GAPS)
+
+
+class Commands(unittest.TestCase):
+    """The command lines, as they are given to ffmpeg."""
+
+    def test_no_name_of_a_recording_can_be_taken_for_an_option_or_a_protocol(self) -> None:
+        words = service.input_arguments("/library/-v.webm", "matroska")
+        self.assertEqual(words[-4:], ["-f", "matroska", "-i", "file:/library/-v.webm"])
+        self.assertEqual(words[: len(service.SAFE_INPUT)], service.SAFE_INPUT)
+
+    def test_each_packet_s_length_is_told_by_its_first_two_bytes(self) -> None:
+        for start, samples in (
+            (b"\xfb\x83", 2880),
+            (b"\xfc", 960),
+            (b"\x78", 960),
+            (b"\x18", 2880),
+            (b"\xfb\xbf", 0),
+            (b"", 0),
+        ):
+            self.assertEqual(service.opus_packet_samples(start), samples, start)
+
+
+class ProveCase(LibraryCase):
+    def setUp(self) -> None:
+        super().setUp()
         self.tools = service.Tools(service.Stop())
+        (self.folder / ".compression").mkdir()
+
+    def use(self, does: Callable[..., Any], **settings: Any) -> None:
+        """From now on, ffmpeg is a stand-in."""
+        folder = self.stand_in(does, **settings)["PATH"].split(os.pathsep)[0]
+        self.tools.__dict__["ffmpeg"] = f"{folder}/ffmpeg"
 
     def job(
         self, source: Path, target: service.Target = TARGET, encodes: bool = True
     ) -> service.Job:
         number = len(list(self.folder.iterdir()))
-        paths = [self.folder / f"{number}.{kind}" for kind in ("copy", "source", "levels")]
+        name = f".compression-0a-{number}.part"
+        levels = [self.folder / ".compression" / f".compression-{n}a-{number}.part" for n in "bc"]
+        paths = [self.folder / name, *levels]
         for path in paths:
             path.touch()
         copy, source_levels, copy_levels = map(str, paths)
@@ -71,101 +433,78 @@ class TestTranscoder(ProveCase):
         self.assertIsInstance(problems[1], service.Refusal)
 
 
-class TestComparison(ProveCase):
-    """Of levels that are written here, so that each damage is exactly one."""
+class TestLies(ProveCase):
+    """An ffmpeg that exits 0, where what it wrote is not the recording."""
 
-    def setUp(self) -> None:
-        super().setUp()
-        noise = random.Random(1)
-        count = 4 * service.LEVEL_RATE
-        self.left = [noise.randint(-9_000, 9_000) for _ in range(count)]
-        self.right = [noise.randint(-9_000, 9_000) for _ in range(count)]
+    def lie(self, does: Callable[..., Any], **settings: Any) -> str:
+        """Returns what is said of a recording."""
+        self.use(standins.one_after_the_other, then=does.__name__, **settings)
+        job = self.job(RECORDINGS / "chunk_1.webm")
+        job.most = 48_000
+        (problem,) = self.prove(job)
+        self.assertIsNotNone(problem)
+        return f"{type(problem).__name__} {problem}"
 
-    def compare(
-        self, left: Sequence[int], right: Sequence[int], gaps: tuple[tuple[int, int], ...] = ()
+    def test_each_lie_is_noticed_for_what_it_is(self) -> None:
+        other = str(RECORDINGS / "ch_slices_concat.webm")
+        whole, same = "one whole opus stream", "the source's "
+        length = "by its source's packets"
+        for does, settings, words in (
+            (standins.half_of_each_file, {}, whole),
+            (standins.half_of_the_audio, {}, length),
+            (standins.a_tenth_of_a_second_short, {}, length),
+            (standins.half_of_copy_and_levels, {}, length),
+            (standins.noise, {}, same),
+            (standins.silence, {}, same),
+            (standins.one_quiet_second, {}, "the source's loudness at "),
+            (standins.half_a_second_of_silence, {}, " at 1."),
+            (standins.late_by_0_7_seconds, {}, same),
+            (standins.upside_down, {}, same),
+            (standins.another_recording, {"other": other}, same),
+            (standins.empty_copies, {}, "empty"),
+            (standins.empty_level_files, {}, "by the source's packets"),
+            (standins.another_codec, {}, "FLAC"),
+            (standins.complaint_about_the_copy, {}, "a decode without a message"),
+        ):
+            with self.subTest(does.__name__):
+                problem = self.lie(does, **settings)
+                self.assertIn("NotProven", problem)
+                self.assertIn(words, problem)
+
+    def test_a_missing_level_file_proves_nothing(self) -> None:
+        self.lie(standins.no_level_files)
+
+    def test_a_copy_as_large_as_its_source_is_not_worth_it(self) -> None:
+        self.assertIn("are worth it", self.lie(standins.as_large_as_the_source))
+
+    def test_one_that_makes_nothing_or_half_of_whatever_it_is_asked_for_is_blamed(self) -> None:
+        for does in (standins.nothing_at_all, standins.half_of_everything):
+            self.use(does)
+            with self.assertRaises(service.ToolError) as caught:
+                service.try_ffmpeg(self.tools, TARGET)
+            self.assertIn("of 48000 samples", str(caught.exception))
+
+
+class TestPiped(ProveCase):
+    """Of a recording that is alone, three processes decode, encode, and decode the copy, at once."""
+
+    def test_one_after_the_other_is_the_way_where_any_of_them_fails_hangs_or_says_anything(
+        self,
     ) -> None:
-        job = self.job(RECORDINGS / "chunk_0.webm")
-        samples = len(self.left) * 12
-        job.probe = service.Probe("ogg", "opus", 2, 48_000, length=samples, gaps=list(gaps))
-        for path, channels in (
-            (job.source_levels, (self.left, self.right)),
-            (job.copy_levels, (left, right)),
-        ):
-            frames = [sample for frame in zip(*channels) for sample in frame]
-            scaled = [sample / 32_768 for sample in frames]
-            Path(path).write_bytes(array.array("f", scaled).tobytes())
-        service.compare_audio(job, self.tools.stop)
-
-    def test_the_same_sound_passes(self) -> None:
-        self.compare(self.left, self.right)
-
-    def test_silence_stands_where_the_timeline_has_a_gap_and_nowhere_else(self) -> None:
-        gap, at = [0] * 2_000, 6_000
-        left, right = (side[:at] + gap + side[at:] for side in (self.left, self.right))
-        self.compare(left, right, gaps=((at * 12, 2_000 * 12),))
-        with self.assertRaises(service.NotProven):
-            self.compare(left, right)
-        with self.assertRaises(service.NotProven):
-            self.compare(left, right, gaps=((2 * at * 12, 2_000 * 12),))
-
-    def test_every_loss_in_one_channel_is_noticed(self) -> None:
-        silent = [0] * len(self.left)
-        moved = self.right[400:] + self.right[:400]
-        for right in (silent, moved, self.left, [-sample for sample in self.right]):
-            with self.subTest(right[:3]), self.assertRaises(service.NotProven):
-                self.compare(self.left, right)
-
-    def test_a_quiet_channel_that_is_lost_is_noticed(self) -> None:
-        self.right = [round(sample * 0.1) for sample in self.right]  # -20 dB
-        self.compare(self.left, self.right)
-        with self.assertRaises(service.NotProven):
-            self.compare(self.left, [0] * len(self.right))
-
-    def test_a_length_that_differs_by_a_packet_is_noticed(self) -> None:
-        packet = math.ceil(0.02 * service.LEVEL_RATE)
-        with self.assertRaises(service.NotProven):
-            self.compare(self.left[:-packet], self.right[:-packet])
-
-
-class TestMessages(ProveCase):
-    """What a tool says is judged by its words and not by its exit code alone."""
-
-    def judge(self, words: str, code: int = 0) -> str:
-        return self.tools.run(["sh", "-c", f"echo '{words}' >&2; exit {code}"], 0)[1]
-
-    def test_a_fault_of_the_disk_is_no_fault_of_the_recording(self) -> None:
-        for words, reason in (
-            ("[error] file:x: Input/output error", service.Reason.INPUT_OUTPUT),
-            (
-                "[in#0 @ 0x1] [error] Error during demuxing: Input/output error",
-                service.Reason.INPUT_OUTPUT,
-            ),
-            (
-                "[error] Error writing trailer of x: No space left on device",
-                service.Reason.NO_SPACE,
-            ),
-        ):
-            for code in (0, 1):
-                with self.subTest(words, code=code), self.assertRaises(service.Refusal) as caught:
-                    self.judge(words, code)
-                self.assertIs(caught.exception.reason, reason)
-                self.assertTrue(reason.is_environment)
-
-    def test_words_are_told_without_what_ffmpeg_puts_around_them(self) -> None:
-        self.assertEqual(
-            self.judge("[aac @ 0x55d4] [error] channel 0 is odd"), "[aac] channel 0 is odd"
-        )
-
-    def test_what_is_said_of_sound_files_or_by_others_is_no_word_on_them(self) -> None:
-        for words in ("[warning] Guessed Channel Layout for Input", "ld.so: no such library"):
-            self.assertEqual(self.judge(words), "")
+        sign, hung = self.folder / "sign", self.folder / "hung"
+        clock = HastyClock(str(hung))
+        for at in ("decoder", "encoder", "listener"):
+            for fault in ("exit", "crash", "complain", "hang"):
+                with self.subTest(at, fault=fault):
+                    self.use(standins.piped, sign=str(sign), at=at, fault=fault, hung=str(hung))
+                    with mock.patch.object(service, "monotonic", clock):
+                        self.assertEqual(self.prove(self.job(RECORDINGS / "chunk_1.webm")), [None])
+                    self.assertTrue(sign.exists(), "nothing was piped")
+                    sign.unlink()
+        self.assertEqual(len(clock.hangs()), 3)
 
 
 class TestProvenance(ProveCase):
     def test_what_a_stranger_made_is_not_ours(self) -> None:
         for path in sorted(RECORDINGS.glob("*.webm")):
             self.assertIsNone(service.provenance(str(path)), path.name)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -156,6 +156,19 @@ class TestTold(ReportCase):
         self.assertEqual(summary["message"], "no ffmpeg")
         self.assertEqual(len(self.log.read_text().splitlines()), 1)
 
+    def test_the_time_left_is_that_of_what_is_done_in_proportion(self) -> None:
+        clock = patch.object(program, "monotonic", return_value=1_000.0)
+        with clock as now, self.report() as report:
+            report.due = 4
+            for seconds, done, told in (
+                (1, 1, "0 of 4, 1 %"),  # too little to go by
+                (30, 25, "0 of 4, 25 %, about 2 min left"),
+                (30, 50, "0 of 4, 50 %, about 30 s left"),
+                (900, 90, "0 of 4, 90 %, about 2 min left"),
+            ):
+                now.return_value = 1_000.0 + seconds
+                self.assertEqual(report.progress(done, 100), told)
+
     def test_sizes_have_three_digits_and_times_are_for_people(self) -> None:
         sizes = [size_text(size) for size in (0, 480, 999_499, 999_500, 12_345_678, 3e12)]
         self.assertEqual(sizes, ["0.00 kB", "0.480 kB", "999 kB", "1.00 MB", "12.3 MB", "3.00 TB"])

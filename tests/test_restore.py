@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import time
 import unittest
 from pathlib import Path
+from typing import Optional
 
+from tests import standins
 from tests.base import LibraryCase, Ran
 
 
 class RestoreCase(LibraryCase):
-    """A recording of two chunks, compressed with its originals kept."""
+    """A recording of two chunks, compressed with its originals kept. That is done once, and each
+    test begins with a copy of the library."""
+
+    ready: Optional[Path] = None
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        if cls.ready:
+            shutil.rmtree(cls.ready)
 
     def setUp(self) -> None:
         super().setUp()
         self.configure(delete_originals=False)
         self.originals = self.add_session()
         self.before = self.files()
-        self.assertEqual(self.run_cli().code, 0)
+        if not self.ready:
+            self.assertEqual(self.run_cli().code, 0)
+            ready = Path(tempfile.mkdtemp(prefix="compression-test-"))
+            shutil.copytree(self.library, ready / "library")
+            type(self).ready = ready
+        shutil.rmtree(self.library)
+        shutil.copytree(f"{self.ready}/library", self.library)
 
     def restore(self, *paths: object, code: int = 0) -> Ran:
         ran = self.run_cli("restore", *map(str, paths))
@@ -210,7 +228,7 @@ class Notification(LibraryCase):
     def test_a_run_that_failed_tells_it_with_its_exit_code(self) -> None:
         self.configure(notify_command="cat > heard.json")
         self.add("chunk_0", "a.webm")
-        self.run_cli(env=self.stand_in("sys.exit(1)"))
+        self.run_cli(env=self.stand_in(standins.exit_code, code=1))
         summary = json.loads(self.heard().read_text())
         self.assertEqual(summary["exit_code"], 4)
         self.assertIn("does not work", summary["message"])
@@ -218,17 +236,15 @@ class Notification(LibraryCase):
     def test_its_failure_is_logged_and_nothing_more(self) -> None:
         for command in (
             "echo no such service >&2; exit 3",
-            "sleep 100 & exit 0",
+            "sleep 600 & exit 0",
             "/no/such/command",
             "yes >&2",
         ):
             self.add("chunk_0", "a.webm")
             (self.library / "a.opus").unlink(missing_ok=True)
             self.configure(notify_command=command)
-            started = time.monotonic()
             ran = self.run_cli()
             self.assertEqual((ran.code, ran.err), (0, ""))
-            self.assertLess(time.monotonic() - started, 20)
         log = (self.folder / "logs/compression.log").read_text()
         self.assertIn("no such service", log)
         self.assertEqual(log.count("notify_command failed"), 3)

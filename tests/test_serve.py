@@ -45,7 +45,7 @@ class Serve(LibraryCase):
         if self.server.poll() is None:
             self.server.send_signal(number)
         out, err = (
-            self.server.communicate(timeout=10)
+            self.server.communicate(timeout=60)
             if self.server.stdout and not self.server.stdout.closed
             else ("", "")
         )
@@ -53,7 +53,7 @@ class Serve(LibraryCase):
 
     def ask(self, path: str, method: str = "GET", host: Optional[str] = None) -> Answer:
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         ) as connection:
             connection.request(method, path, headers={"Host": host} if host is not None else {})
             response = connection.getresponse()

@@ -1,33 +1,184 @@
-"""Options and configuration: what is asked for is done, and what cannot be is told before anything is touched."""
+"""Words and config file: a flag beats the file, which beats the default; a slip is named."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import tempfile
+import unittest
+from pathlib import Path
 from typing import Any
 
-from tests.base import SCRIPT, LibraryCase
+from compression_service import (
+    COMMANDS,
+    NO_POLICY,
+    Config,
+    Policy,
+    Sidecar,
+    Tier,
+    UsageError,
+    parse_words,
+    policy_of,
+    resolve_config,
+)
+from tests.base import LibraryCase
 
 
-class Configuration(LibraryCase):
-    def log(self) -> str:
-        return (self.folder / "logs" / "compression.log").read_text()
+class SettingsCase(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.file = self.folder / "config.json"
+        self.write({})
+
+    def write(self, settings: Any) -> None:
+        self.file.write_text(json.dumps(settings))
+
+    def resolve(self, *words: str) -> Config:
+        return resolve_config(parse_words(["run", "-c", str(self.file), *words]))
+
+    def assert_refused(self, *told: str, words: tuple[str, ...] = ()) -> None:
+        with self.assertRaises(UsageError) as caught:
+            self.resolve(*words)
+        for word in told:
+            self.assertIn(word, str(caught.exception))
+
+
+class TestSettings(SettingsCase):
+    def test_a_flag_beats_the_file_which_beats_the_default(self) -> None:
+        self.assertEqual(self.resolve().target_bitrate, 96_000)
+        self.write({"target_bitrate": "64k", "jobs": 3})
+        self.assertEqual(self.resolve().target_bitrate, 64_000)
+        config = self.resolve("--bitrate", "32k", "--keep-originals", "--only", "a*", "--only", "b")
+        self.assertEqual((config.target_bitrate, config.jobs), (32_000, 3))
+        self.assertEqual((config.delete_originals, config.only), (False, ["a*", "b"]))
+
+    def test_paths_of_the_file_are_taken_from_its_folder(self) -> None:
+        self.write({"recordings_dir": "here", "tiers": [{"after_days": 9, "archive": "cold"}]})
+        config = self.resolve()
+        self.assertEqual(config.recordings_dir, str(self.folder / "here"))
+        self.assertEqual(config.log_file, str(self.folder / "logs/compression.log"))
+        self.assertEqual(config.tiers, (Tier(9, archive=str(self.folder / "cold")),))
+        self.write({"tiers": [{"after_days": 9, "archive": "remote:bucket/path"}]})
+        self.assertEqual(self.resolve().tiers[0].archive, "remote:bucket/path")
+
+    def test_a_byte_order_mark_and_other_line_ends_do_no_harm(self) -> None:
+        self.file.write_bytes(b'\xef\xbb\xbf{\r\n "jobs": 2\r\n}')
+        self.assertEqual(self.resolve().jobs, 2)
+
+    def test_an_unknown_key_is_told_with_the_nearest_known(self) -> None:
+        self.write({"target_bitrat": "64k"})
+        self.assert_refused('"target_bitrat"', '"target_bitrate"', str(self.file))
+        self.write({"tiers": [{"after_day": 30, "bitrate": "64k"}]})
+        self.assert_refused('"after_day"', '"after_days"')
+
+    def test_a_wrong_value_is_told_with_its_key_and_what_was_expected(self) -> None:
+        for key, value in {
+            "jobs": 1.5,
+            "target_bitrate": "1k",
+            "delete_originals": 1,
+            "age_threshold_days": float("nan"),
+            "target_format": "mp3",
+            "log_file": "",
+            "max_run_minutes": 0,
+            "tiers": {},
+            "notify_command": " ",
+        }.items():
+            self.write({key: value})
+            with self.subTest(key):
+                self.assert_refused(f'for "{key}"')
+        self.write({"max_run_minutes": None, "notify_command": None})
+        self.assertIsNone(self.resolve().notify_command)
+        for words in (("--since", "2025-02-30"), ("--jobs", "-1"), ("--older-than", "soon")):
+            self.assert_refused(*words, "expected", words=words)
+        for text in (b"", b"[]", b"{", b"\xff", b'{"jobs": 1, "jobs": 2}'):
+            self.file.write_bytes(text)
+            self.assert_refused(str(self.file))
+
+    def test_tiers_go_on_from_the_first_step_and_from_each_other(self) -> None:
+        first = {"after_days": 7, "bitrate": "96k"}
+        later = {"after_days": 30, "bitrate": "64k"}
+        cold = {"after_days": 90, "archive": "/cold"}
+        self.write({"tiers": [cold, later, first]})
+        self.assertEqual(
+            [tier.after_days for tier in self.resolve("--bitrate", "32k").tiers], [7, 30, 90]
+        )
+        for tiers in (
+            [{**first, "after_days": 6}],
+            [{**first, "bitrate": "128k"}],
+            [later, {**first, "after_days": 31}],
+            [later, later],
+            [cold, {**later, "after_days": 91}],
+            [{**cold, "bitrate": "64k"}],
+            [{"after_days": 30}],
+        ):
+            self.write({"tiers": tiers})
+            with self.subTest(tiers):
+                self.assert_refused("tier")
+
+    def test_an_archive_in_the_library_or_around_it_is_refused(self) -> None:
+        for archive in ("recordings/cold", "recordings"):
+            self.write({"tiers": [{"after_days": 30, "archive": archive}]})
+            self.assert_refused("apart")
+
+    def test_a_rate_that_a_format_has_not_is_refused(self) -> None:
+        self.write({"target_format": "m4a", "target_bitrate": "12k"})
+        self.assert_refused("m4a", "16k to 512k")
+
+
+class TestWords(SettingsCase):
+    def test_without_a_command_it_is_a_run(self) -> None:
+        for words in ([], ["-n"], ["--limit", "3"]):
+            self.assertEqual(parse_words(words).command, "run")
+
+    def test_config_and_library_go_with_every_command(self) -> None:
+        given = {"restore": ["x"], "schedule": ["cron"]}
+        for name in COMMANDS:
+            words = [name, *given.get(name, []), "-c", "x", "--recordings", "y"]
+            self.assertEqual(parse_words(words).recordings_dir, os.path.abspath("y"))
+
+    def test_a_slip_is_one_sentence(self) -> None:
+        for words in (["chek"], ["--bitrat", "64k"], ["--jobs"], ["stats", "--limit", "3"]):
+            with self.assertRaises(UsageError) as caught:
+                parse_words(words)
+            self.assertIn("--help", str(caught.exception))
+            self.assertNotIn("\n", str(caught.exception))
+
+
+class TestPolicies(unittest.TestCase):
+    def policy(self, *policies: Any) -> Policy:
+        return policy_of([Sidecar("x.json", policy=each) for each in policies], "")
+
+    def test_of_several_wishes_the_most_careful_holds(self) -> None:
+        self.assertEqual(self.policy(None), NO_POLICY)
+        both = self.policy({"bitrate": "128k", "after_days": 3}, {"bitrate": 64000, "keep": True})
+        self.assertEqual(both, Policy(keep=True, bitrate=128_000, after_days=3))
+
+    def test_one_that_cannot_be_followed_is_a_flaw(self) -> None:
+        for policy in (
+            "keep",
+            {"kep": True},
+            {"keep": "yes"},
+            {"bitrate": "1M"},
+            {"format": "mp3"},
+        ):
+            self.assertTrue(self.policy(policy).flaw)
+
+
+class Untouched(LibraryCase):
+    """What cannot be done is reported, and nothing is touched."""
 
     def refused(self, *words: str, arguments: tuple[str, ...] = ()) -> None:
         self.add("chunk_0", "a.webm")
         before = self.files()
-        ran = self.run_cli(*arguments)
+        ran = self.run_here(*(arguments or ("run",)))
         self.assertEqual(ran.code, 2, ran.out + ran.err)
         self.assertNotIn("Traceback", ran.err)
         for word in words:
             self.assertIn(word, ran.err)
         self.assertEqual(self.files(), before)
         self.assertFalse((self.folder / "logs").exists())
-
-    def test_an_unknown_key_is_named(self) -> None:
-        self.configure(target_bitrat="96k")
-        self.refused("target_bitrat", "target_bitrate")
 
     def test_wrong_types_and_impossible_values_name_the_key_and_what_was_expected(self) -> None:
         bad: dict[str, list[Any]] = {
@@ -50,10 +201,6 @@ class Configuration(LibraryCase):
                     self.config.write_text(json.dumps({key: value}))
                     self.refused(key, "expected")
 
-    def test_a_bit_rate_that_the_format_has_not_is_told(self) -> None:
-        self.configure(target_format="m4a", target_bitrate="8k")
-        self.refused("m4a", "16k")
-
     def test_a_config_that_is_no_json_object_or_not_there_is_told(self) -> None:
         for text in ("{", "[]", "7", "", '{"jobs": 1, "jobs": 2}'):
             self.config.write_text(text)
@@ -65,56 +212,38 @@ class Configuration(LibraryCase):
         for arguments in (("--bitrate", "x"), ("--older-than", "soon"), ("--limit", "0"), ("--since", "monday"),
                           ("--jobs", "-1"), ("--nonsense",), ("--format", "mp3"), ("--since", "2025-13-01")):  # fmt: skip
             with self.subTest(arguments):
-                self.refused(arguments[0], arguments=arguments)
+                self.refused(arguments[0], arguments=("run", *arguments))
         self.refused("compress-all", arguments=("compress-all",))
 
-    def test_a_recordings_folder_that_is_not_there_is_told_and_not_made(self) -> None:
-        self.configure(recordings_dir="nowhere")
+
+class OddTiers(LibraryCase):
+    def test_a_tier_that_makes_no_sense_is_named_and_nothing_is_touched(self) -> None:
+        cases = [
+            ({"after_days": 30, "bitrate": "64k"}, "a list"),
+            ([{"bitrate": "64k"}], "after_days"),
+            ([{"after_days": 30}], "bitrate"),
+            ([{"after_days": 30, "bitrate": "64k", "archive": "/x"}], "either"),
+            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 30, "bitrate": "32k"}], "rise"),
+            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 90, "bitrate": "70k"}], "fall"),
+            (
+                [{"after_days": 30, "archive": "/x"}, {"after_days": 90, "bitrate": "32k"}],
+                "archive last",
+            ),
+            ([{"after_days": 5, "bitrate": "64k"}], "age_threshold_days"),
+            ([{"after_days": 30, "bitrate": "128k"}], "target_bitrate"),
+            ([{"after_days": "30", "bitrate": "64k"}], "number"),
+            ([{"after_days": 30, "bitrate": "loud"}], "bit rate"),
+            ([{"after_days": 30, "bitrate": "64k", "colour": 1}], "colour"),
+            ([{"after_days": 30, "archive": "recordings/cold"}], "apart"),
+            ([{"after_days": 30, "archive": 7}], "path"),
+        ]
         self.add("chunk_0", "a.webm")
-        ran = self.run_cli()
-        self.assertEqual(ran.code, 2)
-        self.assertIn("nowhere", ran.err)
-        self.assertFalse((self.folder / "nowhere").exists())
-        self.assertEqual(len(self.log().splitlines()), 1, "a run that could not begin is logged")
-
-    def test_a_flag_beats_the_file_which_beats_the_default(self) -> None:
-        self.add("chunk_0", "a.webm")
-        self.configure(age_threshold_days=100_000)
-        self.assertEqual(self.run_cli("--json", "-n").summary["due"], 0)
-        self.assertEqual(self.run_cli("--json", "-n", "--older-than", "1").summary["due"], 1)
-        self.configure(dry_run=True)
-        self.run_cli()
-        self.assertEqual(sorted(self.files()), ["a.webm"])
-
-    def test_relative_paths_are_taken_from_the_config_file_s_folder(self) -> None:
-        self.configure(recordings_dir="recordings", log_file="elsewhere/mine.log")
-        self.add("chunk_0", "a.webm")
-        self.assertEqual(self.run_cli(cwd="/").code, 0)
-        self.assertTrue((self.folder / "elsewhere" / "mine.log").exists())
-        self.assertFalse((self.folder / "logs").exists())
-
-    def test_without_the_full_decode_the_cheap_checks_still_run(self) -> None:
-        self.configure(verify_before_delete=False)
-        self.add("chunk_0", "a.webm")
-        ran = self.run_cli("--json")
-        self.assertEqual((ran.code, ran.summary["compressed"]), (0, 1))
-        self.add("chunk_0", "b.webm")
-        spoil = self.stand_in(
-            "code = subprocess.call([real] + args)\n"
-            "for path in outputs: os.truncate(path, os.path.getsize(path) // 2)\n"
-            "sys.exit(code)"
-        )
-        ran = self.run_cli("--json", env=spoil)
-        self.assertEqual(ran.code, 1)
-        self.assert_kept(ran, "b.webm", "one whole opus stream", action="failed")
-
-    def test_every_command_has_its_help_and_the_script_its_version(self) -> None:
-        for command in ("", "run", "check", "pause", "resume", "doctor", "demo"):
-            ran = self.run_help(*([command] if command else []), "--help")
-            self.assertEqual(ran, 0)
-        self.assertEqual(self.run_help("--version"), 0)
-
-    def run_help(self, *words: str) -> int:
-        return subprocess.run(
-            [sys.executable, str(SCRIPT), *words], capture_output=True, check=False
-        ).returncode
+        before = self.files()
+        for tiers, word in cases:
+            with self.subTest(tiers=tiers):
+                self.configure(tiers=tiers)
+                ran = self.run_here("run")
+                self.assertEqual(ran.code, 2, ran.err)
+                self.assertIn("tier", ran.err)
+                self.assertIn(word, ran.err)
+        self.assertEqual(self.files(), before)

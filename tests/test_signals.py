@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from typing import Any, Optional
 
+from tests import standins
 from tests.base import Ran
 from tests.faults import PROMPT, FaultCase, needs_strace
 
 CHUNK = "2025-10-27/14-30-45-chunk-1.webm"
 SINGLE = "2025-10-28/09-00-00.webm"
-COPIES = "if not outputs: os.execv(real, [real, *args])\n"
 
 
 class SignalCase(FaultCase):
@@ -24,15 +25,15 @@ class SignalCase(FaultCase):
         self.add_session(chunks=1)
         self.add("ff_chunk_1", SINGLE)
         self.sign = self.folder / "at-work"
+        self.goes_on = self.folder / "goes-on"
 
-    def stand_in_that(self, does: str) -> dict[str, str]:
-        """An ffmpeg that says it is encoding, does something, and encodes."""
-        return self.stand_in(
-            COPIES + f"open({str(self.sign)!r}, 'w').close()\n{does}\nos.execv(real, [real, *args])"
-        )
+    def slow_one(self, only: str = "") -> dict[str, str]:
+        """An ffmpeg that says it is encoding, and waits to be let go on."""
+        sign, until = str(self.sign), str(self.goes_on)
+        return self.stand_in(standins.truth_after_a_sign, sign=sign, until=until, only=only)
 
     def end_of(self, process: subprocess.Popen[bytes]) -> Ran:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         return Ran(process.returncode, out.decode(), err.decode())
 
     def assert_next_run_finishes(self, *paths: str) -> None:
@@ -50,7 +51,7 @@ class Signals(SignalCase):
         self, number: signal.Signals, code: int, to_all: bool = False, times: int = 1
     ) -> None:
         before = self.snapshot()
-        process = self.start("--json", "-j", "1", env=self.stand_in_that("time.sleep(60)"))
+        process = self.start("--json", "-j", "1", env=self.slow_one())
         self.wait_for(self.sign)
         began = time.monotonic()
         for _ in range(times):
@@ -82,11 +83,7 @@ class Signals(SignalCase):
         self.assert_stops(signal.SIGINT, 130, to_all=True, times=4)
 
     def test_what_is_in_place_when_the_signal_comes_is_brought_to_its_end(self) -> None:
-        process = self.start("--json", "-j", "1", env=self.stand_in(COPIES + f"""
-if any(a.endswith({SINGLE!r}) for a in args):
-    open({str(self.sign)!r}, 'w').close()
-    time.sleep(60)
-os.execv(real, [real, *args])"""))  # fmt: skip
+        process = self.start("--json", "-j", "1", env=self.slow_one(SINGLE))
         os.utime(self.library / CHUNK, (1, 1))
         self.wait_for(self.sign)
         time.sleep(0.3)
@@ -108,8 +105,11 @@ os.execv(real, [real, *args])"""))  # fmt: skip
 
 class RunsAtOnce(SignalCase):
     def test_of_six_one_works_and_five_leave_with_3(self) -> None:
-        env = self.stand_in_that("time.sleep(2)")
+        env = self.slow_one()
         six = [self.start("--json", "-j", "1", env=env) for _ in range(6)]
+        while len([process for process in six if process.poll() is None]) > 1:
+            time.sleep(0.02)
+        self.goes_on.touch()
         ended = [self.end_of(process) for process in six]
         self.assertEqual(sorted(ran.code for ran in ended), [0, 3, 3, 3, 3, 3])
         for ran in ended:
@@ -125,21 +125,24 @@ class RunsAtOnce(SignalCase):
         self.assert_no_leftovers()
 
     def test_the_one_at_work_is_told_with_how_far_it_is(self) -> None:
-        process = self.start("-j", "1", env=self.stand_in_that("time.sleep(2)"))
+        process = self.start("-j", "1", env=self.slow_one())
         self.wait_for(self.sign)
-        time.sleep(0.6)
         expected = rf"process {process.pid} on .* since 20\d\d-.* of 2, \d+ %"
         ran = self.run_cli()
+        while not re.search(expected, ran.err):  # it is noted twice a second
+            self.assertIsNone(process.poll())
+            ran = self.run_cli()
         self.assertEqual(ran.code, 3)
         self.assertRegex(ran.err, expected)
         self.assertRegex(json.loads(self.run_cli("stats", "--json").out)["at_work"], expected)
         out = self.run_cli("stats").out
         self.assertEqual(out.splitlines()[0], "at work now")
+        self.goes_on.touch()
         self.assertEqual(self.end_of(process).code, 0)
         self.assertEqual(json.loads(self.run_cli("stats", "--json").out)["at_work"], "")
 
     def test_a_run_that_was_killed_leaves_no_lock_behind(self) -> None:
-        process = self.start("-j", "1", env=self.stand_in_that("time.sleep(2)"))
+        process = self.start("-j", "1", env=self.slow_one())
         self.wait_for(self.sign)
         process.kill()
         process.wait()
@@ -166,9 +169,10 @@ class Pause(SignalCase):
         many = [f"many/{number}.webm" for number in range(30)]
         for path in many:
             self.add("chunk_0", path)
-        process = self.start("--json", "-j", "1", env=self.stand_in_that("time.sleep(1)"))
+        process = self.start("--json", "-j", "1", env=self.slow_one())
         self.wait_for(self.sign)
         self.assertEqual(self.run_cli("pause").code, 0)
+        self.goes_on.touch()
         ran = self.end_of(process)
         self.assertEqual(ran.code, 0)
         self.assertIn("Paused", ran.err)
@@ -240,9 +244,8 @@ program.shutil.disk_usage = usage""")
         self.drive("program.SPACE_MARGIN, program.space_needed = 0, lambda work: 0")
         before, env = self.snapshot(), dict(os.environ)
         if not self.mounted:
-            env = self.stand_in(
-                COPIES + "print('[error] x: No space left on device', file=sys.stderr); sys.exit(1)"
-            )
+            full = "[error] x: No space left on device"
+            env = self.stand_in(standins.exit_code_where_it_encodes, code=1, says=full)
         ran = self.run_cli("--json", env=env)
         self.assertEqual(ran.code, 5, ran.out + ran.err)
         self.assertEqual(self.snapshot(), before)
@@ -254,11 +257,8 @@ program.shutil.disk_usage = usage""")
         self,
     ) -> None:
         paths = self.recordings(2)
-        full = "print('[error] x: No space left on device', file=sys.stderr); sys.exit(1)"
-        body = f"if any(a.endswith({paths[1]!r}) for a in args): {full}\n"
-        ran = self.run_cli(
-            "--json", "-j", "1", env=self.stand_in(COPIES + body + "os.execv(real, [real, *args])")
-        )
+        env = self.stand_in(standins.full_disk_at, path=paths[1])
+        ran = self.run_cli("--json", "-j", "1", env=env)
         self.assertEqual(ran.code, 5, ran.out)
         self.assertEqual(ran.outcomes.get(paths[0], {}).get("action"), "compressed")
         self.assert_compressed(paths[0])
@@ -266,10 +266,8 @@ program.shutil.disk_usage = usage""")
 
     def test_what_was_done_before_ffmpeg_broke_is_brought_to_its_end(self) -> None:
         paths = self.recordings(7)
-        true = f"if len(outputs) == 1 and any(a.endswith({paths[0]!r}) for a in args): os.execv(real, [real, *args])\n"
-        ran = self.run_cli("--json", "-j", "1", env=self.stand_in(
-            "if '-encoders' in args or copies and not outputs: os.execv(real, [real, *args])\n"
-            + true + "sys.exit(1)"))  # fmt: skip
+        env = self.stand_in(standins.broken_but_for, path=paths[0])
+        ran = self.run_cli("--json", "-j", "1", env=env)
         self.assertEqual(ran.code, 4, ran.out)
         self.assertEqual(ran.outcomes.get(paths[0], {}).get("action"), "compressed")
         self.assert_compressed(paths[0])

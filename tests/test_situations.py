@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import standins
 from .base import LONG_AGO, PROJECT, SCRIPT, LibraryCase, Ran, sidecar
 
 NOBODY = pwd.getpwnam("nobody")
@@ -30,7 +31,7 @@ class SituationCase(LibraryCase):
             capture_output=True,
             stdin=subprocess.DEVNULL,
             cwd="/",
-            timeout=120,
+            timeout=600,
             text=True,
             check=False,
         )
@@ -319,15 +320,9 @@ class Together(SituationCase):
     def test_backups_chmod_and_a_recording_deleted_beside_a_run_are_no_failure(self) -> None:
         day = self.library / "2025-10-27"
         self.add_session(chunks=3)
-        env = self.stand_in(
-            f"day, gone = {str(day)!r}, '14-30-45-chunk-3.webm'\n"
-            f"subprocess.call(['cp', '-al', day, {str(self.folder)!r} + f'/backup-{{os.getpid()}}'])\n"
-            "for name in os.listdir(day):\n"
-            "    if name.endswith('.webm'): os.chmod(f'{day}/{name}', 0o640)\n"
-            "code = subprocess.call([real, *args])\n"
-            "if os.path.exists(f'{day}/{gone}'): os.unlink(f'{day}/{gone}')\n"
-            "sys.exit(code)"
-        )
+        gone = "14-30-45-chunk-3.webm"
+        does = standins.backup_chmod_and_delete
+        env = self.stand_in(does, day=str(day), backups=str(self.folder), gone=gone)
         ran = self.run_cli("run", env=env)
         self.assertEqual(ran.code, 0, ran)
         self.assert_compressed("2025-10-27/14-30-45-chunk-1.webm")
@@ -424,9 +419,8 @@ class Silence(SituationCase):
 
     def test_an_ffmpeg_that_does_not_start_for_many_nights_and_is_repaired(self) -> None:
         self.add_session()
-        env = self.stand_in(
-            "sys.stderr.write('error while loading shared libraries'); sys.exit(127)"
-        )
+        says = "error while loading shared libraries"
+        env = self.stand_in(standins.exit_code, code=127, says=says)
         for _ in range(5):
             self.assertEqual(self.run_cli(env=env).code, 4)
             self.assert_told("does not work")
@@ -438,12 +432,7 @@ class Silence(SituationCase):
     def test_an_ffmpeg_that_is_confined_to_other_folders_is_not_the_recordings_fault(self) -> None:
         """As a snap, which works as long as everything goes through pipes."""
         self.add_session()
-        env = self.stand_in(
-            "named = [word for word in args if word.startswith('file:')]\n"
-            "if named:\n"
-            "    sys.exit(f'[error] {named[0]}: Permission denied')\n"
-            "os.execv(real, [real, *args])"
-        )
+        env = self.stand_in(standins.confined_to_other_folders)
         for command in ("--dry-run", "doctor", "run"):
             ran = self.run_cli(command, env=env)
             self.assertEqual(ran.code, 4, (command, ran))

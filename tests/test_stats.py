@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import time
@@ -13,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 import compression_service as service
-from tests.base import LONG_AGO, LibraryCase, Ran
+from tests.base import LONG_AGO, LibraryCase
 
 BEFORE, AFTER = 1000, 600  # bytes
 IN_JANUARY = 1_769_824_800.0  # 2026-01-31
@@ -46,13 +44,6 @@ class StatsCase(LibraryCase):
     def stats(self) -> dict[str, Any]:
         arguments = service.parse_words(["stats", "-c", str(self.config)])
         return service.gather_stats(service.resolve_config(arguments))
-
-    def ask(self, command: str, *words: str) -> Ran:
-        """run_cli() without a process of its own."""
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = service.main([command, "-c", str(self.config), *words])
-        return Ran(code, out.getvalue(), err.getvalue())
 
     def assert_saved(self, expected: int, **others: Any) -> None:
         stats = self.stats()
@@ -105,10 +96,10 @@ class Runs(StatsCase):
 
     def test_one_record_for_a_run_and_none_for_a_rehearsal_or_a_pause(self) -> None:
         self.add("ch_slice_01", "a.webm")
-        self.ask("run", "--dry-run")
-        self.ask("pause")
-        self.ask("run")
-        self.ask("resume")
+        self.run_here("run", "--dry-run")
+        self.run_here("pause")
+        self.run_here("run")
+        self.run_here("resume")
         self.assertEqual(self.stats()["runs"], [])
         self.assertEqual(self.run_cli().code, 0)
         self.assertEqual(self.run_cli().code, 0)
@@ -118,7 +109,7 @@ class Runs(StatsCase):
         self.add("chunk_0", "a.webm")
         none = service.ToolError("none")
         with mock.patch.object(service.Tools, "find", side_effect=none):
-            self.assertEqual(self.ask("run").code, 4)
+            self.assertEqual(self.run_here("run").code, 4)
         self.assertEqual(self.stats()["runs"][-1]["exit_code"], 4)
 
 
@@ -201,6 +192,43 @@ class Records(StatsCase):
         self.assert_saved(0, total_size=AFTER, recordings=1)
 
 
+class WholeLibrary(StatsCase):
+    def test_sizes_savings_and_reasons_are_those_of_the_records(self) -> None:
+        self.add_copy("d/a.opus", 4)
+        self.add_bytes(b"x" * 5, "d/b.webm")
+        self.add_bytes(b"x" * 7, "d/<c>.webm")
+        self.add_bytes(b"x" * 100, "e/new.webm")
+        self.add_copy("e/stranger.opus", 2)
+        self.remember(
+            compressed("d/a", first_size=10, size=4),
+            compressed("d/b", action="kept", code="video", first_size=5, suffix="", size=0,
+                       settings="opus 96000 5 True False"),
+            compressed("d/<c>", action="failed", code="tool-failed", first_size=7, suffix="", size=0),
+        )  # fmt: skip
+        self.assert_saved(
+            6,
+            total_size=118,
+            compressed_size=6,
+            original_size=112,
+            recordings=5,
+            compression_ratio=0.4,
+            compressed=2,
+            originals=3,
+            unrecorded=1,
+            young=0,
+            due={"count": 2, "size": 107, "estimated_saving": 27},
+            savings_by_month={"2026-01": 6},
+        )
+        stats = self.stats()
+        self.assertEqual(sum(stats["recorded_by_month"].values()), 10 + 5 + 7 + 100 + 2)
+        kept = [(each["action"], each["count"], each["paths"]) for each in stats["kept"]]
+        self.assertEqual(kept, [("failed", 1, ["d/<c>.webm"]), ("kept", 1, ["d/b.webm"])])
+        self.assertIn("d/<c>", "\n".join(service.stats_lines(stats)))
+        page = service.stats_page(stats)
+        self.assertIn("d/&lt;c&gt;", page)
+        self.assertNotIn("<c>", page)
+
+
 class Page(HTMLParser):
     """The text, the tags and the pictures of a page."""
 
@@ -222,11 +250,11 @@ class Page(HTMLParser):
 
 class Telling(StatsCase):
     def test_an_empty_library_and_a_missing_one(self) -> None:
-        ran = self.ask("stats")
+        ran = self.run_here("stats")
         self.assertEqual((ran.code, ran.out), (0, "No recordings yet.\n"), ran.err)
         self.assertIn("No recordings yet", service.stats_page(self.stats()))
         self.library.rmdir()
-        ran = self.ask("stats")
+        ran = self.run_here("stats")
         self.assertEqual(ran.code, 2)
         self.assertNotIn("Traceback", ran.err)
         self.assertRaises(ValueError, service.storage_stats, str(self.library))
@@ -281,7 +309,7 @@ class Telling(StatsCase):
         self.remember(compressed("d/a"), run(), run(exit_code=1, message="something failed"))
         self.remember(compressed("d/a & <i>", action="failed", code=hostile))
         file = self.folder / "page.html"
-        self.assertEqual(self.ask("stats", "--html", str(file)).code, 0)
+        self.assertEqual(self.run_here("stats", "--html", str(file)).code, 0)
         text = file.read_text(encoding="utf-8")
         page = Page(text)
         self.assertEqual({*page.tags} & {"script", "link", "img", "iframe", "i"}, set())
@@ -309,8 +337,10 @@ class Telling(StatsCase):
             ["--html", ""],
             ["--html", str(self.folder / "x.html"), "--json"],
         ):
-            ran = self.ask("stats", *words)
+            ran = self.run_here("stats", *words)
             self.assertEqual(ran.code, 2, ran.err)
-        self.assertEqual(self.ask("stats", "--html", str(self.folder / "none" / "x.html")).code, 1)
+        self.assertEqual(
+            self.run_here("stats", "--html", str(self.folder / "none" / "x.html")).code, 1
+        )
         self.assertEqual(self.files(), before)
         self.assertFalse((self.folder / "x.html").exists())
