@@ -64,7 +64,9 @@ def aac_track(adts: bytes, rate: int, channels: int = 1) -> Track:
     decoder = b"\x05" + bytes([len(config)]) + config
     stream = b"\x40\x15" + bytes(11) + decoder
     described = b"\0\0\0" + b"\x04" + bytes([len(stream)]) + stream + b"\x06\x01\x02"
-    entry = sound("mp4a", channels, rate, full("esds", b"\x03" + bytes([len(described)]), described))
+    entry = sound(
+        "mp4a", channels, rate, full("esds", b"\x03" + bytes([len(described)]), described)
+    )
     return Track(entry, rate, 1_024, packets)
 
 
@@ -82,8 +84,20 @@ def movie(
     length = count * track.duration
     matrix = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
     milliseconds = length * 1000 // track.rate
-    head = full("mvhd", numbers(0, 0, 1000, milliseconds, 0x10000, 0x1000000, 0, 0), matrix, bytes(24), numbers(2))
-    track_head = full("tkhd", numbers(0, 0, 1, 0, milliseconds, 0, 0, 0, 0x1000000), matrix, numbers(0, 0), flags=3)
+    head = full(
+        "mvhd",
+        numbers(0, 0, 1000, milliseconds, 0x10000, 0x1000000, 0, 0),
+        matrix,
+        bytes(24),
+        numbers(2),
+    )
+    track_head = full(
+        "tkhd",
+        numbers(0, 0, 1, 0, milliseconds, 0, 0, 0, 0x1000000),
+        matrix,
+        numbers(0, 0),
+        flags=3,
+    )
     parts = b"".join(struct.pack(">IiHH", each.length, each.start, each.rate, 0) for each in edits)
     list_of_edits = box("edts", full("elst", numbers(len(edits)), parts)) if edits else b""
     table = box(
