@@ -3157,6 +3157,25 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
             movie.clock = big(window.at(body + 4, 8 if version else 4))
         elif name == "trun":
             movie.add_run()
+    check_boxes(movie, kinds, lost, media)
+    command = [tools.ffmpeg, *QUIET, "-ignore_chapters", "1", *input_arguments(path, "mov")]
+    command += shlex.split("-map 0:a:0 -c copy -frames:a 1 -f framecrc pipe:1")
+    text, messages = tools.run(command, window.size / BYTES_PER_SECOND)
+    stream = LISTED_STREAM.search(text)
+    if stream and stream[1] not in MP4_UNITS:
+        raise unsupported(stream[1])
+    if messages or not stream:
+        raise damaged(messages or "ffmpeg finds no sound in it")
+    codec, rate, layout = stream.groups()
+    found = Probe("mov", codec, {"mono": 1, "stereo": 2}.get(layout, 3), int(rate))
+    movie.play(found)
+    return found
+
+
+def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int) -> None:
+    """Raises Refusal for an MP4 that is more than one track of sound, or of whose `media` bytes
+    some belong to no packet. `kinds` are its handlers, `lost` the boxes that a copy would lose."""
+    window = movie.window
     if "moov" not in movie.places:
         raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
     tracks = [kind for kind in kinds if kind not in ("mdir", "mdta", "alis", "url ")]
@@ -3169,22 +3188,14 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
     if lost:
         raise Refusal(Reason.DATA, ", ".join(sorted(lost)))
     unplayed = media - sum(movie.sizes)
+    if unplayed > 0 and find(window, b"moof....mfhd", *movie.places["mdat"]):
+        # As OBS writes it: fragments, and in the end a table over them.
+        raise unsupported("an MP4 that lists its packets twice (hybrid)")
     if unplayed > 0:
-        raise Refusal(Reason.DATA, f"{unplayed} bytes that belong to no packet that is played")
+        total = f"{unplayed} of its {window.size} bytes"
+        raise damaged(f"{total} belong to no packet that is played")
     if unplayed < 0:
         raise Refusal(Reason.TRUNCATED, f"its packets take {-unplayed} bytes more than it has")
-    command = [tools.ffmpeg, *QUIET, "-ignore_chapters", "1", *input_arguments(path, "mov")]
-    command += shlex.split("-map 0:a:0 -c copy -frames:a 1 -f framecrc pipe:1")
-    text, messages = tools.run(command, window.size / BYTES_PER_SECOND)
-    stream = LISTED_STREAM.search(text)
-    if messages or not stream:
-        raise damaged(messages or "ffmpeg finds no sound in it")
-    codec, rate, layout = stream.groups()
-    if codec not in MP4_UNITS:
-        raise unsupported(codec)
-    found = Probe("mov", codec, {"mono": 1, "stereo": 2}.get(layout, 3), int(rate))
-    movie.play(found)
-    return found
 
 
 def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int]:
@@ -3825,13 +3836,15 @@ def compare_parts(
         part, other = source[at:end], copy[at:end]
         sound = math.hypot(*part)
         if sound > faint:
+            seconds = (begin + at) / LEVEL_RATE
             rest = math.hypot(*other) / sound
-            gain = 1.0
-            if sound > loud:  # how much of the part's own wave is in the copy
+            if rest < left:
+                decibels = 20 * math.log10(max(rest, 1e-3))
+                raise NotProven(f"the source's loudness at {seconds:.1f} s", f"{decibels:.1f} dB")
+            if sound > loud:  # the share of the part's own wave that is in the copy
                 gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
-            if rest < left or gain < tolerance.gain:
-                found = f"{rest:.0%} of it, {gain:.0%} of its wave"
-                raise NotProven(f"the source's sound at {(begin + at) / LEVEL_RATE:.2f} s", found)
+                if gain < tolerance.gain:
+                    raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
         at = end
 
 

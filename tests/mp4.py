@@ -70,7 +70,7 @@ def aac_track(adts: bytes, rate: int, channels: int = 1) -> Track:
     return Track(entry, rate, 1_024, packets)
 
 
-def movie(
+def movie(  # noqa: PLR0917
     track: Track,
     sizes: Sequence[int] = (),
     offset: int = 0,
