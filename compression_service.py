@@ -2516,8 +2516,6 @@ class Library:
                     continue
                 elif entry.is_dir(follow_symlinks=False):
                     folder.below.append(prefix + name)
-                    if is_document:
-                        folder.documents[name] = []
                 elif is_document or (suffix in AUDIO_SUFFIXES and not entry.is_symlink()):
                     with suppress(FileNotFoundError):  # deleted while we looked
                         status = entry.stat(follow_symlinks=False)
