@@ -1634,12 +1634,13 @@ class Run:
             self.notify(summary)
 
     def is_begun(self) -> bool:
-        """Whether something was done here before, or is to be now: our own folder is first made
-        when something is due."""
-        is_known = lexists(self.library.own("history.jsonl"))
+        """Returns whether a run did something here before, or has something to do now. Our own
+        folder is made only then."""
+        if lexists(self.library.own("history.jsonl")):
+            return True
         is_due = next(due_works(self), None) or next(plan_archive(self), None)
         # What waits for the second run needs the first one on record.
-        return is_known or bool(is_due or self.report.held or self.report.ahead > 1)
+        return bool(is_due or self.report.held or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
