@@ -153,7 +153,7 @@ class AFolder(ArchiveCase):
         os.utime(sidecar, (OLD, OLD))  # no one is in the middle of writing it
         ran = self.run_well("--json")
         self.assertEqual(ran.outcomes[copies[0]]["action"], "kept")
-        self.assertIn("sidecar cannot be edited: 14", ran.outcomes[copies[0]]["reason"])
+        self.assertIn("sidecar cannot be edited: 2025-10-27/14", ran.outcomes[copies[0]]["reason"])
         self.assertTrue((self.library / copies[0]).exists())
         self.assertEqual(list(self.cold.rglob("*.opus")), [])
 

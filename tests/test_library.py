@@ -269,7 +269,6 @@ class Remembering(Case):
             {**good, "past": None},
             {**good, "past": {"place": dict(zip(Place._fields, [*place[:1], "../n", *place[2:]]))}},
             {**good, "past": {"ids": [[]]}},
-            {**good, "past": {"later": 1}},
             {"type": "later"},
             [],
             None,
@@ -281,6 +280,13 @@ class Remembering(Case):
         Path(self.history.path).write_bytes("\n".join(lines).encode("latin-1"))
         self.assertEqual(dict(self.history.pasts), {})
         self.assertEqual(list(self.history.runs), [])
+
+    def test_a_key_of_a_later_version_is_passed_over_and_its_line_is_not(self) -> None:
+        self.library.make_own()
+        past = {"suffix": ".opus", "size": 5, "of_a_later_version": {"a": [1]}}
+        line = {"type": "recording", "path": "d/x.webm", "take": "d/x", "past": past}
+        Path(self.history.path).write_text(json.dumps(line) + "\n")
+        self.assertEqual(self.history.pasts["d/x"].size, 5)
 
     def test_a_history_that_cannot_be_appended_raises(self) -> None:
         shutil.rmtree(self.library.own(""), ignore_errors=True)

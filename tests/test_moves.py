@@ -19,6 +19,7 @@ from unittest import mock
 import compression_service as service
 from compression_service import (
     DAY,
+    RESTORING,
     Action,
     Config,
     File,
@@ -159,9 +160,11 @@ class TestTableOfMoves(unittest.TestCase):
         self.assert_move(None, take(OPUS, past=refused._replace(attempts=3)), **cold)
 
     def test_a_restore_that_was_cut_short_is_finished_and_then_rests(self) -> None:
-        back = past(Action.RESTORED)
+        back = past(Action.RESTORED, code=RESTORING)
         self.assertEqual(self.assert_move(Move.RESTORE, take(WEBM, OPUS, past=back)).goes, (OPUS,))
         self.assert_move(Move.RESTORE, take(past=back._replace(place=PLACE)))
+        back = past(Action.RESTORED)
+        self.assert_move(None, take(WEBM, OPUS, past=back))  # the copy is another's
         self.assert_move(None, take(WEBM, past=back))
         self.assert_move(None, take(past=back))  # deleted by its owner since
         self.assert_move(Move.COMPRESS, take(WEBM, past=back), retry=True)
