@@ -4361,7 +4361,7 @@ class Archive:
     read_back: Callable[[str], ContextManager[str]]
 
     def secure(self, source: str, there: str) -> None:
-        """Flushes a file that is relied on. A remote has done so with what it gives back."""
+        """Flushes a file that was there already. A remote has done so with what it gives back."""
 
     def list_all(self) -> None:
         """Lists all of it at once, where asking for each file would take long."""
@@ -4465,9 +4465,10 @@ class Archive:
         work.sha256 = digest_of(source)
         try:
             self.visit(work.take.folder)
-            if not self.is_there(work, source, there):
+            if self.is_there(work, source, there):
+                self.secure(source, there)
+            else:
                 self.deliver(source, there, work.sha256)
-            self.secure(source, there)
         except (Refusal, OSError) as error:
             expect(is_same(source, work))
             self.find_cause(there, error)
@@ -4635,13 +4636,17 @@ class FolderArchive(Archive):
 
     def move(self, part: str, there: str) -> None:
         place(part, there)
+        self.flush_above(there)
 
     def secure(self, source: str, there: str) -> None:
-        """Flushes a file and the folders above it, whoever wrote them."""
         with open_regular(there) as file:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(source)):
                 raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is the very file that is here")
             flush(file.fileno())
+        self.flush_above(there)
+
+    def flush_above(self, there: str) -> None:
+        """Flushes all folders in which the file stands, whoever made them."""
         folder = dirname(there)
         while folder.startswith(self.root):
             flush_folder(folder)
