@@ -4559,6 +4559,7 @@ class Archive:
         they are on record, else as the library's owner's. Returns what it was."""
         there, size = self.find(folder, place, said)
         if size is None:
+            self.answer()
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
         with self.read_back(there) as found:
             copy_file(found, staged, place if place.time else None)
@@ -4944,8 +4945,9 @@ def fetch_back(run: Run, work: Work, archive: Optional[Archive]) -> None:
     try:
         said = work.recording.location
         work.place = found = archive.fetch(take.folder, place, said, work.staged)
-    except (Refusal, OSError):
-        archive.answer()  # else it is this recording's
+    except (Refusal, OSError) as error:
+        if getattr(error, "reason", None) is not Reason.NOT_RESTORED:
+            archive.answer()  # else it is this recording's
         raise
     work.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:
