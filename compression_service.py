@@ -4397,8 +4397,9 @@ class Archive:
                     "Nothing was removed; name another folder or remote in tiers."
                 )
             is_marked = ID_NAME in names
-            if self.run.is_locked and not is_marked:
+            if self.run.is_locked:
                 self.sweep(folder, names)
+            if self.run.is_locked and not is_marked:
                 self.identify(own)
                 self.deliver(own, mark, digest_of(own))
                 is_marked = True
