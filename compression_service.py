@@ -5420,7 +5420,7 @@ class Archive:
     read_back: Callable[[str], ContextManager[str]]
 
     def secure(self, source: str, there: str) -> None:
-        """Flushes a file that is relied on. A remote has done so with what it gives back."""
+        """Flushes a file that was there already. A remote has done so with what it gives back."""
 
     def list_all(self) -> None:
         """Lists all of it at once, where asking for each file would take long."""
@@ -5456,8 +5456,9 @@ class Archive:
                     "Nothing was removed; name another folder or remote in tiers."
                 )
             is_marked = ID_NAME in names
-            if self.run.is_locked and not is_marked:
+            if self.run.is_locked:
                 self.sweep(folder, names)
+            if self.run.is_locked and not is_marked:
                 self.identify(own)
                 self.deliver(own, mark, digest_of(own))
                 is_marked = True
@@ -5524,9 +5525,10 @@ class Archive:
         sha256 = work.source_seen.sha256
         try:
             self.visit(work.take.folder)
-            if not self.is_there(work.take.folder, source, there, sha256):
+            if self.is_there(work.take.folder, source, there, sha256):
+                self.secure(source, there)
+            else:
                 self.deliver(source, there, sha256)
-            self.secure(source, there)
         except (Refusal, OSError) as error:
             expect(is_same(source, work.source_seen))
             self.find_cause(there, error)
@@ -5617,6 +5619,7 @@ class Archive:
         they are on record, else as the library's owner's. Returns what it was."""
         there, size = self.find(folder, place, said)
         if size is None:
+            self.answer()
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
         owned = place._replace(owner=owner_within(self.library, dirname(staged), place.owner))
         with self.read_back(there) as found:
@@ -5695,13 +5698,17 @@ class FolderArchive(Archive):
 
     def move(self, part: str, there: str) -> None:
         place(part, there)
+        self.flush_above(there)
 
     def secure(self, source: str, there: str) -> None:
-        """Flushes a file and the folders above it, whoever wrote them."""
         with open_regular(there) as file:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(source)):
                 raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is the very file that is here")
             flush(file.fileno())
+        self.flush_above(there)
+
+    def flush_above(self, there: str) -> None:
+        """Flushes all folders in which the file stands, whoever made them."""
         folder = dirname(there)
         while folder.startswith(self.root):
             flush_folder(folder)
@@ -6017,8 +6024,9 @@ def fetch_back(run: Run, work: Work, archive: Optional[Archive]) -> None:
     try:
         said = work.recording.location
         work.place = found = archive.fetch(take.folder, place, said, work.staged)
-    except (Refusal, OSError):
-        archive.answer()  # else it is this recording's
+    except (Refusal, OSError) as error:
+        if getattr(error, "reason", None) is not Reason.NOT_RESTORED:
+            archive.answer()  # else it is this recording's
         raise
     work.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:

@@ -235,6 +235,12 @@ class UnderANameOfItsOwn(AliasCase):
         self.archive()
         hidden = [path.name for path in self.there.rglob(".*")]
         self.assertEqual(sorted(hidden), [".compression", ".compression-notes"])
+        self.settled("d/b.webm")
+        (self.there / ".compression" / left[0]).write_bytes(
+            b"killed once the mark was in its place"
+        )
+        self.archive()
+        self.assertEqual([path.name for path in (self.there / ".compression").iterdir()], ["id"])
 
     def test_names_that_rclone_spells_otherwise_go_there_and_are_found_again(self) -> None:
         names = self.settled(
