@@ -2198,8 +2198,8 @@ class Library:
         has_audio = any(folder.audio for folder in self.walk(str))
         if not has_audio and self.is_in_log(log_file):
             raise UsageError(
-                f"{self.root} has no recordings, and had some before. {advice} If they are gone "
-                f"for good, make {self.own('')}."
+                f"{self.root} is empty of recordings, and was not before. {advice} If they are "
+                f"gone for good, make {self.own('')}."
             )
 
     def is_in_log(self, log_file: str) -> bool:
@@ -6338,9 +6338,10 @@ class Report:
         """Tell and log the end of a run, also of one that could not begin: then `message` is why,
         and has been told. Returns the object of `--json`, with a `message` for people."""
         text = "" if message and not self.counts else self.sentence()
-        if text:
+        if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
-            self.log(f"{self.config.recordings_dir}: {text} Found: {self.found}.")
+            self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
+        if text:
             self.say(text)
         summary = {
             "type": "summary",
@@ -6527,9 +6528,11 @@ def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
         if not work.reason:
             with boundary(work):
                 trials.foresee(work)
-            problems[advice_on(work)] = None
+            if work.reason:
+                why = f"{work.path}: {work.reason.sentence.format(work.detail)}."
+                problems[advice_on(work) or why] = None
     remove_all(staging.made)
-    return list(filter(None, problems))[:NAMED]
+    return list(problems)[:NAMED]
 
 
 def examine_archive(run: Run) -> str:

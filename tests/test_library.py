@@ -130,7 +130,7 @@ class Walking(Case):
     def test_a_folder_inside_a_library_and_an_unmounted_disk_are_no_libraries(self) -> None:
         log = self.root.parent / "log"
         self.library.require(str(log))
-        log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}: Nothing to do.\n")
+        log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}: 1 kept.\n")
         with self.assertRaisesRegex(service.UsageError, "empty"):
             self.library.require(str(log))
         log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}0: 1 compressed.\n")

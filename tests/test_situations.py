@@ -344,6 +344,8 @@ class Together(SituationCase):
         other.mkdir(parents=True)
         shutil.copyfile(PROJECT / "tests/recordings/chunk_1.webm", other / "a.webm")
         os.utime(other / "a.webm", (LONG_AGO, LONG_AGO))
+        self.put_run_on_record()
+        shutil.copytree(self.library / ".compression", other / ".compression")
         self.assertEqual(self.run_cli().code, 0)
         ran = self.run_cli("run", "--recordings", str(other))
         self.assertEqual(ran.code, 1, ran)
@@ -454,6 +456,7 @@ class Silence(SituationCase):
 
     def test_an_archive_whose_disk_is_not_mounted(self) -> None:
         self.add_session()
+        self.put_run_on_record()
         cold = self.folder / "cold"
         cold.mkdir()
         tiers = [{"after_days": 30, "archive": str(cold)}]
