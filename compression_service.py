@@ -1490,10 +1490,11 @@ class Run:
     def is_begun(self) -> bool:
         """Whether something was done here before, or is to be now: our own folder is first made
         when something is due."""
-        is_known = lexists(self.library.own("history.jsonl"))
+        if lexists(self.library.own("history.jsonl")):
+            return True
         is_due = next(due_works(self), None) or next(plan_archive(self), None)
         # What waits for the second run needs the first one on record.
-        return is_known or bool(is_due or self.report.held or self.report.ahead > 1)
+        return bool(is_due or self.report.held or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
@@ -5188,7 +5189,7 @@ class History:
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
-        """The newest records of runs, oldest first: for statistics, doctor and Moment.previous.
+        """The newest records of runs, oldest first: for statistics, doctor and the clock.
         Each has its `time` and `date`."""
         records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
         return [record for record in records if 0 < finite(record.get("time")) < LATEST]
