@@ -6180,11 +6180,11 @@ class Report:
             return
         path = self.config.log_file
         folder = dirname(path)
-        made = [each for each in (folder, path) if not lexists(each)]
         try:
             check_links(path)
             with suppress(OSError):
                 rotate(path)
+            made = [each for each in (folder, path) if not lexists(each)]
             os.makedirs(folder, exist_ok=True)
             open_log(path).close()
             for each in made:

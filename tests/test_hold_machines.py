@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import time
 import unittest
 from typing import Any, Optional
@@ -211,10 +212,7 @@ class Clocks(LibraryCase):
         )
         words = ("run", "-c", str(self.config), "--json", *words)
         done = subprocess.run(
-            [service.sys.executable, str(driver), *words],
-            capture_output=True,
-            text=True,
-            check=False,
+            [sys.executable, str(driver), *words], capture_output=True, text=True, check=False
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 

@@ -21,8 +21,8 @@ from compression_service import (
     ServiceError,
     Take,
     Target,
+    Trials,
     Work,
-    foresee_commit,
     read_signs,
     try_commits,
 )
@@ -49,7 +49,7 @@ class TestTrials(unittest.TestCase):
     def test_a_good_library_passes_and_nothing_is_left(self) -> None:
         try_commits(self.library)
         read_signs(self.library)
-        foresee_commit(self.library, self.work)
+        Trials(self.library).foresee(self.work)
         self.assertEqual(self.left(), ["history.jsonl", "lock"])
         self.assertEqual(self.source.read_bytes(), b"sound")
 
@@ -75,14 +75,13 @@ class TestTrials(unittest.TestCase):
         self.patch(patch.object(os, "geteuid", return_value=4711))
         self.patch(patch.object(os, "getegid", return_value=4711))
         self.patch(patch.object(os, "getgroups", return_value=[]))
-        self.patch(patch.object(program, "may_give_files_away", return_value=False))
+        self.patch(patch.object(program, "has_capability", return_value=False))
         os.chown(self.source, 4712, 4712)
         os.chmod(self.source, 0o644)
-        foresee_commit(self.library, self.work)
+        Trials(self.library).foresee(self.work)
         os.chmod(self.source, 0o600)
-        program.foresee_owner.cache_clear()
         with self.assertRaises(Refusal):
-            foresee_commit(self.library, self.work)
+            Trials(self.library).foresee(self.work)
 
     def patch(self, patcher: Any) -> None:
         patcher.start()
