@@ -1910,12 +1910,14 @@ class Trials:
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
+        self.trying = threading.Lock()  # one set of trials in a folder, whoever comes first
 
     def foresee(self, work: Work) -> None:
         """Raises Refusal where a commit could not make, give away, replace or remove what it has
         to, and OSError."""
         take, plan, folder = work.take, work.plan, work.take.folder
-        problem = self.folder_problem(folder)
+        with self.trying:
+            problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         displaced = take.copy if plan.move is Move.SMALLER else None
