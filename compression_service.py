@@ -282,7 +282,7 @@ class Reason(enum.Enum):
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
     TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
-    TOOL_FAILED = "failed: ffmpeg crashed or ended oddly: {}"
+    TOOL_FAILED = "failed: ffmpeg failed: {}"
     TOOL_HUNG = "failed: a program hung and was stopped: {}"
     TOOL_KILLED = "failed: ffmpeg was stopped from outside, or lacked what it needs: {}"
     NOT_PROVEN = "failed: the copy did not prove true and was dropped: {}"

@@ -207,12 +207,12 @@ class FailingFfmpeg(ToolCase):
 
     def test_a_crash_after_whole_output_is_a_failure(self) -> None:
         self.assert_untouched(
-            self.run_with(TRUTH + "os.kill(os.getpid(), signal.SIGSEGV)"), "crashed"
+            self.run_with(TRUTH + "os.kill(os.getpid(), signal.SIGSEGV)"), "SIGSEGV"
         )
 
     def test_a_crash_half_way_is_a_failure(self) -> None:
         body = "for o in outputs: open(o, 'wb').write(b'OggS' + bytes(4000))\nos.kill(os.getpid(), signal.SIGSEGV)"
-        self.assert_untouched(self.run_with(COPIES + body), "crashed")
+        self.assert_untouched(self.run_with(COPIES + body), "SIGSEGV")
 
     def test_whole_output_with_an_error_on_stderr_is_not_believed(self) -> None:
         self.assert_untouched(self.run_with(TRUTH + ERROR), "it hurts", action="kept")
