@@ -301,7 +301,7 @@ class Reason(enum.Enum):
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
     TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
-    TOOL_FAILED = "failed: ffmpeg crashed or ended oddly: {}"
+    TOOL_FAILED = "failed: ffmpeg failed: {}"
     TOOL_HUNG = "failed: a program hung and was stopped: {}"
     TOOL_KILLED = "failed: ffmpeg was stopped from outside, or lacked what it needs: {}"
     NOT_PROVEN = "failed: the copy did not prove true and was dropped: {}"
@@ -2092,12 +2092,14 @@ class Trials:
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
+        self.trying = threading.Lock()  # one set of trials in a folder, whoever comes first
 
     def foresee(self, work: Work) -> None:
         """Raises Refusal where a commit could not make, give away, replace or remove what it has
         to, and OSError."""
         take, plan, folder = work.take, work.plan, work.take.folder
-        problem = self.folder_problem(folder)
+        with self.trying:
+            problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         displaced = take.copy if plan.move is Move.SMALLER else None
@@ -2403,8 +2405,8 @@ class Library:
         has_audio = any(folder.audio for folder in self.walk(str))
         if not has_audio and self.is_in_log(log_file):
             raise UsageError(
-                f"{self.root} has no recordings, and had some before. {advice} If they are gone "
-                f"for good, make {self.own('')}."
+                f"{self.root} is empty of recordings, and was not before. {advice} If they are "
+                f"gone for good, make {self.own('')}."
             )
 
     def is_in_log(self, log_file: str) -> bool:
@@ -6263,7 +6265,7 @@ class History:
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
-        """The newest records of runs, oldest first: for statistics, doctor and Moment.previous.
+        """The newest records of runs, oldest first: for statistics, doctor and the clock.
         Each has its `time` and `date`."""
         records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
         return [record for record in records if 0 < finite(record.get("time")) < LATEST]
@@ -7280,11 +7282,11 @@ class Report:
             return
         path = self.config.log_file
         folder = dirname(path)
-        made = [each for each in (folder, path) if not lexists(each)]
         try:
             check_links(path)
             with suppress(OSError):
                 rotate(path)
+            made = [each for each in (folder, path) if not lexists(each)]
             os.makedirs(folder, exist_ok=True)
             open_log(path).close()
             for each in made:
@@ -7444,9 +7446,10 @@ class Report:
         """Tell and log the end of a run, also of one that could not begin: then `message` is why,
         and has been told. Returns the object of `--json`, with a `message` for people."""
         text = "" if message and not self.counts else self.sentence()
-        if text:
+        if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
-            self.log(f"{self.config.recordings_dir}: {text} Found: {self.found}.")
+            self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
+        if text:
             self.say(text)
         summary = {
             "type": "summary",
@@ -7633,9 +7636,11 @@ def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
         if not work.reason:
             with boundary(work.refuse):
                 trials.foresee(work)
-            problems[advice_on(work)] = None
+            if work.reason:
+                why = f"{work.path}: {work.reason.sentence.format(work.detail)}."
+                problems[advice_on(work) or why] = None
     remove_all(staging.made)
-    return list(filter(None, problems))[:NAMED]
+    return list(problems)[:NAMED]
 
 
 def examine_archive(run: Run) -> str:

@@ -339,6 +339,8 @@ class Together(SituationCase):
         other.mkdir(parents=True)
         shutil.copyfile(PROJECT / "tests/recordings/chunk_1.webm", other / "a.webm")
         os.utime(other / "a.webm", (LONG_AGO, LONG_AGO))
+        self.put_run_on_record()
+        shutil.copytree(self.library / ".compression", other / ".compression")
         self.assertEqual(self.run_cli().code, 0)
         ran = self.run_cli("run", "--recordings", str(other))
         self.assertEqual(ran.code, 1, ran)
@@ -443,6 +445,7 @@ class Silence(SituationCase):
 
     def test_an_archive_whose_disk_is_not_mounted(self) -> None:
         self.add_session()
+        self.put_run_on_record()
         cold = self.folder / "cold"
         cold.mkdir()
         tiers = [{"after_days": 30, "archive": str(cold)}]
@@ -553,7 +556,7 @@ class ForeseenInAFolder(SituationCase):
 
     def assert_foreseen(self, *said: str, times: int = 1) -> None:
         bad = {name: data for name, data in self.files().items() if name.startswith("bad")}
-        for command in ("--dry-run", "doctor", "run", "doctor", "--dry-run"):
+        for command in ("--dry-run", "doctor", "run"):
             ran = self.run_under(self.under, command)
             told = ran.out if command == "doctor" else ran.err
             self.assertEqual(ran.code, 1, (command, ran))
@@ -608,7 +611,7 @@ class ForeseenInAFolder(SituationCase):
     @unittest.skipUnless(shutil.which("bindfs"), "needs bindfs")
     def test_files_that_cannot_be_removed_leave_nothing_behind_night_after_night(self) -> None:
         self.bind("--delete-deny")
-        for _ in range(3):
+        for _ in range(2):
             ran = self.run_cli()
             self.assertEqual(ran.code, 1, ran)
             self.assertEqual(ran.err.count("cannot be made and removed there"), 1, ran)

@@ -95,11 +95,11 @@ class FailingFfmpeg(ToolCase):
 
     def test_a_crash_after_whole_output_is_a_failure(self) -> None:
         ran = self.run_with(standins.fault_after_the_truth, fault="crash")
-        self.assert_untouched(ran, "crashed")
+        self.assert_untouched(ran, "SIGSEGV")
 
     def test_a_crash_half_way_is_a_failure(self) -> None:
         ran = self.run_with(standins.crash_half_way)
-        self.assert_untouched(ran, "crashed")
+        self.assert_untouched(ran, "SIGSEGV")
 
     def test_whole_output_with_an_error_on_stderr_is_not_believed(self) -> None:
         ran = self.run_with(standins.fault_after_the_truth, fault="complain")
