@@ -3471,9 +3471,11 @@ class Tolerance(NamedTuple):
     gain: float = 0.0  # of the wave, at least
 
 
-# 1,460 good copies of 38 recordings, voice, noise and tones, mono and stereo, by ffmpeg 4.1, 5.1
-# and 9, at 24k to 128k, kept of a part at least TODO
-# Of a hole of 30 ms, wherever it begins, the part with least keeps TODO.
+# Measured on 1,459 good copies of 38 recordings (voices, music, noise; mono and stereo) at 24k to
+# 128k by ffmpeg 4.1, 5.1 and 9. Least power left of a part, and least gain, in the order below:
+# Opus 0.27 and 0.42; 0.20 and 0.51; 0.04. AAC 0.077 and 0.36; 0.011, all of ffmpeg 4.1.
+# (Not met: a sine sweep at 24k by ffmpeg 9, 0.005.) A hole of 30 ms leaves its emptiest part at
+# most 0.024 in Opus from 48k, 0.045 at 24k, 0.02 in AAC; a typical one leaves 0.0002.
 TOLERANCES = {
     "opus": (
         Tolerance(50, 5e-4, 0.1, 0.01, 0.3),
