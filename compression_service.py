@@ -2616,7 +2616,7 @@ def estimated_size(found: Probe, target: Target) -> int:
 # that a file refers to; never writes.
 
 HEAD_BYTES = 1 << 20  # of a file, in which it says what it is
-MOST_PACKETS = 1 << 21  # of an MP4: twelve hours; ffmpeg takes 60 bytes of memory for each
+MOST_PACKETS = 1 << 21  # of an MP4: twelve hours; ffmpeg takes 30 bytes for each
 MOST_TRACKS = 64
 MOST_FILLER = 16  # bytes of line ends and zeros behind the end, as uploads and writers leave them
 DEEPEST_PART = 8  # of parts in parts; no writer needs more than six
@@ -3153,8 +3153,8 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
         elif name == "moov":
             movie.add_table()
         elif name == "tfdt":
-            (version,) = window.at(body, 1)
-            movie.clock = big(window.at(body + 4, 8 if version else 4))
+            length = 8 if window.at(body, 1) == b"\1" else 4
+            movie.clock = min(big(window.at(body + 4, length)), 1 << 62)
         elif name == "trun":
             movie.add_run()
     check_boxes(movie, kinds, lost, media)
@@ -3339,7 +3339,7 @@ class Movie:
             return []
         offset, size = self.places["elst"]
         data = self.window.at(offset, min(size, 4_096))
-        row = ">QqhH" if data[0] else ">IihH"
+        row = ">QqhH" if data[:1] == b"\1" else ">IihH"
         rows = (len(data) - 8) // struct.calcsize(row) * struct.calcsize(row)
         return list(struct.iter_unpack(row, data[8 : 8 + rows]))
 
