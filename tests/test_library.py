@@ -131,7 +131,7 @@ class Walking(Case):
         log = self.root.parent / "log"
         self.library.require(str(log))
         log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}: 3 compressed. Took 1 s.\n")
-        with self.assertRaisesRegex(service.UsageError, "had some before"):
+        with self.assertRaisesRegex(service.UsageError, "was not before"):
             self.library.require(str(log))
         log.write_text(f"2026-01-31 02:00:00,123 - INFO - {self.root}0: 1 compressed.\n")
         self.library.require(str(log))

@@ -1,0 +1,228 @@
+"""What other programs write: compressed where nothing is lost, else kept with a reason that is true."""
+
+from __future__ import annotations
+
+import struct
+import time
+import unittest
+
+import compression_service as service
+from tests.base import RECORDINGS, LibraryCase, decoded_seconds, plain_decode
+from tests.mp4 import Edit, box, fragmented, numbers, opus_track, whole
+from tests.webm import UNKNOWN, block, element, header, number, opus_head, packets_of
+
+RATE = 16_000
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def wav(samples: bytes, riff: int, size: int, behind: bytes = b"") -> bytes:
+    """A mono WAV whose sizes say whatever they should."""
+    form = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16))
+    head = b"RIFF" + struct.pack("<I", riff) + b"WAVE" + form + b"data" + struct.pack("<I", size)
+    return head + samples + behind
+
+
+class FormatCase(LibraryCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.samples = plain_decode(
+            RECORDINGS / "chunk_0.webm", "-ac", "1", "-ar", str(RATE), "-f", "s16le"
+        )
+
+    def assert_all_compressed(self, *options: str, seconds: float = 3.0) -> None:
+        """Every file of the library is there as a copy of its length."""
+        sources = sorted(self.library.glob("*.webm"))
+        ran = self.run_cli("--json", *options)
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        for source in sources:
+            self.assertEqual(ran.outcomes[source.name]["action"], "compressed", ran.out)
+            copy = self.library / ran.outcomes[source.name]["file"]
+            self.assertAlmostEqual(decoded_seconds(copy), seconds, delta=0.03, msg=source.name)
+
+
+class Wav(FormatCase):
+    def test_the_samples_decide_and_not_the_sizes_in_headers(self) -> None:
+        count = len(self.samples)
+        sizes = ((count + 44, count), (1, count), (36, 0), (0xFFFFFFFF, 0xFFFFFFDB), (0x7FFFFFFF, 0x7FFFFFFF),
+                 (0x7FFFF024, 0x7FFFF000), (0x80000024, 0x80000000), (count + 44, count + 44))  # fmt: skip
+        for number_, (riff, size) in enumerate(sizes):
+            self.add_bytes(wav(self.samples, riff, size), f"{number_}.webm")
+        self.assert_all_compressed()
+
+    def test_marks_and_texts_are_kept_and_named_and_tags_are_no_reason(self) -> None:
+        count = len(self.samples)
+        parts = {
+            "labels": (chunk(b"LIST", b"adtllabl"), "adtl"),
+            "xml": (chunk(b"iXML", b"<note/>"), "iXML"),
+            "marks": (chunk(b"cue ", numbers(1)), "chapters"),
+            "more": (b"more text here", "no part of it"),
+            "lost": (b"", "short of the end"),
+        }
+        for name, (part, _) in parts.items():
+            size = count + 1_000 if name == "lost" else count
+            self.add_bytes(wav(self.samples, count + 36, size, part), f"{name}.webm")
+        tags = chunk(b"LIST", b"INFO" + chunk(b"INAM", b"name"))
+        self.add_bytes(wav(self.samples, count + 36, count, tags), "tags.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0)
+        for name, (_, word) in parts.items():
+            self.assert_kept(ran, f"{name}.webm", word)
+        self.assert_compressed("tags.webm")
+
+
+class BehindTheEnd(FormatCase):
+    def test_line_ends_and_zeros_behind_any_container_lose_nothing(self) -> None:
+        count = len(self.samples)
+        files = {
+            "wav": wav(self.samples, count + 36, count),
+            "webm": (RECORDINGS / "chunk_0.webm").read_bytes(),
+            "mp4": whole(opus_track(RECORDINGS / "chunk_0.webm")),
+        }
+        for name, content in files.items():
+            for number_, filler in enumerate((b"\r\n", bytes(16))):
+                self.add_bytes(content + filler, f"{name}{number_}.webm")
+        self.assert_all_compressed()
+
+    def test_more_than_that_is_kept(self) -> None:
+        content = (RECORDINGS / "ff_chunk_1.webm").read_bytes()
+        self.add_bytes(content + bytes(17), "a.webm")
+        self.add_bytes(content + b"and more", "b.webm")
+        ran = self.run_cli("--json")
+        for path in ("a.webm", "b.webm"):
+            self.assert_kept(ran, path, "damaged")
+
+
+class WithoutOpusHead(FormatCase):
+    def test_channels_come_from_the_track_and_the_start_from_its_delay(self) -> None:
+        packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        for name, delay in (("plain", 0), ("delayed", 6_500_000)):
+            track = element(0xD7, number(1)) + element(0x83, number(2)) + element(0x86, b"A_OPUS")
+            track += element(0x56AA, number(delay, 8)) if delay else b""
+            track += element(0xE1, element(0x9F, number(1)))
+            content = element(0x1A45DFA3, element(0x4282, b"webm")) + element(
+                0x18538067, b"", UNKNOWN
+            )
+            content += element(0x1654AE6B, element(0xAE, track))
+            self.add_bytes(content + b"".join(block(*packet) for packet in packets), f"{name}.webm")
+        self.assert_all_compressed()
+
+
+class Mp4(FormatCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.track = opus_track(RECORDINGS / "chunk_0.webm", pre_skip=312)
+
+    def test_silence_at_the_start_is_kept(self) -> None:
+        edits = [Edit(1_000, -1), Edit(2_990, 312)]
+        self.add_bytes(whole(self.track, edits=edits), "edit.webm")
+        starts = [48_000, 48_000 + 25 * 2_880]
+        self.add_bytes(fragmented(self.track, starts, 25), "late.webm")
+        self.assert_all_compressed(seconds=4.0)
+
+    def test_headers_that_differ_a_little_are_played_as_ffmpeg_does(self) -> None:
+        track = opus_track(RECORDINGS / "chunk_0.webm", pre_skip=3_840)
+        self.add_bytes(whole(track, edits=[Edit(2_993, 312)]), "a.webm")
+        self.add_bytes(whole(track, index_last=True, edits=[Edit(2_993, 312)]), "b.webm")
+        self.assert_all_compressed()
+
+    def test_fragments_that_step_back_are_played_through(self) -> None:
+        self.add_bytes(fragmented(self.track, [0, 25 * 2_880 - 19_200], 25), "a.webm")
+        self.assert_all_compressed()
+
+    def test_an_edit_list_that_hides_sound_is_kept(self) -> None:
+        lists = {
+            "two": [Edit(500, 312), Edit(500, 48_000)],
+            "start": [Edit(2_000, 48_000)],
+            "end": [Edit(2_000, 312)],
+            "speed": [Edit(1_500, 0, 2)],
+        }
+        for name, edits in lists.items():
+            self.add_bytes(whole(self.track, edits=edits), f"{name}.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0)
+        for name in lists:
+            self.assert_kept(ran, f"{name}.webm", "edit list hides")
+
+    def test_boxes_with_texts_are_kept_and_named_and_tags_are_no_reason(self) -> None:
+        parts = {"tsrp": "tsrp", "Xtra": "Xtra", "uuid": "uuid", "chpl": "chapters"}
+        for name in parts:
+            text = box("udta", box(name, b'{"what": "was said"}'))
+            self.add_bytes(whole(self.track, in_track=text), f"{name}.webm")
+        tag = box("\xa9nam", struct.pack(">HH", 5, 0x15C7) + b"Hello")
+        self.add_bytes(whole(self.track, in_movie=box("udta", tag, numbers(0))), "tags.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0)
+        for each, word in parts.items():
+            self.assert_kept(ran, f"{each}.webm", word)
+        self.assert_compressed("tags.webm")
+
+    def test_a_table_of_a_hundred_million_packets_takes_no_memory(self) -> None:
+        content = bytearray(whole(self.track))
+        at = content.index(b"stsz") + 8
+        content[at : at + 8] = numbers(1, 100_000_000)
+        self.add_bytes(bytes(content), "a.webm")
+        ran = self.run_cli("--json")
+        self.assert_kept(ran, "a.webm", "packets")
+
+
+class M4aCopies(FormatCase):
+    def test_lengths_and_rates_that_end_in_a_hidden_packet_are_proven(self) -> None:
+        packets = [data for _, data in packets_of(RECORDINGS / "ff_webm_3s.webm")][:139]
+        content = header(head=opus_head(pre_skip=312))
+        content += b"".join(block(20 * at, data) for at, data in enumerate(packets))
+        self.add_bytes(content, "opus.webm")
+        self.add_bytes(wav(self.samples[:63_688], 36, 0), "wav.webm")
+        ran = self.run_cli("--json", "--format", "m4a", "--bitrate", "32k")
+        self.assertEqual((ran.code, ran.summary["compressed"]), (0, 2), ran.out)
+
+
+class TrueReasons(FormatCase):
+    def test_silence_later_parts_and_covers_are_called_what_they_are(self) -> None:
+        packets = [data for _, data in packets_of(RECORDINGS / "chunk_0.webm")]
+        content = header(head=opus_head())
+        for at, data in enumerate(packets):
+            content += block(60 * at + (500_000 if at > 25 else 0), data)
+        self.add_bytes(content, "jump.webm")
+        ogg = (RECORDINGS / "ff_chunk_1.webm").read_bytes()
+        self.add_bytes(ogg[ogg.index(b"OggS", 10_000) :], "later.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0)
+        self.assert_kept(ran, "jump.webm", "500 s", "without audio")
+        self.assert_kept(ran, "later.webm", "a later part")
+
+
+class Hostile(FormatCase):
+    def test_a_tag_of_400_digits_is_no_tag_of_ours(self) -> None:
+        path = self.add_bytes(b"encoded_by=compression_service.py " + b"9" * 400 + b"k", "x.opus")
+        self.assertIsNone(service.provenance(str(path)))
+
+    def test_parts_nested_without_end_are_damaged_and_nobody_waits(self) -> None:
+        inner = b"\xec\x80" * 1_000
+        for _ in range(1_500):
+            inner = element(0x1F43B675, inner)
+        self.add_bytes(header(head=opus_head()) + inner, "a.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0)
+        self.assert_kept(ran, "a.webm", "nested")
+
+    def test_a_form_of_dashes_takes_no_time(self) -> None:
+        self.add_bytes(b"-" * (1 << 20), "a.webm")
+        before = time.process_time()
+        with self.assertRaises(service.Refusal):
+            service.probe_file(str(self.library / "a.webm"), service.Tools(service.Stop()))
+        self.assertLess(time.process_time() - before, 2.0)
+
+    def test_a_signal_is_heard_in_a_walk_and_in_a_hash(self) -> None:
+        path = str(RECORDINGS / "chunk_0.webm")
+        stop = service.Stop(signal=15)
+        with self.assertRaises(service.Stopped):
+            service.probe_file(path, service.Tools(stop))
+        with self.assertRaises(service.Stopped):
+            service.digest_of(path, stop=stop)
+
+
+if __name__ == "__main__":
+    unittest.main()
