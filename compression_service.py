@@ -1283,7 +1283,9 @@ def check_word(value: Any) -> Any:
 
 def check_path(value: Any) -> Any:
     """The same; a path from the folder where the setting was written."""
-    return check_text(value)
+    with suppress(ValueError):
+        return check_text(value)
+    raise ValueError("expected a path")
 
 
 def check_page(value: Any) -> Any:
@@ -1690,9 +1692,19 @@ class Run:
         if self.is_locked:
             bring_back(self, begun_before.values())
         works[:] = [work for work in works if work.plan.move is not Move.RESTORE]
-        try:
+        with self.finishing():
             self.compress(works)
             self.archive(begun)
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Whatever ends the work inside, documents and index are made true. An error is reported
+        before, so that what only follows from it is not."""
+        try:
+            yield
+        except ServiceError as error:
+            self.report.failed(error)
+            raise
         finally:
             if self.is_locked:
                 self.committer.finish()
@@ -1865,6 +1877,8 @@ class Run:
         with open_regular(job.copy) as file:
             flush(file.fileno())
         seen = self.library.witness(job.copy, self.stop)
+        if seen.sha256 != job.digest and job.encodes:
+            raise NotProven("the bytes that were decoded", "others in the file")
         expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
         work.copy_seen = seen
         work.copy = File(basename(work.target_path), *seen.identity[-2:])
@@ -2177,14 +2191,20 @@ def may_give(library: Library, folder: str, user: int) -> bool:
         history = os.stat(library.own("history.jsonl"))
         if owner != os.geteuid():
             return history.st_uid == owner
-    device = os.stat(folder).st_dev
+    return not SERVED.match(kind_of_disk(folder))
+
+
+def kind_of_disk(path: str) -> str:
+    """Returns the type of a file system (proc(5), mountinfo), "" where that is not known. Raises
+    OSError."""
+    device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     with suppress(FileNotFoundError), open("/proc/self/mountinfo") as file:
         for line in file:
             mount, _, kind = line.partition(" - ")
             if mount.split()[2] == number:
-                return not SERVED.match(kind)
-    return True
+                return kind
+    return ""
 
 
 def is_protected(path: str) -> bool:
@@ -2233,6 +2253,10 @@ def read_signs(library: Library) -> None:
     places = (library.root, library.own(""), library.own("history.jsonl"))
     for path in filter(lexists, places):
         read_sign(path)
+    disk = disk_state(library.root)
+    has_no_names = disk is not None and disk.f_files and not disk.f_favail
+    if has_no_names and not SERVED.match(kind_of_disk(library.root)):  # FUSE may count no names
+        raise failed_trial(library.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
@@ -2240,10 +2264,8 @@ def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
     disk, problem = disk_state(path), 0
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
-    if disk:
-        has_no_names = disk.f_files and not disk.f_favail
-        if disk.f_bavail * disk.f_frsize < least or has_no_names:
-            problem = errno.ENOSPC
+    if disk and disk.f_bavail * disk.f_frsize < least:
+        problem = errno.ENOSPC
     if is_read_only(path):
         problem = errno.EROFS
     if problem:
@@ -2323,7 +2345,7 @@ class Library:
 
     def path(self, *parts: str) -> str:
         """Absolute, of a path below the library."""
-        return join(self.root, *parts)
+        return join(self.root, *filter(None, parts))
 
     def own(self, name: str) -> str:
         """Absolute, of a file in our own folder; makes nothing."""
@@ -2564,10 +2586,8 @@ def folders_in(path: str) -> list[str]:
 def has_index(folder: str) -> bool:
     """Whether a folder has a master index: an object with a list `recordings`. Of a large one only
     the beginning is read."""
-    with (
-        suppress(OSError, ValueError, RecursionError),
-        open_regular(join(folder, INDEX_NAME)) as file,
-    ):
+    path = join(folder, INDEX_NAME)
+    with suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
         data = file.read(LARGEST_READ)
         if len(data) == LARGEST_READ:
             return bool(re.match(rb'\W*\{.*"recordings"\s*:\s*\[', data, re.DOTALL))
@@ -4627,7 +4647,8 @@ class Committer:
             return
         text = f"Left alone, and may not say all that is true: {explain(error)}"
         if exit_code_of(error) == NoSpaceError.exit_code:
-            self.report.error(text, NoSpaceError.exit_code)
+            if self.report.exit_code != NoSpaceError.exit_code:
+                self.report.error(text, NoSpaceError.exit_code)
         elif isinstance(error, (Flaw, Refusal, OSError)):
             self.report.once(text)
         else:
@@ -4779,12 +4800,12 @@ class Committer:
         OSError, UsageError."""
         folder = self.library.folder(path)
         recordings = self.run.recordings_in(folder)
+        if folder.is_unread:  # nothing shows when it can be read: it is looked at every night
+            return []
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
         flush_folder(self.library.path(path))
-        # Nothing shows when a document can be read again, so its folder is looked at every night.
-        is_true = recordings and all(true) and not folder.is_unread
-        return word_on(folder, self.run) if is_true else []
+        return word_on(folder, self.run) if recordings and all(true) else []
 
 
 def edits(
@@ -5887,10 +5908,8 @@ def command_restore(config: Config, report: Report) -> None:
     report.open_log()
     with run.open(locks=True):
         try_commits(run.library)
-        try:
+        with run.finishing():
             bring_back(run, asked_for(run))
-        finally:
-            run.committer.finish()
     run.note(report.summary())
 
 

@@ -91,7 +91,7 @@ def die(number: int) -> NoReturn:
 
 
 FAULTS: dict[str, Callable[[], Any]] = {
-    "exit": lambda: sys.exit(3),
+    "exit": lambda: sys.exit(1),
     "crash": lambda: die(signal.SIGSEGV),
     "kill": lambda: die(signal.SIGKILL),
     "complain": complain,

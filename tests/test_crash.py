@@ -87,7 +87,8 @@ class CrashCase(LibraryCase):
             missed += not played.struck
             with self.subTest(str(played.point)):
                 self.assertEqual(played.violations, [])
-        self.assertLessEqual(missed, len(points) // 10, "points which no run came to")
+        most = max(1, len(points) // 10)  # how often the lock is written varies
+        self.assertLessEqual(missed, most, "points which no run came to")
 
 
 class PlayCase(CrashCase):
@@ -350,11 +351,11 @@ class HarnessTest(CrashCase):
     def test_it_notices_a_flush_that_is_tried_again(self) -> None:
         wrong, events = self.make_wrong(
             "def again(flush):\n"
-            "    def stubborn(descriptor):\n"
+            "    def stubborn(*asked):\n"
             "        try:\n"
-            "            flush(descriptor)\n"
+            "            flush(*asked)\n"
             "        except OSError:\n"
-            "            flush(descriptor)\n"
+            "            flush(*asked)\n"
             "    return stubborn\n"
             "patch(program, 'flush', again)"
         )

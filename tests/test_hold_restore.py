@@ -160,6 +160,7 @@ class WithoutARecord(HoldCase):
     def test_it_comes_back_by_its_sidecar_alone(self) -> None:
         self.archived()
         shutil.rmtree(self.library / ".compression")
+        (self.library / ".compression").mkdir()  # else it is taken for an unmounted disk
         self.assertEqual(self.run_cli("check").code, 0)
         ran = self.run_cli("restore", "d/a.json")
         self.assertEqual(ran.code, 0, ran.out + ran.err)
@@ -170,6 +171,7 @@ class WithoutARecord(HoldCase):
     def test_what_its_sidecar_tells_and_is_not_there_is_reported_by_check(self) -> None:
         self.archived()
         shutil.rmtree(self.library / ".compression")
+        (self.library / ".compression").mkdir()  # else it is taken for an unmounted disk
         (self.cold / "d/a.webm").unlink()
         ran = self.run_cli("check")
         self.assertEqual(ran.code, 1)

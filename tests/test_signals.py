@@ -368,7 +368,12 @@ class ReadOnly(FaultCase):
             self.cannot("mount")
         self.add_session(chunks=1)
         self.assertTrue(self.as_root("mount", "-o", "remount,ro", str(folder)))
-        self.assert_reported(CHUNK)
+        before = (self.library / CHUNK).read_bytes()
+        ran = self.run_cli()
+        self.assertEqual((ran.code, ran.out.count("mounted read-only")), (0, 1), ran)
+        self.assert_compressed(SINGLE)
+        self.assertEqual((self.library / CHUNK).read_bytes(), before)
+        self.assert_sidecars_true()
 
     def test_a_library_mounted_read_only_is_one_message_and_exit_1(self) -> None:
         if not self.mount(self.library, "-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs"):

@@ -344,7 +344,7 @@ class Together(SituationCase):
         self.assertEqual(self.run_cli().code, 0)
         ran = self.run_cli("run", "--recordings", str(other))
         self.assertEqual(ran.code, 1, ran)
-        self.assertIn("is there already and is another file", ran.out)
+        self.assertIn("has the mark of another library", ran.err)
         self.assertTrue((other / "a.opus").exists())
         self.assertEqual(self.run_cli("restore", "a.webm").code, 0)
         self.assertNotEqual((self.library / "a.opus").read_bytes(), (other / "a.opus").read_bytes())

@@ -202,9 +202,7 @@ class Piped(ToolCase):
             "    return told\n"
             "program.Tools.pipe = pipe"
         )
-        self.assert_untouched(
-            self.run_piped(), "what was decoded while it was written", "other bytes in the file"
-        )
+        self.assert_untouched(self.run_piped(), "the bytes that were decoded", "others in the file")
 
 
 class Batches(ToolCase):
