@@ -4532,6 +4532,7 @@ class Committer:
         self.folders: set[str] = set()  # that the run has looked into
         self.ids: set[str] = set()  # whose entries in the index may have to change
         self.written: dict[str, str] = {}  # documents made true, by path: their SHA-256
+        self.full: Optional[NoSpaceError] = None  # once the disk is
         self.index_digest = ""  # of the index as it was when it was last found or made true
         self.settled, self.cost = monotonic(), 0.0  # seconds
 
@@ -4568,6 +4569,9 @@ class Committer:
             self.attempt(group, flush_folder, self.library.path(folder))
         if not self.attempt(works, self.history.append, works, now):
             self.attempt((), self.history.append, works, now)  # that they have failed
+        for work in works:
+            if work.reason is Reason.NO_SPACE:
+                self.disk_is_full(work, work.detail)
         ids = {id_ for work in works for id_ in work.recording.ids}
         self.folders.update(folders)
         if self.index_names_files:
@@ -4577,9 +4581,14 @@ class Committer:
             self.remove_sources(folder, group, now)
         self.ids |= ids
         self.settle(at_once=False)
-        for work in works:
-            if work.reason is Reason.NO_SPACE:  # a fault of the machine: it ends the run
-                raise self.run.no_space(work, work.detail)
+        if self.full:
+            raise self.full
+
+    def disk_is_full(self, work: Work, detail: str) -> None:
+        """A full disk ends the run. It is reported at its first sign, and once."""
+        if not self.full:
+            self.full = self.run.no_space(work, detail)
+            self.report.failed(self.full)
 
     def is_gone(self, work: Work) -> bool:
         """Whether its owner has deleted its source."""
@@ -4638,6 +4647,8 @@ class Committer:
         is_sidecar = isinstance(error, (Flaw, PermissionError))
         refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
         for work in works:
+            if is_full(error):
+                self.disk_is_full(work, explain(error))
             if work.is_ready:
                 work.refuse(refusal)
                 if work.plan.move is Move.SMALLER and work.staged:

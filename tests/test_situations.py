@@ -652,7 +652,7 @@ class NoSpace(SituationCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.mount(self.library, "-t", "tmpfs", "-o", "size=8m", "none")
+        self.mount(self.library, "-t", "tmpfs", "-o", "size=10m", "none")
         (self.folder / "cold/archive-of-recordings").mkdir(parents=True)
         for number in range(4):
             self.add("chunk_1", f"{number}.webm")
@@ -681,7 +681,7 @@ class NoSpace(SituationCase):
         for number in range(4):
             document = {**sidecar(f"{number}", [f"{number}.webm"]), "more": "x" * 900_000}
             self.add_json(f"{number}.json", document)
-        self.fill(2_900_000)
+        self.fill(2_600_000)
         ran = self.run_cli("--json", "-j", "1")
         self.assertEqual(ran.code, 5, ran)
         self.assertEqual(ran.summary["failed"], 0)
