@@ -2317,7 +2317,10 @@ COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
 RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an id
-SIDECAR_MEMBERS = ("id", "language", "compression_policy", "archived", "archive_location")
+SIDECAR_MEMBERS = (
+    *("id", "language", "compression_policy", "chunks", "archived", "archive_location"),
+    *RECORDING_MEMBERS,
+)
 CHUNK_MEMBERS = ("file", "duration")
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
@@ -2662,10 +2665,9 @@ def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sideca
 
 def sidecar_of(text: JsonText, name: str) -> Sidecar:
     """Returns a sidecar with what its document says. Raises Flaw."""
-    root, members = text.root, text.members(text.root)
-    asked = (*SIDECAR_MEMBERS, *RECORDING_MEMBERS)
-    said = {key: text.value(members[key]) for key in asked if key in members}
-    begin, end = members.get("chunks", Span(root.end, root.end))
+    root, members = text.root, text.members(text.root, SIDECAR_MEMBERS)
+    begin, end = members.pop("chunks", Span(root.end, root.end))
+    said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
     rest = (*text.names(Span(root.start, begin)), *text.names(Span(end, root.end)))
     language, location, id_ = said.get("language"), said.get("archive_location"), said.get("id")
@@ -4864,6 +4866,7 @@ NO_NAMES_IN = re.compile(
     ){{0,99}}""",
     re.IGNORECASE | re.VERBOSE,
 )
+BRACKETS = {"[": "]", "{": "}"}
 # json's scanner takes up to thirty times the text of what it is given as a whole.
 AT_ONCE = 1 << 20  # bytes
 DEEPEST = 1000  # objects and lists in each other; json's scanner ends about there too
@@ -4891,6 +4894,11 @@ class Span(NamedTuple):
     end: int
 
 
+def is_long(span: Span) -> bool:
+    """Returns whether the text there must not be taken in as a whole."""
+    return span.end - span.start > AT_ONCE
+
+
 def in_utf8(data: bytes) -> bytes:
     """Returns a document in UTF-8, from any encoding that JSON may have. Raises ValueError."""
     encoding = json.detect_encoding(data)
@@ -4911,14 +4919,11 @@ class JsonText:
         # decoded by itself.
         self.data, self.text = data, data.decode("latin-1")
         self.edits: dict[Span, str] = {}
-        self.ends: dict[int, int] = {}  # of objects and lists too long to be scanned at once
         try:
             if in_utf8(data) is not data:
                 raise Flaw("it is not UTF-8")
         except ValueError:
             raise Flaw("its encoding is unknown") from None
-        if len(data) > AT_ONCE:
-            self.find_ends()
         start = self.skip(3 if data.startswith(codecs.BOM_UTF8) else 0)
         self.root = Span(start, self.end(start))
         if self.skip(self.root.end) < len(data):
@@ -4929,28 +4934,6 @@ class JsonText:
         match = BLANK.match(self.text, at)
         return match.end() if match else at
 
-    def find_ends(self) -> None:
-        """Finds the ends of what is long. Checks strings and brackets; what stands between them is
-        checked where it is looked at. Raises Flaw."""
-        at, begun = 0, list[int]()
-        while found := BRACKET.match(self.text, at):
-            start, at = found.span(1)
-            mark = found[1]
-            if mark == '"':
-                at = self.string_end(at)
-            elif mark in "[{":
-                begun.append(start)
-            else:
-                begin = begun.pop() if begun else start
-                if self.text[begin] + mark not in ("[]", "{}"):
-                    raise Flaw(f"it cannot be parsed: {mark} at byte {start} ends nothing")
-                if at - begin > AT_ONCE:
-                    self.ends[begin] = at
-            if len(begun) > DEEPEST:
-                raise Flaw("it is nested too deeply")
-        if begun:
-            raise Flaw("it cannot be parsed: it ends too early")
-
     def string_end(self, at: int) -> int:
         """Returns where the string ends that is read up to `at`. Raises Flaw."""
         while found := QUOTE.search(self.text, at):
@@ -4960,17 +4943,38 @@ class JsonText:
         raise Flaw("it cannot be parsed: a string does not end")
 
     def end(self, start: int) -> int:
-        """Of the value there. Raises Flaw."""
-        if start in self.ends:
-            return self.ends[start]
-        if self.text.startswith('"', start):
+        """Returns where the value ends that begins there. Raises Flaw."""
+        mark = self.text[start : start + 1]
+        if mark == '"':
             return self.string_end(start + 1)
+        if len(self.data) > AT_ONCE and mark in BRACKETS:
+            return self.bracket_end(start)
         return int(scanned(PASSED_OVER.raw_decode, self.text, start)[1])
+
+    def bracket_end(self, start: int) -> int:
+        """Returns where the object or list ends that begins there, in little memory. Values in it
+        are checked where they are looked at. Raises Flaw."""
+        depth, at = 0, start
+        while found := BRACKET.match(self.text, at):
+            mark, at = found[1], found.end()
+            if mark == '"':
+                at = self.string_end(at)
+            elif mark in BRACKETS:
+                depth += 1
+            else:
+                depth -= 1
+            if depth > DEEPEST:
+                raise Flaw("it is nested too deeply")
+            if depth == 0:
+                if BRACKETS[self.text[start]] != mark:
+                    raise Flaw(f"it cannot be parsed: {mark} at byte {at - 1} ends nothing")
+                return at
+        raise Flaw("it cannot be parsed: it ends too early")
 
     def value(self, span: Span) -> Any:
         """Returns what stands there, "" if it is too long to be taken in as a whole. Raises
         Flaw."""
-        if span.end - span.start > AT_ONCE:
+        if is_long(span):
             return ""
         text = self.data[span.start : span.end].decode("utf-8", "surrogatepass")
         if text.startswith('"') and "\\" not in text:  # much faster
@@ -4998,25 +5002,27 @@ class JsonText:
             yield key, at, value
             at = self.skip(value.end)
 
-    def members(self, span: Span) -> dict[str, Span]:
-        """The values of the object there; none of anything else. Raises Flaw for a doubled key."""
+    def members(self, span: Span, names: Collection[str]) -> dict[str, Span]:
+        """Returns where the members of the object there stand; none of anything else. Of a long
+        object, it returns only these. Raises Flaw, also for a doubled key."""
         members: dict[str, Span] = {}
         for name, _, value in self.parts(span) if self.is_object(span) else ():
             if name in members:
                 raise Flaw(f"it has the key {name} twice")
-            members[name] = value
+            if name in names or not is_long(span):
+                members[name] = value
         return members
 
-    def values(self, span: Span, names: Iterable[str]) -> dict[str, Any]:
-        """Those of the object there that it has. Raises Flaw."""
-        members = self.members(span)
+    def values(self, span: Span, names: Collection[str]) -> dict[str, Any]:
+        """Returns those of these members that the object there has. Raises Flaw."""
+        members = self.members(span, names)
         return {name: self.value(members[name]) for name in names if name in members}
 
     def rows(self, span: Span, names: Collection[str]) -> Iterator[tuple[Span, Any]]:
-        """Where the items of the list there stand, and what they say; of long ones no more than
-        these members. Raises Flaw."""
+        """Yields where the items of the list there stand, and what they say. Of a long item, only
+        these members are read. Raises Flaw."""
         for _, _, item in self.parts(span) if self.is_list(span) else ():
-            yield item, self.values(item, names) if item.start in self.ends else self.value(item)
+            yield item, self.value(item) or self.values(item, names)
 
     def names(self, span: Span) -> Iterator[tuple[Span, str, bool]]:
         """Every string below that may be a file's name, decoded, and whether it is a key."""
@@ -5062,14 +5068,15 @@ class JsonText:
             self.edits[Span(end, end)] = comma + (comma or ", ").join(new)
 
     def respell(self, token: Span, name: str, new: str) -> None:
-        """Gives another value to the string there. Where only the suffix differs, all before it
-        keeps its bytes."""
-        stem, end = stem_of(new), token.end - 1
-        old = name[len(stem) :] if name.startswith(stem) else name
-        if name != new and self.text.endswith(old, token.start, end):
-            self.edits[Span(end - len(old), end)] = json.dumps(new[len(name) - len(old) :])[1:-1]
-        elif name != new:  # written with escapes, or not ASCII
-            self.edits[token] = json.dumps(new)
+        """Gives another value to the string there. If only the suffix differs, all before it keeps
+        its bytes."""
+        if name == new:
+            return
+        self.edits[token] = json.dumps(new)
+        (stem, old), (new_stem, suffix) = splitext(name), splitext(new)
+        end = token.end - 1
+        if stem == new_stem and self.text.endswith(old, token.start, end):
+            self.edits[token] = self.text[token.start : end - len(old)] + suffix + '"'
 
     def edited(self) -> Optional[bytes]:
         """The document with all edits; None where nothing was to change. One inside of another is
@@ -5117,14 +5124,13 @@ def facts_of(takes: Iterable[Take]) -> Facts:
     places: list[Place] = []
     standing, on_disk, date = 0, 0, None
     for take in takes:
-        original, past, state = take.original, take.past, take.state
-        states.add(state)
+        original, past = take.original, take.past
+        states.add(take.state)
         firsts.append(original.size if original else past.first_size or None)
         file = take.file or past.place
         standing += file.size if file else 0
         on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
-        is_away = state is State.ARCHIVED and file is not None and file.name.endswith(COPY_SUFFIXES)
-        if is_away or state is State.COMPRESSED:
+        if file and file.name.endswith(COPY_SUFFIXES):
             date = max(date or 0.0, past.compressed)
         if past.place:
             places.append(past.place)
@@ -5345,7 +5351,7 @@ ENTRY_MEMBERS = ("id", "size", "compressed", "archived")
 def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
     """Yields the recordings of an index: where each stands, its id ("" without one), and what it
     says. Raises Flaw where the index is not understood."""
-    recordings = document.members(document.root).get("recordings")
+    recordings = document.members(document.root, ("recordings",)).get("recordings")
     if not recordings or not document.is_list(recordings):
         raise Flaw("it has no list of recordings")
     for span, entry in document.rows(recordings, ENTRY_MEMBERS):

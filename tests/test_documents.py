@@ -180,7 +180,7 @@ class Sidecars(unittest.TestCase):
             )
 
     def test_a_name_as_a_key_and_a_doubled_key_of_the_object_itself_are_flaws(self) -> None:
-        for data in (b'{"a-1.webm": 1}', b'{"chunks": [], "id": 1, "id": 2}'):
+        for data in (b'{"a-1.webm": 1}', b'{"chunks": [], "compressed": 1, "compressed": 2}'):
             with self.assertRaises(service.Flaw):
                 edit(data, copied("d/a-1"))
 

@@ -306,12 +306,14 @@ class Large(Case):
         if kind == "keys":
             members = (f'"k{number}": {number}' for number in range(self.SIZE // 16))
             return "{" + ",".join(members) + "}"
+        if kind == "members":
+            return "0, " + ",".join(f'"k{number}": 0' for number in range(self.SIZE // 16))
         if kind == "text":
             return '"' + "ä\\n😀" * (self.SIZE // 8) + '"'
         return "[" + ",".join([parts[kind]] * (self.SIZE // (len(parts[kind]) + 1))) + "]"
 
     def test_a_document_takes_at_most_four_times_its_size(self) -> None:
-        for kind in ("chunks", "zeros", "texts", "objects", "escapes", "keys", "text"):
+        for kind in ("chunks", "zeros", "texts", "objects", "escapes", "keys", "members", "text"):
             self.add("d/a.webm")
             member = "chunks" if kind == "chunks" else "other"
             text = '{"id": 1, "first": "a.webm", "%s": %s, "last": "d/a.webm"}'
@@ -335,7 +337,7 @@ class Large(Case):
         ):  # fmt: skip
             with self.assertRaises(service.Flaw, msg=text):
                 document = service.JsonText((text % filler).encode())
-                document.members(document.root)
+                document.members(document.root, ("a",))
 
     def test_a_deep_one_is_told_and_no_traceback(self) -> None:
         self.add("d/a.webm")
