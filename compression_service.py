@@ -727,7 +727,7 @@ class Names:
 
 
 class Sidecar(NamedTuple):
-    """What planning keeps of one JSON file beside recordings. A commit reads its text again.
+    """One JSON file beside recordings, as planning keeps it. A commit reads its text again.
 
     As it is read, it holds strings that may be names: all of them in `files`, those of `chunks` in
     `own`, and each chunk's `file` in `awaited`. `Names` then replaces them by the names of files:
@@ -4844,17 +4844,17 @@ def is_same(path: str, seen: Optional[Witness]) -> bool:
 
 
 # ------------------------------------------------------------------------------------- documents
-# JSON edited as text, and what it must say. The editor and the derivation are pure; `rewrite` is
-# the one way into a file that another program may be writing. Every byte that need not change
-# stays. Must never repair, reorder or recreate a document, nor follow a name found in one.
+# Edits JSON as text, and says what it must say. All is pure, except `rewrite`: it alone writes a
+# file that another program may be writing too. Every byte that need not change stays. This section
+# must never repair, reorder or recreate a document, nor open a file that a document names.
 
-# By key: the value, and all inside of it.
+# Keys; their values, and all inside of these, hold no names.
 NOT_LOOKED_AT = ("id", "text", "title", "words", "full_transcription", "transcription_preview")
-GONE = object()  # as a member's value: the member is to go
+GONE = object()  # the value of a member that is to be removed
 QUOTE = re.compile(r'(?<!\\)\\*"')  # ends a string if its length is odd
 COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 BLANK = re.compile(r"[ \t\r\n,]*")
-# Both pass over many strings at once. A repetition without a limit would take memory.
+# Each passes over many strings at once. A repetition without a limit would take memory.
 BRACKET = re.compile(r'(?:[^"\[\]{}]*"[^"\\]*"){0,99}[^"\[\]{}]*(["\[\]{}])')
 NO_NAMES_IN = re.compile(
     rf"""(?:
@@ -4869,9 +4869,9 @@ NO_NAMES_IN = re.compile(
 BRACKETS = {"[": "]", "{": "}"}
 # json's scanner takes up to thirty times the text of what it is given as a whole.
 AT_ONCE = 1 << 20  # bytes
-DEEPEST = 1000  # objects and lists in each other; json's scanner ends about there too
+DEEPEST = 1000  # objects and lists in each other; json's scanner has about the same limit
 LONGEST_NAME = 6 * 4096  # characters of a path, each written as an escape
-# What is passed over is let go object by object.
+# For values that nobody asks for: keeps no objects.
 PASSED_OVER = json.JSONDecoder(object_pairs_hook=lambda pairs: None, parse_int=len)
 # int() refuses some thousands of digits.
 VALUES = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
@@ -4888,7 +4888,7 @@ def scanned(decode: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Span(NamedTuple):
-    """Where a value stands in the text."""
+    """The place of a value in the text."""
 
     start: int
     end: int
@@ -4911,12 +4911,12 @@ def in_utf8(data: bytes) -> bytes:
 
 
 class JsonText:
-    """One document as text, with a byte order mark or without: finds spans, collects edits, gives
-    the edited bytes. Takes at most four times the memory of the document. Raises Flaw."""
+    """One document as text, with a byte order mark or without. Finds values, collects edits and
+    gives the edited bytes. Takes at most four times the memory of the document. Raises Flaw."""
 
     def __init__(self, data: bytes) -> None:
-        # A character a byte, so that text in any script takes no more memory; what is looked at is
-        # decoded by itself.
+        # One character for each byte: text in any script takes the same memory. A value is decoded
+        # when somebody asks for it.
         self.data, self.text = data, data.decode("latin-1")
         self.edits: dict[Span, str] = {}
         try:
@@ -4930,7 +4930,7 @@ class JsonText:
             raise Flaw(f"it has something behind its end (at byte {self.root.end})")
 
     def skip(self, at: int) -> int:
-        """Past white space, and commas, which stand where json's scanner has seen them."""
+        """Returns where white space and commas end."""
         match = BLANK.match(self.text, at)
         return match.end() if match else at
 
@@ -4988,7 +4988,8 @@ class JsonText:
         return self.text.startswith("[", span.start)
 
     def parts(self, span: Span) -> Iterator[tuple[str, int, Span]]:
-        """Of the object or list there: names ("" in a list), where each part begins, and values."""
+        """Yields the parts of the object or list there: the key ("" in a list), where the part
+        begins, and its value."""
         at = self.skip(span.start + 1)
         while at < span.end - 1:
             key, begin = "", at
@@ -5003,8 +5004,8 @@ class JsonText:
             at = self.skip(value.end)
 
     def members(self, span: Span, names: Collection[str]) -> dict[str, Span]:
-        """Returns where the members of the object there stand; none of anything else. Of a long
-        object, it returns only these. Raises Flaw, also for a doubled key."""
+        """Returns where the members of the object there stand; none of anything else. It leaves out
+        what is not in `names` if the object is long. Raises Flaw, also for a doubled key."""
         members: dict[str, Span] = {}
         for name, _, value in self.parts(span) if self.is_object(span) else ():
             if name in members:
@@ -5019,13 +5020,14 @@ class JsonText:
         return {name: self.value(members[name]) for name in names if name in members}
 
     def rows(self, span: Span, names: Collection[str]) -> Iterator[tuple[Span, Any]]:
-        """Yields where the items of the list there stand, and what they say. Of a long item, only
-        these members are read. Raises Flaw."""
+        """Yields where the items of the list there stand, and what they say. A long item says only
+        what these members of it are. Raises Flaw."""
         for _, _, item in self.parts(span) if self.is_list(span) else ():
             yield item, self.value(item) or self.values(item, names)
 
     def names(self, span: Span) -> Iterator[tuple[Span, str, bool]]:
-        """Every string below that may be a file's name, decoded, and whether it is a key."""
+        """Yields every string there that may be a file's name: its place, the string, and whether
+        it is a key. Raises Flaw."""
         at = span.start
         while passed := NO_NAMES_IN.match(self.text, at, span.end):
             start = self.text.find('"', passed.end(), span.end)
@@ -5042,13 +5044,13 @@ class JsonText:
                     yield token, value, colon is not None
 
     def set(self, span: Span, wanted: Mapping[str, Any]) -> None:
-        """Give members of the object there new values where they differ, or take them out (GONE); a
-        new one follows the last, with the white space that stands before that one."""
+        """Gives members of the object there new values where they differ, or removes them (GONE). A
+        new member follows the last one, with the same white space before it."""
         changes = changed(self.values(span, wanted), wanted)
         end, comma, colon = span.start + 1, "", ": "
         for name, at, value in self.parts(span) if changes else ():
             if changes.get(name) is GONE:
-                # A member goes with the comma before it, the first with that behind it.
+                # Removed with the comma before it, or (the first) with the comma behind it.
                 gone = Span(end, value.end) if comma else Span(at, self.skip(value.end))
                 self.edits[gone] = ""
                 end = gone.end
@@ -5079,8 +5081,8 @@ class JsonText:
             self.edits[token] = self.text[token.start : end - len(old)] + suffix + '"'
 
     def edited(self) -> Optional[bytes]:
-        """The document with all edits; None where nothing was to change. One inside of another is
-        dropped."""
+        """Returns the document with all edits; None if there are none. Drops an edit inside of
+        another one."""
         whole, new, at = memoryview(self.data), io.BytesIO(), 0
         for span in sorted(self.edits):
             if span.start >= at:
@@ -5092,7 +5094,7 @@ class JsonText:
 
 
 def changed(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the members wanted that an object has not `now`: true is not 1 here."""
+    """Returns the wanted members that an object does not have `now`. true differs from 1."""
     changes = {}
     for name, value in wanted.items():
         there = now.get(name, GONE)
@@ -5102,23 +5104,25 @@ def changed(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]
 
 
 class Facts(NamedTuple):
-    """What documents say of takes that belong together, whichever document it is."""
+    """The facts that documents hold about takes that belong together."""
 
     states: frozenset[State]
-    original_size: Optional[int]  # as the browser wrote them; None where not every take's is known
-    compressed_size: int  # of the files that stand for the takes, archived ones included
-    on_disk: int  # now, kept originals included
-    date: Optional[float]  # of the newest compression on record, 0 for none; None without a copy
-    place: Optional[Place]  # where all of it is archived
+    original_size: Optional[
+        int
+    ]  # As the browser wrote them; None if it is not known of every take.
+    compressed_size: int  # Of the files that stand for the takes, archived ones included.
+    on_disk: int  # Of the files that are here, kept originals included.
+    date: Optional[float]  # Of the newest compression: 0 if not on record, None without a copy.
+    place: Optional[Place]  # In the archive, if all of it is there.
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is still to be compressed, and nothing missing."""
+        """Returns whether nothing is missing and nothing has to be compressed."""
         return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED}
 
 
 def facts_of(takes: Iterable[Take]) -> Facts:
-    """Pure: from the states, files and pasts of takes, as they will be after a move."""
+    """Returns the facts about takes, given as they will be after a move. Pure."""
     states: set[State] = set()
     firsts: list[Optional[int]] = []
     places: list[Place] = []
@@ -5146,12 +5150,12 @@ def facts_of(takes: Iterable[Take]) -> Facts:
 
 
 def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
-    """What the members of a sidecar must be, given those it has `now`; empty where it says nothing
-    of compression and there is nothing to say. Pure."""
+    """Returns what members of a sidecar must be, given those that it has `now`. None of them change
+    before the first compression. Pure."""
     members: dict[str, Any] = {}
     if facts.date is not None:
-        # Set once: at the first change all originals are there to be summed, later only some. What
-        # the recorder wrote stays where not every chunk is known.
+        # Set once: later, some originals are no longer here. If the size of a chunk is not known,
+        # the recorder's own number stays.
         original, date = now.get("original_size"), now.get("compression_date")
         if facts.original_size is not None and not (date and finite(original)):
             original = facts.original_size
@@ -5167,7 +5171,7 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         members = {name: value for name, value in RESTORED_MEMBERS.items() if name in now}
     if facts.place:
         members["archived"] = True
-        # An archive may be moved by hand: then what its owner says there is not written against.
+        # An owner who moves the archive by hand may say so here, so this is never replaced.
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
@@ -5189,9 +5193,9 @@ OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS)
 def edit_sidecar(
     data: bytes, rename: Callable[[str], str], facts: Optional[Facts]
 ) -> Optional[bytes]:
-    """A document of a folder with its names as they are now and, if it is a sidecar (`facts`), its
-    members. `rename` gives for a string what it is to be, None for one that stays. None where it is
-    true already. Raises Flaw, also where a name that changes is a key. Pure."""
+    """Returns a document of a folder with its names as they are now and, if it is a sidecar
+    (`facts`), its members; None if it is true already. `rename` gives what a string must be. Raises
+    Flaw, also if a name that changes is a key. Pure."""
     document = JsonText(data)
     for token, name, is_key in document.names(document.root):
         new = rename(name)
@@ -5223,7 +5227,7 @@ def true_name(text: str, meant: Sequence[tuple[Take, str]]) -> str:
 
 
 def index_members(facts: Facts) -> dict[str, Any]:
-    """What an index entry must say. Pure."""
+    """Returns what members of an index entry must be. Pure."""
     return {
         "compressed": facts.is_complete and facts.date is not None,
         "size": facts.on_disk,
@@ -5235,10 +5239,10 @@ Meant = Callable[[str, str], Optional[tuple[Optional[Take], str]]]
 
 
 class Catalogue:
-    """What an index may speak of: recordings by their ids, files by their names."""
+    """Finds what an index calls: recordings by their ids, files by their names."""
 
     def __init__(self, recordings: Iterable[Recording], ids: Collection[str]) -> None:
-        """`recordings` are all those of some folders; the entries of `ids` are to be made true."""
+        """`recordings` are all those of some folders. The entries of `ids` are to be made true."""
         self.by_id: dict[str, dict[str, Names]] = defaultdict(dict)  # and folder
         self.by_end: dict[str, dict[str, Names]] = defaultdict(dict)  # of a folder; and folder
         self.takes: dict[str, Take] = {}  # by stem
@@ -5294,9 +5298,9 @@ def ends_of(folder: str) -> list[str]:
 def described(
     document: JsonText, facts: Mapping[str, Facts], meant: Meant
 ) -> Iterator[tuple[Span, str, Mapping[str, Any], Optional[Facts]]]:
-    """Renames what an index names, and yields its entries: where each stands, its id, what it says,
-    and the facts that it must follow. The only entry of an id follows those of the id; any other
-    those of the files that it names; one that does neither keeps what it says. Raises Flaw."""
+    """Renames the files that an index names, and yields its entries: where each stands, its id,
+    what it says, and the facts that it must follow. The only entry of an id follows the facts of
+    the id. Any other entry follows those of the files that it names, or none. Raises Flaw."""
 
     def rename(span: Span, id_: str) -> dict[str, Take]:
         takes = {}
@@ -5330,8 +5334,8 @@ def described(
 def edit_index(
     data: bytes, facts: Mapping[str, Facts], meant: Meant, copies_size: int, date: str
 ) -> Optional[bytes]:
-    """Returns the index with its entries, names and totals as they must be; None where it is true
-    already. `facts` are by id. Raises Flaw where it is not understood. Pure."""
+    """Returns the index with its entries, names and totals as they must be; None if it is true
+    already. `facts` are by id. Raises Flaw if it is not understood. Pure."""
     document, size = JsonText(data), 0.0
     for span, _, entry, about in described(document, facts, meant):
         if about:
@@ -5350,7 +5354,7 @@ ENTRY_MEMBERS = ("id", "size", "compressed", "archived")
 
 def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
     """Yields the recordings of an index: where each stands, its id ("" without one), and what it
-    says. Raises Flaw where the index is not understood."""
+    says. Raises Flaw if the index is not understood."""
     recordings = document.members(document.root, ("recordings",)).get("recordings")
     if not recordings or not document.is_list(recordings):
         raise Flaw("it has no list of recordings")
@@ -5366,17 +5370,17 @@ def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]
 
 
 def index_differs(data: bytes, facts: Mapping[str, Facts], meant: Meant) -> list[str]:
-    """Returns the ids whose entries say something else than they must. Raises Flaw. Pure."""
+    """Returns the ids of entries that do not say what they must. Raises Flaw. Pure."""
     known = described(JsonText(data), facts, meant)
     return [id_ for _, id_, entry, about in known if about and changed(entry, index_members(about))]
 
 
-HALF_WRITTEN_WAIT = 3.0  # seconds; a server that writes in place does so in a fraction of one
+HALF_WRITTEN_WAIT = 3.0  # seconds; a server needs a fraction of one to write in place
 
 
 def read_whole(path: str, parse: Callable[[bytes], Any]) -> tuple[bytes, Any]:
-    """A JSON file that no other program is in the middle of writing: its bytes, and what `parse`
-    makes of them. Raises Flaw, OSError."""
+    """Returns the bytes of a JSON file, and what `parse` makes of them. Waits for a program that
+    is still writing the file. Raises Flaw, OSError."""
     deadline = monotonic() + HALF_WRITTEN_WAIT
     while True:
         data = read_regular(path)
@@ -5389,17 +5393,16 @@ def read_whole(path: str, parse: Callable[[bytes], Any]) -> tuple[bytes, Any]:
             time.sleep(0.01)
 
 
-REWRITES = 200  # a writer at 50 a second leaves 20 ms between two: so many misses mean another
+REWRITES = 200  # even a writer at 50 a second leaves 20 ms between two writes
 
 
 def rewrite(
     path: str, edit: Callable[[bytes], Optional[bytes]], staging: Staging, backup: bool
 ) -> str:
-    """Edits a JSON file so that no other program's write to it is lost: compared just before the
-    exchange, what was displaced looked at just after; a half-written file is waited for. With
-    `backup` it is first kept beside as NAME.json.bak. Flushing the folder is the caller's. Returns
-    the SHA-256 of what was true, or was made so, "" where it has been deleted meanwhile. Raises
-    Flaw, Refusal, OSError."""
+    """Edits a JSON file. No other program's write to it is lost: the file is compared just before
+    the exchange, and the displaced one just after. With `backup`, the file is first kept as
+    NAME.json.bak. The caller flushes the folder. Returns the SHA-256 of the true document, "" if
+    its owner has deleted it. Raises Flaw, Refusal, OSError."""
     with suppress(FileNotFoundError):
         for _ in range(REWRITES):
             try:
@@ -5420,8 +5423,8 @@ def rewrite(
 
 
 def keep_backup(data: bytes, path: str, staging: Staging) -> None:
-    """Keeps a document as NAME.json.bak beside it, unless that name is taken or too long. Raises
-    Refusal, OSError."""
+    """Keeps a document as NAME.json.bak, unless that name is taken or too long. Raises Refusal,
+    OSError."""
     kept = staging.write(data, path)
     try:
         place(kept, path + BACKUP_SUFFIX)
@@ -5432,12 +5435,12 @@ def keep_backup(data: bytes, path: str, staging: Staging) -> None:
 
 
 def put(staged: str, path: str, ours: Optional[bytes], expected: Optional[bytes]) -> bool:
-    """Exchanges a document for a staged one, which holds `ours`. Where another program has got in
-    between, and its own version was displaced, that is put back. Raises OSError."""
+    """Exchanges a document for a staged one, which holds `ours`. Returns False if another program
+    was faster: the file that it had put there is put back. Raises OSError."""
     displaced = exchange(staged, path)
     if not displaced:
         return True
-    theirs = None  # for what is no document, as a link is
+    theirs = None  # for a link, or any other file that cannot be read
     with suppress(OSError):
         theirs = read_regular(displaced)
     if theirs == expected:
