@@ -2317,11 +2317,11 @@ COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
 RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an id
+CHUNK_MEMBERS = ("file", "duration")
 SIDECAR_MEMBERS = (
     *("id", "language", "compression_policy", "chunks", "archived", "archive_location"),
     *RECORDING_MEMBERS,
 )
-CHUNK_MEMBERS = ("file", "duration")
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
@@ -5243,34 +5243,36 @@ class Catalogue:
 
     def __init__(self, recordings: Iterable[Recording], ids: Collection[str]) -> None:
         """`recordings` are all those of some folders. The entries of `ids` are to be made true."""
-        self.by_id: dict[str, dict[str, Names]] = defaultdict(dict)  # and folder
-        self.by_end: dict[str, dict[str, Names]] = defaultdict(dict)  # of a folder; and folder
+        # The folders, with their names, that an end of a path means or an id (in a tuple).
+        self.folders: dict[object, dict[str, Names]] = defaultdict(dict)
         self.takes: dict[str, Take] = {}  # by stem
         self.ids: dict[str, Sequence[str]] = {}  # of the recording, by stem
-        of_id: dict[str, list[Take]] = defaultdict(list)
-        witnessed = set[str]()
+        of_id: dict[str, list[Recording]] = defaultdict(list)
         for recording in recordings:
             folder = recording.folder
-            for end in ends_of(folder):
-                self.by_end[end][folder] = recording.names
             for id_ in recording.ids:
-                self.by_id[id_][folder] = recording.names
-                of_id[id_] += recording.takes
-            self.takes.update((take.stem, take) for take in recording.takes)
-            self.ids.update((take.stem, recording.ids) for take in recording.takes)
-            if recording.is_witnessed:
-                witnessed.update(recording.ids)
-        known = (of_id.keys() & ids) - witnessed
-        self.facts = {id_: facts_of(of_id[id_]) for id_ in known}
+                of_id[id_].append(recording)
+                self.folders[(id_,)][folder] = recording.names
+            for end in ends_of(folder):
+                self.folders[end][folder] = recording.names
+            for take in recording.takes:
+                self.takes[take.stem], self.ids[take.stem] = take, recording.ids
+        self.facts: dict[str, Facts] = {}
+        for id_ in of_id.keys() & ids:
+            if not any(recording.is_witnessed for recording in of_id[id_]):
+                takes = (take for recording in of_id[id_] for take in recording.takes)
+                self.facts[id_] = facts_of(takes)
 
     def find(self, id_: str, text: str) -> list[tuple[Take, str]]:
         """Returns the takes that a string in an entry of this id may call, each with the name that
         it has now. The take with the most fitting parts is meant, or the one with this id."""
         above = plain_path(text).rpartition("/")[0]
         # The index is itself a document of the uppermost folder.
-        places = [self.by_end.get(end, {}) for end in (*ends_of(above), "")]
-        if not above and id_ in self.by_id:
-            places = [self.by_id[id_]] if len(self.by_id[id_]) == 1 else []
+        ends = (*ends_of(above), "")
+        of_id = self.folders.get((id_,), {})
+        places = [self.folders.get(end, {}) for end in ends]
+        if of_id and not above:
+            places = [of_id] if len(of_id) == 1 else []
         for folders in places:
             found = [each for names in folders.values() for each in names.meant(text, self.takes)]
             if found:
