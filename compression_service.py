@@ -4919,11 +4919,14 @@ class JsonText:
         # when somebody asks for it.
         self.data, self.text = data, data.decode("latin-1")
         self.edits: dict[Span, str] = {}
+        self.ends: dict[int, int] = {}  # of long objects and lists, by where they begin
         try:
             if in_utf8(data) is not data:
                 raise Flaw("it is not UTF-8")
         except ValueError:
             raise Flaw("its encoding is unknown") from None
+        if len(data) > AT_ONCE:
+            self.find_ends()
         start = self.skip(3 if data.startswith(codecs.BOM_UTF8) else 0)
         self.root = Span(start, self.end(start))
         if self.skip(self.root.end) < len(data):
@@ -4933,6 +4936,27 @@ class JsonText:
         """Returns where white space and commas end."""
         match = BLANK.match(self.text, at)
         return match.end() if match else at
+
+    def find_ends(self) -> None:
+        """Finds the ends of long objects and lists, in little memory. Checks strings and brackets.
+        Other values are checked where they are looked at. Raises Flaw."""
+        at, begun = 0, list[int]()
+        while found := BRACKET.match(self.text, at):
+            mark, at = found[1], found.end()
+            if mark == '"':
+                at = self.string_end(at)
+            elif mark in BRACKETS:
+                begun.append(at - 1)
+            else:
+                span = Span(begun.pop() if begun else at - 1, at)
+                if BRACKETS.get(self.text[span.start]) != mark:
+                    raise Flaw(f"it cannot be parsed: {mark} at byte {at - 1} ends nothing")
+                if is_long(span):
+                    self.ends[span.start] = at
+            if len(begun) > DEEPEST:
+                raise Flaw("it is nested too deeply")
+        if begun:
+            raise Flaw("it cannot be parsed: it ends too early")
 
     def string_end(self, at: int) -> int:
         """Returns where the string ends that is read up to `at`. Raises Flaw."""
@@ -4944,32 +4968,11 @@ class JsonText:
 
     def end(self, start: int) -> int:
         """Returns where the value ends that begins there. Raises Flaw."""
-        mark = self.text[start : start + 1]
-        if mark == '"':
+        if start in self.ends:
+            return self.ends[start]
+        if self.text.startswith('"', start):
             return self.string_end(start + 1)
-        if len(self.data) > AT_ONCE and mark in BRACKETS:
-            return self.bracket_end(start)
         return int(scanned(PASSED_OVER.raw_decode, self.text, start)[1])
-
-    def bracket_end(self, start: int) -> int:
-        """Returns where the object or list ends that begins there, in little memory. Values in it
-        are checked where they are looked at. Raises Flaw."""
-        depth, at = 0, start
-        while found := BRACKET.match(self.text, at):
-            mark, at = found[1], found.end()
-            if mark == '"':
-                at = self.string_end(at)
-            elif mark in BRACKETS:
-                depth += 1
-            else:
-                depth -= 1
-            if depth > DEEPEST:
-                raise Flaw("it is nested too deeply")
-            if depth == 0:
-                if BRACKETS[self.text[start]] != mark:
-                    raise Flaw(f"it cannot be parsed: {mark} at byte {at - 1} ends nothing")
-                return at
-        raise Flaw("it cannot be parsed: it ends too early")
 
     def value(self, span: Span) -> Any:
         """Returns what stands there, "" if it is too long to be taken in as a whole. Raises

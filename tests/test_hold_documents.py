@@ -332,7 +332,7 @@ class Large(Case):
     def test_what_is_broken_in_a_large_one_is_a_flaw(self) -> None:
         filler = ", ".join(['"xyz"'] * (self.SIZE // 32))
         for text in (
-            '{"a": [%s]', '{"a": [%s}}', '{"a": [%s]}]', '{"a": [%s], "b": "c}', '{"a": [%s]} x',
+            '{"a": [%s]', '{"a": [%s}}', '{"a": [%s]}]', '{"a": [%s]}}', '{"a": [%s], "b": "c}', '{"a": [%s]} x',
             '{"b" "a.webm", "a": [%s]}', "[" * 2000 + '"a", %s',
         ):  # fmt: skip
             with self.assertRaises(service.Flaw, msg=text):
