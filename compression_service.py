@@ -2670,17 +2670,18 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
     rest = (*text.names(Span(root.start, begin)), *text.names(Span(end, root.end)))
-    language, location, id_ = said.get("language"), said.get("archive_location"), said.get("id")
-    is_away = said.get("archived") is True and isinstance(location, str)
+    texts = {key: value for key, value in said.items() if isinstance(value, str)}
+    location = texts.get("archive_location", "")
+    id_ = key_of(said.get("id"))
     return chunks._replace(
         name=name,
-        id=key_of(id_),
+        id=id_,
         files=shared(chunks.files.union(value for _, value, is_key in rest if not is_key)),
         stuck=chunks.stuck.union(value for _, value, is_key in rest if is_key),
-        listed=key_of(id_) != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
-        language=language if isinstance(language, str) else None,
+        listed=id_ != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
+        language=texts.get("language"),
         policy=said.get("compression_policy"),
-        location=str(location) if is_away else "",
+        location=location if said.get("archived") is True else "",
     )
 
 
