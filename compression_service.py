@@ -664,17 +664,28 @@ class Names:
     def __init__(self, root: str, folder: str, takes: Mapping[str, Take]) -> None:
         """`root` is the library's path; `takes`, by name, are those here or in the history."""
         self.root, self.folder, self.takes = root, folder, takes
-        self.exact: set[str] = set()  # every name that a take has, had or may get
-        self.folded: dict[str, dict[str, str]] = {}  # the same, by take, as their files spell them
-        for stem, take in takes.items():
-            usual = (stem + suffix for suffix in AUDIO_SUFFIXES)
-            for name in (*(file.name for file in take.files), *usual):
-                self.exact.add(name)
-                self.folded.setdefault(folded(name), {}).setdefault(stem, name)
+        self.stems: dict[str, list[str]] = {}  # of the takes, by their folded form
+        for stem in takes:
+            self.stems.setdefault(folded(stem), []).append(stem)
+
+    def has(self, name: str) -> bool:
+        """Returns whether a file has, had or may get exactly this name."""
+        stem, suffix = splitext(name)
+        take = self.takes.get(stem)
+        if take is None:
+            return False
+        return suffix in AUDIO_SUFFIXES or any(file.name == name for file in take.files)
+
+    def spelled(self, stem: str, suffix: str) -> str:
+        """Returns the name of a take with this suffix, as its file spells it."""
+        for file in self.takes[stem].files:
+            if file.suffix.lower() == suffix:
+                return file.name
+        return stem + suffix
 
     def own_part(self, text: str) -> str:
         """Returns the file's name at the end of a string that leads to this folder, or ""."""
-        if text in self.exact:  # it may hold a backslash
+        if self.has(text):  # it may hold a backslash
             return text
         above, slash, name = plain_path(text).rpartition("/")
         others = folders_meant(above, self.root, self.folder) if slash else ()
@@ -684,54 +695,58 @@ class Names:
         paths = itertools.starmap(join, itertools.product(others, spellings))
         return "" if any(map(lexists, paths)) else name
 
-    def find(self, text: str) -> Collection[str]:
+    def find(self, text: str) -> Sequence[str]:
         """Returns the names that a string may mean, as their files spell them: none if it is data,
         several if it fits several files."""
         name = self.own_part(text)
-        return (name,) if name in self.exact else self.folded.get(folded(name), {}).values()
+        if self.has(name):
+            return [name]
+        stem, suffix = splitext(folded(name))
+        stems = self.stems.get(stem, ()) if suffix in AUDIO_SUFFIXES else ()
+        return [self.spelled(each, suffix) for each in stems]
 
     def called(
         self, texts: frozenset[str], awaited: frozenset[str] = frozenset()
     ) -> frozenset[str]:
-        """Returns the names that strings mean; files that are `awaited` may be missing yet."""
+        """Returns the names that strings mean. A file that is `awaited` may still be missing."""
         names = set(itertools.chain(*map(self.find, texts)))
         names.update(self.own_part(text) for text in awaited if not self.find(text))
         return frozenset(names - {""})
 
-    def meant(self, text: str, takes: Mapping[str, Take]) -> Optional[tuple[Take, str]]:
-        """Returns the one take that a string calls, and what the string must be for `takes` (by
-        stem) as they are now. Only its last part changes."""
-        found = self.find(text)
-        name = next(iter(found), "")
-        take = takes.get(join(self.folder, stem_of(name)))
-        if take is None or len(found) > 1:
-            return None
-        now = take.name_now(name)
-        return take, text if now == name else text[: -len(self.own_part(text))] + now
+    def meant(self, text: str, takes: Mapping[str, Take]) -> list[tuple[Take, str]]:
+        """Returns the takes that a string may call. Beside each stands what the string must be for
+        `takes` (by stem) as they are now; only its last part changes."""
+        meant = []
+        for name in self.find(text):
+            take = takes.get(join(self.folder, stem_of(name)))
+            if take:
+                now = take.name_now(name)
+                new = text if now == name else text[: -len(self.own_part(text))] + now
+                meant.append((take, new))
+        return meant
 
 
 class Sidecar(NamedTuple):
-    """What planning keeps of one JSON file beside recordings; at commit its text is read anew.
+    """One JSON file beside recordings, as planning keeps it. A commit reads its text again.
 
-    As it is read, it holds the strings that may be names. `Names` then makes names of them:
-    `files` are all that it calls, `own` those that it owns; as read, those in `chunks`, where each
-    `file` is `awaited`. `stuck` cannot be changed: keys, and with a `flaw` all that its bytes hold.
-    `listed` says that it gets members; as read, that it speaks of a recording.
+    As it is read, it holds strings that may be names: all of them in `files`, those of `chunks` in
+    `own`, and each chunk's `file` in `awaited`. `Names` then replaces them by the names of files:
+    all that the sidecar calls in `files`, those that it owns in `own`.
     """
 
     name: str
     id: str = ""
     files: frozenset[str] = frozenset()
     own: frozenset[str] = frozenset()
-    stuck: frozenset[str] = frozenset()
-    listed: bool = False
+    stuck: frozenset[str] = frozenset()  # cannot be edited: keys; with a `flaw`, all strings
+    listed: bool = False  # whether it gets members; as it is read, whether it has a recording's
     awaited: frozenset[str] = frozenset()
     durations: Mapping[str, float] = {}  # seconds on record, by the folded stem of a file
     language: Optional[str] = None
-    policy: Any = None  # as it stands there, to be checked
+    policy: Any = None  # as it stands there, not checked yet
     location: str = ""  # where it says that its recording is archived
-    flaw: str = ""
-    is_unread: bool = False  # so it may name anything in its folder
+    flaw: str = ""  # why it cannot be edited
+    is_unread: bool = False  # then it may name any file in its folder
 
     @property
     def stem(self) -> str:
@@ -739,8 +754,8 @@ class Sidecar(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """The recorder's notion: takes of one folder that share sidecars or an id. Its documents are
-    written together, and it is archived and restored as a whole."""
+    """Takes of one folder that share sidecars or an id: a recording as the recorder sees it. Its
+    documents are written together, and it is archived and restored as a whole."""
 
     folder: str
     takes: tuple[Take, ...]  # also those that a sidecar names and that are not here
@@ -754,18 +769,18 @@ class Recording(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The same in every run, whatever has been compressed already."""
+        """Returns a name for it. Compression does not change this name."""
         return min(take.stem for take in self.takes)
 
     @property
     def location(self) -> str:
-        """Where its sidecars say that it is archived; "" if they do not."""
+        """Returns where its sidecars say that it is archived; "" if they do not."""
         return next((each.location for each in self.sidecars if each.location), "")
 
     @property
     def is_witnessed(self) -> bool:
-        """Returns whether files are away of which the history does not know where, and a sidecar
-        does. The history may be an older one, so nothing is written against the sidecar."""
+        """Returns whether files are missing that, by a sidecar but not by the history, are
+        archived. The history may be an old one, so nothing is written against the sidecar."""
         is_missing = any(take.state is State.MISSING for take in self.takes)
         return is_missing and self.location != ""
 
@@ -2326,11 +2341,17 @@ LOCK_SECONDS = 0.3
 COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1 on ext3 and HFS+
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
-SIDECAR_MEMBERS = ("id", "language", "compression_policy", "chunks", "archived", "archive_location")
 RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an id
+CHUNK_MEMBERS = ("file", "duration")
+SIDECAR_MEMBERS = (
+    *("id", "language", "compression_policy", "chunks", "archived", "archive_location"),
+    *RECORDING_MEMBERS,
+)
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
+QUOTED_PART = re.compile(rb'[^"/]+')
+BARE_PART = re.compile(rb"[^\s\"'`/:,=()\[\]{}]+")
 BROKEN_NAME = re.compile(rb".*\.(?:webm|opus|m4a)", re.IGNORECASE | re.DOTALL)
 
 
@@ -2605,9 +2626,8 @@ def give_to_owner(target: int | str, like: str, mask: int) -> None:
 
 
 def resolve_recordings(folder: Folder) -> list[Recording]:
-    """Returns the recordings of a folder, from its documents. Takes that a document names or the
-    archive has, and that are not here, are among them. Copies that a document names are `ours`;
-    where a copy is not on record as proven, its tag is asked. Time is linear in the documents."""
+    """Returns the recordings of a folder, from its documents. They include files that a document
+    names or the archive has, and that are not here. Time is linear in the documents."""
     library, documents = folder.library, sorted(folder.documents.items())
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     pasts = library.history.in_folder(folder.path)
@@ -2627,21 +2647,21 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
         unreadable = next((flaws[name] for name in group if name in flaws), "")
         policy = policy_of(those, unreadable, folder.path)
         found = (takes.get(name) or Take(join(folder.path, name)) for name in group)
-        members = tuple(claim(library, take, named) for take in found)
+        members = tuple(find_our_copies(library, take, named) for take in found)
         recordings.append(Recording(folder.path, members, tuple(those), policy, names))
     return recordings
 
 
-def claim(library: Library, take: Take, named: frozenset[str]) -> Take:
-    """Returns the take with `ours`, from the tags of its copies and from documents. Where these
-    name its original too, another file may be a preview of it."""
+def find_our_copies(library: Library, take: Take, named: frozenset[str]) -> Take:
+    """Returns the take with `ours`. A copy that is not on record is ours by its tag, or because a
+    document names it. If documents name the original too, another file may be a preview of it."""
     if not take.copies or take.proven_copy:
         return take
     ours = {}
     is_named = named.isdisjoint(file.name for file in take.originals)
     for name in (file.name for file in take.copies):
         rate = None
-        with suppress(OSError):  # one that cannot be read is nobody's
+        with suppress(OSError):  # a copy that cannot be read is not ours
             rate = provenance(library.path(take.folder, name))
         if rate is not None or (is_named and name in named):
             ours[name] = rate or 0
@@ -2650,8 +2670,8 @@ def claim(library: Library, take: Take, named: frozenset[str]) -> Take:
 
 @memoized  # a large folder is asked again at every commit in it
 def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sidecar:
-    """Returns what planning needs of a JSON file, with strings that may be names; nothing of one
-    that is gone. A half-written one is waited for. `seen` is the look that it is remembered by."""
+    """Returns what planning needs of a JSON file, with strings that may be names. Waits for one
+    that is half written. `seen` is what `look` said of the file: another look reads it again."""
     path, below = library.path(folder, name), join(folder, name)
     try:
         try:
@@ -2668,53 +2688,56 @@ def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sideca
 
 def sidecar_of(text: JsonText, name: str) -> Sidecar:
     """Returns a sidecar with what its document says. Raises Flaw."""
-    members = text.members(text.root)
+    root, members = text.root, text.members(text.root, SIDECAR_MEMBERS)
+    begin, end = members.pop("chunks", Span(root.end, root.end))
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
-    begin, end = members.get("chunks", Span(0, 0))
-    files, in_chunks, stuck = list[str](), list[str](), list[str]()
-    for token, value, is_key in text.names(text.root):
-        (stuck if is_key else files).append(value)
-        if begin < token.start < end and not is_key:
-            in_chunks.append(value)
-    awaited, durations = list[str](), dict[str, float]()
-    chunks = said.get("chunks")
-    if not isinstance(chunks, list):  # or it is too long to be taken in as a whole
-        where = members.get("chunks", Span(0, 0))
-        chunks = (row for _, row in text.rows(where, ("file", "duration")))
-    for chunk in chunks:
+    chunks = chunks_of(text.data[begin:end] or b"[]")
+    rest = (*text.names(Span(root.start, begin)), *text.names(Span(end, root.end)))
+    texts = {key: value for key, value in said.items() if isinstance(value, str)}
+    location = texts.get("archive_location", "")
+    id_ = key_of(said.get("id"))
+    return chunks._replace(
+        name=name,
+        id=id_,
+        files=shared(chunks.files.union(value for _, value, is_key in rest if not is_key)),
+        stuck=chunks.stuck.union(value for _, value, is_key in rest if is_key),
+        listed=id_ != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
+        language=texts.get("language"),
+        policy=said.get("compression_policy"),
+        location=location if said.get("archived") is True else "",
+    )
+
+
+@lru_cache(maxsize=1)  # 1,000 sidecars in a row may each have the same 1,000 chunks
+def chunks_of(data: bytes) -> Sidecar:
+    """Returns what a sidecar with these `chunks` says of files. Raises Flaw."""
+    text = JsonText(data)
+    names = list(text.names(text.root))
+    awaited, durations = set[str](), dict[str, float]()
+    # A short list is taken in as a whole, which is faster.
+    rows = text.value(text.root) or (row for _, row in text.rows(text.root, CHUNK_MEMBERS))
+    for chunk in rows if text.is_list(text.root) else ():
         row = chunk if isinstance(chunk, dict) else {"file": chunk}
         file = row.get("file")
         if isinstance(file, str) and file.lower().endswith(AUDIO_SUFFIXES):
-            awaited.append(file)
+            awaited.add(file)
             stem = stem_of(basename(plain_path(file)))
             durations[folded(stem)] = finite(row.get("duration"))
-
-    def is_told(key: str) -> bool:
-        return key in members and not text.text.startswith("null", members[key].start)
-
-    language = said.get("language")
-    id_ = key_of(said.get("id"))
-    location = said.get("archive_location")
-    is_away = said.get("archived") is True and isinstance(location, str)
+    files = shared(frozenset(value for _, value, is_key in names if not is_key))
     return Sidecar(
-        name=name,
-        id=id_,
-        files=held(frozenset, tuple(files)),
-        own=held(frozenset, tuple(in_chunks)),
-        stuck=held(frozenset, tuple(stuck)),
-        listed=bool(id_) or any(is_told(key) for key in RECORDING_MEMBERS),
-        awaited=held(frozenset, tuple(awaited)),
-        durations=held(dict, tuple(durations.items())),
-        language=language if isinstance(language, str) else None,
-        policy=said.get("compression_policy"),
-        location=str(location) if is_away else "",
+        name="",
+        files=files,
+        own=files,
+        stuck=frozenset(value for _, value, is_key in names if is_key),
+        awaited=frozenset(awaited),
+        durations=durations,
     )
 
 
 @lru_cache
-def held(kind: Callable[[Any], Any], items: tuple[Any, ...]) -> Any:
-    """Returns equal collections as one: 1,000 sidecars may each list the same 1,000 chunks."""
-    return kind(items)
+def shared(names: frozenset[str]) -> frozenset[str]:
+    """Returns equal sets as one, because many sidecars of a folder may name the same files."""
+    return names
 
 
 def key_of(id_: Any) -> str:
@@ -2727,9 +2750,9 @@ def key_of(id_: Any) -> str:
 
 
 def names_in_broken(data: bytes) -> Iterator[str]:
-    """Yields what a text that cannot be parsed may call a recording: whatever ends like a name,
-    back to the quote or slash before it."""
-    for part in re.finditer(rb'[^"/]+', data):
+    """Yields the strings that a broken document may call files by. Each ends like a name. It begins
+    behind a quote or a slash, or (in a text without quotes) behind any mark or blank."""
+    for part in itertools.chain(QUOTED_PART.finditer(data), BARE_PART.finditer(data)):
         name = BROKEN_NAME.match(part[0])
         if name:
             try:
@@ -2740,7 +2763,7 @@ def names_in_broken(data: bytes) -> Iterator[str]:
 
 def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[str]]) -> Sidecar:
     """Returns a sidecar with the names that its strings mean. It owns the files in `chunks`; else
-    the file of its own stem; else the only file that it names, if it speaks of a recording."""
+    the file of its own stem; else the only file that it names, if it describes a recording."""
     files, own = called(sidecar.files), called(sidecar.own, sidecar.awaited)
     if not own and not sidecar.flaw:
         beside = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
@@ -2750,11 +2773,11 @@ def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[s
 
 
 def flaws_of(sidecars: Iterable[Sidecar], names: Names) -> dict[str, str]:
-    """Returns why takes (by name) must stay: a document as it is read cannot be read at all; or it
-    holds their name and cannot be edited; or it is broken and its own name begins like theirs,
-    except for a number at the end; or a string in it fits two files."""
+    """Returns why takes (by name) must stay. A document cannot be read at all. Or it cannot be
+    edited, and holds their name or has a name that begins like theirs (without a number at its
+    end). Or a string in it fits two files."""
     flaws = {}
-    several = [stems for stems in names.folded.values() if len(stems) > 1]
+    several = [stems for stems in names.stems.values() if len(stems) > 1]
     for sidecar in sidecars:
         path = join(names.folder, sidecar.name)
         beginning = folded(sidecar.stem.rstrip("0123456789"))
@@ -2775,8 +2798,8 @@ def flaws_of(sidecars: Iterable[Sidecar], names: Names) -> dict[str, str]:
 def grouped(
     sidecars: Sequence[Sidecar], stems: Sequence[str]
 ) -> Iterator[tuple[list[str], list[Sidecar]]]:
-    """Yields the takes (by name) of each recording, with all documents that may have to be edited
-    for it. Of one that only names a take, no more than that and its policy counts."""
+    """Yields the takes (by name) of each recording, with all documents that name them. A document
+    that does not own a take counts for it with its name and its policy only."""
     above: dict[Any, Any] = {}  # from names, ids and lists of names to what unites them
 
     def root(node: Any) -> Any:
@@ -2796,10 +2819,11 @@ def grouped(
         parts.setdefault(root(stem), ([], []))[0].append(stem)
     for sidecar in sidecars:
         home = root(sidecar.own) if sidecar.own else None
+        mention = Sidecar(sidecar.name, policy=sidecar.policy)
         if home:
             parts[home][1].append(sidecar)
         for other in set(map(root, map(stem_of, sidecar.files - sidecar.own))) - {home}:
-            parts[other][1].append(Sidecar(sidecar.name, policy=sidecar.policy))
+            parts[other][1].append(mention)
     yield from parts.values()
 
 
@@ -2809,7 +2833,7 @@ def stem_of(name: str) -> str:
 
 @memoized
 def folded(name: str) -> str:
-    """Returns a name as it is compared: some disks take all spellings of it for one file."""
+    """Returns a name as it is compared. Some disks take all spellings of it for one file."""
     return unicodedata.normalize("NFC", name).lower()
 
 
@@ -2819,9 +2843,9 @@ def plain_path(text: str) -> str:
 
 @memoized
 def folders_meant(above: str, root: str, folder: str) -> Optional[Sequence[str]]:
-    """Returns None if a path through the folders `above` does not lead to `folder`. Else it returns
-    the other folders, as absolute paths, that it leads to: seen from this folder or from one above
-    it, or with more parts in common with a folder of the library."""
+    """Returns None if a path through the folders `above` does not lead to `folder`. Else returns
+    the other folders, as absolute paths, that the path may lead to. It may begin in this folder, in
+    one above it or in the library; its first parts may be those of another machine."""
     parts, own = above.split("/"), basename(join(root, folder).rstrip("/"))
     names = {folded(own)} if folder else {folded(own), "recordings"}
     if HOST.match(above) or folded(parts[-1]) not in names:
@@ -2839,7 +2863,7 @@ def folders_meant(above: str, root: str, folder: str) -> Optional[Sequence[str]]
 
 
 def finite(value: Any) -> float:
-    """A number from a document, 0.0 for anything else."""
+    """Returns a number from a document, 0.0 for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and 0 <= value < 1e300 else 0.0
 
@@ -4858,37 +4882,59 @@ def is_same(path: str, seen: Optional[Witness]) -> bool:
 
 
 # ------------------------------------------------------------------------------------- documents
-# JSON edited as text, and what it must say. The editor and the derivation are pure; `rewrite` is
-# the one way into a file that another program may be writing. Every byte that need not change
-# stays. Must never repair, reorder or recreate a document, nor follow a name found in one.
+# Edits JSON as text, and says what it must say. All is pure, except `rewrite`: it alone writes a
+# file that another program may be writing too. Every byte that need not change stays. This section
+# must never repair, reorder or recreate a document, nor open a file that a document names.
 
-# By key: the value, and all inside of it.
+# Keys; their values, and all inside of these, hold no names.
 NOT_LOOKED_AT = ("id", "text", "title", "words", "full_transcription", "transcription_preview")
-GONE = object()  # as a member's value: the member is to go
+GONE = object()  # the value of a member that is to be removed
 QUOTE = re.compile(r'(?<!\\)\\*"')  # ends a string if its length is odd
 COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 BLANK = re.compile(r"[ \t\r\n,]*")
-# Both pass over many strings at once. A repetition without a limit would take memory.
+# Each passes over many strings at once. A repetition without a limit would take memory.
 BRACKET = re.compile(r'(?:[^"\[\]{}]*"[^"\\]*"){0,99}[^"\[\]{}]*(["\[\]{}])')
 NO_NAMES_IN = re.compile(
-    rf'(?:[^"]*"(?!(?:{"|".join(NOT_LOOKED_AT)})")[^"\\]*(?<!\.webm)(?<!\.opus)(?<!\.m4a)"){{0,99}}',
-    re.IGNORECASE,
+    rf"""(?:
+        [^"]* "
+        (?! (?: {"|".join(NOT_LOOKED_AT)} ) " )
+        [^"\\]*  # a string with an escape is looked at
+        (?<! \.webm ) (?<! \.opus ) (?<! \.m4a )
+        "
+    ){{0,99}}""",
+    re.IGNORECASE | re.VERBOSE,
 )
+BRACKETS = {"[": "]", "{": "}"}
 # json's scanner takes up to thirty times the text of what it is given as a whole.
 AT_ONCE = 1 << 20  # bytes
-DEEPEST = 1000  # objects and lists in each other; json's scanner ends about there too
+DEEPEST = 1000  # objects and lists in each other; json's scanner has about the same limit
 LONGEST_NAME = 6 * 4096  # characters of a path, each written as an escape
-# What is passed over is let go object by object.
+# For values that nobody asks for: keeps no objects.
 PASSED_OVER = json.JSONDecoder(object_pairs_hook=lambda pairs: None, parse_int=len)
 # int() refuses some thousands of digits.
 VALUES = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
 
 
+def scanned(decode: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns what a decoder of json makes of a text. Raises Flaw."""
+    try:
+        return decode(*arguments)
+    except RecursionError:
+        raise Flaw("it is nested too deeply") from None
+    except ValueError as error:
+        raise Flaw(f"it cannot be parsed: {error}") from None
+
+
 class Span(NamedTuple):
-    """Where a value stands in the text."""
+    """The place of a value in the text."""
 
     start: int
     end: int
+
+
+def is_long(span: Span) -> bool:
+    """Returns whether the text there must not be taken in as a whole."""
+    return span.end - span.start > AT_ONCE
 
 
 def in_utf8(data: bytes) -> bytes:
@@ -4903,15 +4949,15 @@ def in_utf8(data: bytes) -> bytes:
 
 
 class JsonText:
-    """One document as text, with a byte order mark or without: finds spans, collects edits, gives
-    the edited bytes. Takes at most four times the memory of the document. Raises Flaw."""
+    """One document as text, with a byte order mark or without. Finds values, collects edits and
+    gives the edited bytes. Takes at most four times the memory of the document. Raises Flaw."""
 
     def __init__(self, data: bytes) -> None:
-        # A character a byte, so that text in any script takes no more memory; what is looked at is
-        # decoded by itself.
+        # One character for each byte: text in any script takes the same memory. A value is decoded
+        # when somebody asks for it.
         self.data, self.text = data, data.decode("latin-1")
         self.edits: dict[Span, str] = {}
-        self.ends: dict[int, int] = {}  # of objects and lists too long to be scanned at once
+        self.ends: dict[int, int] = {}  # of long objects and lists, by where they begin
         try:
             if in_utf8(data) is not data:
                 raise Flaw("it is not UTF-8")
@@ -4925,27 +4971,26 @@ class JsonText:
             raise Flaw(f"it has something behind its end (at byte {self.root.end})")
 
     def skip(self, at: int) -> int:
-        """Past white space, and commas, which stand where json's scanner has seen them."""
+        """Returns where white space and commas end."""
         match = BLANK.match(self.text, at)
         return match.end() if match else at
 
     def find_ends(self) -> None:
-        """Finds the ends of what is long. Checks strings and brackets; what stands between them is
-        checked where it is looked at. Raises Flaw."""
+        """Finds the ends of long objects and lists, in little memory. Checks strings and brackets.
+        Other values are checked where they are looked at. Raises Flaw."""
         at, begun = 0, list[int]()
         while found := BRACKET.match(self.text, at):
-            start, at = found.span(1)
-            mark = found[1]
+            mark, at = found[1], found.end()
             if mark == '"':
                 at = self.string_end(at)
-            elif mark in "[{":
-                begun.append(start)
+            elif mark in BRACKETS:
+                begun.append(at - 1)
             else:
-                begin = begun.pop() if begun else start
-                if self.text[begin] + mark not in ("[]", "{}"):
-                    raise Flaw(f"it cannot be parsed: {mark} at byte {start} ends nothing")
-                if at - begin > AT_ONCE:
-                    self.ends[begin] = at
+                span = Span(begun.pop() if begun else at - 1, at)
+                if BRACKETS.get(self.text[span.start]) != mark:
+                    raise Flaw(f"it cannot be parsed: {mark} at byte {at - 1} ends nothing")
+                if is_long(span):
+                    self.ends[span.start] = at
             if len(begun) > DEEPEST:
                 raise Flaw("it is nested too deeply")
         if begun:
@@ -4960,35 +5005,32 @@ class JsonText:
         raise Flaw("it cannot be parsed: a string does not end")
 
     def end(self, start: int) -> int:
-        """Of the value there. Raises Flaw."""
+        """Returns where the value ends that begins there. Raises Flaw."""
         if start in self.ends:
             return self.ends[start]
         if self.text.startswith('"', start):
             return self.string_end(start + 1)
-        try:
-            return PASSED_OVER.raw_decode(self.text, start)[1]
-        except RecursionError:
-            raise Flaw("it is nested too deeply") from None
-        except ValueError as error:
-            raise Flaw(f"it cannot be parsed: {error}") from None
+        return int(scanned(PASSED_OVER.raw_decode, self.text, start)[1])
 
     def value(self, span: Span) -> Any:
-        """What stands there; None for what is too long to be taken in as a whole. Raises Flaw."""
-        if span.end - span.start > AT_ONCE:
-            return None
-        text = self.text[slice(*span)].encode("latin-1").decode("utf-8", "surrogatepass")
-        try:
-            return VALUES.decode(text)
-        except RecursionError:
-            raise Flaw("it is nested too deeply") from None
-        except ValueError as error:
-            raise Flaw(f"it cannot be parsed: {error}") from None
+        """Returns what stands there, "" if it is too long to be taken in as a whole. Raises
+        Flaw."""
+        if is_long(span):
+            return ""
+        text = self.data[span.start : span.end].decode("utf-8", "surrogatepass")
+        if text.startswith('"') and "\\" not in text:  # much faster
+            return text[1:-1]
+        return scanned(VALUES.decode, text)
 
     def is_object(self, span: Span) -> bool:
         return self.text.startswith("{", span.start)
 
+    def is_list(self, span: Span) -> bool:
+        return self.text.startswith("[", span.start)
+
     def parts(self, span: Span) -> Iterator[tuple[str, int, Span]]:
-        """Of the object or list there: names ("" in a list), where each part begins, and values."""
+        """Yields the parts of the object or list there: the key ("" in a list), where the part
+        begins, and its value."""
         at = self.skip(span.start + 1)
         while at < span.end - 1:
             key, begin = "", at
@@ -5002,28 +5044,31 @@ class JsonText:
             yield key, at, value
             at = self.skip(value.end)
 
-    def members(self, span: Span) -> dict[str, Span]:
-        """The values of the object there; none of anything else. Raises Flaw for a doubled key."""
+    def members(self, span: Span, names: Collection[str]) -> dict[str, Span]:
+        """Returns where the members of the object there stand; none of anything else. It leaves out
+        what is not in `names` if the object is long. Raises Flaw, also for a doubled key."""
         members: dict[str, Span] = {}
         for name, _, value in self.parts(span) if self.is_object(span) else ():
             if name in members:
                 raise Flaw(f"it has the key {name} twice")
-            members[name] = value
+            if name in names or not is_long(span):
+                members[name] = value
         return members
 
-    def values(self, span: Span, names: Iterable[str]) -> dict[str, Any]:
-        """Those of the object there that it has. Raises Flaw."""
-        members = self.members(span)
+    def values(self, span: Span, names: Collection[str]) -> dict[str, Any]:
+        """Returns those of these members that the object there has. Raises Flaw."""
+        members = self.members(span, names)
         return {name: self.value(members[name]) for name in names if name in members}
 
     def rows(self, span: Span, names: Collection[str]) -> Iterator[tuple[Span, Any]]:
-        """Where the items of the list there stand, and what they say; of long ones no more than
-        these members. Raises Flaw."""
-        for _, _, item in self.parts(span) if self.text.startswith("[", span.start) else ():
-            yield item, self.values(item, names) if item.start in self.ends else self.value(item)
+        """Yields where the items of the list there stand, and what they say. A long item says only
+        what these members of it are. Raises Flaw."""
+        for _, _, item in self.parts(span) if self.is_list(span) else ():
+            yield item, self.value(item) or self.values(item, names)
 
     def names(self, span: Span) -> Iterator[tuple[Span, str, bool]]:
-        """Every string below that may be a file's name, decoded, and whether it is a key."""
+        """Yields every string there that may be a file's name: its place, the string, and whether
+        it is a key. Raises Flaw."""
         at = span.start
         while passed := NO_NAMES_IN.match(self.text, at, span.end):
             start = self.text.find('"', passed.end(), span.end)
@@ -5040,13 +5085,13 @@ class JsonText:
                     yield token, value, colon is not None
 
     def set(self, span: Span, wanted: Mapping[str, Any]) -> None:
-        """Give members of the object there new values where they differ, or take them out (GONE); a
-        new one follows the last, with the white space that stands before that one."""
+        """Gives members of the object there new values where they differ, or removes them (GONE). A
+        new member follows the last one, with the same white space before it."""
         changes = changed(self.values(span, wanted), wanted)
         end, comma, colon = span.start + 1, "", ": "
         for name, at, value in self.parts(span) if changes else ():
             if changes.get(name) is GONE:
-                # A member goes with the comma before it, the first with that behind it.
+                # Removed with the comma before it, or (the first) with the comma behind it.
                 gone = Span(end, value.end) if comma else Span(at, self.skip(value.end))
                 self.edits[gone] = ""
                 end = gone.end
@@ -5066,18 +5111,19 @@ class JsonText:
             self.edits[Span(end, end)] = comma + (comma or ", ").join(new)
 
     def respell(self, token: Span, name: str, new: str) -> None:
-        """Gives another value to the string there. Where only the suffix differs, all before it
-        keeps its bytes."""
-        stem, end = stem_of(new), token.end - 1
-        old = name[len(stem) :] if name.startswith(stem) else name
-        if name != new and self.text.endswith(old, token.start, end):
-            self.edits[Span(end - len(old), end)] = json.dumps(new[len(name) - len(old) :])[1:-1]
-        elif name != new:  # written with escapes, or not ASCII
-            self.edits[token] = json.dumps(new)
+        """Gives another value to the string there. If only the suffix differs, all before it keeps
+        its bytes."""
+        if name == new:
+            return
+        self.edits[token] = json.dumps(new)
+        (stem, old), (new_stem, suffix) = splitext(name), splitext(new)
+        end = token.end - 1
+        if stem == new_stem and self.text.endswith(old, token.start, end):
+            self.edits[token] = self.text[token.start : end - len(old)] + suffix + '"'
 
     def edited(self) -> Optional[bytes]:
-        """The document with all edits; None where nothing was to change. One inside of another is
-        dropped."""
+        """Returns the document with all edits; None if there are none. Drops an edit inside of
+        another one."""
         whole, new, at = memoryview(self.data), io.BytesIO(), 0
         for span in sorted(self.edits):
             if span.start >= at:
@@ -5089,7 +5135,7 @@ class JsonText:
 
 
 def changed(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the members wanted that an object has not `now`: true is not 1 here."""
+    """Returns the wanted members that an object does not have `now`. true differs from 1."""
     changes = {}
     for name, value in wanted.items():
         there = now.get(name, GONE)
@@ -5099,36 +5145,37 @@ def changed(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]
 
 
 class Facts(NamedTuple):
-    """What documents say of takes that belong together, whichever document it is."""
+    """The facts that documents hold about takes that belong together."""
 
     states: frozenset[State]
-    original_size: Optional[int]  # as the browser wrote them; None where not every take's is known
-    compressed_size: int  # of the files that stand for the takes, archived ones included
-    on_disk: int  # now, kept originals included
-    date: Optional[float]  # of the newest compression on record, 0 for none; None without a copy
-    place: Optional[Place]  # where all of it is archived
+    original_size: Optional[
+        int
+    ]  # As the browser wrote them; None if it is not known of every take.
+    compressed_size: int  # Of the files that stand for the takes, archived ones included.
+    on_disk: int  # Of the files that are here, kept originals included.
+    date: Optional[float]  # Of the newest compression: 0 if not on record, None without a copy.
+    place: Optional[Place]  # In the archive, if all of it is there.
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is still to be compressed, and nothing missing."""
+        """Returns whether nothing is missing and nothing has to be compressed."""
         return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED}
 
 
 def facts_of(takes: Iterable[Take]) -> Facts:
-    """Pure: from the states, files and pasts of takes, as they will be after a move."""
+    """Returns the facts about takes, given as they will be after a move. Pure."""
     states: set[State] = set()
     firsts: list[Optional[int]] = []
     places: list[Place] = []
     standing, on_disk, date = 0, 0, None
     for take in takes:
-        original, past, state = take.original, take.past, take.state
-        states.add(state)
+        original, past = take.original, take.past
+        states.add(take.state)
         firsts.append(original.size if original else past.first_size or None)
         file = take.file or past.place
         standing += file.size if file else 0
         on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
-        is_away = state is State.ARCHIVED and file is not None and file.name.endswith(COPY_SUFFIXES)
-        if is_away or state is State.COMPRESSED:
+        if file and file.name.endswith(COPY_SUFFIXES):
             date = max(date or 0.0, past.compressed)
         if past.place:
             places.append(past.place)
@@ -5144,12 +5191,12 @@ def facts_of(takes: Iterable[Take]) -> Facts:
 
 
 def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
-    """What the members of a sidecar must be, given those it has `now`; empty where it says nothing
-    of compression and there is nothing to say. Pure."""
+    """Returns what members of a sidecar must be, given those that it has `now`. None of them change
+    before the first compression. Pure."""
     members: dict[str, Any] = {}
     if facts.date is not None:
-        # Set once: at the first change all originals are there to be summed, later only some. What
-        # the recorder wrote stays where not every chunk is known.
+        # Set once: later, some originals are no longer here. If the size of a chunk is not known,
+        # the recorder's own number stays.
         original, date = now.get("original_size"), now.get("compression_date")
         if facts.original_size is not None and not (date and finite(original)):
             original = facts.original_size
@@ -5165,7 +5212,7 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         members = {name: value for name, value in RESTORED_MEMBERS.items() if name in now}
     if facts.place:
         members["archived"] = True
-        # An archive may be moved by hand: then what its owner says there is not written against.
+        # An owner who moves the archive by hand may say so here, so this is never replaced.
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
@@ -5185,14 +5232,14 @@ OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS)
 
 
 def edit_sidecar(
-    data: bytes, rename: Callable[[str], Optional[str]], facts: Optional[Facts]
+    data: bytes, rename: Callable[[str], str], facts: Optional[Facts]
 ) -> Optional[bytes]:
-    """A document of a folder with its names as they are now and, if it is a sidecar (`facts`), its
-    members. `rename` gives for a string what it is to be, None for one that stays. None where it is
-    true already. Raises Flaw, also where a name that changes is a key. Pure."""
+    """Returns a document of a folder with its names as they are now and, if it is a sidecar
+    (`facts`), its members; None if it is true already. `rename` gives what a string must be. Raises
+    Flaw, also if a name that changes is a key. Pure."""
     document = JsonText(data)
     for token, name, is_key in document.names(document.root):
-        new = rename(name) or name
+        new = rename(name)
         if is_key and new != name:
             raise Flaw(f"it has {name} as a key")
         document.respell(token, name, new)
@@ -5202,20 +5249,26 @@ def edit_sidecar(
     return document.edited()
 
 
-def renamer(names: Names, takes: Iterable[Take]) -> Callable[[str], Optional[str]]:
-    """Returns what `edit_sidecar` asks."""
+def renamer(names: Names, takes: Iterable[Take]) -> Callable[[str], str]:
+    """Returns the function that `edit_sidecar` asks for the names of takes."""
     by_stem = {take.stem: take for take in takes}
 
     @memoized
-    def rename(text: str) -> Optional[str]:
-        meant = names.meant(text, by_stem)
-        return meant[1] if meant else None
+    def rename(text: str) -> str:
+        return true_name(text, names.meant(text, by_stem))
 
     return rename
 
 
+def true_name(text: str, meant: Sequence[tuple[Take, str]]) -> str:
+    """Returns what a string must be for the takes that it may call. A string that is true for one
+    of several stays, so it always calls a file that exists."""
+    names = [name for _, name in meant]
+    return text if text in names or not names else names[0]
+
+
 def index_members(facts: Facts) -> dict[str, Any]:
-    """What an index entry must say. Pure."""
+    """Returns what members of an index entry must be. Pure."""
     return {
         "compressed": facts.is_complete and facts.date is not None,
         "size": facts.on_disk,
@@ -5227,55 +5280,70 @@ Meant = Callable[[str, str], Optional[tuple[Optional[Take], str]]]
 
 
 class Catalogue:
-    """What an index may speak of: recordings by their ids, files by their names."""
+    """Finds what an index calls: recordings by their ids, files by their names."""
 
     def __init__(self, recordings: Iterable[Recording], ids: Collection[str]) -> None:
-        """`recordings` are all those of some folders; the entries of `ids` are to be made true."""
-        self.by_id: dict[str, dict[str, Names]] = defaultdict(dict)  # and folder
-        self.by_end: dict[str, dict[str, Names]] = defaultdict(dict)  # of a folder; and folder
+        """`recordings` are all those of some folders. The entries of `ids` are to be made true."""
+        # The folders, with their names, that an end of a path means or an id (in a tuple).
+        self.folders: dict[object, dict[str, Names]] = defaultdict(dict)
         self.takes: dict[str, Take] = {}  # by stem
         self.ids: dict[str, Sequence[str]] = {}  # of the recording, by stem
-        of_id: dict[str, list[Take]] = defaultdict(list)
-        witnessed = set[str]()
+        of_id: dict[str, list[Recording]] = defaultdict(list)
         for recording in recordings:
             folder = recording.folder
-            self.by_end[folded(basename(folder))][folder] = recording.names
             for id_ in recording.ids:
-                self.by_id[id_][folder] = recording.names
-                of_id[id_] += recording.takes
-            self.takes.update((take.stem, take) for take in recording.takes)
-            self.ids.update((take.stem, recording.ids) for take in recording.takes)
-            if recording.is_witnessed:
-                witnessed.update(recording.ids)
-        known = (of_id.keys() & ids) - witnessed
-        self.facts = {id_: facts_of(of_id[id_]) for id_ in known}
+                of_id[id_].append(recording)
+                self.folders[(id_,)][folder] = recording.names
+            for end in ends_of(folder):
+                self.folders[end][folder] = recording.names
+            for take in recording.takes:
+                self.takes[take.stem], self.ids[take.stem] = take, recording.ids
+        self.facts: dict[str, Facts] = {}
+        for id_ in of_id.keys() & ids:
+            if not any(recording.is_witnessed for recording in of_id[id_]):
+                takes = (take for recording in of_id[id_] for take in recording.takes)
+                self.facts[id_] = facts_of(takes)
+
+    def find(self, id_: str, text: str) -> list[tuple[Take, str]]:
+        """Returns the takes that a string in an entry of this id may call, each with the name that
+        it has now. The take with the most fitting parts is meant, or the one with this id."""
+        above = plain_path(text).rpartition("/")[0]
+        # The index is itself a document of the uppermost folder.
+        ends = (*ends_of(above), "")
+        of_id = self.folders.get((id_,), {})
+        places = [self.folders.get(end, {}) for end in ends]
+        if of_id and not above:
+            places = [of_id] if len(of_id) == 1 else []
+        for folders in places:
+            found = [each for names in folders.values() for each in names.meant(text, self.takes)]
+            if found:
+                return [each for each in found if id_ in self.ids[each[0].stem]] or found
+        return []
 
     def meant(self, id_: str, text: str) -> Optional[tuple[Optional[Take], str]]:
-        """Returns what a string in an entry of this id must be, and the take that it calls if the
-        entry is that take's; None for data."""
-        above = plain_path(text).rpartition("/")[0]
-        folders = self.by_id.get(id_, {})
-        if above or not folders:  # the index is itself a document of the uppermost folder
-            end = folded(basename(above))
-            folders = {**self.by_end.get(end, {}), **self.by_end.get("", {})}
-        elif len(folders) > 1:
+        """Returns the take that a string calls, if the entry of this id is that take's, and what
+        the string must be. Returns None for data."""
+        found = self.find(id_, text)
+        if not found:
             return None
-        found = [names.meant(text, self.takes) for names in folders.values()]
-        meant = [each for each in found if each]
-        if len(meant) != 1:
-            return None
-        take, new = meant[0]
-        ids = self.ids[take.stem]
+        take = found[0][0] if len(found) == 1 else None
+        ids = self.ids[take.stem] if take else ()
         is_its = id_ in self.facts if id_ in ids else not (id_ and ids)
-        return take if is_its else None, new
+        return take if is_its else None, true_name(text, found)
+
+
+def ends_of(folder: str) -> list[str]:
+    """Returns a folder's path and all shorter ends of it, as they are compared."""
+    parts = folded(folder).split("/")
+    return ["/".join(parts[at:]) for at in range(len(parts))]
 
 
 def described(
     document: JsonText, facts: Mapping[str, Facts], meant: Meant
 ) -> Iterator[tuple[Span, str, Mapping[str, Any], Optional[Facts]]]:
-    """Renames what an index names, and yields its entries: where each stands, its id, what it says,
-    and the facts that it must follow. The only entry of an id follows those of the id; any other
-    those of the files that it names; one that does neither keeps what it says. Raises Flaw."""
+    """Renames the files that an index names, and yields its entries: where each stands, its id,
+    what it says, and the facts that it must follow. The only entry of an id follows the facts of
+    the id. Any other entry follows those of the files that it names, or none. Raises Flaw."""
 
     def rename(span: Span, id_: str) -> dict[str, Take]:
         takes = {}
@@ -5309,8 +5377,8 @@ def described(
 def edit_index(
     data: bytes, facts: Mapping[str, Facts], meant: Meant, copies_size: int, date: str
 ) -> Optional[bytes]:
-    """Returns the index with its entries, names and totals as they must be; None where it is true
-    already. `facts` are by id. Raises Flaw where it is not understood. Pure."""
+    """Returns the index with its entries, names and totals as they must be; None if it is true
+    already. `facts` are by id. Raises Flaw if it is not understood. Pure."""
     document, size = JsonText(data), 0.0
     for span, _, entry, about in described(document, facts, meant):
         if about:
@@ -5329,9 +5397,9 @@ ENTRY_MEMBERS = ("id", "size", "compressed", "archived")
 
 def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
     """Yields the recordings of an index: where each stands, its id ("" without one), and what it
-    says. Raises Flaw where the index is not understood."""
-    recordings = document.members(document.root).get("recordings")
-    if not recordings or not document.text.startswith("[", recordings.start):
+    says. Raises Flaw if the index is not understood."""
+    recordings = document.members(document.root, ("recordings",)).get("recordings")
+    if not recordings or not document.is_list(recordings):
         raise Flaw("it has no list of recordings")
     for span, entry in document.rows(recordings, ENTRY_MEMBERS):
         if not isinstance(entry, dict):
@@ -5345,17 +5413,17 @@ def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]
 
 
 def index_differs(data: bytes, facts: Mapping[str, Facts], meant: Meant) -> list[str]:
-    """Returns the ids whose entries say something else than they must. Raises Flaw. Pure."""
+    """Returns the ids of entries that do not say what they must. Raises Flaw. Pure."""
     known = described(JsonText(data), facts, meant)
     return [id_ for _, id_, entry, about in known if about and changed(entry, index_members(about))]
 
 
-HALF_WRITTEN_WAIT = 3.0  # seconds; a server that writes in place does so in a fraction of one
+HALF_WRITTEN_WAIT = 3.0  # seconds; a server needs a fraction of one to write in place
 
 
 def read_whole(path: str, parse: Callable[[bytes], Any]) -> tuple[bytes, Any]:
-    """A JSON file that no other program is in the middle of writing: its bytes, and what `parse`
-    makes of them. Raises Flaw, OSError."""
+    """Returns the bytes of a JSON file, and what `parse` makes of them. Waits for a program that
+    is still writing the file. Raises Flaw, OSError."""
     deadline = monotonic() + HALF_WRITTEN_WAIT
     while True:
         data = read_regular(path)
@@ -5368,17 +5436,16 @@ def read_whole(path: str, parse: Callable[[bytes], Any]) -> tuple[bytes, Any]:
             time.sleep(0.01)
 
 
-REWRITES = 200  # a writer at 50 a second leaves 20 ms between two: so many misses mean another
+REWRITES = 200  # even a writer at 50 a second leaves 20 ms between two writes
 
 
 def rewrite(
     path: str, edit: Callable[[bytes], Optional[bytes]], staging: Staging, backup: bool
 ) -> str:
-    """Edits a JSON file so that no other program's write to it is lost: compared just before the
-    exchange, what was displaced looked at just after; a half-written file is waited for. With
-    `backup` it is first kept beside as NAME.json.bak. Flushing the folder is the caller's. Returns
-    the SHA-256 of what was true, or was made so, "" where it has been deleted meanwhile. Raises
-    Flaw, Refusal, OSError."""
+    """Edits a JSON file. No other program's write to it is lost: the file is compared just before
+    the exchange, and the displaced one just after. With `backup`, the file is first kept as
+    NAME.json.bak. The caller flushes the folder. Returns the SHA-256 of the true document, "" if
+    its owner has deleted it. Raises Flaw, Refusal, OSError."""
     with suppress(FileNotFoundError):
         for _ in range(REWRITES):
             try:
@@ -5399,8 +5466,8 @@ def rewrite(
 
 
 def keep_backup(data: bytes, path: str, staging: Staging) -> None:
-    """Keeps a document as NAME.json.bak beside it, unless that name is taken or too long. Raises
-    Refusal, OSError."""
+    """Keeps a document as NAME.json.bak, unless that name is taken or too long. Raises Refusal,
+    OSError."""
     kept = staging.write(data, path)
     try:
         place(kept, path + BACKUP_SUFFIX)
@@ -5410,13 +5477,18 @@ def keep_backup(data: bytes, path: str, staging: Staging) -> None:
     staging.discard(kept)
 
 
-def put(staged: str, path: str, ours: bytes, expected: bytes) -> bool:
-    """Exchanges a document for a staged one, which holds `ours`. Where another program has got in
-    between, and its own version was displaced, that is put back. Raises OSError."""
+def put(staged: str, path: str, ours: Optional[bytes], expected: Optional[bytes]) -> bool:
+    """Exchanges a document for a staged one, which holds `ours`. Returns False if another program
+    was faster: the file that it had put there is put back. Raises OSError."""
     displaced = exchange(staged, path)
-    if not displaced or read_regular(displaced) == expected:
+    if not displaced:
         return True
-    put(displaced, path, read_regular(displaced), ours)
+    theirs = None  # for a link, or any other file that cannot be read
+    with suppress(OSError):
+        theirs = read_regular(displaced)
+    if theirs == expected:
+        return True
+    put(displaced, path, theirs, ours)
     return False
 
 

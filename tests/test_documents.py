@@ -180,7 +180,7 @@ class Sidecars(unittest.TestCase):
             )
 
     def test_a_name_as_a_key_and_a_doubled_key_of_the_object_itself_are_flaws(self) -> None:
-        for data in (b'{"a-1.webm": 1}', b'{"chunks": [], "id": 1, "id": 2}'):
+        for data in (b'{"a-1.webm": 1}', b'{"chunks": [], "compressed": 1, "compressed": 2}'):
             with self.assertRaises(service.Flaw):
                 edit(data, copied("d/a-1"))
 
@@ -255,7 +255,7 @@ class Index(unittest.TestCase):
     def meant(self, id_: str, text: str) -> Any:
         take = copied("d/a-1")
         found = service.Names("recordings", "d", {"a-1": take}).meant(text, {take.stem: take})
-        return (None, found[1]) if id_ == "A" and found else None
+        return (None, found[0][1]) if id_ == "A" and found else None
 
     def test_the_entry_and_the_totals_follow_and_nothing_else(self) -> None:
         data = json.dumps(self.INDEX).encode()
@@ -410,3 +410,19 @@ class BesideAServer(ServerCase):
         self.rewrite(path, "ours")
         document = self.read_json("index.json")
         self.assertEqual((document["ours"], document["theirs"]), (1, 1))
+
+    def test_a_link_that_slips_in_just_before_the_rename_survives(self) -> None:
+        path = self.add_json("index.json", index([]))
+        exchange = service.exchange
+
+        def late(staged: str, target: str) -> str:
+            once.stop()
+            path.unlink()
+            path.symlink_to("theirs.json")
+            return exchange(staged, target)
+
+        once = mock.patch.object(service, "exchange", late)
+        once.start()
+        with self.assertRaises(OSError):
+            self.rewrite(path, "ours")
+        self.assertEqual(path.readlink(), Path("theirs.json"))
