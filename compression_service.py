@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
 """compression_service.py - make voice recordings smaller, without ever losing a second of one.
 
-It walks a library of WebM recordings made by a browser-based transcription recorder, converts those
-older than a week to Opus with ffmpeg, proves every copy against its source, and only then deletes
-the original. Sidecar metadata, master index, log and history are kept true at every step.
+It walks a library of WebM recordings made by a browser-based transcription recorder. It converts
+those older than a week to Opus with ffmpeg and proves every copy against its source. Only then does
+it delete the original. Sidecar metadata, master index, log and history stay true at every step.
 
 The promise: at every instant, whatever is killed or unplugged, the audio of every recording exists
-complete, as its original or as a verified copy, and every sidecar names files that exist. What
-cannot be proven is kept.
+complete, as its original or as a verified copy. Every sidecar names files that exist. A recording
+that cannot be proven is kept.
 
 Three ideas carry the program.
 
 A take is a stem in a folder. `2025-10-27/14-30-45-chunk-1` is one take, whatever files it has just
 now: an original, a copy, what the history remembers of it. Everything asks the take: `Take.state`.
 
-Documents are derived, not tracked. What a sidecar or an index entry must say is a pure function of
-the takes as they will be after a move (`facts_of`, `sidecar_members`). Making them true is one step
-that can be repeated: for every move, after a kill, and where a server has overwritten them.
+Documents are derived, not tracked. The members of a sidecar or an index entry are a pure function
+of the takes after a move (`facts_of`, `sidecar_members`). Making them true is one step that can be
+repeated: for every move, after a kill, and where a server has overwritten them.
 
 Every change is a move. `next_move` is pure and picks the row, `Committer.commit` carries it out:
 
@@ -26,12 +26,12 @@ Every change is a move. `next_move` is pure and picks the row, `Committer.commit
               not on record as proven
     smaller   a tier asks for less                 staged, exchanged with it     old copy; x.webm
     free      an original whose days are over      nothing; the copy is proven   x.webm
-    archive   a recording all at rest and old      in the archive, read back     the file here
+    archive   an old recording, all compressed     in the archive, read back     the file here
     restore   asked for: an original kept here     nothing; the copy is proven   the copy
     restore   asked for: archived                  fetched, staged -> its name   nothing
 
-An original goes only where settings let it. Whatever is cut short is picked up by the next run from
-what is on disk: a copy without its record is adopted, a 'restored' that was begun is finished.
+An original is removed only where settings let a move do so. The next run continues what was cut
+short, from what is on disk: it adopts a copy without a record, and finishes a restore.
 
 The way of one recording, and the sections of this file in the same order:
 
@@ -144,8 +144,8 @@ DAY = 86_400  # seconds
 memoized = lru_cache(maxsize=1 << 14)  # for what many documents say alike
 
 # ------------------------------------------------------------------------- constants and formats
-# A number stands here if more than one section uses it or a reader may want to change it; each
-# says where it comes from. What only one section needs stands at the head of that section.
+# A number stands here if more than one section uses it or a reader may want to change it. Each
+# says where it comes from. Other constants stand at the head of their section.
 
 SOURCE_SUFFIX = ".webm"
 SIDECAR_SUFFIX = ".json"
@@ -225,7 +225,7 @@ AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
 
 
 class Action(str, enum.Enum):
-    """What became of a recording, as printed, logged and remembered."""
+    """The outcomes of a recording, as printed, logged and remembered."""
 
     COMPRESSED = "compressed"
     WOULD_COMPRESS = "would-compress"
@@ -250,7 +250,7 @@ class Move(str, enum.Enum):
 
 
 class State(enum.Enum):
-    """What a take is just now, from its files and its past alone."""
+    """The states of a take, from its files and its past alone."""
 
     WAITING = "waiting"  # an original, still to be compressed (or too young yet)
     RESTING = "resting"  # an original that stays one, for a reason on record
@@ -393,8 +393,9 @@ class Flaw(Exception):
 
 
 # --------------------------------------------------------------------------------------- records
-# What the sections hand to each other. All but Work are immutable; none opens a file. Paths are
-# relative to the library unless a name says otherwise; sizes are bytes, rates bit/s, times seconds.
+# The values that sections give each other. All except Work are immutable. None opens a file. Paths
+# are relative to the library unless a name says otherwise. Sizes are bytes, rates bit/s, times
+# seconds.
 
 
 class File(NamedTuple):
@@ -413,8 +414,8 @@ class File(NamedTuple):
         return self.suffix.lower() == SOURCE_SUFFIX
 
     def is_on_record(self, size: int, mtime_ns: int) -> bool:
-        """Whether it is the file that a record speaks of: same size, and mtime equal to the second.
-        tar, NTFS and exFAT cut the rest off, and FAT rounds to an even second."""
+        """Returns whether a record speaks of this file: same size, and mtime equal to the second.
+        tar, NTFS and exFAT drop the rest of a second, and FAT rounds to an even one."""
         seconds, recorded = self.mtime_ns // 10**9, mtime_ns // 10**9
         is_even = self.mtime_ns % (2 * 10**9) == 0
         is_same = seconds == recorded or (is_even and abs(self.mtime_ns - mtime_ns) < 2 * 10**9)
@@ -437,8 +438,8 @@ class Witness(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an archived file is, what it was called here, and what it must prove to be when it
-    comes back; a remote keeps no mode and no owner, so they stand here."""
+    """The place of an archived file, its name here, and what it must prove to be when it comes
+    back. A remote keeps no mode and no owner, so they stand here."""
 
     location: str = ""  # the folder there, as `archive_location` says it
     name: str = ""
@@ -476,8 +477,8 @@ class Past(NamedTuple):
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
-        """From the object `past` in a line of the history, of which nothing odd may become a path
-        or a date. Raises what is ODD."""
+        """Returns a past from the object `past` in a line of the history. Nothing odd in it may
+        become a path or a date. Raises what is ODD."""
         said = {**record, "ids": map(sys.intern, record.get("ids", ()))}
         place = remembered(Place(), said.pop("place", {}))
         past = remembered(cls(), said)
@@ -502,7 +503,7 @@ class Past(NamedTuple):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the last outcome is one that stays, as long as nothing it rests on changes."""
+        """Returns whether the last outcome stays, as long as file, policy and settings do."""
         if self.action == Action.FAILED:
             return self.attempts >= ATTEMPTS
         return self.action in (Action.KEPT, Action.RESTORED)
@@ -565,7 +566,7 @@ class Take(NamedTuple):
         return (*self.originals, *self.copies)
 
     def with_files(self, files: Iterable[File]) -> Take:
-        """The same take with other files."""
+        """Returns this take with other files."""
         files = tuple(files)
         return self._replace(
             originals=tuple(file for file in files if file.is_original),
@@ -601,7 +602,7 @@ class Take(NamedTuple):
 
     @property
     def bitrate(self) -> int:
-        """That its copy was asked for, by record or tag; 0 where neither says."""
+        """Returns the bit/s that its copy was asked for, by record or tag; 0 where neither says."""
         if self.proven_copy or not self.copy:
             return self.past.bitrate
         return self.ours[self.copy.name]
@@ -632,9 +633,9 @@ class Take(NamedTuple):
         return self.copy if self.state is State.COMPRESSED else self.original
 
     def name_now(self, name: str) -> str:
-        """By what a document must call what it calls `name`, a file of this stem: names change only
-        between the original and the copy that stands for it, or the other way after a restore. A
-        stranger's name, and that of another original, stay."""
+        """Returns the name a document should use now for the file it calls `name`. Names change
+        only between the original and the copy that stands for it, or back after a restore. The name
+        of another file stays."""
         suffix, file, state = splitext(name)[1], self.file or self.past.place, self.state
         is_other = any(each.name == name for each in self.originals if each != self.original)
         is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
@@ -644,7 +645,7 @@ class Take(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What a recording's sidecars ask for, the most careful wish of each kind; `flaw` where one
+    """The wishes of a recording's sidecars, the most careful one of each kind; `flaw` where one
     cannot be followed, `unreadable` where a document that speaks of it cannot be edited."""
 
     keep: bool = False
@@ -799,8 +800,8 @@ class Folder:
 
     @cached_property
     def takes(self) -> dict[str, Take]:
-        """By name without suffix, with their pasts; only where somebody asks, as a folder at rest
-        is told by its files alone."""
+        """Returns takes with their pasts, by name without suffix. They are made on demand: most
+        nights need the files alone."""
         files: dict[str, list[File]] = {}
         for file in sorted(self.audio):
             files.setdefault(stem_of(file.name), []).append(file)
@@ -812,7 +813,7 @@ class Folder:
 
 
 class Target(NamedTuple):
-    """What a take is to become."""
+    """The format and the bit rate that a copy should have."""
 
     format: str
     bitrate: int
@@ -823,7 +824,7 @@ class Target(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """Who made the copy: its `encoded_by` and `encoding_tool`."""
+        """Returns the `encoded_by` and `encoding_tool` of a copy of ours."""
         return f"{PROGRAM} {self.bitrate / 1000:g}k"
 
 
@@ -852,8 +853,8 @@ class Plan(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What time steps by age take it to be, in seconds since the epoch: one jump of the clock must
-    take nothing. `now` is for the first compression, `careful` for every other step."""
+    """The time that steps by age go by, in seconds since the epoch. A jump of the clock must cost
+    nothing. `now` is for the first compression, `careful` for every other step."""
 
     now: float
     careful: float
@@ -925,12 +926,12 @@ class Probe:
 
     @property
     def samples(self) -> int:
-        """What a plain decode gives of each channel."""
+        """Returns the samples that a plain decode gives of each channel."""
         return max(0, self.length - self.pre_skip - self.trimmed)
 
     @property
     def seconds(self) -> float:
-        """Of audio, without silence."""
+        """Returns seconds of audio, without silence."""
         return self.samples / self.rate
 
     @property
@@ -977,7 +978,7 @@ class Work:
 
     @property
     def path(self) -> str:
-        """Of the source, below the library."""
+        """Returns the path of the source below the library."""
         source = self.plan.source or self.take.past.place or self.take.file
         return join(self.take.folder, source.name if source else self.take.name)
 
@@ -988,12 +989,12 @@ class Work:
 
     @property
     def guessed_seconds(self) -> float:
-        """Of audio, before anything is opened."""
+        """Returns a guess at the seconds of audio, from the size alone."""
         return self.source_size / BYTES_PER_SECOND
 
     @property
     def target_path(self) -> str:
-        """Where the copy stands or will stand, below the library."""
+        """Returns the path of the copy below the library."""
         is_fetched = self.plan.move is Move.RESTORE and self.plan.source is None
         return self.path if is_fetched else self.take.stem + self.plan.target.form.suffix
 
@@ -1004,13 +1005,13 @@ class Work:
 
     @property
     def outcome_reason(self) -> Reason:
-        """What became of it, or will once the commit is through."""
+        """Returns the reason it has, or will have after its commit."""
         return self.reason or REASON_OF[self.plan.move]
 
     def refuse(self, error: Exception) -> None:
         """Set reason and detail for whatever kept it from going on: a Refusal's own; of an OSError
         by its errno (no space, name too long, else input/output); of anything else a defect."""
-        # Its own path is told already.
+        # The report names its path.
         self.detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
         if isinstance(error, Refusal):
             self.reason, self.detail = error.reason, error.detail
@@ -1053,7 +1054,7 @@ class Work:
             first_size = source.size if source.is_original else known.first_size
             past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
         if action is Action.COMPRESSED and self.copy:
-            # Of a copy that was there already, rate and date are those on record or in its tag.
+            # A copy that was here already keeps the rate and date on record or in its tag.
             return past._replace(
                 suffix=self.copy.suffix,
                 size=self.copy.size,
@@ -1121,7 +1122,7 @@ REASON_OF_ERRNO = {
 
 
 def explain(error: Exception) -> str:
-    """What happened, and to which file if the system said so."""
+    """Returns a sentence on an error, with the file if the system named one."""
     if not isinstance(error, OSError):
         return str(error)
     names = (error.filename, error.filename2)
@@ -1150,7 +1151,7 @@ class Command(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells wrong usage in one sentence instead of a page. Raises UsageError."""
+    """Reports wrong usage in one sentence instead of a page. Raises UsageError."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. '{PROGRAM} run --help' tells more, as --help of any command.")
@@ -1164,17 +1165,17 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     try:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
-    except Exception as error:  # whatever it is, it is told
+    except Exception as error:  # so that no command ends in silence
         report.summary(report.failed(error))
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
     finally:
-        report.write("", sys.stderr, end="")  # but for the bar, which goes
+        report.write("", sys.stderr, end="")  # only clears the bar
     return report.exit_code
 
 
 def prepare_streams() -> None:
-    """Where one is closed, the next file that is opened would get its number, and our messages."""
+    """Opens closed standard streams. Else the next file would get their number and messages."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -1186,8 +1187,8 @@ def prepare_streams() -> None:
 
 
 def parse_words(words: Sequence[str]) -> argparse.Namespace:
-    """What the command line asks for, as fields of Config; without a command, a run. Raises
-    UsageError."""
+    """Returns what the command line asks for, as fields of Config. Without a command it is a run.
+    Raises UsageError."""
     parser = Parser(
         prog=PROGRAM,
         description="Make voice recordings smaller, without ever losing a second of one. "
@@ -1565,7 +1566,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 # ------------------------------------------------------------------------------------------- run
 # One run from lock to summary: plan, then batches through probe and prove on every core, commits by
 # the main thread alone as recordings become ready. May start threads. Must never change the library
-# itself, and never lose an outcome: every Work that was planned ends in the report. A dry run goes
+# itself, and never lose an outcome: every Work that was planned ends in the report. A dry run takes
 # the same way, up to the decision.
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
@@ -1575,8 +1576,8 @@ NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run
 
 
 class Run:
-    """What every part of a run needs: `config`, `report`, `library`, `history`, `moment`, and while
-    at work `stop`, `tools`, `staging`, `committer`. Made by command_run and command_restore."""
+    """All that the parts of a run share: `config`, `report`, `library`, `history`, `moment`, and
+    while at work `stop`, `tools`, `staging`, `committer`."""
 
     stop: Stop
     tools: Tools
@@ -1604,13 +1605,13 @@ class Run:
 
     @property
     def last(self) -> Mapping[str, Any]:
-        """The last run on record, empty where there is none."""
+        """Returns the record of the last run, empty if there is none."""
         runs = [record for record in self.history.runs if record.get("type") == "run"]
         return runs[-1] if runs else {}
 
     @cached_property
     def clock(self) -> Moment:
-        """The time that the clock says."""
+        """Returns the time by the clock alone."""
         return Moment(self.now, self.now)
 
     @cached_property
@@ -1656,7 +1657,7 @@ class Run:
         if lexists(self.library.own("history.jsonl")):
             return True
         is_due = next(due_works(self), None) or next(plan_archive(self), None)
-        # What waits for the second run needs the first one on record.
+        # Steps that wait for the second run need the first one on record.
         return bool(is_due or self.report.held or self.report.ahead > 1)
 
     @contextmanager
@@ -1764,8 +1765,8 @@ class Run:
             raise
 
     def next_batch(self, queue: Queue, at_work: Iterable[Work]) -> Sequence[Work]:
-        """What the disk has room for beside those at work; empty to wait for them, or at the
-        end."""
+        """Returns works that the disk has room for beside those at work. Returns none to wait for
+        these, or at the end."""
         if not queue.waiting or self.must_end():
             return ()
         reserved = SPACE_MARGIN + sum(map(space_needed, at_work))
@@ -1774,7 +1775,7 @@ class Run:
             return batch
         self.commit()  # which gives space back
         room = free_space(self.library) - reserved
-        return queue.take(room) or [queue.waiting.popleft()]  # which is told in prepare
+        return queue.take(room) or [queue.waiting.popleft()]  # which is reported in prepare
 
     def commit_in_time(self) -> None:
         """So seldom that it takes little of the time, as many sidecars of one recording are dear to
@@ -1803,8 +1804,7 @@ class Run:
         return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
 
     def recordings_in(self, folder: Folder) -> list[Recording]:
-        """Returns the recordings of a folder. After a defect there are none, and that is
-        reported."""
+        """Returns the recordings of a folder. After a defect it returns none and reports that."""
         with boundary(partial(self.report.defect, f"All in {folder.path} was kept")):
             return resolve_recordings(folder)
         return []
@@ -1864,7 +1864,7 @@ class Run:
             work.displaced_seen = self.library.witness(displaced, self.stop)
 
     def prepare(self, work: Work) -> Job:
-        """What is to be proven, with a staged file for a copy that is to be made. Raises Refusal,
+        """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
         OSError, NoSpaceError."""
         assert work.probe
         free, needed = free_space(self.library), SPACE_MARGIN + space_needed(work)
@@ -1961,7 +1961,7 @@ class Run:
         return self.stop.requested or is_late or is_paused or is_full
 
     def notify(self, summary: Mapping[str, Any]) -> None:
-        """Give the summary to the user's own command; that it failed is told, and changes
+        """Gives the summary to the user's own command. Its failure is reported and changes
         nothing."""
         if self.config.notify_command:
             shell = ["/bin/sh", "-c", self.config.notify_command]
@@ -1980,8 +1980,8 @@ class Run:
 
 @contextmanager
 def boundary(refuse: Callable[[Exception], object]) -> Iterator[None]:
-    """Gives whatever goes wrong inside to `refuse`. So a defect costs one recording its turn, and
-    not the run. Raises Stopped, ServiceError."""
+    """Gives any error inside to `refuse`. So a defect costs one recording its turn, and not the
+    run. Raises Stopped, ServiceError."""
     try:
         yield
     except (Stopped, ServiceError):
@@ -2031,7 +2031,7 @@ def free_space(library: Library) -> float:
 
 
 def disk_state(path: str) -> Optional[os.statvfs_result]:
-    """What a file system says of itself; None where it says nothing: unknown is not full."""
+    """Returns the size and room of a file system, None if it does not say: unknown is not full."""
     with tolerated((*NO_FLUSH, errno.EOVERFLOW)):
         disk = os.statvfs(path)
         return disk if disk.f_blocks else None
@@ -2254,7 +2254,7 @@ def is_read_only(path: str) -> bool:
 
 
 def failed_trial(where: str, error: OSError) -> ServiceError:
-    """The sentence about a place that a run must be able to write to."""
+    """Returns the error for a place that a run must be able to write to."""
     where = error.filename or where
     if exit_code_of(error) == NoSpaceError.exit_code:
         advice = "Nothing was changed; make room and run again."
@@ -2264,7 +2264,7 @@ def failed_trial(where: str, error: OSError) -> ServiceError:
 
 
 def read_signs(library: Library) -> None:
-    """The same from modes, mounts and free space alone. Raises as try_commits does."""
+    """Reads the signs of all this: modes, mounts and free space. Raises as try_commits does."""
     places = (library.root, library.own(""), library.own("history.jsonl"))
     for path in filter(lexists, places):
         read_sign(path)
@@ -2275,7 +2275,7 @@ def read_signs(library: Library) -> None:
 
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
-    """Of one folder or file, on a disk with so many bytes free. Raises as failed_trial says."""
+    """Reads the signs of one path, whose disk needs so many bytes. Raises as failed_trial says."""
     disk, problem = disk_state(path), 0
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
@@ -2506,7 +2506,7 @@ class Library:
             yield tell
 
     def at_work(self) -> str:
-        """Whoever locks the library just now, or "", also where that cannot be told."""
+        """Returns who locks the library now, "" if nobody does or that cannot be found out."""
         with suppress(OSError), open_regular(self.own("lock")) as file:
             return self.holder(file)
         return ""
@@ -2618,7 +2618,7 @@ def has_index(folder: str) -> bool:
 
 
 def give_to_owner(target: int | str, like: str, mask: int) -> None:
-    """What we make in a folder is its owner's, with its mode. Raises OSError."""
+    """Gives a path of ours the owner and mode of another. Raises OSError."""
     status = os.stat(like)
     with suppress(OSError):  # not root: then it is ours
         os.chown(target, status.st_uid, status.st_gid)
@@ -2886,10 +2886,10 @@ REST_SETTINGS = (
 def next_move(
     take: Take, policy: Optional[Policy], config: Config, moment: Moment
 ) -> Optional[Plan]:
-    """The row of the table that is next for a take; None where it rests.
+    """Returns the row of the table that is next for a take, None if there is none. Pure.
 
-    `policy` is None before the sidecars have been read: then whatever one might have said is taken
-    to be as it was, so that a library at rest need not be read.
+    Without a `policy` the sidecars have not been read. They are then taken to say the same as
+    before, so that most nights need not read them.
     """
     past, wish = take.past, policy or NO_POLICY
     if take.is_half_restored:
@@ -2909,7 +2909,7 @@ def next_move(
     form = FORMAT_OF[take.copy.suffix] if take.copy else wish.format or config.target_format
     target = Target(form, wish.bitrate or config.rate_at(age))
     draft = Plan(Move.COMPRESS, file, target, settings, refusal=objection(wish))
-    # What was asked before the sidecars were read compares with the first half alone.
+    # Settings noted before the sidecars were read have the first half alone.
     holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
     for plan in possible_moves(take, wish, config, moment, draft):
         if not (holds and is_settled(plan.move, past)):
@@ -3003,8 +3003,8 @@ def archiving(
 
 
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
-    """What a decision rests on beside the file, as kept in the history: the settings and whether
-    its name is taken; then, behind a bar, what the sidecars ask for, once they have been read."""
+    """Returns the settings of a decision as text for the history, and whether the copy's name is
+    taken. Behind a bar stand the wishes of the sidecars, once they have been read."""
     parts = (
         config.target_format,
         config.rate_at(age),
@@ -3050,10 +3050,10 @@ def is_most(told: Mapping[str, Any]) -> bool:
 
 
 def due_works(run: Run) -> Iterator[Work]:
-    """The same as they are met, of which a refused plan makes a Work that is refused already.
+    """Yields these moves folder by folder. A refused plan becomes a Work with its reason.
 
-    The documents of a folder are read unless it is at rest; who may write makes true at the end
-    what has been looked into."""
+    Documents are read except in a folder whose note still holds. A run that may write makes all
+    that it has read true at the end."""
     config, report, is_found = run.config, run.report, False
     report.found = report.young = report.links = report.ahead = report.held = 0
     ahead: list[str] = []
@@ -3154,8 +3154,8 @@ def move_at_most(take: Take, run: Run) -> Optional[Plan]:
 
 
 def works_of(recording: Recording, run: Run) -> list[Work]:
-    """What its takes are to do, if they are selected: one work a take, but of a clash one for each
-    original, that which the take's past is to speak of last."""
+    """Returns the works of its takes that are selected: one a take. In a clash each original gets
+    one, and last the one that the history will remember."""
     works = []
     for take in recording.takes:
         plan = next_move(take, recording.policy, run.config, run.moment)
@@ -3184,7 +3184,7 @@ def oldest(recording: Recording) -> int:
 
 
 def plan_archive(run: Run) -> Iterator[list[Work]]:
-    """Recordings of which every take that is here makes the move `archive`, and none is missing."""
+    """Yields the works of recordings whose takes are all due for the archive."""
     if run.config.archive_tier is None:
         return
     for folder in run.library.walk(str):
@@ -4846,7 +4846,7 @@ class Committer:
 def edits(
     library: Library, recording: Recording, after: Mapping[str, Take]
 ) -> Iterator[tuple[str, Callable[[bytes], Optional[bytes]]]]:
-    """What makes each document of a recording true, by its path below the library."""
+    """Yields the edit that makes each document of a recording true, by path below the library."""
     takes = [after.get(take.stem, take) for take in recording.takes]
     facts, rename = facts_of(takes), renamer(recording.names, takes)
     for sidecar in recording.sidecars:
@@ -4866,7 +4866,7 @@ def keep_together(works: Sequence[Work]) -> None:
 
 
 def expect(is_unchanged: bool) -> None:
-    """Of what was proven. Raises Refusal."""
+    """Raises Refusal(CHANGED) unless something that was proven is unchanged."""
     if not is_unchanged:
         raise Refusal(Reason.CHANGED)
 
@@ -5931,7 +5931,7 @@ def is_full(error: Exception) -> bool:
 
 
 def is_below(path: str, folder: str) -> bool:
-    """Wherever links lead."""
+    """Returns whether a path lies below a folder, with all links followed."""
     return realpath(path).startswith(join(realpath(folder), ""))
 
 
@@ -6038,14 +6038,14 @@ def every_folder(library: Library, problem: Callable[[str], object]) -> Iterator
 
 
 def names_of(recording: Recording) -> set[str]:
-    """What its files and sidecars are called, without a suffix."""
+    """Returns the names of its files and sidecars, without a suffix."""
     sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
     return {*sidecars, *(take.name for take in recording.takes)}
 
 
 def done_last(library: Library) -> list[str]:
-    """What was done since the last run began that compressed or archived anything, as absolute
-    paths."""
+    """Returns the absolute paths of all that the last run did that compressed or archived
+    anything."""
     words = (Action.COMPRESSED, Action.ARCHIVED)
     begun = [run["time"] for run in library.history.runs if any(map(run.get, words))]
     return [
@@ -6222,7 +6222,7 @@ def command_check(config: Config, report: Report) -> None:
 
 @contextmanager
 def answering_for(run: Run, what: str) -> Iterator[None]:
-    """What is wrong with it is told; that it is not there is nothing wrong."""
+    """Reports what is wrong with a thing. A thing that is not there is no error."""
     try:
         yield
     except FileNotFoundError:
@@ -6310,8 +6310,7 @@ NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
 
 
 class History:
-    """The memory of one library, read folder by folder; torn and odd lines are passed over, as if
-    what they tell had not been."""
+    """The memory of one library, read folder by folder. Torn and odd lines are passed over."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
@@ -6319,7 +6318,7 @@ class History:
 
     @cached_property
     def lines(self) -> dict[Optional[bytes], list[int]]:
-        """Where the lines of each folder begin, by its name as JSON has it; None: those of runs."""
+        """Returns where the lines of each folder begin, by its name in JSON; of runs by None."""
         lines: dict[Optional[bytes], list[int]] = {}
         try:
             file = open_regular(self.path)
@@ -6442,9 +6441,9 @@ SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for rea
 
 
 def storage_stats(recordings_dir: str) -> dict[str, Any]:
-    """What a library takes and what its compression saved: the object of `stats --json`, described
-    in README.md. May be called from any thread. Raises ValueError where library, config file or
-    history cannot be used, OSError where they cannot be read."""
+    """Returns the size of a library and what compression saved: the object of `stats --json`, as
+    README.md describes it. May be called from any thread. Raises ValueError where library, config
+    file or history cannot be used, OSError where they cannot be read."""
     try:
         words = ["stats", f"--recordings={os.fspath(recordings_dir)}"]
         return gather_stats(resolve_config(parse_words(words)))
@@ -6503,7 +6502,7 @@ def library_of(config: Config) -> Library:
 
 
 def add_take(sums: Mapping[str, Counter[str]], take: Take, plan: Optional[Plan]) -> None:
-    """What a take has here, and what is due of it."""
+    """Adds the files of a take, and what is due for it."""
     totals, copy, source = sums["totals"], take.proven_copy, plan and plan.source
     copies = sum(file.size for file in take.copies)
     originals = size_on_disk(take) - copies
@@ -6517,7 +6516,7 @@ def add_take(sums: Mapping[str, Counter[str]], take: Take, plan: Optional[Plan])
     )
     if copy and not take.originals:
         add_saving(sums, take.past, copy.size)
-    else:  # with its original still beside it, a copy has saved nothing yet
+    else:  # a copy saves nothing while its original is here
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), originals or copies)
     if plan and source and plan.move in (Move.COMPRESS, Move.SMALLER):
         rate = take.bitrate if source == take.copy else USUAL_RATE
@@ -6528,7 +6527,7 @@ def add_take(sums: Mapping[str, Counter[str]], take: Take, plan: Optional[Plan])
 
 
 def add_saving(sums: Mapping[str, Counter[str]], past: Past, size: int) -> None:
-    """Of what has `size` bytes now; nothing was saved of what has no copy in its past."""
+    """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
     before = past.first_size or size
     sums["recorded_by_month"][local_time(past.mtime_ns // 10**9)[:7]] += before
     if past.suffix:
@@ -6542,7 +6541,7 @@ def local_time(seconds: float) -> str:
 
 
 def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """What people want to know: rows by title, for terminal and page."""
+    """Returns rows by title, for terminal and page."""
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:
@@ -6635,8 +6634,8 @@ def shown(text: str) -> str:
 
 
 def size_chart(stats: Mapping[str, Any]) -> str:
-    """What the library has now, summed up month by month, in kB: a recording counts from the month
-    in which it was recorded, its saving from that in which it was compressed."""
+    """Returns a chart of the library's size by month, in kB. A recording counts from the month it
+    was recorded in, its saving from the month it was compressed in."""
     recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
     months = sorted({*recorded, *saved})
     if not months:
@@ -6727,7 +6726,7 @@ def command_serve(config: Config, report: Report) -> None:
                 self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """What was asked of it is nobody's business."""
+            """Logs nothing: requests are private."""
 
     class Server(http.server.ThreadingHTTPServer):
         timeout = 0.5  # seconds between looks at the signals
@@ -6785,7 +6784,7 @@ SAID_OF_SOUND_FILES = re.compile(
     rb"|an EBML number's first byte|invalid as first byte of an EBML number"
 )
 
-# What ffmpeg puts before its words.
+# The words that ffmpeg puts before a message.
 EMBELLISHMENT = re.compile(
     r" @ 0x[0-9a-f]+(?=\])|\[(?:info|warning|error|fatal|panic)\] "
     r"|Error (?:while decoding stream \S+|submitting packet to decoder:) "
@@ -6858,7 +6857,7 @@ class Tools:
         return next(filter(self.has_encoders, others), last)
 
     def has_encoders(self, ffmpeg: str) -> bool:
-        """By its own word; one that does not even tell is tried all the same."""
+        """Returns whether it lists our encoders. One that lists nothing is tried all the same."""
         listed = ""
         with suppress(Refusal, ToolError):
             listed, _ = self.run([ffmpeg, *QUIET, "-encoders"], 0)
@@ -6992,7 +6991,7 @@ class Tools:
 
 
 class Threads(ThreadPoolExecutor):
-    """Raises ServiceError where the system starts no more of them."""
+    """A pool that raises ServiceError if the system starts no more threads."""
 
     def submit(self, *task: Any, **options: Any) -> Future[Any]:
         try:
@@ -7051,7 +7050,7 @@ def tail(messages: bytes) -> str:
 def copy_through(source: Any, listener: Any, file: IO[bytes]) -> str:
     """Copy a stream to its end into both; its SHA-256. Raises OSError."""
     digest = hashlib.sha256()
-    with file, listener, source:  # closed whatever goes wrong, so that no one waits for us
+    with file, listener, source:  # closed after any error, so that nobody waits for us
         while data := os.read(source.fileno(), 1 << 16):
             digest.update(data)
             listener.write(data)
@@ -7126,7 +7125,7 @@ class Staging:
         return staged
 
     def levels(self) -> str:
-        """The same in our own folder."""
+        """Returns a new empty level file in our own folder."""
         return self.beside(self.library.own("levels"))
 
     def write(self, data: bytes, like: str) -> str:
@@ -7146,7 +7145,7 @@ class Staging:
             remove_all([staged])
 
     def sweep(self, folder: Folder) -> None:
-        """Remove what runs that are gone have left; only while the lock is held."""
+        """Removes the leftovers of runs that ended. Only while the lock is held."""
         remove_all(self.library.path(folder.path, name) for name in folder.leftovers)
 
 
@@ -7230,7 +7229,7 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
 
 
 def access_list(descriptor: int) -> bytes:
-    """As Linux keeps it (acl(5)), empty where there is none."""
+    """Returns the access list in Linux's form (acl(5)), empty if there is none."""
     if sys.platform == "linux":
         with suppress(OSError):
             return os.getxattr(descriptor, ACCESS_LIST)
@@ -7261,7 +7260,7 @@ def mode_without_owner(before: os.stat_result, uid: int, gid: int, acl: bytes, n
 
 
 def is_in_group(uid: int, gid: int) -> bool:
-    """By passwd and group; False for a user that they do not know."""
+    """Returns whether a user is in a group, by passwd and group. False for an unknown user."""
     with suppress(KeyError):
         user = pwd.getpwuid(uid)
         return gid in os.getgrouplist(user.pw_name, user.pw_gid)
@@ -7355,13 +7354,13 @@ SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how l
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
 OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED, Action.RESTORED)
-# What a summary has of a report; sizes are bytes, those of a dry run estimates.
+# Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
 
 class Report:
-    """Told outcomes, tells people. `exit_code` is the run's. What stands in one line is made
-    printable here, so that no name can forge another."""
+    """Gets outcomes and informs people. `exit_code` is the run's. Each line is made printable here,
+    so that no name can forge another line."""
 
     found = young = links = due = 0  # as the plan counts them
     ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
@@ -7454,7 +7453,7 @@ class Report:
         return text
 
     def begin(self, works: Sequence[Work], workers: int) -> None:
-        """What is due, how much, about how long."""
+        """Reports what is due: how much, and about how long it takes."""
         self.due = len(works)
         size = sum(work.source_size for work in works)
         audio = size / BYTES_PER_SECOND
@@ -7474,7 +7473,7 @@ class Report:
         before, after = told["original_size"], work.copy.size if work.copy else work.estimate
         sizes = size_text(before) if before else ""
         is_adopted = work.outcome_reason in (Reason.ADOPTED, Reason.ADOPT_DUE)
-        if is_adopted and take.proven_copy:  # it was told when it was made
+        if is_adopted and take.proven_copy:  # it was reported when it was made
             sizes += " freed"
         elif action in COMPRESSING:
             self.original_size += before
@@ -7495,7 +7494,7 @@ class Report:
             self.error(advice)
 
     def line(self, work: Work, sizes: str, why: str) -> str:
-        """What was done, or why not, with sizes."""
+        """Returns the line on a recording: what was done or why not, with sizes."""
         reason, probe = work.outcome_reason, work.probe
         parts = [f"{reason.action.value:<14} {work.path}", sizes]
         if reason not in (Reason.DONE, Reason.DUE):
@@ -7538,7 +7537,7 @@ class Report:
             text, self.bar = f"\033[J{text}", ""
         try:
             print(text, end=end, file=stream, flush=True)
-        except OSError:  # whoever read it has gone, or its disk is full; the work goes on
+        except OSError:  # its reader has ended, or its disk is full; the work continues
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -7589,7 +7588,7 @@ class Report:
             parts.append(f"Copies take {copies}; saves {waiting} once the originals go")
         freed = self.saved + self.beside
         if freed > 0:
-            # What an earlier run has told as saved is not saved again when its original goes.
+            # An earlier run reported this saving. Removing the original does not save it again.
             parts.append(f"{size_text(freed)} {'freed' if freed > gain else 'saved'}")
         if self.young:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
@@ -7608,7 +7607,7 @@ class Report:
 
 
 def advice_on(work: Work) -> str:
-    """What to do where the cause is not the recording's. Many share one, which is reported once."""
+    """Returns advice where the cause is not the recording's. Many share one, reported once."""
     advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
     return advice[work.reason].format(work.detail) if work.reason in advice else ""
 
@@ -7676,9 +7675,8 @@ def iso(seconds: float) -> str:
 
 
 # ---------------------------------------------------------------------------------------- set-up
-# What is done by hand and seldom: doctor runs the trials and says all that it finds, schedule
-# prints what makes a run every night, demo does the whole job on a library of its own in a
-# temporary folder.
+# Commands that are used seldom. Doctor runs the trials and reports all that it finds. Schedule
+# prints an entry for a run every night. Demo does the whole job in a temporary folder.
 
 LATE = 2 * DAY  # since the last run, after which a schedule is taken to have failed
 
@@ -7891,7 +7889,7 @@ DEMO_SOUND = (
 
 
 def command_demo(config: Config, report: Report) -> None:
-    """The whole job on a library made for it, in a folder that is gone afterwards."""
+    """Does the whole job on a library of its own, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
         day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
