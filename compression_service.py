@@ -7915,8 +7915,12 @@ def command_pause(config: Config, report: Report) -> None:
     if config.pause_for is not None:
         seconds = time.time() + config.pause_for
         until, end = local_time(seconds), str(seconds)
-    with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
-        file.write(end)
+    try:
+        with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
+            file.write(end)
+    except OSError:  # an empty file would be a pause without an end
+        remove_all([library.own("paused")])
+        raise
     report.say(f"Paused: runs leave {library.root} alone until {until}.")
 
 

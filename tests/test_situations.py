@@ -692,10 +692,15 @@ class NoSpace(SituationCase):
         self.assert_no_leftovers()
 
     def test_statistics_and_a_pause_on_a_full_disk(self) -> None:
+        self.put_run_on_record()
         self.fill()
-        for words in (("stats", "--html", str(self.library / "page.html")),):
+        for words in (
+            ("stats", "--html", str(self.library / "page.html")),
+            ("pause", "--for", "2h"),
+        ):
             ran = self.run_cli(*words)
             self.assertEqual((ran.code, len(ran.err.splitlines())), (5, 1), ran)
+        self.assertFalse((self.library / ".compression/paused").exists(), "paused without an end")
 
 
 class NotMounted(SituationCase):
