@@ -2939,15 +2939,24 @@ def possible_moves(
 ) -> Iterator[Plan]:
     """Yields the moves that files, ages and settings ask of a take, lowest rank first. A move whose
     name is taken is refused. Pure."""
-    original, copy, past = take.original, take.copy, take.past
     taken = ""
     if len(take.originals) > 1:
         taken = f"several files would become {take.name}"
-    elif past.place and original:
+    elif take.past.place and take.original:
         taken = f"the archive has an earlier {take.name}; rename this one"
     if taken:
         yield draft._replace(refusal=Refusal(Reason.NAME_TAKEN, taken))
-        return
+    else:
+        yield from compressing(take, wish, config, moment, draft)
+    # Also what is in the archive already: a kill may have kept it from being removed here.
+    yield from archiving(take, wish, config, moment, draft)
+
+
+def compressing(
+    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
+) -> Iterator[Plan]:
+    """Yields the moves compress, adopt, smaller and free that a take may make. Pure."""
+    original, copy = take.original, take.copy
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
     tier = config.tier_rate(moment.careful_age(copy)) if copy and not wish.bitrate else None
@@ -2966,7 +2975,6 @@ def possible_moves(
         yield draft._replace(move=Move.SMALLER, goes=goes)
     if is_proven and goes:
         yield draft._replace(move=Move.FREE, goes=goes)
-    yield from archiving(take, wish, config, moment, draft)
 
 
 def originals_over(take: Take, config: Config, moment: Moment, is_proven: bool) -> tuple[File, ...]:

@@ -128,6 +128,26 @@ class TestRest(unittest.TestCase):
         )
         self.assertIsNone(after, "the refused step is not tried every night from then on")
 
+    def test_what_a_kill_left_here_after_it_was_archived_is_archived_again(self) -> None:
+        config = Config(tiers=(Tier(30, archive="/cold"),))
+        mtime_ns = int((START - 40 * DAY) * 1e9)
+        original = File("x.webm", 1000, mtime_ns)
+        take = Take("d/x", (original,))
+        settings = service.settings_of(take, None, config, 40)
+        place = service.Place("/cold/archive-of-library/d", "x.webm", 1000, mtime_ns)
+        past = Past(
+            action="archived",
+            move="archive",
+            settings=settings,
+            mtime_ns=mtime_ns,
+            first_size=1000,
+            place=place,
+        )
+        left = take._replace(past=past)
+        plan = service.next_move(left, None, config, night(config, START).moment)
+        assert plan
+        self.assertEqual((plan.move, plan.goes), (Move.ARCHIVE, (original,)))
+
 
 if __name__ == "__main__":
     unittest.main()
