@@ -3781,8 +3781,8 @@ MP4 = Container(
 # may hold marks, or what was said: Voice Memos keep the transcript in moov/trak/udta/tsrp.
 MP4_BOXES = re.compile(
     "ftyp|styp|mdat|free|skip|wide|mfra|sidx|pdin|prft|moov|mvhd|iods|trak|tkhd|edts|elst|tref|mdia"
-    "|mdhd|hdlr|elng|minf|smhd|dinf|stbl|stsd|stts|stsc|stsz|stz2|stco|co64|stss|sdtp|sgpd|sbgp|ctts"
-    "|cslg|mvex|mehd|trex|trep|moof|mfhd|traf|tfhd|tfdt|trun|udta|meta|keys|ilst|\xa9..."
+    "|mdhd|hdlr|elng|minf|smhd|dinf|stbl|stsd|stts|stsc|stsz|stz2|stco|co64|stss|sdtp|sgpd|sbgp"
+    "|ctts|cslg|mvex|mehd|trex|trep|moof|mfhd|traf|tfhd|tfdt|trun|udta|meta|keys|ilst|\xa9..."
 )
 MP4_UNITS = {"opus": 120, "aac": 512}  # samples, of which each packet has a multiple
 OPUS_DELAY = 3_840  # samples, the longest pre-skip that an encoder of Opus writes
