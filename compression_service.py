@@ -3722,8 +3722,9 @@ def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     if name == "RIFF":
         return name, body + 4, None
     is_counted_in = 0 < body + size - window.size <= body
-    is_streamed = size == 0 or size >= STREAMED_FROM or is_counted_in
-    if body + size > window.size and not WAV_CHUNKS.fullmatch(name):
+    is_beyond = body + size > window.size
+    is_streamed = size == 0 or is_counted_in or (is_beyond and size >= STREAMED_FROM)
+    if is_beyond and not WAV_CHUNKS.fullmatch(name):
         return "no chunk\n", body, size
     return name, body, None if name == "data" and is_streamed else size
 
@@ -3788,8 +3789,8 @@ MP4 = Container(
 # may hold marks, or what was said: Voice Memos keep the transcript in moov/trak/udta/tsrp.
 MP4_BOXES = re.compile(
     "ftyp|styp|mdat|free|skip|wide|mfra|sidx|pdin|prft|moov|mvhd|iods|trak|tkhd|edts|elst|tref|mdia"
-    "|mdhd|hdlr|elng|minf|smhd|dinf|stbl|stsd|stts|stsc|stsz|stco|co64|stss|sdtp|sgpd|sbgp|ctts"
-    "|cslg|mvex|mehd|trex|trep|moof|mfhd|traf|tfhd|tfdt|trun|udta|meta|keys|ilst|\xa9..."
+    "|mdhd|hdlr|elng|minf|smhd|dinf|stbl|stsd|stts|stsc|stsz|stz2|stco|co64|stss|sdtp|sgpd|sbgp"
+    "|ctts|cslg|mvex|mehd|trex|trep|moof|mfhd|traf|tfhd|tfdt|trun|udta|meta|keys|ilst|\xa9..."
 )
 MP4_UNITS = {"opus": 120, "aac": 512}  # samples, of which each packet has a multiple
 OPUS_DELAY = 3_840  # samples, the longest pre-skip that an encoder of Opus writes
@@ -3911,6 +3912,8 @@ class Movie:
     def add_table(self) -> None:
         """Adds the packets that moov lists: their sizes (stsz), and runs of equal durations (stts).
         Raises Refusal."""
+        if "stz2" in self.places:
+            raise unsupported("an MP4 whose packets' sizes are told in short (stz2)")
         size, count = self.numbers("stsz", 4, 2)
         self.check_count(count)
         self.sizes += array.array("I", [size]) * count if size else self.numbers("stsz", 12, count)
@@ -3918,6 +3921,8 @@ class Movie:
         table = self.numbers("stts", 8, 2 * runs)
         for length, duration in zip(table[::2], table[1::2]):
             self.add_stamps([duration] * min(length, count - len(self.stamps)))
+        if len(self.stamps) < count or (count and not self.clock):
+            raise damaged("its packets have no times (stts)")
 
     def add_run(self) -> None:
         """Adds the packets of a fragment (trun), with the defaults of tfhd and trex. Raises
@@ -3994,6 +3999,8 @@ class Movie:
         parts = self.edit_list()
         while parts and parts[0][1] == -1:
             lead += parts.pop(0)[0] / self.scale("mvhd")
+            hides_all = not parts and "trun" not in self.places
+            end = 0 if hides_all else end
         if len(parts) > 1 or (parts and parts[0][2:] != (1, 0)):
             raise Refusal(Reason.HIDDEN, "several parts, or another speed")
         for ticks, begin, *_ in parts:
@@ -6015,8 +6022,10 @@ def asked_for(run: Run) -> Iterator[Recording]:
         given = path if is_from_here else library.path(path)
         inside = relpath(realpath(given), realpath(library.root))
         asked[inside] = path
-        folder_of_it, name = os.path.split(stem_of(inside))
-        by_folder.setdefault(folder_of_it, {})[name] = inside
+        stem, suffix = splitext(inside)
+        if suffix.lower() in (*AUDIO_SUFFIXES, SIDECAR_SUFFIX):
+            folder_of_it, name = os.path.split(stem)
+            by_folder.setdefault(folder_of_it, {})[name] = inside
     missed = set(asked)
     for folder in every_folder(library, run.report.once):
         if run.is_locked:

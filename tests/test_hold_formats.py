@@ -52,6 +52,17 @@ class Wav(FormatCase):
             self.add_bytes(wav(self.samples, riff, size), f"{number_}.webm")
         self.assert_all_compressed()
 
+    def test_a_size_above_2_GB_that_the_file_has_is_believed(self) -> None:
+        count, path = 0x80000000, self.library / "a.webm"
+        tags = chunk(b"LIST", b"INFO" + chunk(b"INAM", b"Hello\0"))
+        with path.open("wb") as file:
+            file.write(wav(b"", count + 36 + len(tags), count))
+            file.seek(44 + count)
+            file.write(tags)
+        with path.open("rb") as file:
+            found = service.walk_wav(service.Window(file.fileno()))
+        self.assertEqual(found.samples, count // 2)
+
     def test_marks_and_texts_are_kept_and_named_and_tags_are_no_reason(self) -> None:
         count = len(self.samples)
         parts = {
@@ -138,6 +149,7 @@ class Mp4(FormatCase):
             "start": [Edit(2_000, 48_000)],
             "end": [Edit(2_000, 312)],
             "speed": [Edit(1_500, 0, 2)],
+            "silence": [Edit(1_000, -1)],
         }
         for name, edits in lists.items():
             self.add_bytes(whole(self.track, edits=edits), f"{name}.webm")
@@ -158,6 +170,19 @@ class Mp4(FormatCase):
         for each, word in parts.items():
             self.assert_kept(ran, f"{each}.webm", word)
         self.assert_compressed("tags.webm")
+
+    def test_tables_without_times_or_of_short_sizes_are_called_what_they_are(self) -> None:
+        file, count = whole(self.track), len(self.track.packets)
+        times = b"stts" + numbers(0, 1, count)
+        for name, duration in (("short", numbers(1, 2_880)), ("zero", numbers(count, 0))):
+            table = times[:12] + duration
+            self.add_bytes(file.replace(times + numbers(2_880), table), f"{name}.webm")
+        self.add_bytes(file.replace(b"stsz", b"stz2"), "packed.webm")
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0, ran.out)
+        self.assert_kept(ran, "short.webm", "no times")
+        self.assert_kept(ran, "zero.webm", "no times")
+        self.assert_kept(ran, "packed.webm", "not a kind that is compressed")
 
     def test_a_table_of_a_hundred_million_packets_takes_no_memory(self) -> None:
         content = bytearray(whole(self.track))

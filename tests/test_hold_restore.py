@@ -31,6 +31,20 @@ class NothingByAccident(LibraryCase):
             self.run_cli("restore", word, cwd=str(self.folder))
         self.assertEqual(self.files(), before)
 
+    def test_a_folder_is_not_the_recording_beside_it(self) -> None:
+        self.configure(delete_originals=False)
+        self.add("chunk_0", "d/14-30.webm")
+        self.add("chunk_1", "d/14-30/original_audio.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        for words, paths in (
+            (["d/14-30"], {"d/14-30/original_audio.webm"}),
+            (["d/14-30/"], {"d/14-30/original_audio.webm"}),
+            (["d/14-30.txt"], set()),
+            (["d/14-30.OPUS"], {"d/14-30.webm"}),
+        ):
+            ran = self.run_cli("restore", "-n", "--json", *words)
+            self.assertEqual(set(ran.outcomes), paths, words)
+
 
 class KeptOriginals(FaultCase):
     """Recordings with their originals kept beside their copies."""
