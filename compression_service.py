@@ -185,6 +185,7 @@ class Format(NamedTuple):
     payload: float
     header: int  # bytes
     slack: int  # samples
+    sample_bits: float  # that its encoder uses at most
     rates: tuple[int, int]  # bit/s, lowest and highest
 
 
@@ -200,6 +201,7 @@ FORMATS = {
         payload=0.997,
         header=250,
         slack=0,
+        sample_bits=math.inf,
         rates=(6_000, 510_000),  # RFC 6716, section 2.1.1
     ),
     "m4a": Format(
@@ -212,6 +214,7 @@ FORMATS = {
         payload=1.03,
         header=1_200,
         slack=2_048,
+        sample_bits=6,  # of one channel (ISO 14496-3: 6,144 bits a frame)
         rates=(16_000, 512_000),
     ),
 }
@@ -1849,8 +1852,6 @@ class Run:
             lasts = max(recorded, default=0.0)
             saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
-            if not (work.plan.encodes or work.take.proven_copy):
-                check_claim(work)
             self.trials.foresee(work)
             if self.config.dry_run:
                 made = basename(work.target_path)
@@ -1887,7 +1888,9 @@ class Run:
             raise Refusal(Reason.NAME_TAKEN, other)
         if job.problem:
             raise job.problem
-        if not work.take.proven_copy or job.encodes:
+        if not (job.encodes or work.take.proven_copy):
+            check_claim(work, job)
+        if job.encodes or not work.take.proven_copy:
             give_attributes_of(job.source, job.copy)
         with open_regular(job.copy) as file:
             flush(file.fileno())
@@ -1996,16 +1999,16 @@ def give_attributes_of(source: str, copy: str) -> None:
         give_attributes(one.fileno(), other.fileno(), times=True)
 
 
-def check_claim(work: Work) -> None:
+def check_claim(work: Work, job: Job) -> None:
     """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
-    have the rate that is asked for now, and half the size of an encode at its rate. Raises
-    Refusal."""
-    copy, asked, probe = work.take.copy, work.plan.target, work.probe
-    assert copy and probe
+    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
+    Raises Refusal."""
+    copy, asked = work.take.copy, work.plan.target
+    assert copy
     rate = work.take.bitrate or asked.bitrate
-    usual = estimated_size(probe, asked._replace(bitrate=rate))
+    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
     if rate < asked.bitrate or copy.size < usual / 2:
-        usual = estimated_size(probe, asked)
+        usual = sounding_share(job) * estimated_size(job.probe, asked)
         found = f"{copy.name} has {size_text(copy.size)}"
         expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
         raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
@@ -3270,7 +3273,8 @@ def decide(found: Probe, size: int, recorded: float, target: Target, min_saving:
 def estimated_size(found: Probe, target: Target) -> int:
     """Bytes that a copy will have, within 5 % on speech: packets above the target's rate come down
     to it, those below (silence) do not shrink, gaps cost next to nothing."""
-    rate = target.bitrate * target.form.payload / 8 / found.rate  # bytes a sample
+    most = target.form.sample_bits * found.rate
+    rate = min(target.bitrate, most * found.channels) * target.form.payload / 8 / found.rate
     least = SILENT_BYTES / found.rate
     coded = 0.0
     for (size, samples), count in found.packets.items():
@@ -4490,6 +4494,14 @@ def windows(
                 position = stop
             samples = array.array("f", data)
             yield [samples[at :: job.probe.channels].tolist() for at in range(job.probe.channels)]
+
+
+def sounding_share(job: Job) -> float:
+    """Of the parts of 10 ms of a source that was decoded: silence takes next to nothing."""
+    ends = range(LEVEL_PART, size_of(job.source_levels) // job.frame, LEVEL_PART)
+    parts = windows(job, job.source_levels, ends, ())
+    sounding = sum(max(map(mean_power, part)) > LEVEL_FLOOR**2 for part in parts)
+    return sounding / (len(ends) or 1)
 
 
 def mean_power(samples: Sequence[float]) -> float:

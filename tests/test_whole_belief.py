@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import compression_service as service
-from tests.base import DAY, FFMPEG, LONG_AGO, LibraryCase, now, sidecar
+from tests.base import DAY, FFMPEG, LONG_AGO, RECORDINGS, LibraryCase, now, sidecar
 from tests.faults import STRACE, FaultCase, needs_strace
 
 REPLACES = """
@@ -154,6 +154,24 @@ class WhoseCopyItIs(WitnessCase):
                 self.configure(target_bitrate=rate, min_saving_percent=0)
                 self.run_cli()
                 self.assert_compressed(str(original.relative_to(self.library)))
+
+    def test_a_copy_of_ours_that_is_small_for_good_reason_is_adopted(self) -> None:
+        """Most of it is silent, or the encoder takes no more at such a sampling rate."""
+        speech = RECORDINGS / "ch_slices_concat.webm"
+        for form, rate, silence in (("opus", 48_000, 40), ("m4a", 48_000, 40), ("m4a", 8_000, 0)):
+            with self.subTest(form=form, rate=rate):
+                self.configure(target_format=form, delete_originals=False)
+                original = self.library / f"{form}{rate}" / "x.webm"
+                original.parent.mkdir()
+                words = ["-i", str(speech), "-af", f"atrim=0:5,apad=pad_dur={silence}"]
+                command = [FFMPEG, "-v", "error", *words, "-ac", "1", "-ar", str(rate)]
+                subprocess.run([*command, "-f", "wav", str(original)], check=True)
+                os.utime(original, (LONG_AGO, LONG_AGO))
+                self.run_cli()
+                self.history().unlink()
+                self.configure(target_format=form)
+                ran = self.run_cli()
+                self.assertFalse(original.exists(), ran.out)
 
 
 class WhatTimeAFileHas(WitnessCase):
