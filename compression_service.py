@@ -533,6 +533,8 @@ def remembered(usual: Record, said: Mapping[str, Any]) -> Record:
         value, kind = said[name], type(getattr(usual, name))
         if isinstance(value, bool) or isinstance(value, str) != (kind is str):
             raise TypeError(name)
+        if kind in (int, float) and not abs(value) < 1 << 63:  # as all that a disk can say
+            raise ValueError(name)
         # A string is held once, as 100,000 lines have the same few.
         values[name] = sys.intern(value) if kind is str else kind(value)
     return usual._replace(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import compression_service as service
-from tests.base import DAY, FFMPEG, LONG_AGO, RECORDINGS, LibraryCase, now, sidecar
+from tests.base import DAY, FFMPEG, LONG_AGO, RECORDINGS, LibraryCase, index_entry, now, sidecar
 from tests.faults import STRACE, FaultCase, needs_strace
 
 REPLACES = """
@@ -302,6 +303,26 @@ class TheHistory(LibraryCase):
             assert place
             self.assertEqual(place.mode, mode & 0o666)
             self.assertFalse(place.mode & (stat.S_ISUID | stat.S_ISGID | 0o111))
+
+    def test_a_number_that_no_disk_could_say_spoils_its_own_line_only(self) -> None:
+        for name in ("size", "first_size", "attempts", "seconds", "bitrate"):
+            self.add("ch_short_60ms", f"d/{name}.webm")
+            self.add_json(f"d/{name}.json", sidecar(name, [f"{name}.webm"]))
+            self.add_to_index(index_entry(name, 0))
+        self.run_cli()
+        for number in ("9" * 400, "-" + "9" * 400, "NaN"):
+            lines = self.history().read_text().splitlines()
+            forged = [
+                re.sub(rf'"{key}": [\d.]+', f'"{key}": {number}', line)
+                for line in lines
+                for key in json.loads(line).get("past", {})
+                if f'"d/{key}"' in line
+            ]
+            self.history().write_text("".join(f"{line}\n" for line in [*lines, *forged]))
+            for command in ("stats", "run", "run", "check", "stats"):
+                ran = self.run_cli(command)
+                self.assertNotIn("defect", ran.err)
+            self.assertEqual(ran.code, 0, ran)
 
     def test_a_line_of_the_history_chooses_no_owner_beside_the_librarys_or_the_folders(
         self,
