@@ -306,11 +306,11 @@ class TheHistory(LibraryCase):
 
     def test_a_number_that_no_disk_could_say_spoils_its_own_line_only(self) -> None:
         for name in ("size", "first_size", "attempts", "seconds", "bitrate"):
-            self.add("ch_short_60ms", f"d/{name}.webm")
+            self.add("ch_pcm_0.5s", f"d/{name}.webm")
             self.add_json(f"d/{name}.json", sidecar(name, [f"{name}.webm"]))
             self.add_to_index(index_entry(name, 0))
         self.run_cli()
-        for number in ("9" * 400, "-" + "9" * 400, "NaN"):
+        for number in ("9" * 400, "-" + "9" * 400, "NaN", "1e999"):
             lines = self.history().read_text().splitlines()
             forged = [
                 re.sub(rf'"{key}": [\d.]+', f'"{key}": {number}', line)
