@@ -1293,7 +1293,9 @@ def check_boolean(value: Any) -> Any:
 def check_text(value: Any) -> Any:
     """A string with something in it that an operating system can be given."""
     if isinstance(value, str) and value.strip() and "\0" not in value:
-        return value
+        with suppress(UnicodeEncodeError):  # half of a surrogate pair is no text
+            os.fsencode(value)
+            return value
     raise ValueError("expected a text that is not empty")
 
 
@@ -1639,8 +1641,8 @@ class Run:
         """The whole of `run`. Log line, summary, history's run record and notification follow also
         where it could not begin, is paused, or finds no library; so errors are told here."""
         message = ""
-        self.report.open_log()
         try:
+            self.report.open_log()
             self.library.require(self.config.log_file)
             if self.library.paused(self.now):
                 message = f"Paused: {self.library.root} is left alone; 'resume' lets runs go on."
