@@ -193,7 +193,7 @@ class Untouched(LibraryCase):
             "jobs": [-1, 1.5, "2", 10_000],
             "max_run_minutes": [0, -5, "10"],
             "recordings_dir": ["", 5, None],
-            "log_file": ["", []],
+            "log_file": ["", [], "x\ud800"],
         }
         for key, values in bad.items():
             for value in values:
