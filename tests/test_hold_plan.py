@@ -15,6 +15,8 @@ from tests.base import DAY
 COUNT = 100 * int(os.environ.get("FUZZ", "40"))
 START = 1_700_000_000.0
 AGES = (0.5, 3, 8, 20, 31, 45, 100)  # days
+LONG_AGO = int((START - 40 * DAY) * 1e9)  # ns
+ORIGINAL, COPY = File("x.webm", 1000, LONG_AGO), File("x.opus", 600, LONG_AGO)
 
 
 def some_config(chance: random.Random) -> Config:
@@ -100,53 +102,47 @@ class TestRest(unittest.TestCase):
             take = take._replace(past=take.past._replace(settings=f"{first}|{asked}"))
         return service.next_move(take, policy, run.config, run.moment)
 
+    def planned(self, take: Take, config: Config) -> Optional[service.Plan]:
+        return service.next_move(take, None, config, night(config, START).moment)
+
     def test_an_original_whose_days_are_over_goes_after_a_refused_smaller_step(self) -> None:
         config = Config(keep_originals_days=1, tiers=(Tier(30, bitrate=64_000),))
-        mtime_ns = int((START - 40 * DAY) * 1e9)
-        original, copy = File("x.webm", 1000, mtime_ns), File("x.opus", 600, mtime_ns)
-        take = Take("d/x", (original,), (copy,))
+        take = Take("d/x", (ORIGINAL,), (COPY,))
         settings = service.settings_of(take._replace(ours={"x.opus": 96_000}), None, config, 40)
         refused = Past(
             action="kept",
             move="smaller",
             settings=settings,
-            mtime_ns=mtime_ns,
+            mtime_ns=LONG_AGO,
             first_size=1000,
             suffix=".opus",
             size=600,
             bitrate=96_000,
             compressed=START - 3 * DAY,
         )
-        plan = service.next_move(
-            take._replace(past=refused), None, config, night(config, START).moment
-        )
+        plan = self.planned(take._replace(past=refused), config)
         assert plan
-        self.assertEqual((plan.move, plan.goes), (Move.FREE, (original,)))
+        self.assertEqual((plan.move, plan.goes), (Move.FREE, (ORIGINAL,)))
         freed = refused._replace(action="compressed", move="free")
-        after = service.next_move(
-            Take("d/x", copies=(copy,), past=freed), None, config, night(config, START).moment
-        )
+        after = self.planned(Take("d/x", copies=(COPY,), past=freed), config)
         self.assertIsNone(after, "the refused step is not tried every night from then on")
 
     def test_what_a_kill_left_here_after_it_was_archived_is_archived_again(self) -> None:
         config = Config(tiers=(Tier(30, archive="/cold"),))
-        mtime_ns = int((START - 40 * DAY) * 1e9)
-        original = File("x.webm", 1000, mtime_ns)
-        take = Take("d/x", (original,))
+        take = Take("d/x", (ORIGINAL,))
         settings = service.settings_of(take, None, config, 40)
-        place = service.Place("/cold/archive-of-library/d", "x.webm", 1000, mtime_ns)
+        place = service.Place("/cold/archive-of-library/d", "x.webm", 1000, LONG_AGO)
         past = Past(
             action="archived",
             move="archive",
             settings=settings,
-            mtime_ns=mtime_ns,
+            mtime_ns=LONG_AGO,
             first_size=1000,
             place=place,
         )
-        left = take._replace(past=past)
-        plan = service.next_move(left, None, config, night(config, START).moment)
+        plan = self.planned(take._replace(past=past), config)
         assert plan
-        self.assertEqual((plan.move, plan.goes), (Move.ARCHIVE, (original,)))
+        self.assertEqual((plan.move, plan.goes), (Move.ARCHIVE, (ORIGINAL,)))
 
 
 if __name__ == "__main__":
