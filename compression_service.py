@@ -18,7 +18,8 @@ Documents are derived, not tracked. The members of a sidecar or an index entry a
 of the takes after a move (`facts_of`, `sidecar_members`). Making them true is one step that can be
 repeated: for every move, after a kill, and where a server has overwritten them.
 
-Every change is a move. `next_move` is pure and picks the row, `Committer.commit` carries it out:
+Every change is a move. `moves_of` is pure and picks the row, the row's class carries it out, and
+`Committer.commit` keeps the order:
 
     move      when                                 placed                        removed last
     compress  an original, old enough, no copy     staged -> x.opus, never over  x.webm
@@ -40,7 +41,8 @@ The way of one recording, and the sections of this file in the same order:
     run             one run's work, start to summary                Run, Queue
     trials          what a run needs, tried before it                try_commits(), try_ffmpeg()
     library         the walk; sidecars, takes, recordings           Library, resolve_recordings()
-    plan            which move is next, pure                        next_move(), decide()
+    plan            which moves are next, pure                      moves_of(), decide()
+    moves           each row of the table carries itself out        Move
     probe           what is in a file, every byte accounted for     probe(), provenance()
     prove           encode, walk, decode, compare                   Transcoder, compare_audio()
     commit          the only section that changes the library       Committer
@@ -130,6 +132,7 @@ from typing import (
     IO,
     Any,
     Callable,
+    ClassVar,
     ContextManager,
     NamedTuple,
     NoReturn,
@@ -238,18 +241,8 @@ class Action(str, enum.Enum):
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
     WOULD_RESTORE = "would-restore"
-
-
-class Move(str, enum.Enum):
-    """The ways a take can change; the table is in the docstring of this file."""
-
-    __hash__ = str.__hash__  # the word in the history finds the same entry of a table
-    COMPRESS = "compress"
-    ADOPT = "adopt"
-    SMALLER = "smaller"
-    FREE = "free"
-    ARCHIVE = "archive"
-    RESTORE = "restore"
+    FREED = "freed"
+    WOULD_FREE = "would-free"
 
 
 class State(enum.Enum):
@@ -275,6 +268,8 @@ class Reason(enum.Enum):
     ADOPTED = "compressed: its copy was there already, and was proven again{}"
     DUE = "would-compress: due{}"
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
+    FREED = "freed: its days are over, and its copy was proven again{}"
+    FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     RESTORED = "restored: {}; --retry lets runs take it up again"
@@ -416,6 +411,11 @@ class File(NamedTuple):
     def is_original(self) -> bool:
         return self.suffix.lower() == SOURCE_SUFFIX
 
+    @property
+    def format(self) -> Optional[str]:
+        """Returns the format of a copy, by its name; None for any other file."""
+        return FORMAT_OF.get(self.suffix)
+
     def is_on_record(self, size: int, mtime_ns: int) -> bool:
         """Returns whether a record speaks of this file: same size, and mtime equal to the second.
         tar, NTFS and exFAT drop the rest of a second, and FAT rounds to an even one."""
@@ -500,6 +500,11 @@ class Past(NamedTuple):
             values["place"] = self.place._asdict()
         return values
 
+    def proves(self, file: File) -> bool:
+        """Returns whether a file of its take is the copy that is on record as proven."""
+        is_its = self.suffix != "" and file.suffix == self.suffix
+        return is_its and file.is_on_record(self.size, self.mtime_ns)
+
     def speaks_of(self, file: File) -> bool:
         sizes = (self.first_size, self.size)
         return any(file.is_on_record(size, self.mtime_ns) for size in sizes)
@@ -514,7 +519,7 @@ class Past(NamedTuple):
     @property
     def is_at_rest(self) -> bool:
         """Kept, given up or archived: no run compresses it, as long as its settings hold."""
-        return self.is_settled or self.move == Move.ARCHIVE
+        return self.is_settled or self.move == Store.name
 
     @property
     def is_restored(self) -> bool:
@@ -544,18 +549,14 @@ ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 class Take(NamedTuple):
-    """One stem in one folder: the files it has, which copies are ours, and its past.
-
-    `ours` holds the copies that carry our tag (with its bit rate) or that a sidecar calls by name
-    (with 0); one that is on record needs neither. Any other file in a copy's format is a
-    stranger's.
-    """
+    """One stem in one folder: its files by their roles (see `take_of`), and its past."""
 
     stem: str  # path below the library, without a suffix: the key of the history
-    originals: tuple[File, ...] = ()  # more than one is a clash: x.webm beside x.WEBM
-    copies: tuple[File, ...] = ()
+    originals: tuple[File, ...] = ()  # first the one on record; several are a clash
+    copies: tuple[File, ...] = ()  # ours; first the one on record as proven
+    strangers: tuple[File, ...] = ()  # other files in a copy's format
     past: Past = NO_PAST
-    ours: Mapping[str, int] = {}
+    rates: Mapping[str, int] = {}  # copies without a record: bit/s by their tag, 0 without a tag
 
     @property
     def folder(self) -> str:
@@ -568,49 +569,37 @@ class Take(NamedTuple):
 
     @property
     def files(self) -> tuple[File, ...]:
-        return (*self.originals, *self.copies)
+        return (*self.originals, *self.copies, *self.strangers)
 
     def with_files(self, files: Iterable[File]) -> Take:
         """Returns this take with other files."""
-        files = tuple(files)
-        return self._replace(
-            originals=tuple(file for file in files if file.is_original),
-            copies=tuple(file for file in files if file.suffix in FORMAT_OF),
-        )
+        return take_of(self.stem, files, self.past, self.rates)
 
     @property
     def original(self) -> Optional[File]:
-        """The one that its past speaks of, if there are several."""
-        known = (file for file in self.originals if self.past.speaks_of(file))
-        return next(known, self.originals[0] if self.originals else None)
+        return self.originals[0] if self.originals else None
 
     @property
     def is_known(self) -> bool:
-        """Whether its past speaks of the original that is here, and not of an earlier one."""
+        """Returns whether its past speaks of the original that is here, not of an earlier one."""
         return self.original is not None and self.past.speaks_of(self.original)
 
     @property
-    def proven_copy(self) -> Optional[File]:
-        """The copy that is on record as proven, by size and mtime."""
-        past = self.past
-        for file in self.copies:
-            is_known = file.is_on_record(past.size, past.mtime_ns)
-            if past.suffix and file.name == self.name + past.suffix and is_known:
-                return file
-        return None
+    def copy(self) -> Optional[File]:
+        return self.copies[0] if self.copies else None
 
     @property
-    def copy(self) -> Optional[File]:
-        """The copy that is ours: the proven one, else one that says it is."""
-        ours = (file for file in self.copies if file.name in self.ours)
-        return self.proven_copy or next(ours, None)
+    def proven_copy(self) -> Optional[File]:
+        """Returns the copy that is on record as proven."""
+        copy = self.copy
+        return copy if copy and self.past.proves(copy) else None
 
     @property
     def bitrate(self) -> int:
         """Returns the bit/s that its copy was asked for, by record or tag; 0 where neither says."""
         if self.proven_copy or not self.copy:
             return self.past.bitrate
-        return self.ours[self.copy.name]
+        return self.rates.get(self.copy.name, 0)
 
     @property
     def is_half_restored(self) -> bool:
@@ -641,12 +630,33 @@ class Take(NamedTuple):
         """Returns the name a document should use now for the file it calls `name`. Names change
         only between the original and the copy that stands for it, or back after a restore. The name
         of another file stays."""
-        suffix, file, state = splitext(name)[1], self.file or self.past.place, self.state
-        is_other = any(each.name == name for each in self.originals if each != self.original)
-        is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
-        is_left = state in (State.COMPRESSED, State.ARCHIVED) and is_original
-        is_back = state is State.RESTORED and suffix == self.past.suffix
-        return file.name if file and (is_left or is_back) else name
+        named, file, state = File(name, 0, 0), self.file or self.past.place, self.state
+        is_other = any(each.name == name for each in self.originals[1:])
+        is_left = state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
+        is_back = state is State.RESTORED and named.suffix == self.past.suffix
+        return file.name if file and not is_other and (is_left or is_back) else name
+
+
+def take_of(
+    stem: str, files: Iterable[File], past: Past = NO_PAST, rates: Mapping[str, int] = {}
+) -> Take:
+    """Returns the take that these files are. `rates` names those that are copies of ours although
+    they are not on record."""
+    originals, strangers = list[File](), list[File]()
+    proven, copies = list[File](), list[File]()
+    for file in files:
+        if file.is_original:
+            originals.insert(0 if past.speaks_of(file) else len(originals), file)
+        elif past.proves(file):
+            proven.append(file)
+        elif file.name in rates:
+            copies.append(file)
+        elif file.format:
+            strangers.append(file)
+    if proven:  # then no other copy matters
+        strangers += copies
+        copies = proven
+    return Take(stem, tuple(originals), tuple(copies), tuple(strangers), past, rates)
 
 
 class Policy(NamedTuple):
@@ -791,6 +801,9 @@ class Recording(NamedTuple):
         return is_missing and self.location != ""
 
 
+NO_RECORDING = Recording("", ())
+
+
 class Folder:
     """One folder as the walk saw it."""
 
@@ -813,7 +826,7 @@ class Folder:
         takes, pasts = {}, self.library.history.in_folder(self.path)
         for name, group in files.items():
             stem = join(self.path, name)
-            takes[name] = Take(stem, past=pasts.get(stem, NO_PAST)).with_files(group)
+            takes[name] = take_of(stem, group, pasts.get(stem, NO_PAST))
         return takes
 
 
@@ -839,22 +852,6 @@ class Tier(NamedTuple):
     after_days: float
     bitrate: Optional[int] = None
     archive: Optional[str] = None  # an absolute folder, or an rclone remote `name:path`
-
-
-class Plan(NamedTuple):
-    """One row of the table of moves, for one take; with a `refusal` that it is kept, and why."""
-
-    move: Move
-    source: Optional[File]  # what is encoded, proven against or archived; None: to be fetched
-    target: Target
-    settings: str  # that this rests on
-    goes: tuple[File, ...] = ()  # removed last
-    refusal: Optional[Refusal] = None
-
-    @property
-    def encodes(self) -> bool:
-        """Whether a copy is made. Otherwise the one that is here is proven."""
-        return self.move in (Move.COMPRESS, Move.SMALLER)
 
 
 class Moment(NamedTuple):
@@ -960,170 +957,6 @@ GAP_SECONDS = 0.1  # of stamps, from here on silence; less is jitter (WebAudio s
 LONGEST_LEAD = 10.0  # seconds of silence at the start; beyond, its clock began before it
 LARGEST_STEP_BACK = 1.0  # seconds; more is no backlog of a frozen tab but damage
 MOST_GAPS = 1000  # each is a term of an expression that ffmpeg evaluates for every frame
-
-
-@dataclass(eq=False)
-class Work:
-    """One move of one take on its way through a run; filled in from section to section."""
-
-    take: Take
-    recording: Recording
-    plan: Plan
-    source_seen: Optional[Witness] = None  # when it was probed
-    copy_seen: Optional[Witness] = None  # when it had been proven
-    displaced_seen: Optional[Witness] = None  # the copy that `smaller` replaces
-    probe: Optional[Probe] = None
-    estimate: int = 0  # bytes that the copy will have
-    staged: str = ""  # absolute path; "" where nothing is to be placed
-    copy: Optional[File] = None  # what stands for the take afterwards, once proven
-    place: Optional[Place] = None  # in the archive, once it is proven to be there
-    reason: Optional[Reason] = None  # set once: what became of it
-    detail: str = ""
-    trace: str = ""  # of a defect, for the log
-
-    @property
-    def path(self) -> str:
-        """Returns the path of the source below the library."""
-        source = self.plan.source or self.take.past.place or self.take.file
-        return join(self.take.folder, source.name if source else self.take.name)
-
-    @property
-    def source_size(self) -> int:
-        """Bytes; 0 where the source is to be fetched."""
-        return self.plan.source.size if self.plan.source else 0
-
-    @property
-    def guessed_seconds(self) -> float:
-        """Returns a guess at the seconds of audio, from the size alone."""
-        return self.source_size / BYTES_PER_SECOND
-
-    @property
-    def target_path(self) -> str:
-        """Returns the path of the copy below the library."""
-        is_fetched = self.plan.move is Move.RESTORE and self.plan.source is None
-        return self.path if is_fetched else self.take.stem + self.plan.target.form.suffix
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it is proven, and only the commit is left."""
-        return self.reason is None and (self.copy is not None or self.place is not None)
-
-    @property
-    def outcome_reason(self) -> Reason:
-        """Returns the reason it has, or will have after its commit."""
-        return self.reason or REASON_OF[self.plan.move]
-
-    def refuse(self, error: Exception) -> None:
-        """Set reason and detail for whatever kept it from going on: a Refusal's own; of an OSError
-        by its errno (no space, name too long, else input/output); of anything else a defect."""
-        # The report names its path.
-        self.detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
-        if isinstance(error, Refusal):
-            self.reason, self.detail = error.reason, error.detail
-        elif isinstance(error, OSError):
-            self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
-        elif isinstance(error, MemoryError):
-            self.reason, self.detail = Reason.TOOL_KILLED, "memory is short"
-        else:
-            self.reason = Reason.DEFECT
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            self.trace = "".join(lines)
-
-    def past_after(self, now: float) -> Past:
-        """What the history will say of the take: pure. Sizes, bit rate and `compressed` of a copy
-        that it had stay when a later step is kept or fails; a failure under the same settings
-        counts one attempt more unless its reason `is_environment`. A failed restore changes
-        nothing."""
-        reason, plan, last = self.outcome_reason, self.plan, self.take.past
-        source, action = plan.source, reason.action
-        if plan.move is Move.RESTORE and action is not Action.RESTORED:
-            return last
-        known = last if source is None or last.speaks_of(source) else NO_PAST
-        is_begun = plan.move is Move.RESTORE and not self.reason
-        attempts = 0
-        if action is Action.FAILED:
-            is_again = (known.move, known.settings) == (plan.move, plan.settings)
-            attempts = known.attempts * is_again + (not reason.is_environment)
-        past = known._replace(
-            action=action,
-            code=RESTORING if is_begun else reason.code,
-            move=plan.move,
-            settings=plan.settings,
-            attempts=attempts,
-            time=now,
-            seconds=self.seconds,
-            ids=self.recording.ids or last.ids,
-            place=self.place or (None if plan.move is Move.RESTORE else last.place),
-        )
-        if source:
-            first_size = source.size if source.is_original else known.first_size
-            past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
-        if action is Action.COMPRESSED and self.copy:
-            # A copy that was here already keeps the rate and date on record or in its tag.
-            return past._replace(
-                suffix=self.copy.suffix,
-                size=self.copy.size,
-                mtime_ns=self.copy.mtime_ns,
-                bitrate=plan.target.bitrate if plan.encodes else self.take.bitrate,
-                compressed=now if plan.encodes else known.compressed or now,
-            )
-        if action is Action.RESTORED and source and not (is_begun and plan.goes):
-            # The copy is gone, or stays as it did not prove to be the original's: from now on any
-            # file in its place is unproven.
-            return past._replace(size=0)
-        return past
-
-    @property
-    def seconds(self) -> float:
-        return round(self.probe.timeline, 3) if self.probe else self.take.past.seconds
-
-    def take_after(self, now: float) -> Take:
-        """The take as it will be once the move is through: its files and `past_after`. From these,
-        and from nothing else, commit derives the documents."""
-        take = self.take._replace(past=self.past_after(now))
-        if self.outcome_reason.action not in DONE_ACTIONS:
-            return take
-        new = (self.copy,) if self.copy else ()
-        gone = {file.name for file in (*self.plan.goes, *new)}
-        return take.with_files((*(file for file in take.files if file.name not in gone), *new))
-
-    def outcome(self) -> dict[str, Any]:
-        """The object of `--json`, which is also the head of its line in the history."""
-        reason, place = self.outcome_reason, self.place
-        is_done = reason.action in DONE_ACTIONS
-        copy = self.copy if is_done else None
-        file = join(self.take.folder, copy.name) if copy else self.path
-        outcome = {
-            "type": "recording",
-            "path": self.path,
-            "file": join(place.location, place.name) if place and not copy else file,
-            "action": reason.action,
-            "reason": reason.sentence.format(self.detail),
-            "original_size": self.source_size,
-            "compressed_size": copy.size if copy else None,
-            "seconds": self.seconds,
-        }
-        if reason.action is Action.WOULD_COMPRESS:
-            outcome["estimated_size"] = self.estimate
-        return outcome
-
-
-DONE_ACTIONS = (Action.COMPRESSED, Action.ARCHIVED, Action.RESTORED)
-REASON_OF = {
-    Move.COMPRESS: Reason.DONE,
-    Move.ADOPT: Reason.ADOPTED,
-    Move.SMALLER: Reason.DONE,
-    Move.FREE: Reason.ADOPTED,
-    Move.ARCHIVE: Reason.ARCHIVED,
-    Move.RESTORE: Reason.RESTORED,
-}
-REASON_OF_ERRNO = {
-    errno.ENOSPC: Reason.NO_SPACE,
-    errno.EDQUOT: Reason.NO_SPACE,
-    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
-    errno.ELOOP: Reason.CHANGED,  # a link where a file was: we follow none
-    errno.EEXIST: Reason.NAME_TAKEN,
-}
 
 
 def explain(error: Exception) -> str:
@@ -1600,10 +1433,9 @@ class Run:
         self.now, self.started = time.time(), monotonic()
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
-        self.through: list[Work] = []  # proven or refused, still to be committed
+        self.finished: list[Move] = []  # proven or refused, still to be committed
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
-        self.jobs: dict[Work, Job] = {}  # at work just now
-        self.foreseen: dict[str, Take] = {}  # by a dry run, after what it would do; by stem
+        self.jobs: dict[Compress, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
 
     @property
@@ -1649,7 +1481,7 @@ class Run:
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
-                    self.work(plan_run(self))
+                    self.work(self.plan())
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
@@ -1663,7 +1495,7 @@ class Run:
         folder is made only then."""
         if lexists(self.library.own("history.jsonl")):
             return True
-        is_due = next(due_works(self), None) or next(plan_archive(self), None)
+        is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
         return bool(is_due or self.report.held or self.report.ahead > 1)
 
@@ -1699,25 +1531,110 @@ class Run:
             self.now,
         )
 
-    def work(self, works: list[Work]) -> None:
-        """All that a run has to do. The list is emptied: what is through is to take no memory, and
-        the packets of a recording alone may take 40 kB."""
-        begun = len(works)
-        self.report.begin(works, self.workers)
-        if works and self.config.dry_run:
-            read_signs(self.library)
-            self.try_ffmpeg_on(works[0])
-        elif works:
-            try_commits(self.library)
-        begun_before = {
-            work.recording.key: work.recording for work in works if work.plan.move is Move.RESTORE
-        }
+    def plan(self) -> list[list[Move]]:
+        """Returns every move of this run in groups, oldest recording first, cut to --limit between
+        two groups. A whole recording is one group, any other move another. Where the index is not
+        as we left it, that too is looked into. Raises ServiceError where the clock cannot be
+        true."""
+        self.check_clock()
+        groups = sorted(self.due_groups(), key=place_in_line)
         if self.is_locked:
-            bring_back(self, begun_before.values())
-        works[:] = [work for work in works if work.plan.move is not Move.RESTORE]
+            self.committer.attempt((), self.committer.look_at_index)
+        counts = itertools.accumulate(map(len, groups), initial=0)  # before each group
+        limit = self.config.limit or math.inf
+        return [group for group, before in zip(groups, counts) if before < limit]
+
+    def due_groups(self) -> Iterator[list[Move]]:
+        """Yields these groups folder by folder, and counts what the walk meets.
+
+        Documents are read except in a folder whose note still holds. A run that may write makes all
+        that it has read true at the end."""
+        config, report, is_found = self.config, self.report, False
+        report.found = report.young = report.links = report.ahead = report.held = 0
+        ahead: list[str] = []
+        for folder in self.library.walk(report.error, report.once):
+            report.found += len(folder.audio)
+            report.links += folder.links
+            report.young += sum(self.is_young(file) for file in folder.audio if file.is_original)
+            for file in folder.audio:
+                if self.clock.age(file) < -1:
+                    report.ahead += 1
+                    ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
+            if self.is_locked:
+                self.staging.sweep(folder)
+            if self.is_at_rest(folder):
+                continue
+            for recording in self.recordings_in(folder):
+                moves: list[Move] = []
+                with boundary(partial(report.defect, f"{recording.key} was kept")):
+                    moves = moves_of(recording, config, self.moment)
+                    report.held += count_held(recording, config, self.moment, self.clock)
+                is_found = is_found or bool(moves)
+                if moves and moves[0].is_whole:
+                    yield moves
+                else:
+                    yield from ([move] for move in moves)
+            if self.is_locked:
+                self.committer.folders.add(folder.path)
+        for path in () if is_most(vars(report)) else ahead:
+            report.once(f"{path} is dated in the future: no run touches it until then.")
+        is_selective = config.only or config.language or config.since or config.until
+        if is_selective and not is_found:
+            report.once(
+                "The selection fits nothing that is due. "
+                "Paths for --only are such as '2025-10-27/*'."
+            )
+
+    def is_young(self, file: File) -> bool:
+        return self.clock.age(file) < self.config.age_threshold_days
+
+    def is_at_rest(self, folder: Folder) -> bool:
+        """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
+        all is as a run has left it. So a night with nothing to do reads no document, and little of
+        the history."""
+        if not self.history.in_folder(folder.path) and all(map(self.is_young, folder.audio)):
+            return True
+        note = self.history.note_on(folder.path)
+        until = note.get("until") or math.inf
+        is_valid = note and self.now < until and not self.config.retry
+        if is_valid and note["rest"] == fingerprint(folder, self.config):
+            return True
+        mount = read_only_mount(self.library, folder.path)
+        if mount:
+            self.report.once(f"{mount} is mounted read-only, and was passed over.")
+        return bool(mount)
+
+    def check_clock(self) -> None:
+        """Raises ServiceError where the clock cannot be true. That run is on record with its own
+        time, and with how many recordings are dated ahead of it, so that the next run works
+        again."""
+        last, why = self.last, ""
+        if last and self.now < last["time"] - DAY:
+            why = f"the last run was at {local_time(last['time'])}"
+        elif is_most(vars(self.report)) and not is_most(last):
+            why = f"of {self.report.found} recordings, {self.report.ahead} are dated later"
+        if why:
+            raise ServiceError(
+                f"The clock cannot be true: it says {local_time(self.now)}, and {why}. Nothing was "
+                "done by age. If it is true after all, run again."
+            )
+
+    def work(self, groups: list[list[Move]]) -> None:
+        """Carries out all that a run has to do: moves of single takes, then those of whole
+        recordings, so that an archive that is not mounted stops no compression. The list is
+        emptied, because the packets of one recording may take 40 kB."""
+        self.report.begin(list(itertools.chain(*groups)), self.workers)
+        singles, wholes = by_round(groups)
+        if groups and self.config.dry_run:
+            read_signs(self.library)
+        elif groups:
+            try_commits(self.library)
+        if singles and self.config.dry_run:
+            self.try_ffmpeg_on(singles[0])
+        groups.clear()
         with self.finishing():
-            self.compress(works)
-            self.archive(begun)
+            self.compress(singles)
+            self.carry_out(wholes)
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -1732,12 +1649,12 @@ class Run:
             if self.is_locked:
                 self.committer.finish()
 
-    def compress(self, works: list[Work]) -> None:
-        """Keep every worker busy with batches, and commit what comes back; where an error ends it,
-        what was proven before is brought to its end."""
-        self.through += [work for work in works if work.reason]
-        queue = Queue([work for work in works if not work.reason], self.workers)
-        works.clear()
+    def compress(self, moves: deque[Compress]) -> None:
+        """Keeps every worker busy with batches, and commits what comes back; where an error ends
+        it, what was proven before is brought to its end."""
+        self.finished += [move for move in moves if move.outcome]
+        queue = Queue([move for move in moves if not move.outcome], self.workers)
+        moves.clear()
         try:
             with Threads(self.workers) as pool:
                 self.transcode_all(queue, pool)
@@ -1745,7 +1662,7 @@ class Run:
             self.commit()
 
     def transcode_all(self, queue: Queue, pool: Executor) -> None:
-        running: dict[Future[None], Sequence[Work]] = {}
+        running: dict[Future[None], Sequence[Compress]] = {}
         try:
             while True:
                 while len(running) < self.workers:
@@ -1759,10 +1676,10 @@ class Run:
                 for future in wait(running, 0.5, FIRST_COMPLETED).done:
                     batch = running.pop(future)
                     future.result()
-                    self.through += [work for work in batch if work.is_ready]
+                    self.finished += [move for move in batch if move.is_ready]
                     self.find_cause(batch)
-                    self.through += [work for work in batch if work.reason]
-                    self.seconds_done += sum(work.guessed_seconds for work in batch)
+                    self.finished += [move for move in batch if move.outcome]
+                    self.seconds_done += sum(move.guessed_seconds for move in batch)
                     if self.transcoder.ended:
                         raise self.transcoder.ended
                 done = self.seconds_done + self.seconds_at_work()
@@ -1771,42 +1688,87 @@ class Run:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
 
-    def next_batch(self, queue: Queue, at_work: Iterable[Work]) -> Sequence[Work]:
-        """Returns works that the disk has room for beside those at work. Returns none to wait for
+    def carry_out(self, groups: Iterable[Sequence[Move]]) -> None:
+        """Carries out the moves of whole recordings, and commits as `compress` does. Raises
+        Stopped, ServiceError."""
+        try:
+            for group in groups:
+                if self.must_end():
+                    break
+                for move in group:
+                    if not move.outcome:
+                        with boundary(move.refuse):
+                            self.carry(move)
+                keep_together(group)
+                self.finished += group
+                if self.archive and self.archive.refusal:
+                    raise ServiceError(self.archive.refusal)
+                self.commit_in_time()
+        finally:  # what was proven before is brought to its end
+            self.commit()
+
+    def carry(self, move: Move) -> None:
+        """Does all of a move but its commit. Raises Refusal, OSError, Stopped, ServiceError."""
+        if self.stop.requested:
+            raise Stopped
+        if self.config.dry_run:
+            move.outcome = Outcome(move.due, move.foresee(self))
+        else:
+            move.carry(self)
+
+    @cached_property
+    def archive(self) -> Optional[Archive]:
+        """Returns the archive that tiers name."""
+        tier = self.config.archive_tier
+        if not (tier and tier.archive):
+            return None
+        kind = FolderArchive if os.path.isabs(tier.archive) else RemoteArchive
+        return kind(tier.archive, self)
+
+    @cached_property
+    def answering_archive(self) -> Archive:
+        """Returns the archive, once it has been tried. Raises ServiceError."""
+        if self.archive is None:
+            raise ServiceError("tiers name no archive.")
+        self.archive.try_it()
+        return self.archive
+
+    def next_batch(self, queue: Queue, at_work: Iterable[Compress]) -> Sequence[Compress]:
+        """Returns moves that the disk has room for beside those at work. Returns none to wait for
         these, or at the end."""
         if not queue.waiting or self.must_end():
             return ()
-        reserved = SPACE_MARGIN + sum(map(space_needed, at_work))
+        reserved = SPACE_MARGIN + sum(move.space_needed for move in at_work)
         batch = queue.take(free_space(self.library) - reserved)
         if batch or reserved > SPACE_MARGIN:
             return batch
         self.commit()  # which gives space back
         room = free_space(self.library) - reserved
-        return queue.take(room) or [queue.waiting.popleft()]  # which is reported in prepare
+        return queue.take(room) or [queue.waiting.popleft()]  # which is reported by `stage`
 
     def commit_in_time(self) -> None:
-        """So seldom that it takes little of the time, as many sidecars of one recording are dear to
-        write."""
-        recordings = {work.recording.key: work.recording for work in self.through}
+        """Commits so seldom that it takes little of the time, as many sidecars of one recording are
+        dear to write."""
+        recordings = {move.recording.key: move.recording for move in self.finished}
         documents = sum(len(recording.sidecars) for recording in recordings.values())
-        cost = DOCUMENT_SECONDS * documents if documents > len(self.through) else 0
+        cost = DOCUMENT_SECONDS * documents if documents > len(self.finished) else 0
         if monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
             self.commit()
 
     def commit(self) -> None:
-        """All that is through; only the main thread comes here."""
-        works, self.through = self.through, []
-        begun = monotonic()
+        """Commits all that is finished; only the main thread comes here."""
+        moves, self.finished = self.finished, []
+        started = monotonic()
         if self.is_locked:
-            self.committer.commit(works)
+            self.committer.commit(moves)
         else:
-            for work in works:
-                self.report.outcome(work)
+            for move in moves:
+                self.report.outcome(move)
         self.committed = monotonic()
-        self.cost = self.committed - begun
+        self.cost = self.committed - started
 
-    def no_space(self, work: Work, detail: str) -> NoSpaceError:
-        folder = self.library.path(work.take.folder)
+    def no_space(self, move: Move, detail: str) -> NoSpaceError:
+        folder = self.library.path(move.take.folder)
         done = "What is not done is as it was; make room and run again."
         return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
 
@@ -1818,141 +1780,51 @@ class Run:
 
     def seconds_at_work(self) -> float:
         jobs = list(self.jobs.items())
-        return sum(job.share_done * work.guessed_seconds for work, job in jobs)
+        return sum(job.share_done * move.guessed_seconds for move, job in jobs)
 
-    def transcode(self, works: Sequence[Work]) -> None:
-        """One batch, in a thread: examine each, stage, prove; every Work leaves ready or refused.
-        The one boundary around one recording. Raises Stopped, ServiceError."""
-        jobs: dict[Work, Job] = {}
+    def transcode(self, moves: Sequence[Compress]) -> None:
+        """Carries out one batch, in a thread: each move is proven then, or has its outcome. The one
+        boundary around one recording. Raises Stopped, ServiceError."""
+        jobs: dict[Compress, Job] = {}
         try:
-            for work in works:
-                with boundary(work.refuse):
-                    self.examine(work)
-                    jobs[work] = self.prepare(work)
+            for move in moves:
+                with boundary(move.refuse):
+                    move.examine(self)
+                    if not move.outcome:
+                        jobs[move] = move.stage(self)
             self.jobs.update(jobs)
             self.transcoder.process(list(jobs.values()))
-            for work, job in jobs.items():
+            for move, job in jobs.items():
                 if not isinstance(job.problem, Stopped):
-                    with boundary(work.refuse):
-                        self.finish(work, job)
+                    with boundary(move.refuse):
+                        move.finish(self, job)
         finally:
-            for work, job in jobs.items():
-                self.jobs.pop(work, None)
+            for move, job in jobs.items():
+                self.jobs.pop(move, None)
                 used = [job.source_levels, job.copy_levels]
-                for path in used if work.is_ready else (*used, work.staged):
+                for path in used if move.is_ready else (*used, move.staged):
                     self.staging.discard(path)
 
-    def examine(self, work: Work) -> None:
-        """Open the source once: identity, probe, decide; SHA-256. Raises Refusal, OSError."""
-        source, path = work.plan.source, self.library.path(work.path)
-        with open_regular(path) as file:
-            identity = self.library.identity(file)
-            work.source_seen = Witness(identity)
-            if source is None or identity[-2:] != source[1:]:
-                raise Refusal(Reason.CHANGED)
-            work.probe = probe(file.fileno(), path, self.tools)
-            name = folded(work.take.name)
-            recorded = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
-            lasts = max(recorded, default=0.0)
-            saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
-            work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
-            self.trials.foresee(work)
-            if self.config.dry_run:
-                made = basename(work.target_path)
-                work.copy = File(made, work.estimate, source.mtime_ns)
-                self.foreseen[work.take.stem] = work.take_after(self.now)
-                raise Refusal(Reason.DUE if work.plan.encodes else Reason.ADOPT_DUE)
-            # Only now, because a sparse file may be larger than the disk.
-            work.source_seen = Witness(identity, digest_from(file, stop=self.stop))
-        if work.plan.move is Move.SMALLER and work.take.copy:
-            displaced = self.library.path(work.target_path)
-            work.displaced_seen = self.library.witness(displaced, self.stop)
-
-    def prepare(self, work: Work) -> Job:
-        """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
-        OSError, NoSpaceError."""
-        assert work.probe
-        free, needed = free_space(self.library), SPACE_MARGIN + space_needed(work)
-        if free < needed:
-            found = f"{size_text(free)} free, where {size_text(needed)} are needed"
-            raise self.no_space(work, found)
-        source, path = self.library.path(work.path), self.library.path(work.target_path)
-        if work.plan.encodes:
-            work.staged = path = self.staging.beside(path)
-            give_attributes_of(source, path)  # or nothing is worth encoding
-            os.chmod(path, 0o600)  # until it is whole
-        most = size_before(work) * (1 - self.config.min_saving_percent / 100)
-        levels = (self.staging.levels(), self.staging.levels())
-        return Job(source, work.probe, work.plan.target, path, work.plan.encodes, *levels, most)
-
-    def finish(self, work: Work, job: Job) -> None:
-        """After its proof: a copy is flushed with its attributes. Raises Refusal, OSError."""
-        if isinstance(job.problem, NotProven) and not job.encodes:
-            other = f"{work.target_path} is not a copy of it ({job.problem})"
-            raise Refusal(Reason.NAME_TAKEN, other)
-        if job.problem:
-            raise job.problem
-        if not (job.encodes or work.take.proven_copy):
-            check_claim(work, job)
-        if job.encodes or not work.take.proven_copy:
-            give_attributes_of(job.source, job.copy)
-        with open_regular(job.copy) as file:
-            flush(file.fileno())
-        seen = self.library.witness(job.copy, self.stop)
-        if seen.sha256 != job.digest and job.encodes:
-            raise NotProven("the bytes that were decoded", "others in the file")
-        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
-        work.copy_seen = seen
-        work.copy = File(basename(work.target_path), *seen.identity[-2:])
-
-    def try_ffmpeg_on(self, work: Work) -> None:
-        """Whether it makes what this work is to become, and can open its source. Raises
+    def try_ffmpeg_on(self, move: Move) -> None:
+        """Tries whether ffmpeg makes what this move is to make, and can open its source. Raises
         ToolError."""
-        try_ffmpeg(self.tools, work.plan.target, self.library.path(work.path))
+        try_ffmpeg(self.tools, move.target, self.library.path(move.path))
 
-    def find_cause(self, works: Sequence[Work]) -> None:
-        """After failures that may lie outside the recordings, try what they needed. Raises the
-        ServiceError that ends the run, before any of them counts; else they are the recordings'
+    def find_cause(self, moves: Sequence[Move]) -> None:
+        """After failures that may lie outside the recordings, tries what they needed. Raises the
+        ServiceError that ends the run, before any of them counts. Else they are the recordings'
         own, and what ffmpeg refuses is damaged."""
-        refused = [(work, work.reason) for work in works if work.reason]
-        suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
+        refused = [(move, move.outcome) for move in moves if move.outcome]
+        suspects = [move for move, outcome in refused if outcome.reason.may_be_ffmpeg]
         if suspects:
             self.try_ffmpeg_on(suspects[0])
-        for work, reason in refused:
+        for move, (reason, detail, _) in refused:
             if reason is Reason.NO_SPACE:
-                raise self.no_space(work, work.detail)
+                raise self.no_space(move, detail)
             if reason is Reason.TOOL_REFUSED:
-                work.reason = Reason.DAMAGED
-                work.detail = f"ffmpeg cannot decode it ({work.detail})"
-        if self.is_locked and any(reason.is_environment for _, reason in refused):
+                move.outcome = Outcome(Reason.DAMAGED, f"ffmpeg cannot decode it ({detail})")
+        if self.is_locked and any(outcome.reason.is_environment for _, outcome in refused):
             try_commits(self.library)
-
-    def archive(self, begun: int) -> None:
-        """What is old enough goes there, recording by recording, of which `begun` count for --limit
-        already. Raises ServiceError where the archive does not answer."""
-        archive, limit = configured_archive(self), self.config.limit or math.inf
-        if archive is None:
-            return
-        is_tried = False
-        try:
-            for works in plan_archive(self):
-                if self.must_end() or begun >= limit:
-                    break
-                if not is_tried:
-                    archive.try_it()
-                is_tried = True
-                begun += len(works)
-                if self.is_locked:
-                    archive.store(works)
-                for work in works:
-                    if not (self.is_locked or work.reason):
-                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
-                self.through += works
-                if archive.refusal:
-                    raise ServiceError(archive.refusal)
-                self.commit_in_time()
-        finally:  # what was proven before is brought to its end
-            self.commit()
 
     def must_end(self) -> bool:
         """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
@@ -1997,40 +1869,6 @@ def boundary(refuse: Callable[[Exception], object]) -> Iterator[None]:
         refuse(error)
 
 
-def give_attributes_of(source: str, copy: str) -> None:
-    """Those of one file to another, by path. Raises Refusal, OSError."""
-    with open_regular(source) as one, open_regular(copy) as other:
-        give_attributes(one.fileno(), other.fileno(), times=True)
-
-
-def check_claim(work: Work, job: Job) -> None:
-    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
-    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
-    Raises Refusal."""
-    copy, asked = work.take.copy, work.plan.target
-    assert copy
-    rate = work.take.bitrate or asked.bitrate
-    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
-    if rate < asked.bitrate or copy.size < usual / 2:
-        usual = sounding_share(job) * estimated_size(job.probe, asked)
-        found = f"{copy.name} has {size_text(copy.size)}"
-        expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
-        raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
-
-
-def size_before(work: Work) -> int:
-    """Bytes that a copy must save from: of the copy before it, or of the original."""
-    is_smaller = work.plan.move is Move.SMALLER
-    return work.take.copy.size if is_smaller and work.take.copy else work.source_size
-
-
-def space_needed(work: Work) -> int:
-    """Bytes that one work may take while at work: its copy, and two level files."""
-    if work.probe:
-        return round(work.estimate + work.probe.timeline * work.probe.channels * LEVEL_BYTES)
-    return round(size_before(work) + 2 * work.guessed_seconds * LEVEL_BYTES)
-
-
 def free_space(library: Library) -> float:
     """Bytes; infinite where the file system does not say, as some on FUSE. Raises OSError."""
     disk = disk_state(library.root)
@@ -2052,33 +1890,59 @@ def allowed_cores() -> int:
     return os.cpu_count() or 1
 
 
+def by_round(groups: Iterable[list[Move]]) -> tuple[deque[Compress], list[list[Move]]]:
+    """Returns the moves of single takes, and the groups of those of whole recordings."""
+    singles, wholes = deque[Compress](), list[list[Move]]()
+    for group in groups:
+        first = group[0]
+        if isinstance(first, Compress) and not first.is_whole:
+            singles.append(first)
+        else:
+            wholes.append(group)
+    return singles, wholes
+
+
+def place_in_line(group: Sequence[Move]) -> tuple[bool, int, str]:
+    """Sorts groups: the oldest recording first, those whose tool was ended from outside last."""
+    recording = group[0].recording
+    was_hindered = group[0].take.past.code == Reason.TOOL_KILLED.code
+    times = [file.mtime_ns for take in recording.takes for file in take.files]
+    return was_hindered, min(times, default=0), recording.key
+
+
+def is_most(told: Mapping[str, Any]) -> bool:
+    """Returns whether more than half of the recordings are dated ahead. One alone never is most."""
+    ahead = told.get("ahead", 0)
+    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
+
+
 class Queue:
-    """Hands out works in batches of about the same length that the disk has room for. Every worker
+    """Hands out moves in batches of about the same length that the disk has room for. Every worker
     gets equally many batches."""
 
-    def __init__(self, works: Sequence[Work], workers: int) -> None:
-        self.waiting = deque(works)
-        self.seconds = sum(work.guessed_seconds for work in works)
+    def __init__(self, moves: Sequence[Compress], workers: int) -> None:
+        self.waiting = deque(moves)
+        self.seconds = sum(move.guessed_seconds for move in moves)
         self.remaining = self.seconds
-        least = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
+        least = max(len(moves) / BATCH_FILES, self.seconds / BATCH_SECONDS)
         self.batches = workers * max(1, math.ceil(least / workers))
 
-    def take(self, room: float) -> Sequence[Work]:
+    def take(self, room: float) -> Sequence[Compress]:
         """Returns the next batch that fits into so many bytes, empty if none does. It is as near
         as can be to an equal share of what remains."""
-        works: list[Work] = []
+        moves: list[Compress] = []
         seconds, share = 0.0, self.remaining / max(1, self.batches)
-        while self.waiting and len(works) < BATCH_FILES:
-            room -= space_needed(self.waiting[0])
+        while self.waiting and len(moves) < BATCH_FILES:
+            room -= self.waiting[0].space_needed
             longer = seconds + self.waiting[0].guessed_seconds
             is_nearer = longer - share <= share - seconds
-            if room < 0 or (works and not is_nearer):
+            if room < 0 or (moves and not is_nearer):
                 break
-            works.append(self.waiting.popleft())
+            moves.append(self.waiting.popleft())
             seconds = longer
-        self.batches -= bool(works)
+        self.batches -= bool(moves)
         self.remaining -= seconds
-        return works
+        return moves
 
 
 def command_run(config: Config, report: Report) -> None:
@@ -2130,20 +1994,19 @@ class Trials:
         self.library, self.staging = library, staging
         self.trying = threading.Lock()  # one set of trials in a folder, whoever comes first
 
-    def foresee(self, work: Work) -> None:
+    def foresee(self, move: Move) -> None:
         """Raises Refusal where a commit could not make, give away, replace or remove what it has
         to, and OSError."""
-        take, plan, folder = work.take, work.plan, work.take.folder
+        folder = move.take.folder
         with self.trying:
             problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
-        displaced = take.copy if plan.move is Move.SMALLER else None
-        replaced = {file.name for file in (*plan.goes, displaced) if file}
-        self.foresee_file(work.path, READ, basename(work.path) in replaced)
+        replaced = {file.name for file in (*move.removes, move.displaces) if file}
+        self.foresee_file(move.path, READ, basename(move.path) in replaced)
         for name in replaced:
             self.foresee_file(join(folder, name), READ, True)
-        for sidecar in work.recording.sidecars:
+        for sidecar in move.recording.sidecars:
             with suppress(FileNotFoundError):
                 self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
 
@@ -2660,19 +2523,19 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
 
 
 def find_our_copies(library: Library, take: Take, named: frozenset[str]) -> Take:
-    """Returns the take with `ours`. A copy that is not on record is ours by its tag, or because a
+    """Returns the take with its copies. One that is not on record is ours by its tag, or because a
     document names it. If documents name the original too, another file may be a preview of it."""
-    if not take.copies or take.proven_copy:
+    if take.copies or not take.strangers:
         return take
-    ours = {}
+    rates = {}
     is_named = named.isdisjoint(file.name for file in take.originals)
-    for name in (file.name for file in take.copies):
+    for name in (file.name for file in take.strangers):
         rate = None
         with suppress(OSError):  # a copy that cannot be read is not ours
             rate = provenance(library.path(take.folder, name))
         if rate is not None or (is_named and name in named):
-            ours[name] = rate or 0
-    return take._replace(ours=ours)
+            rates[name] = rate or 0
+    return take_of(take.stem, take.files, take.past, rates)
 
 
 @memoized  # a large folder is asked again at every commit in it
@@ -2876,34 +2739,88 @@ def finite(value: Any) -> float:
 
 
 # ------------------------------------------------------------------------------------------ plan
-# Which take makes which move: pure functions of takes, policies, settings and a time. Only the
-# three that go through a library read anything, and that through the library section. No clock, no
-# output; statistics and dry run ask the same functions.
+# Which moves a recording makes next: pure functions of takes, policies, settings and a time. They
+# read nothing, count nothing and print nothing. Run, dry run and statistics ask the same functions.
 
 MAX_SILENCE = 600.0  # seconds of gaps: ffmpeg makes each as one frame, a megabyte a second
 SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
 SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, page headers
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
-REST_SETTINGS = (
+FOLDER_SETTINGS = (
     "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
     "delete_originals keep_originals_days tiers"
 )
 
 
+def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+    """Returns the moves that a recording makes next: what finishes a restore that was cut short,
+    else one for each take that has one, else one for each take that they make together."""
+    policy, moves = recording.policy, list[Move]()
+    if any(take.is_half_restored for take in recording.takes):
+        moves = moves_back(recording, config)
+    for take in () if moves else recording.takes:
+        move = next_move(take, policy, config, moment)
+        moves += for_each_original(move) if move else []
+    moves = [move for move in moves if is_selected(move.take, recording, config)]
+    if not moves:
+        moves = archiving(recording.takes, policy, config, moment)
+        if not all(is_selected(move.take, recording, config) for move in moves):
+            return []
+    for move in moves:
+        move.recording = recording
+    return moves
+
+
 def next_move(
     take: Take, policy: Optional[Policy], config: Config, moment: Moment
-) -> Optional[Plan]:
-    """Returns the row of the table that is next for a take, None if there is none. Pure.
+) -> Optional[Move]:
+    """Returns the move that a take makes next by itself, None if there is none.
 
     Without a `policy` the sidecars have not been read. They are then taken to say the same as
     before, so that most nights need not read them.
     """
+    asked = asked_of(take, policy, config, moment)
+    if asked:
+        for move in possible_moves(asked):
+            if not asked.is_settled(move):
+                return move
+    return None
+
+
+class Asked(NamedTuple):
+    """What settings and sidecars ask of a take that is old enough."""
+
+    take: Take
+    policy: Policy
+    config: Config
+    moment: Moment
+    target: Target
+    settings: str  # as the history notes them
+    holds: bool  # whether its last outcome rests on the same take and settings
+
+    def move(
+        self,
+        kind: type[Move],
+        source: File,
+        removes: tuple[File, ...],
+        problem: Optional[Outcome] = None,
+    ) -> Move:
+        return kind(self.take, self.target, self.settings, source, removes, problem)
+
+    def is_settled(self, move: Move) -> bool:
+        """Returns whether a move is not to be tried again, as long as its settings hold: its own
+        last outcome stays, or a move of a higher rank was tried since."""
+        tried = RANKS.get(self.take.past.move, 1)
+        is_last = tried == move.rank and self.take.past.is_settled
+        return self.holds and (tried > move.rank or is_last)
+
+
+def asked_of(
+    take: Take, policy: Optional[Policy], config: Config, moment: Moment
+) -> Optional[Asked]:
+    """Returns what is asked of a take, None if it is young, restored or not here."""
     past, wish = take.past, policy or NO_POLICY
-    if take.is_half_restored:
-        goes = (take.proven_copy,) if take.proven_copy else ()
-        target = Target(config.target_format, past.bitrate)
-        return Plan(Move.RESTORE, take.original, target, past.settings, goes)
-    file = take.original or take.copy or next(iter(take.copies), None)
+    file = take.original or take.copy or next(iter(take.strangers), None)
     if file is None:
         return None
     is_known = past.speaks_of(file) and not config.retry
@@ -2913,108 +2830,104 @@ def next_move(
         return None
     settings = settings_of(take, policy, config, age)
     # In one step what the last tier asks. A copy keeps its format, to be replaced in its place.
-    form = FORMAT_OF[take.copy.suffix] if take.copy else wish.format or config.target_format
+    form = (take.copy.format if take.copy else wish.format) or config.target_format
     target = Target(form, wish.bitrate or config.rate_at(age))
-    draft = Plan(Move.COMPRESS, file, target, settings, refusal=objection(wish))
     # Settings noted before the sidecars were read have the first half alone.
     holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
-    for plan in possible_moves(take, wish, config, moment, draft):
-        if not (holds and is_settled(plan.move, past)):
-            return plan
-    return None
+    return Asked(take, wish, config, moment, target, settings, holds)
 
 
-# A move stays untried once a later one was tried under the same settings.
-RANKS: Mapping[str, int] = {
-    Move.COMPRESS: 1,
-    Move.ADOPT: 1,
-    Move.SMALLER: 2,
-    Move.FREE: 3,
-    Move.ARCHIVE: 4,
-}
-
-
-def is_settled(move: Move, past: Past) -> bool:
-    """Returns whether a move is not to be tried again, as long as its settings hold: its own last
-    outcome stays, or a move of a higher rank was tried since. Pure."""
-    rank, tried = RANKS[move], RANKS.get(past.move, 1)
-    return tried > rank or (tried == rank and past.is_settled)
-
-
-def possible_moves(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the moves that files, ages and settings ask of a take, lowest rank first. A move whose
-    name is taken is refused. Pure."""
-    taken = ""
-    if len(take.originals) > 1:
-        taken = f"several files would become {take.name}"
-    elif take.past.place and take.original:
-        taken = f"the archive has an earlier {take.name}; rename this one"
-    if taken:
-        yield draft._replace(refusal=Refusal(Reason.NAME_TAKEN, taken))
-    else:
-        yield from compressing(take, wish, config, moment, draft)
-    # Also what is in the archive already: a kill may have kept it from being removed here.
-    yield from archiving(take, wish, config, moment, draft)
-
-
-def compressing(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the moves compress, adopt, smaller and free that a take may make. Pure."""
+def possible_moves(asked: Asked) -> Iterator[Move]:
+    """Yields the moves that files, ages and settings ask of a take, lowest rank first. One that
+    another file's name or a sidecar forbids has its outcome already."""
+    take, policy = asked.take, asked.policy
     original, copy = take.original, take.copy
+    taken = name_taken(asked)
+    problem = Outcome(Reason.NAME_TAKEN, taken) if taken else objection(policy)
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
-    tier = config.tier_rate(moment.careful_age(copy)) if copy and not wish.bitrate else None
+    tier = None
+    if copy and not policy.bitrate:
+        tier = asked.config.tier_rate(asked.moment.careful_age(copy))
     is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
     is_proven = take.proven_copy is not None and take.is_known
-    goes = originals_over(take, config, moment, is_proven)
-    if original and copy is None:
-        name = take.name + draft.target.form.suffix
-        is_taken = any(file.name == name for file in take.copies)
-        refusal = Refusal(Reason.NAME_TAKEN, name) if is_taken else draft.refusal
-        yield draft._replace(goes=goes, refusal=refusal)
-    elif original and not is_proven:
+    removes = originals_over(asked, is_proven)
+    if original and (taken or copy is None):
+        yield asked.move(Compress, original, removes, problem)
+        return
+    if original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
-        yield draft._replace(move=Move.ADOPT, goes=() if is_large else goes)
+        yield asked.move(Adopt, original, () if is_large else removes, problem)
     elif copy and is_large:
-        yield draft._replace(move=Move.SMALLER, goes=goes)
-    if is_proven and goes:
-        yield draft._replace(move=Move.FREE, goes=goes)
+        yield asked.move(Smaller, original or copy, removes, problem)
+    if original and is_proven and removes:
+        yield asked.move(Free, original, removes, problem)
 
 
-def originals_over(take: Take, config: Config, moment: Moment, is_proven: bool) -> tuple[File, ...]:
+def name_taken(asked: Asked) -> str:
+    """Returns what keeps a copy of this take from its name, "" if nothing does."""
+    take = asked.take
+    name = take.name + asked.target.form.suffix
+    if len(take.originals) > 1:
+        return f"several files would become {take.name}"
+    if take.past.place and take.original:
+        return f"the archive has an earlier {take.name}; rename this one"
+    is_taken = any(file.name == name for file in take.strangers)
+    return name if is_taken and not take.copy else ""
+
+
+def for_each_original(move: Move) -> list[Move]:
+    """Returns a move for each of several originals, which are all refused. The history remembers
+    the last one."""
+    sources = (*move.take.originals[1:], move.source)
+    return [dataclasses.replace(move, source=source) for source in sources]
+
+
+def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
     """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
     copy must be on record for so long."""
+    take, config = asked.take, asked.config
     days = config.keep_originals_days
-    # `compressed` is when that run began. An hour less, as no run begins to the second.
-    is_over = take.past.compressed + days * DAY - 3600 <= moment.careful
+    is_over = freed_from(take, config) <= asked.moment.careful
     if not (take.original and config.delete_originals):
         return ()
     return (take.original,) if not days or (is_proven and is_over) else ()
 
 
-def objection(policy: Policy) -> Optional[Refusal]:
-    """Why a recording's sidecars do not let its takes move, if so."""
+def freed_from(take: Take, config: Config) -> float:
+    """Returns the time from which on an original is kept no longer. The days count from the start
+    of the run that compressed it, less an hour, as no run starts to the second."""
+    return take.past.compressed + config.keep_originals_days * DAY - 3600
+
+
+def objection(policy: Policy) -> Optional[Outcome]:
+    """Returns why a recording's sidecars do not let its takes move, if so."""
     if policy.unreadable:
-        return Refusal(Reason.SIDECAR, policy.unreadable)
+        return Outcome(Reason.SIDECAR, policy.unreadable)
     if policy.flaw:
-        return Refusal(Reason.POLICY_INVALID, policy.flaw)
-    return Refusal(Reason.POLICY_KEEP) if policy.keep else None
+        return Outcome(Reason.POLICY_INVALID, policy.flaw)
+    return Outcome(Reason.POLICY_KEEP) if policy.keep else None
 
 
 def archiving(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the move `archive` for a take that is one old file with nothing left to be compressed.
-    `plan_archive` sees to it that all takes of the recording are."""
-    tier, file = config.archive_tier, take.file
-    if file is None or tier is None or wish.keep:
-        return
-    is_old = moment.careful_age(file) >= tier.after_days
-    if is_old and take.state is not State.WAITING and len(take.files) == 1:
-        yield draft._replace(move=Move.ARCHIVE, source=file, goes=(file,))
+    takes: Iterable[Take], policy: Optional[Policy], config: Config, moment: Moment
+) -> list[Move]:
+    """Returns the moves that archive a recording as a whole: each take that is here is one old file
+    with nothing left to be compressed. (Its file may be in the archive already, if a kill kept it
+    from being removed here.)"""
+    tier, moves = config.archive_tier, list[Move]()
+    for take in takes if tier else ():
+        if take.state is State.ARCHIVED:
+            continue
+        file, asked = take.file, asked_of(take, policy, config, moment)
+        is_one = len(take.files) == 1 and take.state is not State.WAITING
+        if not (tier and file and asked and is_one) or asked.policy.keep:
+            return []
+        move = asked.move(Store, file, (file,), objection(asked.policy))
+        if moment.careful_age(file) < tier.after_days or asked.is_settled(move):
+            return []
+        moves.append(move)
+    return moves
 
 
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
@@ -3025,196 +2938,65 @@ def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float
         config.rate_at(age),
         config.min_saving_percent,
         config.verify_before_delete,
-        bool(take.copies) and take.copy is None,
+        bool(take.strangers) and take.copy is None,
     )
     first = " ".join(map(str, parts))
     return sys.intern(first if policy is None else f"{first}|{json.dumps(policy)}")
 
 
-def plan_run(run: Run) -> list[Work]:
-    """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
-    is due. Where the index is not as we left it, that too is looked into. Raises ServiceError where
-    the clock cannot be true."""
-    check_clock(run)
-    works = list(due_works(run))
-    if run.is_locked:
-        run.committer.attempt((), run.committer.look_at_index)
-    works.sort(key=place_in_line)
-    return works[: run.config.limit]
-
-
-def check_clock(run: Run) -> None:
-    """Raises ServiceError where the clock cannot be true. That run is on record with its own time,
-    and with how many recordings are dated ahead of it, so that the next run works again."""
-    last, why = run.last, ""
-    if last and run.now < last["time"] - DAY:
-        why = f"the last run was at {local_time(last['time'])}"
-    elif is_most(vars(run.report)) and not is_most(last):
-        why = f"of {run.report.found} recordings, {run.report.ahead} are dated later"
-    if why:
-        raise ServiceError(
-            f"The clock cannot be true: it says {local_time(run.now)}, and {why}. Nothing was done "
-            "by age. If it is true after all, run again."
-        )
-
-
-def is_most(told: Mapping[str, Any]) -> bool:
-    """Whether more than half of the recordings are dated ahead. One alone never is most."""
-    ahead = told.get("ahead", 0)
-    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
-
-
-def due_works(run: Run) -> Iterator[Work]:
-    """Yields these moves folder by folder. A refused plan becomes a Work with its reason.
-
-    Documents are read except in a folder whose note still holds. A run that may write makes all
-    that it has read true at the end."""
-    config, report, is_found = run.config, run.report, False
-    report.found = report.young = report.links = report.ahead = report.held = 0
-    ahead: list[str] = []
-    for folder in run.library.walk(report.error, report.once):
-        report.found += len(folder.audio)
-        report.links += folder.links
-        report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
-        for file in folder.audio:
-            if run.clock.age(file) < -1:
-                report.ahead += 1
-                ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
-        if run.is_locked:
-            run.staging.sweep(folder)
-        if is_at_rest(folder, run):
-            continue
-        for recording in run.recordings_in(folder):
-            works: list[Work] = []
-            with boundary(partial(report.defect, f"{recording.key} was kept")):
-                works = works_of(recording, run)
-                report.held += count_held(recording, run)
-            for work in works:
-                if work.plan.move is not Move.ARCHIVE:
-                    is_found = True
-                    yield work
-        if run.is_locked:
-            run.committer.folders.add(folder.path)
-    for path in () if is_most(vars(report)) else ahead:
-        report.once(f"{path} is dated in the future: no run touches it until then.")
-    is_selective = config.only or config.language or config.since or config.until
-    if is_selective and not is_found:
-        report.once(
-            "The selection fits nothing to compress. Paths for --only are such as '2025-10-27/*'."
-        )
-
-
-def count_held(recording: Recording, run: Run) -> int:
-    """How many takes wait only because the clock is not trusted that far."""
-    if run.moment == run.clock:
+def count_held(recording: Recording, config: Config, moment: Moment, clock: Moment) -> int:
+    """Returns how many takes wait only because the clock is not trusted that far."""
+    if moment == clock:
         return 0
-    policy, config, held = recording.policy, run.config, 0
-    for take in recording.takes:
-        is_due = next_move(take, policy, config, run.moment)
-        held += not is_due and next_move(take, policy, config, run.clock) is not None
-    return held
+    due = {move.take.stem for move in moves_of(recording, config, moment)}
+    return len({move.take.stem for move in moves_of(recording, config, clock)} - due)
 
 
-def is_young(file: File, run: Run) -> bool:
-    return run.clock.age(file) < run.config.age_threshold_days
+def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str, Any]]:
+    """Returns the note on a folder whose documents are true: what it rests on, and until when;
+    nothing where something is left to be tried now."""
+    until = math.inf
+    for take in folder.takes.values():
+        if move_at_most(take, config, clock):
+            return []
+        until = min(until, next_step(take, config, clock.now))
+    return [
+        {
+            "type": "folder",
+            "path": join(folder.path, ""),
+            "rest": fingerprint(folder, config),
+            "until": until if until < LATEST else None,
+        }
+    ]
 
 
-def is_at_rest(folder: Folder, run: Run) -> bool:
-    """Whether nothing can be due in a folder: nothing is old enough or on record, or all is as a
-    run has left it. So a night with nothing to do reads no document, and little of the history."""
-    is_new = all(is_young(file, run) for file in folder.audio)
-    if is_new and not run.history.in_folder(folder.path):
-        return True
-    left = run.history.word(folder.path).get("rest")
-    if left == rest_of(folder, run) and not run.config.retry:
-        return True
-    mount = read_only_mount(run.library, folder.path)
-    if mount:
-        run.report.once(f"{mount} is mounted read-only, and was passed over.")
-    return bool(mount)
-
-
-def rest_of(folder: Folder, run: Run) -> str:
-    """Returns a fingerprint of all that the plan of this folder depends on: files, the steps that
-    each is old enough for, documents, settings."""
-    config = run.config
-    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
-    files = []
-    for file in sorted(folder.audio):
-        age = run.clock.age(file)
-        # Each step by itself: --older-than may lie beyond a tier.
-        files.append((*file, [age >= step for step in steps]))
-    settings = [getattr(config, name) for name in REST_SETTINGS.split()]
-    rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
+def fingerprint(folder: Folder, config: Config) -> str:
+    """Returns a fingerprint of all that the plan of a folder depends on beside the time: files,
+    documents, history, settings."""
+    settings = [getattr(config, name) for name in FOLDER_SETTINGS.split()]
+    known = folder.library.history.checksum(folder.path)
+    rests_on = [VERSION, settings, known, sorted(folder.audio), sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
 
 
-def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
-    """At the end of a run, of a folder whose documents are true: what it rests on, to be noted;
-    nothing where something is left to be tried, now or (`keep_originals_days`) once days are
-    over."""
-    takes, waits = folder.takes.values(), run.config.keep_originals_days > 0
-    if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
-        return []
-    rest = rest_of(folder, run)
-    return [{"type": "folder", "path": join(folder.path, ""), "rest": rest}]
+def next_step(take: Take, config: Config, now: float) -> float:
+    """Returns when a take next gets old enough for a step, in seconds since the epoch."""
+    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
+    times = [file.mtime_ns / 1e9 + step * DAY for file in take.files for step in steps]
+    times.append(freed_from(take, config))
+    return min((time for time in times if time > now), default=math.inf)
 
 
-def move_at_most(take: Take, run: Run) -> Optional[Plan]:
-    """Returns the move that a take would make by the clock if every file in a copy's format were
+def move_at_most(take: Take, config: Config, clock: Moment) -> bool:
+    """Returns whether a take may have a move by the clock, if every file in a copy's format were
     ours. Its documents and its tag say whose it is, and those have not been read."""
-    if not take.originals and not take.proven_copy:
-        take = take._replace(ours={file.name: 0 for file in take.copies})
-    return next_move(take, None, run.config, run.clock)
-
-
-def works_of(recording: Recording, run: Run) -> list[Work]:
-    """Returns the works of its takes that are selected: one a take. In a clash each original gets
-    one, and last the one that the history will remember."""
-    works = []
-    for take in recording.takes:
-        plan = next_move(take, recording.policy, run.config, run.moment)
-        if not plan or not is_selected(take, recording, run.config):
-            continue
-        originals = sorted(take.originals, key=lambda file: file == take.original)
-        is_clash = plan.refusal and len(originals) > 1
-        for source in originals if is_clash else (plan.source,):
-            work = Work(take, recording, plan._replace(source=source))
-            if plan.refusal:
-                work.refuse(plan.refusal)
-            works.append(work)
-    return works
-
-
-def place_in_line(work: Work) -> tuple[bool, int, str]:
-    """Sorts works: the oldest recording first, those whose tool was ended from outside last."""
-    was_hindered = work.take.past.code == Reason.TOOL_KILLED.code
-    return was_hindered, oldest(work.recording), work.recording.key
-
-
-def oldest(recording: Recording) -> int:
-    """The mtime of its oldest file, in ns."""
-    times = [file.mtime_ns for take in recording.takes for file in take.files]
-    return min(times, default=0)
-
-
-def plan_archive(run: Run) -> Iterator[list[Work]]:
-    """Yields the works of recordings whose takes are all due for the archive."""
-    if run.config.archive_tier is None:
-        return
-    for folder in run.library.walk(str):
-        if is_at_rest(folder, run):
-            continue
-        for recording in run.recordings_in(folder):
-            takes = tuple(run.foreseen.get(take.stem, take) for take in recording.takes)
-            recording = recording._replace(takes=takes)
-            works: list[Work] = []
-            with boundary(partial(run.report.defect, f"{recording.key} was kept")):
-                works = works_of(recording, run)
-            works = [work for work in works if work.plan.move is Move.ARCHIVE]
-            here = [take for take in recording.takes if take.state is not State.ARCHIVED]
-            if works and len(works) == len(here):
-                yield works
+    if take.is_half_restored:
+        return True
+    if not take.originals and not take.copies:
+        rates = {file.name: 0 for file in take.strangers}
+        take = take_of(take.stem, take.files, take.past, rates)
+    alone = archiving([take], None, config, clock)
+    return bool(alone or next_move(take, None, config, clock))
 
 
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
@@ -3285,6 +3067,524 @@ def estimated_size(found: Probe, target: Target) -> int:
         wanted = min(size * 1.1, samples * rate)
         coded += count * max(wanted, samples * least)
     return round(target.form.header + coded + found.silence * SILENT_BYTES)
+
+
+# ----------------------------------------------------------------------------------------- moves
+# Each row of the table is a class that carries itself out. `examine`, `stage`, `finish` run in a
+# thread, `carry` in the main one. All four write staged files only. `Committer.commit` knows no
+# rows, and calls the rest in its own order.
+
+
+class Outcome(NamedTuple):
+    """What became of a move."""
+
+    reason: Reason
+    detail: str = ""  # what was found
+    trace: str = ""  # of a defect, for the log
+
+
+@dataclass(eq=False)
+class Move:
+    """One row of the table, for one take, on its way through a run."""
+
+    name: ClassVar[str]  # in the history
+    rank: ClassVar[int]  # a move is not tried once one of a higher rank was, see `Asked.is_settled`
+    done: ClassVar[Reason]
+    due: ClassVar[Reason]
+    is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
+    is_removal: ClassVar[bool] = False  # nothing is here afterwards
+    encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
+
+    take: Take
+    target: Target
+    settings: str  # that this rests on
+    source: Optional[File]  # None: to be fetched
+    removes: tuple[File, ...] = ()  # last, once all is true
+    outcome: Optional[Outcome] = None  # set once
+    recording: Recording = NO_RECORDING
+    source_seen: Optional[Witness] = None  # when it was probed
+    copy_seen: Optional[Witness] = None  # when it had been proven
+    probe: Optional[Probe] = None
+    estimate: int = 0  # bytes that the copy will have
+    staged: str = ""  # absolute path; "" where nothing is to be placed
+    copy: Optional[File] = None  # what stands for the take afterwards
+    place: Optional[Place] = None  # in the archive
+    detail: str = ""  # of its outcome, if it is done
+    is_proven: bool = False  # only the commit is left, unless it has an outcome
+
+    @property
+    def path(self) -> str:
+        """Returns the path of the source below the library."""
+        source = self.source or self.take.past.place or self.take.file
+        return join(self.take.folder, source.name if source else self.take.name)
+
+    @property
+    def source_size(self) -> int:
+        """Bytes; 0 where the source is to be fetched."""
+        return self.source.size if self.source else 0
+
+    @property
+    def guessed_seconds(self) -> float:
+        """Returns a guess at the seconds of audio, from the size alone."""
+        return self.source_size / BYTES_PER_SECOND
+
+    @property
+    def seconds(self) -> float:
+        return round(self.probe.timeline, 3) if self.probe else self.take.past.seconds
+
+    @property
+    def target_path(self) -> str:
+        """Returns the path of the copy below the library."""
+        return self.take.stem + self.target.form.suffix
+
+    @property
+    def displaces(self) -> Optional[File]:
+        """Returns the file that its copy takes the place of."""
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_proven and self.outcome is None
+
+    @property
+    def reason(self) -> Reason:
+        """Returns the reason it has, or will have after its commit."""
+        return self.outcome.reason if self.outcome else self.done
+
+    @property
+    def is_done(self) -> bool:
+        return self.reason is self.done
+
+    def refuse(self, error: Exception) -> None:
+        """Sets the outcome for whatever kept it from going on: a Refusal's own; of an OSError by
+        its errno (no space, name too long, else input/output); of anything else a defect."""
+        # The report names its path.
+        detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
+        if isinstance(error, Refusal):
+            self.outcome = Outcome(error.reason, error.detail)
+        elif isinstance(error, OSError):
+            reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
+            self.outcome = Outcome(reason, detail)
+        elif isinstance(error, MemoryError):
+            self.outcome = Outcome(Reason.TOOL_KILLED, "memory is short")
+        else:
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            self.outcome = Outcome(Reason.DEFECT, detail, "".join(lines))
+
+    def carry(self, run: Run) -> None:
+        """Does all that comes before the commit, for a move that is whole. Raises Refusal, OSError,
+        Stopped, ServiceError."""
+        raise NotImplementedError
+
+    def foresee(self, run: Run) -> str:
+        """Returns what a dry run says of a move that is whole. Raises Refusal, ServiceError."""
+        return ""
+
+    @property
+    def has_first_word(self) -> bool:
+        """Returns whether the history has a line on it before anything is put in place."""
+        return False
+
+    def check(self, library: Library) -> None:
+        """Compares what it rests on with what was seen. Raises Refusal, OSError."""
+        if self.source:
+            expect(is_same(library.path(self.path), self.source_seen))
+        if self.staged and self.copy:  # some disks make inode numbers up anew
+            expect(file_at(self.staged)[1:] == self.copy[1:])
+
+    def put(self, library: Library) -> None:
+        """Puts in place what is staged, never over another file. Raises Refusal, OSError."""
+        if self.staged:
+            place(self.staged, library.path(self.target_path))
+
+    def undo(self, library: Library) -> None:
+        """Takes back what `put` did, where a later step fails and the next run could not go on from
+        there. Raises Refusal, OSError."""
+
+    def remove(self, library: Library) -> None:
+        """Removes what it makes needless, each file compared once more. Raises Refusal, OSError."""
+        for file in self.removes:
+            path = library.path(self.take.folder, file.name)
+            with suppress(FileNotFoundError):  # its owner was faster
+                self.compare_again(path, file)
+                os.unlink(path)
+
+    def compare_again(self, path: str, file: File) -> None:
+        seen = self.source_seen if file == self.source else self.copy_seen
+        expect(is_same(path, seen))
+
+    def past_after(self, now: float) -> Past:
+        """Returns what the history will say of the take. Pure. Sizes, bit rate and `compressed` of
+        a copy that it had stay when a later step is kept or fails. A failure under the same
+        settings counts one attempt more, unless its reason `is_environment`."""
+        source, last = self.source, self.take.past
+        known = last if source is None or last.speaks_of(source) else NO_PAST
+        attempts = 0
+        if self.reason.action is Action.FAILED:
+            is_again = (known.move, known.settings) == (self.name, self.settings)
+            attempts = known.attempts if is_again else 0
+            attempts += not self.reason.is_environment
+        past = known._replace(
+            action=self.reason.action,
+            code=self.reason.code,
+            move=self.name,
+            settings=self.settings,
+            attempts=attempts,
+            time=now,
+            seconds=self.seconds,
+            ids=self.recording.ids or last.ids,
+            place=self.place or last.place,
+        )
+        if source:
+            first_size = source.size if source.is_original else known.first_size
+            past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
+        return self.past_if_done(past, now) if self.is_done else past
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        return past
+
+    def take_after(self, now: float) -> Take:
+        """Returns the take as it will be after the move: its files and `past_after`. From these,
+        and from nothing else, commit derives the documents."""
+        take = self.take
+        files = {file.name: file for file in take.files}
+        if self.is_done:
+            for file in self.removes:
+                del files[file.name]
+            if self.copy:
+                files[self.copy.name] = self.copy
+        return take_of(take.stem, files.values(), self.past_after(now), take.rates)
+
+    def told(self) -> dict[str, Any]:
+        """Returns the object of `--json`, which is also the head of its line in the history."""
+        copy = self.copy if self.is_done else None
+        file = join(self.take.folder, copy.name) if copy else self.path
+        detail = self.outcome.detail if self.outcome else self.detail
+        return {
+            "type": "recording",
+            "path": self.path,
+            "file": None if self.is_done and self.is_removal else file,
+            "action": self.reason.action,
+            "reason": self.reason.sentence.format(detail),
+            "original_size": self.source_size,
+            "compressed_size": copy.size if copy else None,
+            "seconds": self.seconds,
+        }
+
+
+class Compress(Move):
+    """The original is encoded, and its copy proven."""
+
+    name, rank, done, due = "compress", 1, Reason.DONE, Reason.DUE
+    encodes = True
+
+    @property
+    def size_before(self) -> int:
+        """Returns the bytes that a copy must save from."""
+        return self.source_size
+
+    @property
+    def space_needed(self) -> int:
+        """Returns the bytes that it may take while at work: its copy, and two level files."""
+        if self.probe:
+            levels = self.probe.timeline * self.probe.channels * LEVEL_BYTES
+            return round(self.estimate + levels)
+        return round(self.size_before + 2 * self.guessed_seconds * LEVEL_BYTES)
+
+    def examine(self, run: Run) -> None:
+        """Opens the source once: identity, probe, decide; SHA-256. In a dry run it has its outcome
+        then. Raises Refusal, OSError, Stopped."""
+        source, path = self.source, run.library.path(self.path)
+        with open_regular(path) as file:
+            identity = run.library.identity(file)
+            self.source_seen = Witness(identity)
+            expect(source is not None and identity[-2:] == source[1:])
+            self.probe = probe(file.fileno(), path, run.tools)
+            name = folded(self.take.name)
+            recorded = [sidecar.durations.get(name, 0.0) for sidecar in self.recording.sidecars]
+            saving = run.config.min_saving_percent if self.encodes else -math.inf
+            lasts = max(recorded, default=0.0)
+            self.estimate = decide(self.probe, self.size_before, lasts, self.target, saving)
+            run.trials.foresee(self)
+            if run.config.dry_run:
+                self.outcome = Outcome(self.due)
+                return
+            # Only now, because a sparse file may be larger than the disk.
+            self.source_seen = Witness(identity, digest_from(file, stop=run.stop))
+
+    def stage(self, run: Run) -> Job:
+        """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
+        OSError, NoSpaceError."""
+        assert self.probe
+        library = run.library
+        free, needed = free_space(library), SPACE_MARGIN + self.space_needed
+        if free < needed:
+            found = f"{size_text(free)} free, where {size_text(needed)} are needed"
+            raise run.no_space(self, found)
+        source, path = library.path(self.path), library.path(self.target_path)
+        if self.encodes:
+            self.staged = path = run.staging.beside(path)
+            give_attributes_of(source, path)  # or nothing is worth encoding
+            os.chmod(path, 0o600)  # until it is whole
+        most = self.size_before * (1 - run.config.min_saving_percent / 100)
+        levels = (run.staging.levels(), run.staging.levels())
+        return Job(source, self.probe, self.target, path, self.encodes, *levels, most)
+
+    def told(self) -> dict[str, Any]:
+        told = super().told()
+        if self.reason.action is Action.WOULD_COMPRESS:
+            told["estimated_size"] = self.estimate
+        return told
+
+    def finish(self, run: Run, job: Job) -> None:
+        """Flushes a copy that was proven, with its attributes. Raises Refusal, OSError, Stopped."""
+        if job.problem:
+            raise job.problem
+        if self.encodes or not self.take.proven_copy:
+            give_attributes_of(job.source, job.copy)
+        with open_regular(job.copy) as file:
+            flush(file.fileno())
+        seen = run.library.witness(job.copy, run.stop)
+        if seen.sha256 != job.digest and self.encodes:
+            raise NotProven("the bytes that were decoded", "others in the file")
+        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
+        self.copy_seen = seen
+        self.copy = File(basename(self.target_path), *seen.identity[-2:])
+        self.is_proven = True
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        if not self.copy:
+            return past
+        return past._replace(
+            suffix=self.copy.suffix,
+            size=self.copy.size,
+            mtime_ns=self.copy.mtime_ns,
+            bitrate=self.target.bitrate,
+            compressed=now,
+        )
+
+
+class Adopt(Compress):
+    """A copy of ours is there already, without a record, and is proven again."""
+
+    name, rank, done, due = "adopt", 1, Reason.ADOPTED, Reason.ADOPT_DUE
+    encodes = False
+
+    def finish(self, run: Run, job: Job) -> None:
+        if isinstance(job.problem, NotProven):
+            other = f"{self.target_path} is not a copy of it ({job.problem})"
+            raise Refusal(Reason.NAME_TAKEN, other)
+        if not (job.problem or self.take.proven_copy):
+            check_claim(self, job)
+        super().finish(run, job)
+
+    def put(self, library: Library) -> None:
+        expect(is_same(library.path(self.target_path), self.copy_seen))
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        """A copy that was here already keeps the rate and date on record or in its tag."""
+        date = past.compressed or now
+        past = super().past_if_done(past, now)
+        return past._replace(bitrate=self.take.bitrate, compressed=date)
+
+
+class Free(Adopt):
+    """An original whose days are over goes, after its copy was proven again."""
+
+    name, rank, done, due = "free", 3, Reason.FREED, Reason.FREE_DUE
+
+
+class Smaller(Compress):
+    """A tier asks for less: a new copy takes the place of the one before."""
+
+    name, rank = "smaller", 2
+    displaced_seen: Optional[Witness] = None
+    is_swapped = False
+
+    @property
+    def displaces(self) -> Optional[File]:
+        return self.take.copy
+
+    @property
+    def size_before(self) -> int:
+        return self.take.copy.size if self.take.copy else self.source_size
+
+    def examine(self, run: Run) -> None:
+        super().examine(run)
+        if not self.outcome:
+            displaced = run.library.path(self.target_path)
+            self.displaced_seen = run.library.witness(displaced, run.stop)
+
+    @property
+    def has_first_word(self) -> bool:
+        """Without its original, nothing else could tell that a copy in another's place is
+        proven."""
+        return self.take.original is None
+
+    def check(self, library: Library) -> None:
+        super().check(library)
+        expect(is_same(library.path(self.target_path), self.displaced_seen))
+
+    def put(self, library: Library) -> None:
+        """Exchanges the two: the old one waits under the staged name until all is true."""
+        self.swap(library, self.displaced_seen)
+        self.is_swapped = True
+
+    def undo(self, library: Library) -> None:
+        if self.is_swapped and self.staged:
+            self.swap(library, self.copy_seen)
+
+    def swap(self, library: Library, expected: Optional[Witness]) -> None:
+        """Exchanges the staged file and the file in its place. If another program was faster and
+        that is not the expected file, they change back. Raises Refusal(CHANGED), OSError."""
+        final = library.path(self.target_path)
+        self.staged = exchange(self.staged, final)
+        if self.staged and not is_same(self.staged, expected):
+            self.staged = exchange(self.staged, final)
+            raise Refusal(Reason.CHANGED)
+
+
+class Store(Move):
+    """A whole recording goes to the archive: read back there, compared, then removed here."""
+
+    name, rank, done, due = "archive", 4, Reason.ARCHIVED, Reason.ARCHIVE_DUE
+    is_whole = is_removal = True
+
+    def foresee(self, run: Run) -> str:
+        return run.answering_archive.location(self.path)
+
+    def carry(self, run: Run) -> None:
+        self.place = run.answering_archive.put(self)
+        self.detail = self.place.location
+        self.is_proven = True
+
+    def compare_again(self, path: str, file: File) -> None:
+        """Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only other
+        copy is elsewhere, so its bytes are."""
+        super().compare_again(path, file)
+        expect(self.source_seen is not None and digest_of(path) == self.source_seen.sha256)
+
+
+class Restore(Move):
+    """A recording comes back as a whole. The history says so first, or a run in between would
+    delete the original again."""
+
+    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+    is_whole = True
+
+    @property
+    def has_first_word(self) -> bool:
+        return True
+
+    def past_after(self, now: float) -> Past:
+        """A restore that failed changes nothing."""
+        if not self.is_done:
+            return self.take.past
+        past = super().past_after(now)._replace(place=self.place)
+        return past if self.outcome else past._replace(code=RESTORING)
+
+
+class Fetch(Restore):
+    """Its file is fetched from the archive, or was before a restore was cut short."""
+
+    def foresee(self, run: Run) -> str:
+        return "it is in the archive"
+
+    def carry(self, run: Run) -> None:
+        fetch_back(run, self)
+        self.is_proven = True
+
+    @property
+    def target_path(self) -> str:
+        return self.path
+
+    def put(self, library: Library) -> None:
+        super().put(library)
+        self.place = None  # it is here again
+
+
+class BringBack(Restore, Adopt):
+    """A kept original takes its place again, and its copy goes, once it is proven to be one."""
+
+    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+
+    def foresee(self, run: Run) -> str:
+        return "its original is kept"
+
+    def carry(self, run: Run) -> None:
+        prove_again(run, self)
+
+    def put(self, library: Library) -> None:
+        """Does nothing: the original is in its place."""
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        """The copy is gone, or stays as it did not prove to be the original's: from now on any file
+        in its place is unproven."""
+        is_going = self.outcome is None and self.removes
+        return past if is_going else past._replace(size=0)
+
+
+RANKS = {kind.name: kind.rank for kind in (Compress, Adopt, Smaller, Free, Store)}
+REASON_OF_ERRNO = {
+    errno.ENOSPC: Reason.NO_SPACE,
+    errno.EDQUOT: Reason.NO_SPACE,
+    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
+    errno.ELOOP: Reason.CHANGED,  # a link where a file was: we follow none
+    errno.EEXIST: Reason.NAME_TAKEN,
+}
+
+
+def keep_together(moves: Iterable[Move]) -> None:
+    """One part of a whole recording that cannot move keeps the others."""
+    stuck: dict[int, Move] = {}
+    parts: list[Move] = []
+    for move in moves:
+        if move.is_whole:
+            parts.append(move)
+            if move.outcome:
+                stuck.setdefault(id(move.recording), move)
+    for move in parts:
+        other = stuck.get(id(move.recording))
+        if other and other.outcome and not move.outcome:
+            why = f"of its other part {other.path}: {other.outcome.detail}"
+            move.outcome = Outcome(other.outcome.reason, why)
+
+
+def expect(is_unchanged: bool) -> None:
+    """Raises Refusal(CHANGED) unless something that was proven is unchanged."""
+    if not is_unchanged:
+        raise Refusal(Reason.CHANGED)
+
+
+def is_same(path: str, seen: Optional[Witness]) -> bool:
+    """Returns whether the file under a name is still the one that was seen. Raises
+    FileNotFoundError if its owner deleted it, OSError."""
+    status = os.lstat(path)
+    now = identity_of(status)
+    if seen is None or now[-2:] != seen.identity[-2:] or not stat.S_ISREG(status.st_mode):
+        return False
+    return now == seen.identity or digest_of(path) == seen.sha256
+
+
+def give_attributes_of(source: str, copy: str) -> None:
+    """Gives the attributes of one file to another, by path. Raises Refusal, OSError."""
+    with open_regular(source) as one, open_regular(copy) as other:
+        give_attributes(one.fileno(), other.fileno(), times=True)
+
+
+def check_claim(move: Adopt, job: Job) -> None:
+    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
+    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
+    Raises Refusal."""
+    copy, asked = move.take.copy, move.target
+    assert copy
+    rate = move.take.bitrate or asked.bitrate
+    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
+    if rate < asked.bitrate or copy.size < usual / 2:
+        usual = sounding_share(job) * estimated_size(job.probe, asked)
+        found = f"{copy.name} has {size_text(copy.size)}"
+        expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
+        raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
 
 
 # ----------------------------------------------------------------------------------------- probe
@@ -4579,7 +4879,7 @@ def compare_parts(
 
 
 class Committer:
-    """Carries out the moves of one run, and keeps the documents true."""
+    """Commits the moves of one run, and keeps the documents true. It knows no rows of the table."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.library, self.staging = run, run.library, run.staging
@@ -4589,127 +4889,102 @@ class Committer:
         self.written: dict[str, str] = {}  # documents made true, by path: their SHA-256
         self.full: Optional[NoSpaceError] = None  # once the disk is
         self.index_digest = ""  # of the index as it was when it was last found or made true
-        self.settled, self.cost = monotonic(), 0.0  # seconds
+        self.index_written, self.cost = monotonic(), 0.0  # seconds
 
-    def commit(self, works: Sequence[Work]) -> None:
-        """All that is ready, and what was refused (it changes what documents say, and goes into the
-        history). Each Work comes out with its final reason, told to the report:
+    def commit(self, moves: Sequence[Move]) -> None:
+        """Commits all that is ready, and what was refused (it changes what documents say, and goes
+        into the history). Each move then has its final outcome, and the report knows it.
 
-        1. identity of each source (`is_same`); one deleted by its owner is passed over
-        2. put in place: `place`, `exchange`, or nothing; attributes were given when it was staged
-        3. flush the folder; where that fails, originals stay and the works have failed
-        4. make the sidecars of every recording touched true; flush the folder
-        5. append to the history and flush; where that fails, originals stay
-        6. an index that names files is written here; another follows within seconds
-        7. identity again, unlink, flush
+        1. check each against what was seen; what its owner deleted is passed over
+        2. write first words to the history, for the rows that need them
+        3. put in place
+        4. flush the folder; where that fails, originals stay and the moves have failed
+        5. make the sidecars of every recording touched true; flush the folder
+        6. append to the history and flush; where that fails, originals stay
+        7. write an index that names files; another follows within seconds
+        8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
-        works = [work for work in works if not self.is_gone(work)]
-        # Begun and on record before, or a run in between would delete the original again.
-        back = [work for work in works if work.is_ready and work.plan.move is Move.RESTORE]
-        self.attempt(back, self.history.append, back, now)
-        for work in back:
-            work.place = None  # once the commit is finished, it is here again and not there
-        for work in works:
-            with boundary(work.refuse):
-                if work.is_ready:
-                    self.put_in_place(work, now)
-        keep_together(works)
-        folders: dict[str, list[Work]] = {}
-        for work in works:
-            folders.setdefault(work.take.folder, []).append(work)
+        moves = [move for move in moves if not self.is_gone(move)]
+        self.each_ready(moves, lambda move: move.check(self.library))
+        keep_together(moves)
+        first = [move for move in moves if move.is_ready and move.has_first_word]
+        self.attempt(first, self.history.append, first, now)
+        self.each_ready(moves, lambda move: move.put(self.library))
+        keep_together(moves)
+        folders: dict[str, list[Move]] = {}
+        for move in moves:
+            folders.setdefault(move.take.folder, []).append(move)
         for folder, group in folders.items():
             self.attempt(group, flush_folder, self.library.path(folder))
-            self.attempt(group, self.make_works_true, folder, group, now)
+            self.attempt(group, self.make_moves_true, folder, group, now)
             self.attempt(group, flush_folder, self.library.path(folder))
-        if not self.attempt(works, self.history.append, works, now):
-            self.attempt((), self.history.append, works, now)  # that they have failed
-        for work in works:
-            if work.reason is Reason.NO_SPACE:
-                self.disk_is_full(work, work.detail)
-        ids = {id_ for work in works for id_ in work.recording.ids}
+        keep_together(moves)
+        if not self.attempt(moves, self.history.append, moves, now):
+            self.attempt((), self.history.append, moves, now)  # that they have failed
+        for move in moves:
+            if move.reason is Reason.NO_SPACE:
+                self.disk_is_full(move, move.told()["reason"])
+        ids = {id_ for move in moves for id_ in move.recording.ids}
         self.folders.update(folders)
         if self.index_names_files:
             self.ids |= ids
-            self.settle(at_once=True)
+            self.write_index(at_once=True)
         for folder, group in folders.items():
             self.remove_sources(folder, group, now)
         self.ids |= ids
-        self.settle(at_once=False)
+        self.write_index(at_once=False)
         if self.full:
             raise self.full
 
-    def disk_is_full(self, work: Work, detail: str) -> None:
+    def each_ready(self, moves: Iterable[Move], step: Callable[[Move], object]) -> None:
+        for move in moves:
+            if move.is_ready:
+                with boundary(move.refuse):
+                    step(move)
+
+    def disk_is_full(self, move: Move, detail: str) -> None:
         """A full disk ends the run. It is reported at its first sign, and once."""
         if not self.full:
-            self.full = self.run.no_space(work, detail)
+            self.full = self.run.no_space(move, detail)
             self.report.failed(self.full)
 
-    def is_gone(self, work: Work) -> bool:
-        """Whether its owner has deleted its source."""
-        is_gone = bool(work.plan.source) and not lexists(self.library.path(work.path))
+    def is_gone(self, move: Move) -> bool:
+        """Returns whether its owner has deleted its source."""
+        is_gone = bool(move.source) and not lexists(self.library.path(move.path))
         if is_gone:
             self.library.require_there()
             self.report.due -= 1
-            self.report.once(f"{work.path} was deleted meanwhile, and was passed over.")
-            self.staging.discard(work.staged)
+            self.report.once(f"{move.path} was deleted meanwhile, and was passed over.")
+            self.staging.discard(move.staged)
         return is_gone
 
-    def put_in_place(self, work: Work, now: float) -> None:
-        """Steps 1 and 2. Raises Refusal, OSError."""
-        final = self.library.path(work.target_path)
-        if work.plan.source:
-            expect(is_same(self.library.path(work.path), work.source_seen))
-        if work.staged and work.copy:  # inode numbers decide nothing: some disks make them up anew
-            expect(file_at(work.staged)[1:] == work.copy[1:])
-        if work.plan.move is Move.SMALLER:
-            expect(is_same(final, work.displaced_seen))
-            # On record before: without its original, nothing else could tell that a copy in
-            # another's place is proven.
-            if not work.take.original:
-                self.history.append([work], now)
-            self.swap(work, work.displaced_seen)  # the old one waits until all is true
-        elif work.staged:
-            place(work.staged, final)
-        elif work.plan.move in (Move.ADOPT, Move.FREE):
-            expect(is_same(final, work.copy_seen))
-
-    def swap(self, work: Work, expected: Optional[Witness]) -> None:
-        """Exchanges the staged file and the file in its place. If another program was faster and
-        that is not the expected file, they change back. Raises Refusal(CHANGED), OSError."""
-        final = self.library.path(work.target_path)
-        work.staged = exchange(work.staged, final)
-        if work.staged and not is_same(work.staged, expected):
-            work.staged = exchange(work.staged, final)
-            raise Refusal(Reason.CHANGED)
-
     def attempt(
-        self, works: Sequence[Work], step: Callable[..., object], *arguments: object
+        self, moves: Sequence[Move], step: Callable[..., object], *arguments: object
     ) -> bool:
-        """Does one step. Whatever goes wrong in it keeps the sources of these works. Returns False
+        """Does one step. Whatever goes wrong in it keeps the sources of these moves. Returns False
         if the next run should try again. A broken document is not retried: repairing it changes its
         mtime, and that is noticed."""
         failures: list[Exception] = []
         with boundary(failures.append):
             step(*arguments)
         for error in failures:
-            self.step_failed(works, error)
+            self.step_failed(moves, error)
         return all(isinstance(error, Flaw) for error in failures)
 
-    def step_failed(self, works: Sequence[Work], error: Exception) -> None:
+    def step_failed(self, moves: Sequence[Move], error: Exception) -> None:
         """A copy that took another's place gives it back. Any other stays beside its original, to
         be adopted."""
         is_sidecar = isinstance(error, (Flaw, PermissionError))
         refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
-        for work in works:
+        for move in moves:
             if is_full(error):
-                self.disk_is_full(work, explain(error))
-            if work.is_ready:
-                work.refuse(refusal)
-                if work.plan.move is Move.SMALLER and work.staged:
-                    with suppress(Refusal, OSError):
-                        self.swap(work, work.copy_seen)
-        if works:
+                self.disk_is_full(move, explain(error))
+            if move.is_ready:
+                move.refuse(refusal)
+                with suppress(Refusal, OSError):
+                    move.undo(self.library)
+        if moves:
             return
         text = f"Left alone, and may not say all that is true: {explain(error)}"
         if exit_code_of(error) == NoSpaceError.exit_code:
@@ -4720,19 +4995,19 @@ class Committer:
         else:
             self.report.defect("What is said of some recordings was left as it is", error)
 
-    def make_works_true(self, folder: str, works: Sequence[Work], now: float) -> None:
-        """Make the sidecars of recordings say what these works make of them. Where that fails, the
+    def make_moves_true(self, folder: str, moves: Sequence[Move], now: float) -> None:
+        """Makes the sidecars of recordings say what these moves make of them. Where that fails, the
         copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
-        after = {work.take.stem: work.take_after(now) for work in works}
+        after = {move.take.stem: move.take_after(now) for move in moves}
         here = self.library.folder(folder)
         for recording in resolve_recordings(here):
             stems = {take.stem for take in recording.takes}
-            group = [work for work in works if work.take.stem in stems]
+            group = [move for move in moves if move.take.stem in stems]
             if group:
                 self.attempt(group, self.make_true, here, recording, after)
 
     def make_true(self, folder: Folder, recording: Recording, after: Mapping[str, Take]) -> None:
-        """Make a recording's sidecars say what its takes are, those in `after` (by stem) as they
+        """Makes a recording's sidecars say what its takes are, those in `after` (by stem) as they
         will be. Each is rewritten at most once; those that are true keep their bytes and mtime.
         Without `after`, one that is as we have left it is not read again. Raises Flaw, Refusal,
         OSError."""
@@ -4746,41 +5021,28 @@ class Committer:
                     seen = look(os.lstat(whole), self.library.racy_from())
                     folder.documents[basename(path)] = seen
 
-    def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
-        """Step 7, and the end of every work. A past that has changed by it gets a second line: of
+    def remove_sources(self, folder: str, moves: Sequence[Move], now: float) -> None:
+        """Step 8, and the end of every move. A past that has changed by it gets a second line: of
         a removal that failed, and of a restore that is finished."""
-        pasts, changed = self.history.in_folder(folder), []
-        for work in works:
-            if work.is_ready:
-                with boundary(work.refuse):
-                    self.remove_source(work)
-                work.reason = work.outcome_reason
-                changed += [work] if work.past_after(now) != pasts.get(work.take.stem) else []
-            self.staging.discard(work.staged)
+        pasts, changed = self.history.in_folder(folder), list[Move]()
+        for move in moves:
+            if move.is_ready:
+                with boundary(move.refuse):
+                    try:
+                        move.remove(self.library)
+                    except OSError as error:
+                        raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+                move.outcome = move.outcome or Outcome(move.done, move.detail)
+                changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
+            self.staging.discard(move.staged)
         try:
             flush_folder(self.library.path(folder))
             self.history.append(changed, now)
         except OSError as error:  # after a power cut an original may be back, as a next run finds
             self.report.error(f"What was deleted in {folder} may come back: {explain(error)}")
-        for work in works:
-            if work.reason is not Reason.NO_SPACE:
-                self.report.outcome(work)
-
-    def remove_source(self, work: Work) -> None:
-        """Raises Refusal."""
-        try:
-            for file in work.plan.goes:
-                path = self.library.path(work.take.folder, file.name)
-                with suppress(FileNotFoundError):  # its owner was faster
-                    is_source = file == work.plan.source
-                    expect(is_same(path, work.source_seen if is_source else work.copy_seen))
-                    # Behind an attribute cache (sshfs, NFS) a stat is no witness of a source
-                    # whose only other copy is elsewhere.
-                    if work.plan.move is Move.ARCHIVE and work.source_seen:
-                        expect(digest_of(path) == work.source_seen.sha256)
-                    os.unlink(path)
-        except OSError as error:
-            raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+        for move in moves:
+            if move.reason is not Reason.NO_SPACE:
+                self.report.outcome(move)
 
     @cached_property
     def index_names_files(self) -> bool:
@@ -4812,12 +5074,12 @@ class Committer:
         with suppress(Flaw, OSError):  # told by a run that would have changed it
             self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
 
-    def settle(self, at_once: bool) -> None:
-        """Make the index true, from what the folders say now. Within seconds, but not so often that
-        it takes the time of the work. One that cannot be read, is a link or no object is told and
-        left alone."""
-        begun = monotonic()
-        is_time = at_once or begun - self.settled > max(5.0, 50 * self.cost)
+    def write_index(self, at_once: bool) -> None:
+        """Makes the index true, from what the folders say now. Within seconds, but not so often
+        that it takes the time of the work. One that cannot be read, is a link or no object is
+        reported and left alone."""
+        started = monotonic()
+        is_time = at_once or started - self.index_written > max(5.0, 50 * self.cost)
         if not (self.folders or self.ids) or not is_time:
             return
         pasts = self.history.pasts.items()
@@ -4826,7 +5088,7 @@ class Committer:
         recordings = list[Recording]()
         copies = 0
         for folder in self.library.walk(self.report.once):
-            copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
+            copies += sum(file.size for file in folder.audio if file.format)
             if folder.path in met:
                 recordings += self.run.recordings_in(folder)
         index = Catalogue(recordings, self.ids)
@@ -4837,15 +5099,15 @@ class Committer:
             copies_size=copies,
             date=iso(time.time()),
         )
-        path = self.library.path(INDEX_NAME)
-        if self.attempt((), self.write_index, path, edit):
+        if self.attempt((), self.rewrite_index, edit):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
-        self.settled = monotonic()
-        self.cost = self.settled - begun
+        self.index_written = monotonic()
+        self.cost = self.index_written - started
 
-    def write_index(self, path: str, edit: Callable[[bytes], Optional[bytes]]) -> None:
+    def rewrite_index(self, edit: Callable[[bytes], Optional[bytes]]) -> None:
         """Raises Flaw, Refusal, OSError."""
+        path = self.library.path(INDEX_NAME)
         self.index_digest = rewrite(path, edit, self.staging, backup=False)
 
     def finish(self) -> None:
@@ -4857,7 +5119,7 @@ class Committer:
             defect = partial(self.report.defect, f"What is said in {path} was left as it is")
             with boundary(defect), suppress(OSError, UsageError):
                 notes += self.finish_folder(path)
-        self.settle(at_once=True)
+        self.write_index(at_once=True)
         if not self.ids:
             self.history.note(notes, self.run.now)
 
@@ -4871,7 +5133,8 @@ class Committer:
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
         flush_folder(self.library.path(path))
-        return word_on(folder, self.run) if recordings and all(true) else []
+        is_true = bool(recordings) and all(true)
+        return folder_note(folder, self.run.config, self.run.clock) if is_true else []
 
 
 def edits(
@@ -4884,32 +5147,6 @@ def edits(
         own = facts if sidecar.listed and not recording.is_witnessed else None
         edit = partial(edit_sidecar, rename=rename, facts=own)
         yield join(recording.folder, sidecar.name), edit
-
-
-def keep_together(works: Sequence[Work]) -> None:
-    """A recording is archived and restored as a whole: one part that cannot be keeps the others."""
-    for stuck in works:
-        if stuck.reason and stuck.plan.move in (Move.ARCHIVE, Move.RESTORE):
-            refusal = Refusal(stuck.reason, f"of its other part {stuck.path}: {stuck.detail}")
-            for work in works:
-                if work.recording is stuck.recording and work.is_ready:
-                    work.refuse(refusal)
-
-
-def expect(is_unchanged: bool) -> None:
-    """Raises Refusal(CHANGED) unless something that was proven is unchanged."""
-    if not is_unchanged:
-        raise Refusal(Reason.CHANGED)
-
-
-def is_same(path: str, seen: Optional[Witness]) -> bool:
-    """Returns whether the file under a name is still the one that was seen. Raises
-    FileNotFoundError if its owner deleted it, OSError."""
-    status = os.lstat(path)
-    now = identity_of(status)
-    if seen is None or now[-2:] != seen.identity[-2:] or not stat.S_ISREG(status.st_mode):
-        return False
-    return now == seen.identity or digest_of(path) == seen.sha256
 
 
 # ------------------------------------------------------------------------------------- documents
@@ -5644,38 +5881,27 @@ class Archive:
             "that files can be written there."
         )
 
-    def store(self, works: Sequence[Work]) -> None:
-        """Puts files there, proven; leaves each Work with its `place` or refused. Raises Stopped,
-        and ServiceError where the archive does not answer or takes nothing."""
-        for work in works:
-            if self.run.stop.requested:
-                raise Stopped
-            if not work.reason:
-                with boundary(work.refuse):
-                    work.place = self.put(work)
-                    work.detail = work.place.location
-
-    def put(self, work: Work) -> Place:
-        """Puts one file there, and returns its place."""
-        source = self.library.path(work.path)
-        there = self.location(work.path)
+    def put(self, move: Move) -> Place:
+        """Puts one file there, proven, and returns its place. Raises Refusal, OSError, Stopped, and
+        ServiceError where the archive does not answer or takes nothing."""
+        source = self.library.path(move.path)
+        there = self.location(move.path)
         status = os.lstat(source)
-        work.source_seen = self.library.witness(source)
-        sha256 = work.source_seen.sha256
+        seen = move.source_seen = self.library.witness(source)
         try:
-            self.visit(work.take.folder)
-            if self.is_there(work.take.folder, source, there, sha256):
+            self.visit(move.take.folder)
+            if self.is_there(move.take.folder, source, there, seen.sha256):
                 self.secure(source, there)
             else:
-                self.deliver(source, there, sha256)
+                self.deliver(source, there, seen.sha256)
         except (Refusal, OSError) as error:
-            expect(is_same(source, work.source_seen))
+            expect(is_same(source, seen))
             self.find_cause(there, error)
         return Place(
             *os.path.split(there),
             status.st_size,
             status.st_mtime_ns,
-            sha256,
+            seen.sha256,
             stat.S_IMODE(status.st_mode),
             (status.st_uid, status.st_gid),
             time.time(),
@@ -5947,14 +6173,6 @@ class RemoteArchive(Archive):
         return [self.run.tools.find("rclone")[0], *RCLONE, *named]
 
 
-def configured_archive(run: Run) -> Optional[Archive]:
-    tier = run.config.archive_tier
-    if not (tier and tier.archive):
-        return None
-    kind = FolderArchive if os.path.isabs(tier.archive) else RemoteArchive
-    return kind(tier.archive, run)
-
-
 def is_full(error: Exception) -> bool:
     """Returns whether a disk or a quota is full."""
     is_space = getattr(error, "reason", None) is Reason.NO_SPACE
@@ -6012,19 +6230,24 @@ def command_restore(config: Config, report: Report) -> None:
     run.library.require(config.log_file)
     if config.dry_run:
         for recording in asked_for(run):
-            for work in works_back(recording, config):
-                if not work.reason:
-                    where = "its original is kept" if work.plan.source else "it is in the archive"
-                    work.refuse(Refusal(Reason.RESTORE_DUE, where))
-                report.outcome(work)
+            for move in moves_back(recording, config):
+                move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
+                report.outcome(move)
         report.summary()
         return
     report.open_log()
     with run.open(locks=True):
         try_commits(run.library)
         with run.finishing():
-            bring_back(run, asked_for(run))
+            run.carry_out(map(partial(brought_back, run), asked_for(run)))
     run.note(report.summary())
+
+
+def brought_back(run: Run, recording: Recording) -> list[Move]:
+    """Returns the moves that bring back a recording that was asked for. Its documents are looked
+    at, even if it has none: an earlier restore may have been cut short."""
+    run.committer.folders.add(recording.folder)
+    return moves_back(recording, run.config)
 
 
 def asked_for(run: Run) -> Iterator[Recording]:
@@ -6088,93 +6311,75 @@ def done_last(library: Library) -> list[str]:
     ]
 
 
-def works_back(recording: Recording, config: Config) -> list[Work]:
-    """What brings it back: of each take its copy is to be proven and to go, or its file is to be
-    fetched, or was and no more. Where neither can be, only what is refused."""
-    works = []
+def moves_back(recording: Recording, config: Config) -> list[Move]:
+    """Returns the moves that bring a recording back: of each take its copy is to be proven and to
+    go, or its file is to be fetched, or was and no more. Where one can do neither, only those."""
+    moves = list[Move]()
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
-        copy = take.copy if take.original else None
+        source = take.original if take.copy else None
         # One whose restore failed half way has its file here, and is on record as in the archive.
         is_away = not take.file or take.past.place is not None
         is_back = take.original or take.past.is_restored or is_begun
-        is_lost = take.copy and not (is_back or is_away)
-        if copy or is_lost or is_away or take.is_half_restored:
-            form = FORMAT_OF[copy.suffix] if copy else config.target_format
-            made = Target(form, config.target_bitrate)
-            source = take.original if copy else None
-            goes = (copy,) if copy else ()
-            plan = Plan(Move.RESTORE, source, made, take.past.settings, goes)
-            works.append(Work(take, recording, plan))
-            why = "only its copy is left, as its original was deleted" if is_lost else ""
-            if not (take.file or config.archive_tier):
-                why = f"{take.stem} is not here, and tiers name no archive"
-            place = take.past.place
-            known = [file for file in take.files if place and is_archived_file(file, place)]
-            if place and take.files and not known:
-                why = f"another {take.name} is here: move that away first"
-            if why:
-                works[-1].refuse(Refusal(Reason.NOT_RESTORED, why))
-    return [work for work in works if work.reason] or works
+        is_only_copy = bool(take.copy) and not (is_back or is_away)
+        if not (source or is_only_copy or is_away or take.is_half_restored):
+            continue
+        kind = BringBack if source else Fetch
+        form = (take.copy.format if take.copy else None) or config.target_format
+        target = Target(form, config.target_bitrate)
+        removes = take.copies[:1] if source else ()
+        why = "only its copy is left, as its original was deleted"
+        if not is_only_copy:
+            why = why_not_back(take, config)
+        problem = Outcome(Reason.NOT_RESTORED, why) if why else None
+        move = kind(take, target, take.past.settings, source, removes, problem, recording)
+        moves.append(move)
+    return [move for move in moves if move.outcome] or moves
+
+
+def why_not_back(take: Take, config: Config) -> str:
+    """Returns why a take cannot come back, "" if it can."""
+    place = take.past.place
+    if place and take.files and not any(is_archived_file(file, place) for file in take.files):
+        return f"another {take.name} is here: move that away first"
+    if not (take.file or config.archive_tier):
+        return f"{take.stem} is not here, and tiers name no archive"
+    return ""
 
 
 def is_archived_file(file: File, place: Place) -> bool:
     return file.name == place.name and file.is_on_record(place.size, place.mtime_ns)
 
 
-def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
-    """Commits as a run does: in time, and whatever ends it. Also finishes what an earlier restore
-    has begun (`Take.is_half_restored`), for a run. Raises Stopped, ServiceError."""
-    archive = configured_archive(run)
-    try:
-        for recording in recordings:
-            if run.stop.requested:
-                raise Stopped
-            works = works_back(recording, run.config)
-            for work in works:
-                with boundary(work.refuse):
-                    if work.plan.source:
-                        prove_again(run, work)
-                    elif not work.reason:
-                        fetch_back(run, work, archive)
-            keep_together(works)
-            run.through += works
-            # Also where an earlier restore was cut short.
-            run.committer.folders.add(recording.folder)
-            run.commit_in_time()
-    finally:
-        run.commit()
-
-
-def fetch_back(run: Run, work: Work, archive: Optional[Archive]) -> None:
-    """From the archive into a staged file beside its place. Raises Refusal, OSError, and
+def fetch_back(run: Run, move: Fetch) -> None:
+    """Fetches from the archive into a staged file beside its place. Raises Refusal, OSError, and
     ServiceError if the archive does not answer."""
-    take = work.take
-    work.copy = take.file
-    work.place = take.past.place
-    work.detail = "back from the archive"
-    if work.copy:  # a restore was cut short after that
+    take, archive = move.take, run.archive
+    move.copy = take.file
+    move.place = take.past.place
+    move.detail = "back from the archive"
+    if move.copy:  # a restore was cut short after that
         return
     assert archive
-    place = take.past.place or lead(archive, work.recording, take)
+    place = take.past.place or lead(archive, move.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
-    work.staged = run.staging.beside(target)
+    move.staged = run.staging.beside(target)
     try:
-        said = work.recording.location
-        work.place = found = archive.fetch(take.folder, place, said, work.staged)
+        said = move.recording.location
+        move.place = found = archive.fetch(take.folder, place, said, move.staged)
     except (Refusal, OSError) as error:
         if getattr(error, "reason", None) is not Reason.NOT_RESTORED:
             archive.answer()  # else it is this recording's
         raise
-    work.copy = File(found.name, found.size, found.mtime_ns)
+    copy = move.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:
         past = take.past if take.past.size == found.size else NO_PAST
         sizes: dict[str, Any] = {"first_size": found.size}
-        if work.copy.suffix in FORMAT_OF:
-            sizes = {"suffix": work.copy.suffix, "size": found.size}
+        if copy.format:
+            sizes = {"suffix": copy.suffix, "size": found.size}
         past = past._replace(mtime_ns=found.mtime_ns, place=found, **sizes)
-        work.take = take._replace(past=past)
+        move.take = take._replace(past=past)
 
 
 def lead(archive: Archive, recording: Recording, take: Take) -> Place:
@@ -6189,27 +6394,25 @@ def lead(archive: Archive, recording: Recording, take: Take) -> Place:
     return Place(recording.location, own[0])  # a copy's suffix comes first
 
 
-def prove_again(run: Run, work: Work) -> None:
-    """Whether the copy that is to go is its original's: one that is not stays. Raises Stopped,
+def prove_again(run: Run, move: BringBack) -> None:
+    """Proves the copy that is to go. One that is not its original's stays. Raises Stopped, OSError,
     ServiceError."""
-    plan = work.plan
-    work.plan = plan._replace(move=Move.ADOPT)  # so that nothing is encoded
-    run.transcode([work])
-    run.find_cause([work])
-    if not work.source_seen:  # the original cannot even be read
-        work.plan = plan
+    run.transcode([move])
+    run.find_cause([move])
+    if not move.source_seen:  # the original cannot even be read
         return
-    with open_regular(run.library.path(work.path)) as original:
-        flush(original.fileno())  # whoever wrote it: the copy is to be removed
-    if work.reason:
-        plan = plan._replace(goes=())
-        work.source_seen = run.library.witness(run.library.path(work.path))
-        refusal = Refusal(work.reason, work.detail)
-        run.report.once(f"{work.target_path} stays: it does not prove to be a copy. {refusal}")
-    work.plan = plan
-    work.reason = None
-    work.detail = "the original is back"
-    work.copy = plan.source
+    original = run.library.path(move.path)
+    with open_regular(original) as file:
+        flush(file.fileno())  # whoever wrote it: the copy is to be removed
+    if move.outcome:
+        move.removes = ()
+        move.source_seen = run.library.witness(original)
+        refusal = Refusal(*move.outcome[:2])
+        run.report.once(f"{move.target_path} stays: it does not prove to be a copy. {refusal}")
+    move.outcome = None
+    move.detail = "the original is back"
+    move.copy = move.source
+    move.is_proven = True
 
 
 # ----------------------------------------------------------------------------------------- check
@@ -6280,7 +6483,7 @@ def check_documents(run: Run, recording: Recording) -> None:
 def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -> None:
     """Reports archived files that are not there, or have another size. One that neither a sidecar
     nor the index names was deleted by its owner."""
-    archive = configured_archive(run)
+    archive = run.archive
     if away and not archive:
         run.report.error(f"{len(away)} files are archived, and no archive is configured")
     if not away or not archive:
@@ -6337,6 +6540,7 @@ def check_copies(run: Run, copies: Mapping[str, float]) -> None:
 # library.
 
 LINE = re.compile(rb'\{"type": "\w+", "path": "((?:[^"\\]|\\.)*/)?')  # greedy: up to the last /
+NOTE = b'{"type": "folder"'  # begins such a line
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
 NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
@@ -6348,6 +6552,7 @@ class History:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.known: dict[str, dict[str, Past]] = {}  # by folder and stem
+        self.checksums: dict[Optional[bytes], int] = {}  # of its lines without notes, by folder
 
     @cached_property
     def lines(self) -> dict[Optional[bytes], list[int]]:
@@ -6362,11 +6567,22 @@ class History:
         offset = 0
         with file:
             for line in file:
-                match = LINE.match(line)
-                folder = match[1] or b"" if match else None
+                folder = self.add_to_checksum(line)
                 lines.setdefault(folder, []).append(offset)
                 offset += len(line)
         return lines
+
+    def add_to_checksum(self, line: bytes) -> Optional[bytes]:
+        """Returns the folder of a line, as `lines` names it."""
+        match = LINE.match(line)
+        folder = match[1] or b"" if match else None
+        if not line.startswith(NOTE):
+            self.checksums[folder] = zlib.crc32(line, self.checksums.get(folder, 0))
+        return folder
+
+    def checksum(self, folder: str) -> int:
+        """Returns a checksum of all lines on takes of a folder: somebody may have edited them."""
+        return self.checksums.get(as_json(folder), 0) if self.lines is not None else 0
 
     def read(self, offsets: Sequence[int]) -> list[Mapping[str, Any]]:
         """The objects in these lines."""
@@ -6406,8 +6622,9 @@ class History:
         records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
         return [record for record in records if 0 < finite(record.get("time")) < LATEST]
 
-    def word(self, folder: str) -> Mapping[str, Any]:
-        """Our last word on a folder (`word_on`), if nothing has become of its takes since."""
+    def note_on(self, folder: str) -> Mapping[str, Any]:
+        """Returns the last note on a folder (`folder_note`), if nothing has become of its takes
+        since."""
         last = self.read(self.lines.get(as_json(folder), ())[-1:])
         return last[0] if last and last[0].get("type") == "folder" else {}
 
@@ -6415,22 +6632,22 @@ class History:
     def path(self) -> str:
         return self.library.own("history.jsonl")
 
-    def append(self, works: Sequence[Work], now: float) -> None:
-        """One line an outcome, with the whole past of its take, flushed together. `now` is that of
-        the commit, from which its documents' dates were derived too. Raises OSError: originals then
-        stay."""
-        pasts = [work.past_after(now) for work in works]
+    def append(self, moves: Sequence[Move], now: float) -> None:
+        """Appends a line for each outcome, with the whole past of its take; flushed together. `now`
+        is that of the commit, from which its documents' dates were derived too. Raises OSError:
+        originals then stay."""
+        pasts = [move.past_after(now) for move in moves]
         records = []
-        for work, past in zip(works, pasts):
-            about = {"take": work.take.stem, "date": iso(now), "past": past.record()}
-            records.append({**work.outcome(), **about})
+        for move, past in zip(moves, pasts):
+            about = {"take": move.take.stem, "date": iso(now), "past": past.record()}
+            records.append({**move.told(), **about})
         self.write(records)
-        for work, past in zip(works, pasts):
-            self.in_folder(work.take.folder)[work.take.stem] = past
+        for move, past in zip(moves, pasts):
+            self.in_folder(move.take.folder)[move.take.stem] = past
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
-        or `folder` (`word_on`). Failing loses a convenience, so it raises nothing."""
+        or `folder` (`folder_note`). Failing loses a convenience, so it raises nothing."""
         when = {"date": iso(now), "time": now}
         with suppress(OSError):
             self.write([{**record, **when} for record in records])  # their type and path first
@@ -6439,7 +6656,8 @@ class History:
         """Append lines, flushed together. Raises OSError."""
         if not records:
             return
-        text = "".join(json.dumps(record) + "\n" for record in records).encode("ascii")
+        lines = [f"{json.dumps(record)}\n".encode("ascii") for record in records]
+        text = b"".join(lines)
         descriptor = self.library.open_own("history.jsonl", os.O_RDWR | os.O_APPEND)
         with open(descriptor, "r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -6448,6 +6666,8 @@ class History:
             while text:  # a nearly full disk takes a part; the rest then raises
                 text = text[file.write(text) :]
             flush(descriptor)
+        for line in lines:
+            self.add_to_checksum(line)
 
 
 def as_json(folder: str) -> bytes:
@@ -6534,28 +6754,29 @@ def library_of(config: Config) -> Library:
     return library
 
 
-def add_take(sums: Mapping[str, Counter[str]], take: Take, plan: Optional[Plan]) -> None:
+def add_take(sums: Mapping[str, Counter[str]], take: Take, move: Optional[Move]) -> None:
     """Adds the files of a take, and what is due for it."""
-    totals, copy, source = sums["totals"], take.proven_copy, plan and plan.source
-    copies = sum(file.size for file in take.copies)
+    totals, copy, source = sums["totals"], take.proven_copy, move and move.source
+    others = (*take.copies, *take.strangers)
+    copies = sum(file.size for file in others)
     originals = size_on_disk(take) - copies
     totals.update(
         recordings=max(1, len(take.originals)),
         originals=len(take.originals),
         original_size=originals,
-        compressed=len(take.copies),
+        compressed=len(others),
         compressed_size=copies,
-        unrecorded=len(take.copies) - bool(copy),
+        unrecorded=len(others) - bool(copy),
     )
     if copy and not take.originals:
         add_saving(sums, take.past, copy.size)
     else:  # a copy saves nothing while its original is here
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), originals or copies)
-    if plan and source and plan.move in (Move.COMPRESS, Move.SMALLER):
+    if move and source and move.encodes:
         rate = take.bitrate if source == take.copy else USUAL_RATE
-        saving = max(0.0, 1 - plan.target.bitrate / (rate or USUAL_RATE))
+        saving = max(0.0, 1 - move.target.bitrate / (rate or USUAL_RATE))
         sums["due"].update(count=1, size=source.size, estimated_saving=round(source.size * saving))
-    elif take.original and not plan and take.state is State.WAITING:
+    elif take.original and not move and take.state is State.WAITING:
         totals["young"] += 1
 
 
@@ -7485,54 +7706,52 @@ class Report:
         self.error(text, code)
         return text
 
-    def begin(self, works: Sequence[Work], workers: int) -> None:
+    def begin(self, moves: Sequence[Move], workers: int) -> None:
         """Reports what is due: how much, and about how long it takes."""
-        self.due = len(works)
-        size = sum(work.source_size for work in works)
+        self.due = len(moves)
+        size = sum(move.source_size for move in moves if not move.is_whole)
         audio = size / BYTES_PER_SECOND
-        if works:
+        if size:
             self.expected = f"A run may take {duration_text(audio / SPEED / workers)}"
             much = f"about {duration_text(audio)} of audio, {size_text(size)}"
             self.say(f"Due: {self.due}, {much}. {self.expected}.")
 
-    def outcome(self, work: Work) -> None:
-        """Print, log and count what became of one take: called once for each."""
-        action, told = work.outcome_reason.action, work.outcome()
+    def outcome(self, move: Move) -> None:
+        """Prints, logs and counts what became of one take: called once for each."""
+        action, told = move.reason.action, move.told()
         is_failed = action is Action.FAILED
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
-        take, left = work.take, work.take_after(0)
+        take, left = move.take, move.take_after(0)
         self.saved += size_on_disk(take) - size_on_disk(left)
-        before, after = told["original_size"], work.copy.size if work.copy else work.estimate
+        before, after = told["original_size"], move.copy.size if move.copy else move.estimate
         sizes = size_text(before) if before else ""
-        is_adopted = work.outcome_reason in (Reason.ADOPTED, Reason.ADOPT_DUE)
-        if is_adopted and take.proven_copy:  # it was reported when it was made
-            sizes += " freed"
-        elif action in COMPRESSING:
+        if action in COMPRESSING:
             self.original_size += before
             self.compressed_size += after
             sizes = self.change(before, after)
             if action is Action.COMPRESSED and left.originals:
                 self.beside += after
                 self.waiting += before - after
-        line = self.line(work, sizes, told["reason"])
-        self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        line = self.line(move, sizes, told["reason"])
+        trace = move.outcome.trace if move.outcome else ""
+        self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
         self.write_json(told)
         if is_failed and self.config.quiet:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
-        advice = advice_on(work)
+        advice = advice_on(move)
         if advice:
             self.error(advice)
 
-    def line(self, work: Work, sizes: str, why: str) -> str:
+    def line(self, move: Move, sizes: str, why: str) -> str:
         """Returns the line on a recording: what was done or why not, with sizes."""
-        reason, probe = work.outcome_reason, work.probe
-        parts = [f"{reason.action.value:<14} {work.path}", sizes]
+        reason, probe = move.reason, move.probe
+        parts = [f"{reason.action.value:<14} {move.path}", sizes]
         if reason not in (Reason.DONE, Reason.DUE):
             parts.append(why)
-        if reason.action is Action.FAILED and work.take.original:
+        if reason.action is Action.FAILED and move.take.original:
             parts.append("(the original is kept)")
         if self.config.verbose and probe:
             sound = f"{probe.codec}, {probe.channels} ch, {probe.kilobits:.0f} kbit/s"
@@ -7639,10 +7858,11 @@ class Report:
         return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
 
 
-def advice_on(work: Work) -> str:
+def advice_on(move: Move) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
     advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
-    return advice[work.reason].format(work.detail) if work.reason in advice else ""
+    found = move.outcome or Outcome(move.done)
+    return advice[found.reason].format(found.detail) if found.reason in advice else ""
 
 
 def open_log(path: str) -> IO[bytes]:
@@ -7742,10 +7962,10 @@ def examine_library(run: Run) -> str:
     """All that its commits need; tried, where our own folder is there to be locked."""
     library = run.library
     library.require(run.config.log_file)
-    works = plan_run(run)
+    moves = list(itertools.chain(*run.plan()))
     read_signs(library)
-    for work in works[:1]:
-        run.try_ffmpeg_on(work)
+    for move in moves[:1]:
+        run.try_ffmpeg_on(move)
     with ExitStack() as stack:
         if isdir(library.own("")):
             try:
@@ -7753,33 +7973,33 @@ def examine_library(run: Run) -> str:
             except BusyError as busy:
                 return str(busy)
             try_commits(library)
-        problems = foresee_all(run, works)
+        problems = foresee_all(run, moves)
     if problems:
         raise ServiceError(" ".join(problems))
     free = free_space(library)
     room = f"{size_text(free)} free" if free < math.inf else "free space unknown"
-    return f"the library {library.root} can be written to, {room}; due: {len(works)}"
+    return f"the library {library.root} can be written to, {room}; due: {len(moves)}"
 
 
-def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
+def foresee_all(run: Run, moves: Sequence[Move]) -> list[str]:
     """Tries in each folder what its commits need; returns what a run would say of that, each
     sentence once."""
     problems: dict[str, None] = {}
     staging = Staging(run.library)
     trials = Trials(run.library, staging)
-    for work in works:
-        if not work.reason:
-            with boundary(work.refuse):
-                trials.foresee(work)
-            if work.reason:
-                why = f"{work.path}: {work.reason.sentence.format(work.detail)}."
-                problems[advice_on(work) or why] = None
+    for move in moves:
+        if not move.outcome:
+            with boundary(move.refuse):
+                trials.foresee(move)
+            if move.outcome:
+                why = f"{move.path}: {move.told()['reason']}."
+                problems[advice_on(move) or why] = None
     remove_all(staging.made)
     return list(problems)[:NAMED]
 
 
 def examine_archive(run: Run) -> str:
-    archive = configured_archive(run)
+    archive = run.archive
     if not archive:
         return "no archive is configured"
     archive.try_it()

@@ -163,10 +163,10 @@ class UnderOneName(ArchiveCase):
         archived = (self.cold / copy).read_bytes()
         again = self.add("ff_chunk_1", copy.replace(".opus", ".webm"), time.time() - 10 * DAY)
         before = again.read_bytes()
-        self.assertIn("name already taken: the archive has", self.run_well(code=1).out)
+        self.assertIn("name already taken: the archive has", self.run_cli().out)
         ran = self.run_well("restore", str(again), code=1)
         self.assertIn("is here: move that away first", ran.out)
-        self.run_well(code=1)
+        self.assertEqual(self.run_cli().code, 1)
         self.assertEqual(again.read_bytes(), before)
         again.rename(again.with_name("other.webm"))
         self.run_well("restore", str(again))
@@ -253,6 +253,7 @@ class NotItself(ArchiveCase):
         copies = self.add_old_session(1)
         (self.cold / copies[0]).parent.mkdir()
         (self.cold / copies[0]).write_bytes(b"another")
+        self.assertEqual(self.run_cli().code, 0)  # compresses
         codes = [self.run_cli().code for _ in range(5)]
         self.assertEqual(codes, [1, 1, 1, 0, 0])
         (self.cold / copies[0]).unlink()
@@ -316,13 +317,13 @@ class TheSource(ShortCase):
         (path,) = self.settled("a.webm")
         other = SHORT[:-1] + b"x"
         self.drive(
-            "program.is_same = lambda path, work: True\n"
-            "real = program.Committer.remove_source\n"
-            "def after_a_change(self, work):\n"
+            "program.is_same = lambda path, seen: True\n"
+            "real = program.Store.remove\n"
+            "def after_a_change(self, library):\n"
             f"    with open({str(self.library / path)!r}, 'r+b') as file:\n"
             f"        file.write({other!r})\n"
-            "    return real(self, work)\n"
-            "program.Committer.remove_source = after_a_change"
+            "    return real(self, library)\n"
+            "program.Store.remove = after_a_change"
         )
         ran = self.archive("--json", code=1)
         self.assertIn("changed while", ran.outcomes[path]["reason"])

@@ -14,16 +14,21 @@ from typing import Any, Optional
 import compression_service as service
 from compression_service import (
     Action,
+    Compress,
     Config,
     File,
+    Free,
     Moment,
     Move,
     Past,
     Place,
-    Policy,
+    Recording,
+    Smaller,
+    Store,
     Take,
     Tier,
-    next_move,
+    moves_of,
+    take_of,
 )
 
 from .base import DAY, LibraryCase, Ran
@@ -36,7 +41,7 @@ OPUS = File("x.opus", 600, MADE)
 
 
 def take(*files: File, **values: Any) -> Take:
-    return Take("day/x", **values).with_files(files)
+    return take_of("day/x", files, **values)
 
 
 def past(**values: Any) -> Past:
@@ -48,27 +53,29 @@ def past(**values: Any) -> Past:
 class WhatTimeItIs(unittest.TestCase):
     """Steps by age, as a moment of two times has them."""
 
-    def move(self, one: Take, now: float, careful: float, **settings: Any) -> Optional[Move]:
-        plan = next_move(one, Policy(), Config(**settings), Moment(now, careful))
-        return plan.move if plan else None
+    def move(self, one: Take, now: float, careful: float, **settings: Any) -> Optional[type[Move]]:
+        moves = moves_of(Recording("day", (one,)), Config(**settings), Moment(now, careful))
+        return type(moves[0]) if moves else None
 
     def test_the_first_compression_and_its_rate_go_by_now_and_nothing_else_does(self) -> None:
         tiers = (Tier(30, bitrate=24_000), Tier(50, archive="/cold"))
-        self.assertIs(self.move(take(WEBM), NOW, -math.inf, tiers=tiers), Move.COMPRESS)
-        plan = next_move(take(WEBM), Policy(), Config(tiers=tiers), Moment(NOW, -math.inf))
-        self.assertEqual(plan and plan.target.bitrate, 24_000)
+        self.assertIs(self.move(take(WEBM), NOW, -math.inf, tiers=tiers), Compress)
+        moves = moves_of(
+            Recording("day", (take(WEBM),)), Config(tiers=tiers), Moment(NOW, -math.inf)
+        )
+        self.assertEqual(moves[0].target.bitrate, 24_000)
         done = take(OPUS, past=past())
         later = NOW + 3650 * DAY
         self.assertIsNone(self.move(done, later, NOW - 20 * DAY, tiers=tiers))
         self.assertIsNone(self.move(done, later, -math.inf, tiers=tiers))
-        self.assertIs(self.move(done, later, NOW, tiers=tiers), Move.SMALLER)
+        self.assertIs(self.move(done, later, NOW, tiers=tiers), Smaller)
         small = take(OPUS, past=past(bitrate=24_000))
         self.assertIsNone(self.move(small, later, NOW, tiers=tiers))
-        self.assertIs(self.move(small, later, NOW + 11 * DAY, tiers=tiers), Move.ARCHIVE)
+        self.assertIs(self.move(small, later, NOW + 11 * DAY, tiers=tiers), Store)
 
     def test_days_are_over_one_hour_early_and_by_the_careful_time(self) -> None:
         kept = take(WEBM, OPUS, past=past())
-        for hours, move in ((-1, Move.FREE), (-1.01, None), (0, Move.FREE)):
+        for hours, move in ((-1, Free), (-1.01, None), (0, Free)):
             now = NOW + hours * 3600
             self.assertIs(self.move(kept, now, now, keep_originals_days=10), move, hours)
         self.assertIsNone(self.move(kept, NOW + 9e9, NOW - DAY, keep_originals_days=10))

@@ -56,7 +56,7 @@ def copied(
         "compressed", mtime_ns=5, first_size=first, suffix=".opus", size=size, compressed=when
     )
     originals = (File(name + ".webm", first, 5),) if kept else ()
-    return Take(stem, originals, (File(name + ".opus", size, 5),), past)
+    return Take(stem, originals, (File(name + ".opus", size, 5),), past=past)
 
 
 def waiting(stem: str, size: int = 1000) -> Take:

@@ -339,6 +339,7 @@ class AWebDavServer(RemoteCase):
 
     def test_without_rclone_the_way_to_install_it_is_told(self) -> None:
         copies = self.add_old_session(1)
+        self.compress_first((), env=self.environment)
         tools = self.folder / "tools"
         tools.mkdir()
         for name in ("ffmpeg", "sh"):
