@@ -1171,7 +1171,9 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
     except Exception as error:  # so that no command ends in silence
-        report.summary(report.failed(error))
+        summary = report.summary(report.failed(error))
+        if report.config.command == "check":
+            notify(report.config, report, summary)
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
     finally:
@@ -1450,8 +1452,10 @@ class Config:
     )
     tiers: tuple[Tier, ...] = setting((), check_tiers)
     notify_command: Optional[str] = setting(None, or_none(check_text))
+    notify_on: str = setting("work", choice("problem", "work", "always"))
     paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
     last_run: bool = flag(False, check_boolean, "--last-run: all that the last run has changed")
+    off: bool = flag(False, check_boolean, "--off: let runs work on these again")
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
@@ -1579,6 +1583,8 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
+LONGEST_MESSAGE = 1000  # characters in the environment of a notify_command
+MOST_TOLD = 4000  # and in its JSON, where one may take twelve bytes: a pipe holds 64 kB
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1644,8 +1650,8 @@ class Run:
         try:
             self.report.open_log()
             self.library.require(self.config.log_file)
-            if self.library.paused(self.now):
-                message = f"Paused: {self.library.root} is left alone; 'resume' lets runs go on."
+            message = self.library.paused(self.now)
+            if message:
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
@@ -1655,8 +1661,7 @@ class Run:
         summary = self.report.summary(message)
         if self.is_locked:
             self.note(summary)
-        if not self.config.dry_run and (message or self.report.has_news):
-            self.notify(summary)
+        notify(self.config, self.report, summary)
 
     def is_begun(self) -> bool:
         """Returns whether a run did something here before, or has something to do now. Our own
@@ -1959,7 +1964,7 @@ class Run:
         the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
         is_late = monotonic() - self.started > minutes * 60
-        is_paused = self.library.paused(time.time())
+        is_paused = self.library.paused(time.time()) != ""
         if is_late:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
@@ -1967,22 +1972,40 @@ class Run:
         is_full = self.report.exit_code == NoSpaceError.exit_code
         return self.stop.requested or is_late or is_paused or is_full
 
-    def notify(self, summary: Mapping[str, Any]) -> None:
-        """Gives the summary to the user's own command. Its failure is reported and changes
-        nothing."""
-        if self.config.notify_command:
-            shell = ["/bin/sh", "-c", self.config.notify_command]
-            folder = dirname(self.config.file) or "/"
-            reader, writer = os.pipe()
-            try:
-                os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
-                os.close(writer)
-                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
-            except (Refusal, ToolError) as error:
-                detail = getattr(error, "detail", "") or error
-                self.report.once(f"The notify_command failed: {detail}.")
-            finally:
-                os.close(reader)
+
+def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
+    """Gives a summary to the user's own command, if `notify_on` asks for that. A pause stands first
+    in the message. A failure is reported and changes nothing."""
+    is_problem = summary["exit_code"] != 0
+    asked = {"problem": is_problem, "work": is_problem or report.has_news, "always": True}
+    if config.dry_run or not config.notify_command or not asked[config.notify_on]:
+        return
+    message = summary["message"]
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause not in message:
+        message = f"{pause} {message}"
+    told = {**summary, "message": message[:MOST_TOLD]}
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_environment(message)}")
+    command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
+    folder = dirname(config.file) or "/"
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, json.dumps(told).encode())  # less than a pipe holds
+        os.close(writer)
+        Tools(Stop()).run(command, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
+    except (Refusal, ToolError) as error:
+        detail = getattr(error, "detail", "") or error
+        report.once(f"The notify_command failed: {detail}.")
+    finally:
+        os.close(reader)
+
+
+def in_environment(text: str) -> str:
+    """Returns a text as one short line that becomes UTF-8 in the environment of a command, whatever
+    the locale."""
+    with suppress(UnicodeError):  # else some name in it has no letters
+        text = os.fsencode(text).decode()
+    return os.fsdecode(printable(text)[:LONGEST_MESSAGE].encode())
 
 
 @contextmanager
@@ -2472,15 +2495,22 @@ class Library:
                     return True
         return False
 
-    def paused(self, now: float) -> bool:
-        """Whether `pause` holds: our file `paused` is there, and if it holds a time (seconds since
-        the epoch), that is still to come."""
+    def paused(self, now: float) -> str:
+        """Returns a sentence on the pause that holds, with its end; "" without one. Our file
+        `paused` makes it. If that holds a time (seconds since the epoch), the pause ends then."""
+        path, since, end = self.own("paused"), now, "'resume'"
         try:
-            return now < float(read_regular(self.own("paused")))
+            since = os.lstat(path).st_mtime
+            over = float(read_regular(path))
+            if not now < over:
+                return ""
+            end = f"{local_time(over)} or {end}"
         except (FileNotFoundError, NotADirectoryError):
-            return False
-        except (OSError, ValueError):
-            return True
+            return ""
+        except (OSError, ValueError):  # no time in it, as after `pause` alone
+            pass
+        ago = f"{local_time(since)} ({duration_text(now - since)})"
+        return f"Paused since {ago}, until {end}: runs leave {self.root} alone."
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[str], None]]:
@@ -5280,6 +5310,23 @@ def edit_sidecar(
     return document.edited()
 
 
+def edit_policy(data: bytes, keep: bool) -> Optional[bytes]:
+    """Returns a sidecar whose policy says `keep`, or (if not `keep`) no longer says it. Returns
+    None if that is true already. Raises Flaw. Pure."""
+    document, name = JsonText(data), "compression_policy"
+    root = document.root
+    policy = document.members(root, (name,)).get(name, root)
+    # Only null begins with an n.
+    if not document.is_object(root) or document.text[policy.start] not in "{n":
+        raise Flaw("it, or its compression_policy, is no object")
+    has_policy = policy != root and document.is_object(policy)
+    if has_policy and (keep or document.members(policy, ()).keys() - {"keep"}):
+        document.set(policy, {"keep": True if keep else GONE})
+    else:
+        document.set(root, {name: {"keep": True} if keep else GONE})
+    return document.edited()
+
+
 def renamer(names: Names, takes: Iterable[Take]) -> Callable[[str], str]:
     """Returns the function that `edit_sidecar` asks for the names of takes."""
     by_stem = {take.stem: take for take in takes}
@@ -6011,7 +6058,7 @@ def command_restore(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
     if config.dry_run:
-        for recording in asked_for(run):
+        for recording in with_more_than_copies(run, asked_for(run)):
             for work in works_back(recording, config):
                 if not work.reason:
                     where = "its original is kept" if work.plan.source else "it is in the archive"
@@ -6023,7 +6070,7 @@ def command_restore(config: Config, report: Report) -> None:
     with run.open(locks=True):
         try_commits(run.library)
         with run.finishing():
-            bring_back(run, asked_for(run))
+            bring_back(run, with_more_than_copies(run, asked_for(run)))
     run.note(report.summary())
 
 
@@ -6077,15 +6124,54 @@ def names_of(recording: Recording) -> set[str]:
 
 
 def done_last(library: Library) -> list[str]:
-    """Returns the absolute paths of all that the last run did that compressed or archived
-    anything."""
-    words = (Action.COMPRESSED, Action.ARCHIVED)
-    begun = [run["time"] for run in library.history.runs if any(map(run.get, words))]
+    """Returns the absolute paths of all that the last run did that compressed or archived anything.
+    Reads the history backwards: any number of idle runs may follow, and a killed run has no record.
+    """
+    words, history = (Action.COMPRESSED, Action.ARCHIVED), library.history
+    offsets = sorted(itertools.chain(*history.lines.values()))
+    begun, ended = math.inf, 0.0
+    while offsets and not ended:
+        for record in history.read([offsets.pop()]):
+            past = record.get("past")
+            if not isinstance(past, dict):  # of a run, with the time of its start
+                begun = finite(record.get("time"))
+            elif past.get("action") in words:
+                ended = finite(past.get("time"))
+    begun = min(begun, ended)
     return [
         library.path(stem + SOURCE_SUFFIX)
-        for stem, past in library.history.pasts.items()
-        if past.action in words and begun and past.time >= begun[-1]
+        for stem, past in history.pasts.items()
+        if past.action in words and begun <= past.time <= ended
     ]
+
+
+def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """Yields the recordings that may have something to bring back. Reports the others in one
+    sentence: of these, copies are left and no originals."""
+    copies: list[Take] = []
+    for recording in recordings:
+        found = [take for take in recording.takes if take.copy]
+        if any(map(may_come_back, recording.takes)) or not found:
+            yield recording
+        else:
+            copies += found
+    if copies:
+        pasts = [take.past for take in copies]
+        times = (past.time if past.move == Move.FREE else past.compressed for past in pasts)
+        days = [local_time(time)[:10] for time in sorted(filter(None, times))]
+        when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
+        suffixes = " and ".join(sorted({take.copy.suffix for take in copies if take.copy}))
+        run.report.error(
+            f"Nothing to bring back: these {len(copies)} originals were deleted on {when}; their "
+            f"{suffixes} copies are the recordings now. `keep_originals_days` keeps originals from "
+            "now on."
+        )
+
+
+def may_come_back(take: Take) -> bool:
+    """Returns whether a restore may find, or has found, the original or the archived file."""
+    is_away = not take.file or take.past.place is not None
+    return is_away or take.past.is_restored or bool(take.original and take.copy)
 
 
 def works_back(recording: Recording, config: Config) -> list[Work]:
@@ -6250,7 +6336,7 @@ def command_check(config: Config, report: Report) -> None:
     verdict = "something is wrong" if report.exit_code else "all sound"
     message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
     report.say(message)
-    report.summary(message)
+    notify(config, report, report.summary(message))
 
 
 @contextmanager
@@ -6521,6 +6607,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
             for (action, code), paths in sorted(words.items())
             if action in (Action.KEPT, Action.FAILED)
         ],
+        "paused": bool(library.paused(now)),
+        "findings": list(findings(config)),
         "runs": library.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
@@ -6581,7 +6669,7 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
     tables = {
-        "problems": [(problem, "") for problem in stats["problems"]],
+        "problems": [(problem, "") for problem in (*stats["findings"], *stats["problems"])],
         "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
         "storage": figures(stats),
         "due": figures(stats["due"]),
@@ -6599,7 +6687,7 @@ def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every number but zeros by its name; what is a size, or a month's, in its unit."""
     rows = []
     for name, value in stats.items():
-        if value and isinstance(value, (int, float)):
+        if value and type(value) in (int, float):  # true is no figure
             is_size = re.search(r"size|saving|\d", name)
             rows.append((name.replace("_", " "), size_text(value) if is_size else f"{value:,}"))
     return rows
@@ -7401,6 +7489,7 @@ class Report:
     beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
     expected = ""  # how long it may take
     exit_code = 0
+    has_news = False  # whether anything was done, failed or announced that its owner may ask for
     bar = ""  # what stands on the terminal's last line
     is_logging = False
 
@@ -7501,6 +7590,7 @@ class Report:
         is_failed = action is Action.FAILED
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
+        self.has_news = self.has_news or action is not Action.KEPT
         take, left = work.take, work.take_after(0)
         self.saved += size_on_disk(take) - size_on_disk(left)
         before, after = told["original_size"], work.copy.size if work.copy else work.estimate
@@ -7633,11 +7723,6 @@ class Report:
         parts.append(self.expected if config.dry_run else took)
         return ". ".join(filter(None, parts)) + "."
 
-    @property
-    def has_news(self) -> bool:
-        """Whether a run did or failed anything."""
-        return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
-
 
 def advice_on(work: Work) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
@@ -7717,6 +7802,9 @@ LATE = 2 * DAY  # since the last run, after which a schedule is taken to have fa
 def command_doctor(config: Config, report: Report) -> None:
     """One line a check; the exit code is that of the gravest thing found."""
     run = Run(config, report)
+    for finding in findings(config):
+        report.say(f"PROBLEM  {finding}")
+        report.exit_code = 1
     report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
     with run.open(locks=False):
         for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
@@ -7730,6 +7818,46 @@ def command_doctor(config: Config, report: Report) -> None:
     settings["tiers"] = [tier._asdict() for tier in config.tiers]
     for name, value in settings.items():
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
+
+
+def findings(config: Config) -> Iterator[str]:
+    """Yields a sentence on each thing that keeps runs from their work, or their owner from hearing
+    of it."""
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause:
+        yield pause
+    if config.dry_run:
+        yield f'"dry_run" is set in {config.file}: no run changes anything.'
+    word = first_word(config.notify_command or "")
+    path = join(dirname(config.file), word) if "/" in word else word
+    if word and not shutil.which(path):
+        yield f"The notify_command begins with {word}. No program on PATH has this name."
+    try:
+        index = join(config.recordings_dir, INDEX_NAME)
+        read_whole(index, lambda data: next(entries(JsonText(data)), None))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (Flaw, OSError) as error:
+        yield f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
+
+
+def first_word(command: str) -> str:
+    """Returns the program that a command of the shell begins with. Returns "" if it begins with a
+    mark, a word of the shell or what only the shell can expand."""
+    found = FIRST_WORD.match(command)
+    word = found[2] if found else ""
+    is_shells = f" {word} " in SHELL_WORDS
+    return "" if is_shells else os.path.expanduser(os.path.expandvars(word))
+
+
+FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
+# Of POSIX shells and of bash. These are no programs.
+SHELL_WORDS = (
+    " . : alias bg break builtin case cd command continue declare do done echo elif else enable "
+    "esac eval exec exit export false fc fg fi for function getopts hash if jobs kill let local "
+    "printf pwd read readonly return select set shift shopt source test then time times trap true "
+    "type typeset ulimit umask unalias unset until wait while "
+)
 
 
 def examine_ffmpeg(run: Run) -> str:
@@ -7798,18 +7926,15 @@ def examine_log(run: Run) -> str:
 
 
 def examine_runs(run: Run) -> str:
-    if run.library.paused(run.now):
-        raise ServiceError(
-            f"Paused: no run does anything until that is over, or '{PROGRAM} resume'."
-        )
     runs = [record for record in run.history.runs if record.get("type") == "run"]
     if not runs:
         return f"no run yet; '{PROGRAM} schedule cron' prints what makes one every night"
     last = runs[-1]
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
-    if ago > LATE or code:
-        advice = "Is the schedule at work?" if ago > LATE else "The log has more."
+    is_late = ago > LATE and not run.library.paused(run.now)
+    if is_late or code:
+        advice = "Is the schedule at work?" if is_late else "The log has more."
         raise ServiceError(f"{text} (exit code {code}) {advice}")
     if not lexists(last.get("python") or "/"):
         raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
@@ -7944,17 +8069,52 @@ def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
     library = library_of(config)
     library.make_own()
-    until, end = "'resume'", ""
-    if config.pause_for is not None:
-        seconds = time.time() + config.pause_for
-        until, end = local_time(seconds), str(seconds)
+    end = "" if config.pause_for is None else str(time.time() + config.pause_for)
     try:
         with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
             file.write(end)
     except OSError:  # an empty file would be a pause without an end
         remove_all([library.own("paused")])
         raise
-    report.say(f"Paused: runs leave {library.root} alone until {until}.")
+    report.say(library.paused(time.time()))
+
+
+def command_keep(config: Config, report: Report) -> None:
+    """`keep PATH... [--off]`; also `-n`."""
+    if not config.paths:
+        raise UsageError("keep: expected PATH...")
+    run = Run(config, report)
+    run.library.require(config.log_file)
+    report.open_log()
+    with run.open(locks=not config.dry_run):
+        for recording in asked_for(run):
+            if run.stop.requested:
+                break
+            try:
+                set_keep(run, recording)
+            except (Flaw, Refusal, OSError) as error:
+                report.error(f"{recording.key}: {explain(error)}", exit_code_of(error))
+
+
+def set_keep(run: Run, recording: Recording) -> None:
+    """Makes all sidecars that own a recording say `keep`, or (`--off`) no longer say it. Raises
+    Flaw, Refusal, OSError."""
+    config, library = run.config, run.library
+    names = [sidecar.name for sidecar in recording.sidecars if sidecar.listed]
+    if not names:
+        raise Flaw(recording.policy.unreadable or "it has no sidecar, where the policy would stand")
+    edit = partial(edit_policy, keep=not config.off)
+    for name in names:
+        path = library.path(recording.folder, name)
+        if config.dry_run:
+            read_whole(path, edit)
+        else:
+            rewrite(path, edit, run.staging, backup=True)
+    if not config.dry_run:
+        flush_folder(library.path(recording.folder))
+    done = "Dry run, nothing was changed: runs" if config.dry_run else "Runs"
+    what = "may work again on" if config.off else "leave alone"
+    run.report.once(f"{done} {what} {recording.key}, by {names[0]}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
@@ -7982,6 +8142,9 @@ COMMANDS: Mapping[str, Command] = {
         "bring back kept originals and archived recordings",
         "paths last_run dry_run json quiet verbose",
         command_restore,
+    ),
+    "keep": Command(
+        "make runs leave recordings as they are, or no longer", "paths off dry_run", command_keep
     ),
     "pause": Command("make runs leave the library alone", "pause_for", command_pause),
     "resume": Command("let runs go on", "", command_resume),
