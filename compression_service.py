@@ -1974,23 +1974,26 @@ class Run:
 
 
 def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
-    """Gives a summary to the user's own command, if `notify_on` asks for that. A pause stands first
+    """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
     in the message. A failure is reported and changes nothing."""
-    is_problem = summary["exit_code"] != 0
-    asked = {"problem": is_problem, "work": is_problem or report.has_news, "always": True}
-    if config.dry_run or not config.notify_command or not asked[config.notify_on]:
+    is_work = report.has_news and config.notify_on == "work"
+    is_wanted = is_work or summary["exit_code"] or config.notify_on == "always"
+    if config.dry_run or not config.notify_command or not is_wanted:
         return
     message = summary["message"]
     pause = Library(config.recordings_dir).paused(time.time())
     if pause not in message:
         message = f"{pause} {message}"
-    told = {**summary, "message": message[:MOST_TOLD]}
-    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_environment(message)}")
+    told = json.dumps({**summary, "message": message[:MOST_TOLD]})
+    with suppress(UnicodeError):  # else a name in it is no text
+        message = os.fsencode(message).decode()  # in a locale that is not UTF-8
+    line = os.fsdecode(printable(message)[:LONGEST_MESSAGE].encode())
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={line}")
     command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
     folder = dirname(config.file) or "/"
     reader, writer = os.pipe()
     try:
-        os.write(writer, json.dumps(told).encode())  # less than a pipe holds
+        os.write(writer, told.encode())  # less than a pipe holds
         os.close(writer)
         Tools(Stop()).run(command, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
     except (Refusal, ToolError) as error:
@@ -1998,14 +2001,6 @@ def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
         report.once(f"The notify_command failed: {detail}.")
     finally:
         os.close(reader)
-
-
-def in_environment(text: str) -> str:
-    """Returns a text as one short line that becomes UTF-8 in the environment of a command, whatever
-    the locale."""
-    with suppress(UnicodeError):  # else some name in it has no letters
-        text = os.fsencode(text).decode()
-    return os.fsdecode(printable(text)[:LONGEST_MESSAGE].encode())
 
 
 @contextmanager
@@ -6132,16 +6127,16 @@ def done_last(library: Library) -> list[str]:
     begun, ended = math.inf, 0.0
     while offsets and not ended:
         for record in history.read([offsets.pop()]):
-            past = record.get("past")
-            if not isinstance(past, dict):  # of a run, with the time of its start
-                begun = finite(record.get("time"))
-            elif past.get("action") in words:
-                ended = finite(past.get("time"))
-    begun = min(begun, ended)
+            with suppress(*ODD):
+                past = Past.of(record.get("past", record))
+                if past.action in words:
+                    ended = past.time
+                elif not past.action:  # the record of a run, which has the time of its start
+                    begun = past.time
     return [
         library.path(stem + SOURCE_SUFFIX)
         for stem, past in history.pasts.items()
-        if past.action in words and begun <= past.time <= ended
+        if past.action in words and min(begun, ended) <= past.time <= ended
     ]
 
 
@@ -6150,17 +6145,16 @@ def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator
     sentence: of these, copies are left and no originals."""
     copies: list[Take] = []
     for recording in recordings:
-        found = [take for take in recording.takes if take.copy]
-        if any(map(may_come_back, recording.takes)) or not found:
+        if any(map(may_come_back, recording.takes)):
             yield recording
         else:
-            copies += found
+            copies += [take for take in recording.takes if take.copy]
     if copies:
         pasts = [take.past for take in copies]
-        times = (past.time if past.move == Move.FREE else past.compressed for past in pasts)
+        times = [past.time if past.move == Move.FREE else past.compressed for past in pasts]
         days = [local_time(time)[:10] for time in sorted(filter(None, times))]
         when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
-        suffixes = " and ".join(sorted({take.copy.suffix for take in copies if take.copy}))
+        suffixes = " and ".join(sorted({take.copies[0].suffix for take in copies}))
         run.report.error(
             f"Nothing to bring back: these {len(copies)} originals were deleted on {when}; their "
             f"{suffixes} copies are the recordings now. `keep_originals_days` keeps originals from "
@@ -8099,22 +8093,20 @@ def command_keep(config: Config, report: Report) -> None:
 def set_keep(run: Run, recording: Recording) -> None:
     """Makes all sidecars that own a recording say `keep`, or (`--off`) no longer say it. Raises
     Flaw, Refusal, OSError."""
-    config, library = run.config, run.library
+    config, folder = run.config, run.library.path(recording.folder)
+    edit = partial(edit_policy, keep=not config.off)
     names = [sidecar.name for sidecar in recording.sidecars if sidecar.listed]
     if not names:
         raise Flaw(recording.policy.unreadable or "it has no sidecar, where the policy would stand")
-    edit = partial(edit_policy, keep=not config.off)
     for name in names:
-        path = library.path(recording.folder, name)
-        if config.dry_run:
-            read_whole(path, edit)
-        else:
-            rewrite(path, edit, run.staging, backup=True)
+        read_whole(join(folder, name), edit)
+        if not config.dry_run:
+            rewrite(join(folder, name), edit, run.staging, backup=True)
     if not config.dry_run:
-        flush_folder(library.path(recording.folder))
-    done = "Dry run, nothing was changed: runs" if config.dry_run else "Runs"
+        flush_folder(folder)
+    runs = "In a dry run only: runs" if config.dry_run else "Runs"
     what = "may work again on" if config.off else "leave alone"
-    run.report.once(f"{done} {what} {recording.key}, by {names[0]}.")
+    run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")
 
 
 def command_resume(config: Config, report: Report) -> None:

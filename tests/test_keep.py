@@ -152,7 +152,7 @@ class Which(KeepCase):
     def test_a_dry_run_changes_nothing_at_all(self) -> None:
         before = {path: path.stat() for path in self.folder.rglob("*")}
         ran = self.keep("-n", self.library / "d/a.webm")
-        self.assertIn("Dry run, nothing was changed", ran.out)
+        self.assertIn("In a dry run only", ran.out)
         self.keep("-n", self.library / "d/other.webm", code=1)
         self.assertEqual({path: path.stat() for path in self.folder.rglob("*")}, before)
 
