@@ -2504,8 +2504,7 @@ class Library:
             return ""
         except (OSError, ValueError):  # no time in it, as after `pause` alone
             pass
-        ago = f"{local_time(since)} ({duration_text(now - since)})"
-        return f"Paused since {ago}, until {end}: runs leave {self.root} alone."
+        return f"Paused since {local_time(since)}, until {end}: runs leave {self.root} alone."
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[str], None]]:
