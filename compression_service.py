@@ -2618,7 +2618,7 @@ def other_library(root: str) -> str:
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
-    for folder in (*map(str, PurePath(root).parents[:2]), *below):
+    for folder in (*map(str, list(PurePath(root).parents)[:2]), *below):
         if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
             return folder
     return ""
