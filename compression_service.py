@@ -1004,7 +1004,9 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
     except Exception as error:  # so that no command ends in silence
-        report.summary(report.failed(error))
+        summary = report.summary(report.failed(error))
+        if report.config.command == "check":
+            notify(report.config, report, summary)
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
     finally:
@@ -1283,8 +1285,10 @@ class Config:
     )
     tiers: tuple[Tier, ...] = setting((), check_tiers)
     notify_command: Optional[str] = setting(None, or_none(check_text))
+    notify_on: str = setting("work", choice("problem", "work", "always"))
     paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
     last_run: bool = flag(False, check_boolean, "--last-run: all that the last run has changed")
+    off: bool = flag(False, check_boolean, "--off: let runs work on these again")
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
@@ -1412,6 +1416,8 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
+LONGEST_MESSAGE = 1000  # characters in the environment of a notify_command
+MOST_TOLD = 4000  # and in its JSON, where one may take twelve bytes: a pipe holds 64 kB
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1476,8 +1482,8 @@ class Run:
         try:
             self.report.open_log()
             self.library.require(self.config.log_file)
-            if self.library.paused(self.now):
-                message = f"Paused: {self.library.root} is left alone; 'resume' lets runs go on."
+            message = self.library.paused(self.now)
+            if message:
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
@@ -1487,8 +1493,7 @@ class Run:
         summary = self.report.summary(message)
         if self.is_locked:
             self.note(summary)
-        if not self.config.dry_run and (message or self.report.has_news):
-            self.notify(summary)
+        notify(self.config, self.report, summary)
 
     def is_begun(self) -> bool:
         """Returns whether a run did something here before, or has something to do now. Our own
@@ -1831,7 +1836,7 @@ class Run:
         the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
         is_late = monotonic() - self.started > minutes * 60
-        is_paused = self.library.paused(time.time())
+        is_paused = self.library.paused(time.time()) != ""
         if is_late:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
@@ -1839,22 +1844,35 @@ class Run:
         is_full = self.report.exit_code == NoSpaceError.exit_code
         return self.stop.requested or is_late or is_paused or is_full
 
-    def notify(self, summary: Mapping[str, Any]) -> None:
-        """Gives the summary to the user's own command. Its failure is reported and changes
-        nothing."""
-        if self.config.notify_command:
-            shell = ["/bin/sh", "-c", self.config.notify_command]
-            folder = dirname(self.config.file) or "/"
-            reader, writer = os.pipe()
-            try:
-                os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
-                os.close(writer)
-                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
-            except (Refusal, ToolError) as error:
-                detail = getattr(error, "detail", "") or error
-                self.report.once(f"The notify_command failed: {detail}.")
-            finally:
-                os.close(reader)
+
+def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
+    """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
+    in the message. A failure is reported and changes nothing."""
+    is_work = report.has_news and config.notify_on == "work"
+    is_wanted = is_work or summary["exit_code"] or config.notify_on == "always"
+    if config.dry_run or not config.notify_command or not is_wanted:
+        return
+    message = summary["message"]
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause not in message:
+        message = f"{pause} {message}"
+    told = json.dumps({**summary, "message": message[:MOST_TOLD]})
+    with suppress(UnicodeError):  # else a name in it is no text
+        message = os.fsencode(message).decode()  # in a locale that is not UTF-8
+    line = os.fsdecode(printable(message)[:LONGEST_MESSAGE].encode())
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={line}")
+    command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
+    folder = dirname(config.file) or "/"
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, told.encode())  # less than a pipe holds
+        os.close(writer)
+        Tools(Stop()).run(command, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
+    except (Refusal, ToolError) as error:
+        detail = getattr(error, "detail", "") or error
+        report.once(f"The notify_command failed: {detail}.")
+    finally:
+        os.close(reader)
 
 
 @contextmanager
@@ -2335,15 +2353,21 @@ class Library:
                     return True
         return False
 
-    def paused(self, now: float) -> bool:
-        """Whether `pause` holds: our file `paused` is there, and if it holds a time (seconds since
-        the epoch), that is still to come."""
+    def paused(self, now: float) -> str:
+        """Returns a sentence on the pause that holds, with its end; "" without one. Our file
+        `paused` makes it. If that holds a time (seconds since the epoch), the pause ends then."""
+        path, since, end = self.own("paused"), now, "'resume'"
         try:
-            return now < float(read_regular(self.own("paused")))
+            since = os.lstat(path).st_mtime
+            over = float(read_regular(path))
+            if not now < over:
+                return ""
+            end = f"{local_time(over)} or {end}"
         except (FileNotFoundError, NotADirectoryError):
-            return False
-        except (OSError, ValueError):
-            return True
+            return ""
+        except (OSError, ValueError):  # no time in it, as after `pause` alone
+            pass
+        return f"Paused since {local_time(since)}, until {end}: runs leave {self.root} alone."
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[str], None]]:
@@ -2457,7 +2481,7 @@ def other_library(root: str) -> str:
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
-    for folder in (*map(str, PurePath(root).parents[:2]), *below):
+    for folder in (*map(str, list(PurePath(root).parents)[:2]), *below):
         if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
             return folder
     return ""
@@ -5517,6 +5541,23 @@ def edit_sidecar(
     return document.edited()
 
 
+def edit_policy(data: bytes, keep: bool) -> Optional[bytes]:
+    """Returns a sidecar whose policy says `keep`, or (if not `keep`) no longer says it. Returns
+    None if that is true already. Raises Flaw. Pure."""
+    document, name = JsonText(data), "compression_policy"
+    root = document.root
+    policy = document.members(root, (name,)).get(name, root)
+    # Only null begins with an n.
+    if not document.is_object(root) or document.text[policy.start] not in "{n":
+        raise Flaw("it, or its compression_policy, is no object")
+    has_policy = policy != root and document.is_object(policy)
+    if has_policy and (keep or document.members(policy, ()).keys() - {"keep"}):
+        document.set(policy, {"keep": True if keep else GONE})
+    else:
+        document.set(root, {name: {"keep": True} if keep else GONE})
+    return document.edited()
+
+
 def renamer(names: Names, takes: Iterable[Take]) -> Callable[[str], str]:
     """Returns the function that `edit_sidecar` asks for the names of takes."""
     by_stem = {take.stem: take for take in takes}
@@ -6229,7 +6270,7 @@ def command_restore(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
     if config.dry_run:
-        for recording in asked_for(run):
+        for recording in with_more_than_copies(run, asked_for(run)):
             for move in moves_back(recording, config):
                 move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
                 report.outcome(move)
@@ -6239,7 +6280,8 @@ def command_restore(config: Config, report: Report) -> None:
     with run.open(locks=True):
         try_commits(run.library)
         with run.finishing():
-            run.carry_out(map(partial(brought_back, run), asked_for(run)))
+            asked = with_more_than_copies(run, asked_for(run))
+            run.carry_out(map(partial(brought_back, run), asked))
     run.note(report.summary())
 
 
@@ -6300,15 +6342,52 @@ def names_of(recording: Recording) -> set[str]:
 
 
 def done_last(library: Library) -> list[str]:
-    """Returns the absolute paths of all that the last run did that compressed or archived
-    anything."""
-    words = (Action.COMPRESSED, Action.ARCHIVED)
-    begun = [run["time"] for run in library.history.runs if any(map(run.get, words))]
+    """Returns the absolute paths of all that the last run did that changed anything. Reads the
+    history backwards: any number of idle runs may follow, and a killed run has no record."""
+    words, history = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED), library.history
+    offsets = sorted(itertools.chain(*history.lines.values()))
+    begun, ended = math.inf, 0.0
+    while offsets and not ended:
+        for record in history.read([offsets.pop()]):
+            with suppress(*ODD):
+                past = Past.of(record.get("past", record))
+                if past.action in words:
+                    ended = past.time
+                elif not past.action:  # the record of a run, which has the time of its start
+                    begun = past.time
     return [
         library.path(stem + SOURCE_SUFFIX)
-        for stem, past in library.history.pasts.items()
-        if past.action in words and begun and past.time >= begun[-1]
+        for stem, past in history.pasts.items()
+        if past.action in words and min(begun, ended) <= past.time <= ended
     ]
+
+
+def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """Yields the recordings that may have something to bring back. Reports the others in one
+    sentence: of these, copies are left and no originals."""
+    copies: list[Take] = []
+    for recording in recordings:
+        if any(map(may_come_back, recording.takes)):
+            yield recording
+        else:
+            copies += [take for take in recording.takes if take.copy]
+    if copies:
+        pasts = [take.past for take in copies]
+        times = [past.time if past.move == Free.name else past.compressed for past in pasts]
+        days = [local_time(time)[:10] for time in sorted(filter(None, times))]
+        when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
+        suffixes = " and ".join(sorted({take.copies[0].suffix for take in copies}))
+        run.report.error(
+            f"Nothing to bring back: these {len(copies)} originals were deleted on {when}; their "
+            f"{suffixes} copies are the recordings now. `keep_originals_days` keeps originals from "
+            "now on."
+        )
+
+
+def may_come_back(take: Take) -> bool:
+    """Returns whether a restore may find, or has found, the original or the archived file."""
+    is_away = not take.file or take.past.place is not None
+    return is_away or take.past.is_restored or bool(take.original and take.copy)
 
 
 def moves_back(recording: Recording, config: Config) -> list[Move]:
@@ -6453,7 +6532,7 @@ def command_check(config: Config, report: Report) -> None:
     verdict = "something is wrong" if report.exit_code else "all sound"
     message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
     report.say(message)
-    report.summary(message)
+    notify(config, report, report.summary(message))
 
 
 @contextmanager
@@ -6741,6 +6820,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
             for (action, code), paths in sorted(words.items())
             if action in (Action.KEPT, Action.FAILED)
         ],
+        "paused": bool(library.paused(now)),
+        "findings": list(findings(config)),
         "runs": library.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
@@ -6802,7 +6883,7 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
     tables = {
-        "problems": [(problem, "") for problem in stats["problems"]],
+        "problems": [(problem, "") for problem in (*stats["findings"], *stats["problems"])],
         "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
         "storage": figures(stats),
         "due": figures(stats["due"]),
@@ -6820,7 +6901,7 @@ def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every number but zeros by its name; what is a size, or a month's, in its unit."""
     rows = []
     for name, value in stats.items():
-        if value and isinstance(value, (int, float)):
+        if value and type(value) in (int, float):  # true is no figure
             is_size = re.search(r"size|saving|\d", name)
             rows.append((name.replace("_", " "), size_text(value) if is_size else f"{value:,}"))
     return rows
@@ -7622,6 +7703,7 @@ class Report:
     beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
     expected = ""  # how long it may take
     exit_code = 0
+    has_news = False  # whether anything was done, failed or announced that its owner may ask for
     bar = ""  # what stands on the terminal's last line
     is_logging = False
 
@@ -7722,6 +7804,7 @@ class Report:
         is_failed = action is Action.FAILED
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
+        self.has_news = self.has_news or action is not Action.KEPT
         take, left = move.take, move.take_after(0)
         self.saved += size_on_disk(take) - size_on_disk(left)
         before, after = told["original_size"], move.copy.size if move.copy else move.estimate
@@ -7852,11 +7935,6 @@ class Report:
         parts.append(self.expected if config.dry_run else took)
         return ". ".join(filter(None, parts)) + "."
 
-    @property
-    def has_news(self) -> bool:
-        """Whether a run did or failed anything."""
-        return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
-
 
 def advice_on(move: Move) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
@@ -7937,6 +8015,9 @@ LATE = 2 * DAY  # since the last run, after which a schedule is taken to have fa
 def command_doctor(config: Config, report: Report) -> None:
     """One line a check; the exit code is that of the gravest thing found."""
     run = Run(config, report)
+    for finding in findings(config):
+        report.say(f"PROBLEM  {finding}")
+        report.exit_code = 1
     report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
     with run.open(locks=False):
         for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
@@ -7950,6 +8031,46 @@ def command_doctor(config: Config, report: Report) -> None:
     settings["tiers"] = [tier._asdict() for tier in config.tiers]
     for name, value in settings.items():
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
+
+
+def findings(config: Config) -> Iterator[str]:
+    """Yields a sentence on each thing that keeps runs from their work, or their owner from hearing
+    of it."""
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause:
+        yield pause
+    if config.dry_run:
+        yield f'"dry_run" is set in {config.file}: no run changes anything.'
+    word = first_word(config.notify_command or "")
+    if word and not is_known_to_shell(word, dirname(config.file)):
+        yield f"The notify_command begins with {word}. No program on PATH has this name."
+    try:
+        index = join(config.recordings_dir, INDEX_NAME)
+        read_whole(index, lambda data: next(entries(JsonText(data)), None))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (Flaw, OSError) as error:
+        yield f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
+
+
+def first_word(command: str) -> str:
+    """Returns the program that a command of the shell begins with. Returns "" if it begins with a
+    mark, or with what only the shell can expand."""
+    found = FIRST_WORD.match(command)
+    return os.path.expanduser(os.path.expandvars(found[2])) if found else ""
+
+
+def is_known_to_shell(word: str, folder: str) -> bool:
+    """Returns whether the shell, started in a folder, finds a program or a word of its own."""
+    if "/" in word:
+        return bool(shutil.which(join(folder, word)))
+    with suppress(Refusal, ToolError):
+        Tools(Stop()).run(["/bin/sh", "-c", 'command -v "$1"', "sh", word], 0)
+        return True
+    return False
+
+
+FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
 
 
 def examine_ffmpeg(run: Run) -> str:
@@ -8018,18 +8139,15 @@ def examine_log(run: Run) -> str:
 
 
 def examine_runs(run: Run) -> str:
-    if run.library.paused(run.now):
-        raise ServiceError(
-            f"Paused: no run does anything until that is over, or '{PROGRAM} resume'."
-        )
     runs = [record for record in run.history.runs if record.get("type") == "run"]
     if not runs:
         return f"no run yet; '{PROGRAM} schedule cron' prints what makes one every night"
     last = runs[-1]
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
-    if ago > LATE or code:
-        advice = "Is the schedule at work?" if ago > LATE else "The log has more."
+    is_late = ago > LATE and not run.library.paused(run.now)
+    if is_late or code:
+        advice = "Is the schedule at work?" if is_late else "The log has more."
         raise ServiceError(f"{text} (exit code {code}) {advice}")
     if not lexists(last.get("python") or "/"):
         raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
@@ -8164,17 +8282,50 @@ def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
     library = library_of(config)
     library.make_own()
-    until, end = "'resume'", ""
-    if config.pause_for is not None:
-        seconds = time.time() + config.pause_for
-        until, end = local_time(seconds), str(seconds)
+    end = "" if config.pause_for is None else str(time.time() + config.pause_for)
     try:
         with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
             file.write(end)
     except OSError:  # an empty file would be a pause without an end
         remove_all([library.own("paused")])
         raise
-    report.say(f"Paused: runs leave {library.root} alone until {until}.")
+    report.say(library.paused(time.time()))
+
+
+def command_keep(config: Config, report: Report) -> None:
+    """`keep PATH... [--off]`; also `-n`."""
+    if not config.paths:
+        raise UsageError("keep: expected PATH...")
+    run = Run(config, report)
+    run.library.require(config.log_file)
+    report.open_log()
+    with run.open(locks=not config.dry_run):
+        for recording in asked_for(run):
+            if run.stop.requested:
+                break
+            try:
+                set_keep(run, recording)
+            except (Flaw, Refusal, OSError) as error:
+                report.error(f"{recording.key}: {explain(error)}", exit_code_of(error))
+
+
+def set_keep(run: Run, recording: Recording) -> None:
+    """Makes all sidecars that own a recording say `keep`, or (`--off`) no longer say it. Raises
+    Flaw, Refusal, OSError."""
+    config, folder = run.config, run.library.path(recording.folder)
+    edit = partial(edit_policy, keep=not config.off)
+    names = [sidecar.name for sidecar in recording.sidecars if sidecar.listed]
+    if not names:
+        raise Flaw(recording.policy.unreadable or "it has no sidecar, where the policy would stand")
+    for name in names:
+        read_whole(join(folder, name), edit)
+        if not config.dry_run:
+            rewrite(join(folder, name), edit, run.staging, backup=True)
+    if not config.dry_run:
+        flush_folder(folder)
+    runs = "In a dry run only: runs" if config.dry_run else "Runs"
+    what = "may work again on" if config.off else "leave alone"
+    run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
@@ -8202,6 +8353,9 @@ COMMANDS: Mapping[str, Command] = {
         "bring back kept originals and archived recordings",
         "paths last_run dry_run json quiet verbose",
         command_restore,
+    ),
+    "keep": Command(
+        "make runs leave recordings as they are, or no longer", "paths off dry_run", command_keep
     ),
     "pause": Command("make runs leave the library alone", "pause_for", command_pause),
     "resume": Command("let runs go on", "", command_resume),

@@ -162,7 +162,7 @@ class Walking(Case):
         self.library.make_own()
         for text, holds in (("", True), (f"{NOW + 1}", True), (f"{NOW - 1}", False), ("?", True)):
             Path(self.library.own("paused")).write_text(text)
-            self.assertEqual(self.library.paused(NOW), holds, text)
+            self.assertEqual(bool(self.library.paused(NOW)), holds, text)
 
 
 class Grouping(Case):

@@ -414,6 +414,8 @@ class Silence(SituationCase):
         self.assert_told("There is no recordings folder")
 
     def test_a_pause(self) -> None:
+        command = f"cat >>{self.heard}"
+        self.configure(log_file=str(self.log), notify_command=command, notify_on="always")
         self.add("chunk_0", "a.webm")
         self.run_cli("pause")
         self.assertEqual(self.run_cli().code, 0)
