@@ -1416,8 +1416,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
-LONGEST_MESSAGE = 1000  # characters in the environment of a notify_command
-MOST_TOLD = 4000  # and in its JSON, where one may take twelve bytes: a pipe holds 64 kB
+LONGEST_MESSAGE = 1000  # characters for a notify_command; in JSON, one may take twelve bytes
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1856,15 +1855,16 @@ def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
     pause = Library(config.recordings_dir).paused(time.time())
     if pause not in message:
         message = f"{pause} {message}"
-    told = json.dumps({**summary, "message": message[:MOST_TOLD]})
     with suppress(UnicodeError):  # else a name in it is no text
         message = os.fsencode(message).decode()  # in a locale that is not UTF-8
-    line = os.fsdecode(printable(message)[:LONGEST_MESSAGE].encode())
-    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={line}")
+    message = printable(message)[:LONGEST_MESSAGE]
+    in_utf_8 = os.fsdecode(message.encode())
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_utf_8}")
     command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
     folder = dirname(config.file) or "/"
     reader, writer = os.pipe()
     try:
+        told = json.dumps({**summary, "message": message})
         os.write(writer, told.encode())  # less than a pipe holds
         os.close(writer)
         Tools(Stop()).run(command, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
@@ -8139,10 +8139,9 @@ def examine_log(run: Run) -> str:
 
 
 def examine_runs(run: Run) -> str:
-    runs = [record for record in run.history.runs if record.get("type") == "run"]
-    if not runs:
+    last = run.last
+    if not last:
         return f"no run yet; '{PROGRAM} schedule cron' prints what makes one every night"
-    last = runs[-1]
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
     is_late = ago > LATE and not run.library.paused(run.now)
