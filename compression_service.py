@@ -157,6 +157,7 @@ INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
 ID_NAME = "id"  # in our own folder and, as the library's mark, in such a folder of its archive
 RESTORING = "restoring"  # the code of a restore that is not finished
+DELETING = "deleting"  # and of a deletion
 # Beside its target, and what rclone makes of such a name.
 STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
@@ -243,6 +244,8 @@ class Action(str, enum.Enum):
     WOULD_RESTORE = "would-restore"
     FREED = "freed"
     WOULD_FREE = "would-free"
+    DELETED = "deleted"
+    WOULD_DELETE = "would-delete"
 
 
 class State(enum.Enum):
@@ -253,6 +256,7 @@ class State(enum.Enum):
     COMPRESSED = "compressed"  # a proven copy stands for it, whether or not the original is here
     RESTORED = "restored"  # its original came back, and stands for it again
     ARCHIVED = "archived"  # nothing here, and a place where it is
+    DELETED = "deleted"  # nothing here, as a tier of its owner asked for
     MISSING = "missing"  # nothing here, and no place: not synchronised yet, or deleted by its owner
 
 
@@ -272,6 +276,8 @@ class Reason(enum.Enum):
     FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
+    DELETED = "deleted: by the tier of {} days"
+    DELETE_DUE = "would-delete: by the tier of {} days"
     RESTORED = "restored: {}; --retry lets runs take it up again"
     RESTORE_DUE = "would-restore: {}"
 
@@ -296,6 +302,9 @@ class Reason(enum.Enum):
     POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
     POLICY_INVALID = "kept: its sidecar's compression_policy cannot be followed: {}"
     SIDECAR = "kept: its sidecar cannot be edited: {}"
+    NO_SIDECAR = "kept: no tier deletes it, as no sidecar owns it{}"
+    NO_TRANSCRIPT = "kept: no tier deletes it, as no sidecar has its transcript{}"
+    INCOMPLETE = "kept: no tier deletes it, as a part of it is lost or not here yet: {}"
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
     TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
@@ -310,6 +319,7 @@ class Reason(enum.Enum):
     OWNER = "failed: its copy could not be given to its owner: {}"
     ARCHIVE_REFUSED = "failed: cannot be archived: {}"
     NOT_RESTORED = "failed: cannot be restored: {}"
+    NOT_DELETED = "failed: cannot be deleted: {}"
     CHANGED = "failed: the recording changed while it was being worked on{}"
     NO_SPACE = "failed: no space left: {}"
     INPUT_OUTPUT = "failed: cannot be read or written: {}"
@@ -477,6 +487,9 @@ class Past(NamedTuple):
     compressed: float = 0.0  # when its copy was proven, since the epoch
     ids: tuple[str, ...] = ()  # of its recording: by these the index finds its folder
     place: Optional[Place] = None  # in the archive, until it has come back
+    deleted: float = 0.0  # when a tier deleted it, since the epoch
+    back: float = 0.0  # when its owner brought it back since; its age counts from then
+    stays: str = ""  # the code of the reason why no tier deletes it
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
@@ -487,7 +500,8 @@ class Past(NamedTuple):
         past = remembered(cls(), said)
         is_plain = basename(place.name) == place.name not in (".", "..")
         is_suffix = past.suffix in ("", *COPY_SUFFIXES)
-        is_time = all(0 <= moment < LATEST for moment in (past.compressed, place.time))
+        times = (past.compressed, past.deleted, past.back, place.time)
+        is_time = all(0 <= moment < LATEST for moment in times)
         if not (is_plain and is_suffix and is_time) or "\0" in place.location + place.name:
             raise ValueError("an odd name or time")
         place = place._replace(mode=place.mode & 0o666)  # no text gives a file more than that
@@ -602,6 +616,16 @@ class Take(NamedTuple):
         return self.rates.get(self.copy.name, 0)
 
     @property
+    def is_half_deleted(self) -> bool:
+        """Returns whether its deletion is on record as begun and not as finished."""
+        return self.past.code == DELETING
+
+    @property
+    def was_brought_back(self) -> bool:
+        """Returns whether files are here of a take that was deleted."""
+        return self.past.deleted > 0 and bool(self.files) and not self.is_half_deleted
+
+    @property
     def is_half_restored(self) -> bool:
         """Returns whether a restore is on record as begun and not as finished: a copy is to be
         removed, or a file to be fetched."""
@@ -612,6 +636,7 @@ class Take(NamedTuple):
     def state(self) -> State:
         if not self.original:
             away = State.ARCHIVED if self.past.place else State.MISSING
+            away = State.DELETED if self.past.deleted else away
             return State.COMPRESSED if self.copy else away
         if not self.is_known:
             return State.WAITING
@@ -761,6 +786,9 @@ class Sidecar(NamedTuple):
     language: Optional[str] = None
     policy: Any = None  # as it stands there, not checked yet
     location: str = ""  # where it says that its recording is archived
+    has_text: bool = False  # a transcript
+    is_owner: bool = False  # of its files by `chunks` or by its stem, not just by naming one
+    is_deleted: bool = False  # whether it says that a tier deleted its recording
     flaw: str = ""  # why it cannot be edited
     is_unread: bool = False  # then it may name any file in its folder
 
@@ -798,7 +826,8 @@ class Recording(NamedTuple):
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
         is_missing = any(take.state is State.MISSING for take in self.takes)
-        return is_missing and self.location != ""
+        is_said = self.location or any(sidecar.is_deleted for sidecar in self.sidecars)
+        return is_missing and bool(is_said)
 
 
 NO_RECORDING = Recording("", ())
@@ -847,11 +876,13 @@ class Target(NamedTuple):
 
 
 class Tier(NamedTuple):
-    """A further step, for what is at least `after_days` old: a lower bit rate, or an archive."""
+    """A further step, for what is at least `after_days` old: a lower bit rate, an archive, or
+    deletion."""
 
     after_days: float
     bitrate: Optional[int] = None
     archive: Optional[str] = None  # an absolute folder, or an rclone remote `name:path`
+    delete: bool = False
 
 
 class Moment(NamedTuple):
@@ -1125,6 +1156,12 @@ def check_boolean(value: Any) -> Any:
     raise ValueError("expected true or false")
 
 
+def check_true(value: Any) -> Any:
+    if value is True:
+        return value
+    raise ValueError("expected true")
+
+
 def check_text(value: Any) -> Any:
     """A string with something in it that an operating system can be given."""
     if isinstance(value, str) and value.strip() and "\0" not in value:
@@ -1198,7 +1235,12 @@ POLICY_KINDS = {
     "after_days": DAYS,
     "format": FORMAT,
 }
-TIER_KINDS = {"after_days": DAYS, "bitrate": check_bitrate, "archive": check_path}
+TIER_KINDS = {
+    "after_days": DAYS,
+    "bitrate": check_bitrate,
+    "archive": check_path,
+    "delete": check_true,
+}
 
 
 def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -1224,7 +1266,7 @@ def check_tiers(value: Any) -> tuple[Tier, ...]:
     tiers = [check_members(each, TIER_KINDS) for each in value]
     for tier in tiers:
         if len(tier) != 2 or "after_days" not in tier:
-            raise ValueError('expected "after_days", and either "bitrate" or "archive"')
+            raise ValueError('expected "after_days", and one of "bitrate", "archive", "delete"')
     return tuple(sorted((Tier(**tier) for tier in tiers), key=lambda tier: tier.after_days))
 
 
@@ -1303,8 +1345,13 @@ class Config:
 
     @property
     def archive_tier(self) -> Optional[Tier]:
-        """At most one, and the last."""
+        """Returns the tier that archives; there is at most one."""
         return next((tier for tier in self.tiers if tier.archive), None)
+
+    @property
+    def delete_tier(self) -> Optional[Tier]:
+        """Returns the tier that deletes, if any; it is the last."""
+        return next((tier for tier in self.tiers if tier.delete), None)
 
     def tier_rate(self, age: float) -> Optional[int]:
         """Bit/s that the last tier asks for what is `age` days old; None where none does."""
@@ -1384,13 +1431,16 @@ def check_steps(config: Config) -> None:
     before = Tier(config.age_threshold_days - 1e-6, config.target_bitrate + 1)
     for tier in config.tiers:
         is_older = tier.after_days > before.after_days
-        is_smaller = (tier.bitrate or 0) < (before.bitrate or 0)
+        # An archive comes after bit rates, deletion last.
+        is_smaller = (tier.bitrate or -tier.delete) < (before.bitrate or -before.delete)
         if not (is_older and is_smaller):
             raise ValueError(
                 'expected for "tiers" ages that rise and bit rates that fall, from '
-                '"age_threshold_days" and "target_bitrate" on, and an archive last'
+                '"age_threshold_days" and "target_bitrate" on, then an archive, deletion last'
             )
         before = tier
+    if before.delete and not config.delete_originals:
+        raise ValueError('a tier that deletes needs "delete_originals" to be true')
 
 
 def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") -> Policy:
@@ -1439,6 +1489,7 @@ class Run:
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
         self.finished: list[Move] = []  # proven or refused, still to be committed
+        self.doomed: Counter[str] = Counter()  # what the next run will delete, if it is announced
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Compress, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
@@ -1487,6 +1538,7 @@ class Run:
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
                     self.work(self.plan())
+                    self.announce()
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
@@ -1530,9 +1582,51 @@ class Run:
         SHA-256 of the index."""
         is_true = not self.committer.ids and not self.report.exit_code
         index = self.committer.index_digest if is_true else ""
-        self.history.note(
-            [{**summary, "type": self.config.command, "python": sys.executable, "index": index}],
-            self.now,
+        record: dict[str, Any] = {"type": self.config.command}
+        record.update(python=sys.executable, index=index)
+        if self.is_complete:
+            tier = self.config.delete_tier
+            record["announced"] = tier.after_days if tier else None
+        self.history.note([{**summary, **record}], self.now)
+
+    @property
+    def is_complete(self) -> bool:
+        """Returns whether this run does all that the settings ask for, as far as it is now."""
+        config, report = self.config, self.report
+        is_part = config.only or config.language or config.since or config.until or config.limit
+        is_whole = config.command == "run" and config.delete_originals and not is_part
+        return bool(is_whole and self.is_locked and not report.exit_code and not report.left)
+
+    @cached_property
+    def is_announced(self) -> bool:
+        """Returns whether the last complete run has announced what the tier that deletes deletes
+        now. A dry run need not wait for that."""
+        tier = self.config.delete_tier
+        told = [run["announced"] for run in self.history.runs if "announced" in run]
+        return not tier or self.config.dry_run or told[-1:] == [tier.after_days]
+
+    def is_doomed(self, recording: Recording) -> bool:
+        """Returns whether a recording waits for its deletion to be announced, and counts it."""
+        if self.is_announced:
+            return False
+        moves = deleting(recording, self.config, self.clock)
+        problems = [move.outcome.reason for move in moves if move.outcome]
+        self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
+        if problems or not moves or moves[0].take.is_half_deleted:
+            return False
+        self.doomed["recordings"] += 1
+        self.doomed["bytes"] += sum(file.size for move in moves for file in move.removes)
+        return True
+
+    def announce(self) -> None:
+        """Reports what the tier that deletes will delete from the next run on."""
+        tier, doomed = self.config.delete_tier, self.doomed
+        if self.is_announced or not tier or not self.is_complete:
+            return
+        self.report.announcement = (
+            f"The tier of {tier.after_days:g} days is new: the next run deletes "
+            f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
+            f"{doomed['stay']} files without a sidecar stay"
         )
 
     def plan(self) -> list[list[Move]]:
@@ -1571,7 +1665,8 @@ class Run:
             for recording in self.recordings_in(folder):
                 moves: list[Move] = []
                 with boundary(partial(report.defect, f"{recording.key} was kept")):
-                    moves = moves_of(recording, config, self.moment)
+                    if not self.is_doomed(recording):
+                        moves = moves_of(recording, self.planned, self.moment)
                     report.held += count_held(recording, config, self.moment, self.clock)
                 is_found = is_found or bool(moves)
                 if moves and moves[0].is_whole:
@@ -1588,6 +1683,12 @@ class Run:
                 "The selection fits nothing that is due. "
                 "Paths for --only are such as '2025-10-27/*'."
             )
+
+    @cached_property
+    def planned(self) -> Config:
+        """Returns the settings to plan with: without a tier that is still to be announced."""
+        tiers = tuple(tier for tier in self.config.tiers if self.is_announced or not tier.delete)
+        return dataclasses.replace(self.config, tiers=tiers)
 
     def is_young(self, file: File) -> bool:
         return self.clock.age(file) < self.config.age_threshold_days
@@ -1848,7 +1949,8 @@ def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
     """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
     in the message. A failure is reported and changes nothing."""
     is_work = report.has_news and config.notify_on == "work"
-    is_wanted = is_work or summary["exit_code"] or config.notify_on == "always"
+    is_asked = config.notify_on == "always" or summary["exit_code"] or report.announcement
+    is_wanted = is_work or is_asked
     if config.dry_run or not config.notify_command or not is_wanted:
         return
     message = summary["message"]
@@ -2233,8 +2335,12 @@ RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an
 CHUNK_MEMBERS = ("file", "duration")
 SIDECAR_MEMBERS = (
     *("id", "language", "compression_policy", "chunks", "archived", "archive_location"),
+    *("audio_deleted", "segments"),
     *RECORDING_MEMBERS,
 )
+# A string that is more than blanks, and such a text of a segment.
+SPOKEN = re.compile(rb'"(?!(?: |\\[bfnrt])*")')
+SPOKEN_SEGMENT = re.compile(rb'"text"\s*:\s*' + SPOKEN.pattern)
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
@@ -2583,7 +2689,12 @@ def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sideca
 def sidecar_of(text: JsonText, name: str) -> Sidecar:
     """Returns a sidecar with what its document says. Raises Flaw."""
     root, members = text.root, text.members(text.root, SIDECAR_MEMBERS)
-    begin, end = members.pop("chunks", Span(root.end, root.end))
+    nothing = Span(root.end, root.end)
+    begin, end = members.pop("chunks", nothing)
+    is_spoken = bool(
+        SPOKEN.match(text.data, *members.get("full_transcription", nothing))
+        or SPOKEN_SEGMENT.search(text.data, *members.pop("segments", nothing))
+    )
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
     rest = (*text.names(Span(root.start, begin)), *text.names(Span(end, root.end)))
@@ -2596,6 +2707,8 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
         files=shared(chunks.files.union(value for _, value, is_key in rest if not is_key)),
         stuck=chunks.stuck.union(value for _, value, is_key in rest if is_key),
         listed=id_ != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
+        has_text=chunks.has_text or is_spoken,
+        is_deleted=said.get("audio_deleted") is True,
         language=texts.get("language"),
         policy=said.get("compression_policy"),
         location=location if said.get("archived") is True else "",
@@ -2625,6 +2738,7 @@ def chunks_of(data: bytes) -> Sidecar:
         stuck=frozenset(value for _, value, is_key in names if is_key),
         awaited=frozenset(awaited),
         durations=durations,
+        has_text=SPOKEN_SEGMENT.search(data) is not None,
     )
 
 
@@ -2659,11 +2773,13 @@ def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[s
     """Returns a sidecar with the names that its strings mean. It owns the files in `chunks`; else
     the file of its own stem; else the only file that it names, if it describes a recording."""
     files, own = called(sidecar.files), called(sidecar.own, sidecar.awaited)
+    is_owner = bool(own)
     if not own and not sidecar.flaw:
         beside = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
         is_about_one = sidecar.listed and len(set(map(stem_of, files))) == 1
         own = beside or (files if is_about_one else own)
-    return sidecar._replace(files=files, own=own, listed=bool(own))
+        is_owner = bool(beside)
+    return sidecar._replace(files=files, own=own, listed=bool(own), is_owner=is_owner)
 
 
 def flaws_of(sidecars: Iterable[Sidecar], names: Names) -> dict[str, str]:
@@ -2782,6 +2898,7 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
     policy, moves = recording.policy, list[Move]()
     if any(take.is_half_restored for take in recording.takes):
         moves = moves_back(recording, config)
+    moves = moves or deleting(recording, config, moment)
     for take in () if moves else recording.takes:
         move = next_move(take, policy, config, moment)
         moves += for_each_original(move) if move else []
@@ -2954,6 +3071,59 @@ def archiving(
     return moves
 
 
+def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+    """Returns the moves that delete a recording for good: what finishes a deletion that was cut
+    short, or what a tier asks for. If the recording has to stay, they say why."""
+    tier = config.delete_tier
+    is_begun = any(take.is_half_deleted for take in recording.takes)
+    is_due = tier is not None and is_old(recording, moment.careful - tier.after_days * DAY)
+    if not (is_begun or is_due) or not config.delete_originals:
+        return []
+    problem = None if is_begun else why_it_stays(recording)
+    days = f"{tier.after_days:g}" if tier else "some"
+    target = Target(config.target_format, config.target_bitrate)
+    moves = list[Move]()
+    for take in recording.takes:
+        removes, past = (*take.originals, *take.copies), take.past
+        if not (removes or past.place or take.is_half_deleted):
+            continue
+        move = Delete(take, target, f"delete {days}", take.file, removes, problem, detail=days)
+        is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
+        is_told = problem is not None and past.stays == problem.reason.code
+        if (is_given_up or is_told) and not config.retry:
+            return []
+        moves.append(move)
+    return moves
+
+
+def is_old(recording: Recording, before: float) -> bool:
+    """Returns whether a recording and each of its files are from before a time. What came back
+    counts from then."""
+    for take in recording.takes:
+        times = [file.mtime_ns for file in take.files]
+        if take.past.place:
+            times.append(take.past.place.mtime_ns)
+        newest = max(max(times, default=0) / 1e9, take.past.back)
+        is_young = newest > before or recorded_date(take, recording) > local_time(before)[:10]
+        if is_young or (take.was_brought_back and not take.past.back):
+            return False
+    return True
+
+
+def why_it_stays(recording: Recording) -> Optional[Outcome]:
+    """Returns what keeps a recording from being deleted by age, if anything does."""
+    owners = [sidecar for sidecar in recording.sidecars if sidecar.is_owner]
+    owned = {stem_of(name) for sidecar in owners for name in sidecar.own}
+    missing = [take.stem for take in recording.takes if take.state is State.MISSING]
+    if not owned.issuperset(take.name for take in recording.takes):
+        return Outcome(Reason.NO_SIDECAR)
+    if not any(sidecar.has_text for sidecar in owners):
+        return Outcome(Reason.NO_TRANSCRIPT)
+    if missing:
+        return Outcome(Reason.INCOMPLETE, missing[0])
+    return objection(recording.policy)
+
+
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
     """Returns the settings of a decision as text for the history, and whether the copy's name is
     taken. Behind a bar stand the wishes of the sidecars, once they have been read."""
@@ -2980,7 +3150,9 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     """Returns the note on a folder whose documents are true: what it rests on, and until when;
     nothing where something is left to be tried now."""
     until = math.inf
-    for take in folder.takes.values():
+    pasts = folder.library.history.in_folder(folder.path).items()
+    away = [Take(stem, past=past) for stem, past in pasts if past.place]
+    for take in (*away, *folder.takes.values()):
         if move_at_most(take, config, clock):
             return []
         until = min(until, next_step(take, config, clock.now))
@@ -3006,7 +3178,9 @@ def fingerprint(folder: Folder, config: Config) -> str:
 def next_step(take: Take, config: Config, now: float) -> float:
     """Returns when a take next gets old enough for a step, in seconds since the epoch."""
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
-    times = [file.mtime_ns / 1e9 + step * DAY for file in take.files for step in steps]
+    ages = [file.mtime_ns / 1e9 for file in take.files]
+    ages.append(max(take.past.back, take.past.place.mtime_ns / 1e9 if take.past.place else 0))
+    times = [age + step * DAY for age in ages for step in steps]
     times.append(freed_from(take, config))
     return min((time for time in times if time > now), default=math.inf)
 
@@ -3014,13 +3188,16 @@ def next_step(take: Take, config: Config, now: float) -> float:
 def move_at_most(take: Take, config: Config, clock: Moment) -> bool:
     """Returns whether a take may have a move by the clock, if every file in a copy's format were
     ours. Its documents and its tag say whose it is, and those have not been read."""
-    if take.is_half_restored:
+    tier = config.delete_tier
+    alone = Recording(take.folder, (take,))
+    is_over = tier is not None and is_old(alone, clock.careful - tier.after_days * DAY)
+    if take.is_half_restored or take.is_half_deleted or (is_over and not take.past.stays):
         return True
     if not take.originals and not take.copies:
         rates = {file.name: 0 for file in take.strangers}
         take = take_of(take.stem, take.files, take.past, rates)
-    alone = archiving([take], None, config, clock)
-    return bool(alone or next_move(take, None, config, clock))
+    stored = archiving([take], None, config, clock)
+    return bool(stored or next_move(take, None, config, clock))
 
 
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
@@ -3489,6 +3666,62 @@ class Store(Move):
         expect(self.source_seen is not None and digest_of(path) == self.source_seen.sha256)
 
 
+class Delete(Move):
+    """A tier of its owner asks for no audio of this age: all files of the recording go for good.
+    The documents and the history say so first."""
+
+    name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
+    is_whole = is_removal = True
+    seen: Mapping[File, Witness] = {}  # what is to be removed
+    archived: Optional[tuple[Archive, str]] = None  # and where it is there
+
+    def foresee(self, run: Run) -> str:
+        return self.detail
+
+    def carry(self, run: Run) -> None:
+        """Looks at each file here and in the archive once more."""
+        place = self.take.past.place
+        self.seen = {file: self.witness(run, file) for file in self.removes}
+        if place:
+            if not run.archive:
+                raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
+            there, size = run.answering_archive.find(self.take.folder, place, "")
+            if size is not None and run.archive.digest(there) != place.sha256:
+                raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
+            self.archived = (run.archive, there) if size is not None else None
+        self.is_proven = True
+
+    def witness(self, run: Run, file: File) -> Witness:
+        seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
+        expect(seen.identity[-2:] == file[1:])
+        return seen
+
+    def check(self, library: Library) -> None:
+        for file, seen in self.seen.items():
+            expect(is_same(library.path(self.take.folder, file.name), seen))
+
+    def compare_again(self, path: str, file: File) -> None:
+        expect(is_same(path, self.seen[file]))
+
+    def remove(self, library: Library) -> None:
+        super().remove(library)
+        if self.archived:
+            archive, there = self.archived
+            archive.remove(there)
+            if archive.size_of(there) is not None:
+                raise Refusal(Reason.NOT_REMOVED, f"{there} is still in the archive")
+
+    def past_after(self, now: float) -> Past:
+        """What stays keeps its past, as other moves go on from that."""
+        if self.reason.action is Action.KEPT:
+            return self.take.past._replace(stays=self.reason.code)
+        past = super().past_after(now)
+        if not self.is_done:
+            return past
+        deleted = past._replace(deleted=self.take.past.deleted or now, back=0)
+        return deleted._replace(place=None) if self.outcome else deleted._replace(code=DELETING)
+
+
 class Restore(Move):
     """A recording comes back as a whole. The history says so first, or a run in between would
     delete the original again."""
@@ -3504,7 +3737,7 @@ class Restore(Move):
         """A restore that failed changes nothing."""
         if not self.is_done:
             return self.take.past
-        past = super().past_after(now)._replace(place=self.place)
+        past = super().past_after(now)._replace(place=self.place, back=now)
         return past if self.outcome else past._replace(code=RESTORING)
 
 
@@ -3548,7 +3781,7 @@ class BringBack(Restore, Adopt):
         return past if is_going else past._replace(size=0)
 
 
-RANKS = {kind.name: kind.rank for kind in (Compress, Adopt, Smaller, Free, Store)}
+RANKS = {kind.name: kind.rank for kind in (Compress, Adopt, Smaller, Free, Store, Delete)}
 REASON_OF_ERRNO = {
     errno.ENOSPC: Reason.NO_SPACE,
     errno.EDQUOT: Reason.NO_SPACE,
@@ -5447,11 +5680,12 @@ class Facts(NamedTuple):
     on_disk: int  # Of the files that are here, kept originals included.
     date: Optional[float]  # Of the newest compression: 0 if not on record, None without a copy.
     place: Optional[Place]  # In the archive, if all of it is there.
+    deleted: float = 0.0  # When a tier deleted it, if all of it is.
 
     @property
     def is_complete(self) -> bool:
         """Returns whether nothing is missing and nothing has to be compressed."""
-        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED}
+        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED, State.DELETED}
 
 
 def facts_of(takes: Iterable[Take]) -> Facts:
@@ -5459,16 +5693,20 @@ def facts_of(takes: Iterable[Take]) -> Facts:
     states: set[State] = set()
     firsts: list[Optional[int]] = []
     places: list[Place] = []
-    standing, on_disk, date = 0, 0, None
+    standing, on_disk, date, deleted = 0, 0, None, 0.0
     for take in takes:
         original, past = take.original, take.past
         states.add(take.state)
         firsts.append(original.size if original else past.first_size or None)
         file = take.file or past.place
+        if take.state is State.DELETED:  # it counts as it was
+            name = take.name + (past.suffix or SOURCE_SUFFIX)
+            file = File(name, past.size if past.suffix else past.first_size, past.mtime_ns)
         standing += file.size if file else 0
         on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
         if file and file.name.endswith(COPY_SUFFIXES):
             date = max(date or 0.0, past.compressed)
+        deleted = max(deleted, past.deleted)
         if past.place:
             places.append(past.place)
     newest = max(places, key=lambda place: place.time, default=None)
@@ -5479,6 +5717,7 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         on_disk=on_disk,
         date=date,
         place=newest if states == {State.ARCHIVED} else None,
+        deleted=deleted if states == {State.DELETED} else 0.0,
     )
 
 
@@ -5508,19 +5747,24 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
-    elif facts.on_disk and "archive_location" in now:
+    elif (facts.on_disk or facts.deleted) and "archive_location" in now:
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
+    if facts.deleted:
+        members.update(audio_deleted=True, audio_deletion_date=iso(facts.deleted))
+    elif facts.on_disk and "audio_deletion_date" in now:
+        members.update(dict.fromkeys(DELETION_MEMBERS, GONE))
     return members
 
 
 ARCHIVE_MEMBERS = ("archived", "archive_location", "archive_date")
+DELETION_MEMBERS = ("audio_deleted", "audio_deletion_date")
 RESTORED_MEMBERS = {
     "compressed": False,
     "compressed_size": None,
     "compression_ratio": GONE,
     "compression_date": None,
 }
-OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS)
+OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS, *DELETION_MEMBERS)
 
 
 def edit_sidecar(
@@ -5582,6 +5826,7 @@ def index_members(facts: Facts) -> dict[str, Any]:
         "compressed": facts.is_complete and facts.date is not None,
         "size": facts.on_disk,
         "archived": True if facts.place else GONE,
+        "audio_deleted": True if facts.deleted else GONE,
     }
 
 
@@ -5701,7 +5946,7 @@ def edit_index(
     return document.edited()
 
 
-ENTRY_MEMBERS = ("id", "size", "compressed", "archived")
+ENTRY_MEMBERS = ("id", "size", "compressed", "archived", "audio_deleted")
 
 
 def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
@@ -6419,6 +6664,9 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
 def why_not_back(take: Take, config: Config) -> str:
     """Returns why a take cannot come back, "" if it can."""
     place = take.past.place
+    if take.state is State.DELETED:
+        days, date = take.past.settings.split()[-1], local_time(take.past.deleted)[:10]
+        return f"deleted on {date} by the tier of {days} days; nothing to bring back"
     if place and take.files and not any(is_archived_file(file, place) for file in take.files):
         return f"another {take.name} is here: move that away first"
     if not (take.file or config.archive_tier):
@@ -6766,6 +7014,7 @@ COUNTED = {  # what is added up, by group
     "compressed": "before after",  # bytes of what is nothing but a copy now, and was when recorded
     "due": "count size estimated_saving",
     "archived": "count size",
+    "deleted": "count size",
     "recorded_by_month": "",
     "savings_by_month": "",
 }
@@ -6798,9 +7047,12 @@ def gather_stats(config: Config) -> dict[str, Any]:
                 path = join(folder.path, take.file.name)
                 words[take.past.action, take.past.code].append(path)
     for past in library.history.pasts.values():
-        if past.place:
-            sums["archived"].update(count=1, size=past.place.size)
-            add_saving(sums, past, past.place.size)
+        group, size = "archived", past.place.size if past.place else 0
+        if past.deleted:
+            group, size = "deleted", past.size if past.suffix else past.first_size
+        if past.place or past.deleted:
+            sums[group].update(count=1, size=size)
+            add_saving(sums, past, size)
     totals, compressed = sums.pop("totals"), sums.pop("compressed")
     before, after = compressed["before"], compressed["after"]
     return {
@@ -6888,6 +7140,7 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "storage": figures(stats),
         "due": figures(stats["due"]),
         "archived": figures(stats["archived"]),
+        "deleted": figures(stats["deleted"]),
         "last runs": runs[-LISTED:],
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
         "failed or kept, by name": named,
@@ -7688,7 +7941,6 @@ OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
-OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED, Action.RESTORED)
 # Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
@@ -7703,6 +7955,7 @@ class Report:
     beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
     expected = ""  # how long it may take
     exit_code = 0
+    announcement = ""  # of a deletion; sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     bar = ""  # what stands on the terminal's last line
     is_logging = False
@@ -7902,7 +8155,7 @@ class Report:
     @property
     def left(self) -> int:
         """Recordings that are due still."""
-        return max(0, self.due - sum(self.counts[action] for action in OF_DUE))
+        return max(0, self.due - sum(self.counts.values()))
 
     def sentence(self) -> str:
         """The end of a run in words."""
@@ -7931,6 +8184,7 @@ class Report:
             parts.append(f"Waiting until another run confirms the clock: {self.held}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
+        parts.append(self.announcement)
         took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
         parts.append(self.expected if config.dry_run else took)
         return ". ".join(filter(None, parts)) + "."
