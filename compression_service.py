@@ -144,17 +144,17 @@ DAY = 86_400  # seconds
 memoized = lru_cache(maxsize=1 << 14)  # for what many documents say alike
 
 # ------------------------------------------------------------------------- constants and formats
-# A number stands here if more than one section uses it or a reader may want to change it. Each
-# says where it comes from. Other constants stand at the head of their section.
+# A number stands here if several sections use it, or if a reader may want to change it. Each has
+# its source. Other constants stand at the head of their section.
 
 SOURCE_SUFFIX = ".webm"
 SIDECAR_SUFFIX = ".json"
-BACKUP_SUFFIX = ".bak"  # behind a sidecar's name: as it was before our first change
+BACKUP_SUFFIX = ".bak"  # behind the name of a sidecar: its text before our first change
 INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
-ID_NAME = "id"  # in our own folder and, as the library's mark, in such a folder of its archive
+ID_NAME = "id"  # in our own folder; a copy of it marks the archive as this library's
 RESTORING = "restoring"  # the code of a restore that is not finished
-# Beside its target, and what rclone makes of such a name.
+# A staged file beside its target, also with what rclone appends to such a name.
 STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
 
@@ -162,9 +162,9 @@ OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 BYTES_PER_SECOND = 16_000  # of a browser's default recording: a first guess at length from size
 BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
 BATCH_SECONDS = 600.0  # audio in one process; longer files gain nothing from sharing a start
-CHANNEL_RATE = 256_000  # bit/s, the most that libopus takes for each channel
-SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
-LARGEST_JSON = 64 << 20  # bytes; what is longer counts as a document that cannot be read
+CHANNEL_RATE = 256_000  # bit/s; libopus takes no more for each channel
+SPACE_MARGIN = 2 << 20  # bytes that a batch leaves free for sidecars, index and log
+LARGEST_JSON = 64 << 20  # bytes; a longer document cannot be read
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
 
@@ -172,8 +172,8 @@ class Format(NamedTuple):
     """A kind of copy: how it is made, and what its length and size may be.
 
     `payload` is the share of the asked bit rate that the encoder really uses on speech (measured).
-    `slack` is how many samples, at its own rate, its length may differ from what went in: none for
-    Opus (RFC 7845 trims to the sample), two frames for AAC.
+    `slack` is the samples, at its own rate, by which its length may differ from its source. Opus
+    has none, as RFC 7845 trims to the sample. AAC has two frames.
     """
 
     suffix: str
@@ -185,7 +185,7 @@ class Format(NamedTuple):
     payload: float
     header: int  # bytes
     slack: int  # samples
-    sample_bits: float  # that its encoder uses at most
+    sample_bits: float  # its encoder uses no more
     rates: tuple[int, int]  # bit/s, lowest and highest
 
 
@@ -223,8 +223,8 @@ COPY_SUFFIXES = tuple(FORMAT_OF)
 AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
 
 # ------------------------------------------------------------------------------------ vocabulary
-# The words that appear in output, log and history, and the errors by which sections speak to each
-# other. Strings stand here and nowhere else: everything below compares members, never texts.
+# The words that appear in output, log and history, and the errors that sections raise for each
+# other. These strings stand here only: everything below compares members, never texts.
 
 
 class Action(str, enum.Enum):
@@ -241,7 +241,7 @@ class Action(str, enum.Enum):
 
 
 class Move(str, enum.Enum):
-    """The ways a take can change; the table is in the docstring of this file."""
+    """The ways in which a take can change; the table is in the docstring of this file."""
 
     __hash__ = str.__hash__  # the word in the history finds the same entry of a table
     COMPRESS = "compress"
@@ -253,19 +253,19 @@ class Move(str, enum.Enum):
 
 
 class State(enum.Enum):
-    """The states of a take, from its files and its past alone."""
+    """The states of a take, which follow from its files and its past alone."""
 
     WAITING = "waiting"  # an original, still to be compressed (or too young yet)
     RESTING = "resting"  # an original that stays one, for a reason on record
-    COMPRESSED = "compressed"  # a proven copy stands for it, whether or not the original is here
-    RESTORED = "restored"  # its original came back, and stands for it again
-    ARCHIVED = "archived"  # nothing here, and a place where it is
-    MISSING = "missing"  # nothing here, and no place: not synchronised yet, or deleted by its owner
+    COMPRESSED = "compressed"  # it has a proven copy; the original may be here too
+    RESTORED = "restored"  # its original came back and counts again
+    ARCHIVED = "archived"  # no file here, but a place in the archive
+    MISSING = "missing"  # no file and no place: not synchronised yet, or deleted by its owner
 
 
 class Reason(enum.Enum):
-    """Why: the action, and the sentence for the user, in which `{}` stands for what was found in
-    this file."""
+    """Why a recording had its outcome: the action, and the sentence for the user. The detail that
+    was found in this file replaces `{}`."""
 
     def __init__(self, text: str) -> None:
         action, self.sentence = text.split(": ", 1)
@@ -326,7 +326,7 @@ class Reason(enum.Enum):
 
     @property
     def is_environment(self) -> bool:
-        """Whether the cause lies outside the recording, so that it must not count against it."""
+        """Returns whether the cause is outside the recording. Then it does not count against it."""
         return self in (
             Reason.FORESEEN,
             Reason.OWNER,
@@ -337,7 +337,7 @@ class Reason(enum.Enum):
 
     @property
     def may_be_ffmpeg(self) -> bool:
-        """Whether ffmpeg may be to blame: then it is tried on a sound of our own (trials)."""
+        """Returns whether ffmpeg may be the cause. Then it is tried on a sound of our own."""
         return self in (
             Reason.DAMAGED,
             Reason.TOOL_REFUSED,
@@ -349,7 +349,7 @@ class Reason(enum.Enum):
 
 
 class ServiceError(Exception):
-    """Ends the run with its own exit code and a sentence that says what to do."""
+    """Ends the run with an exit code of its own and a sentence that says what to do."""
 
     exit_code = 1
 
@@ -373,11 +373,11 @@ class NoSpaceError(ServiceError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop while a tool was at work; whatever it wrote is dropped."""
+    """The run was asked to stop while a tool was at work. The files of that tool are dropped."""
 
 
 class Refusal(Exception):
-    """This take stays as it is: the reason, and what was found."""
+    """A take stays as it is: the reason, and the detail that was found."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason.sentence.format(detail))
@@ -392,7 +392,7 @@ class NotProven(Refusal):
 
 
 class Flaw(Exception):
-    """A JSON document that cannot be read, or not be edited without a guess; says why."""
+    """A JSON document cannot be read, or cannot be edited without a guess. Says why."""
 
 
 # --------------------------------------------------------------------------------------- records
@@ -2128,14 +2128,12 @@ class Trials:
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
-        self.trying = threading.Lock()  # so that each folder is tried once
 
     def foresee(self, work: Work) -> None:
         """Raises Refusal if a commit could not make, give away, replace or remove a file. Raises
         OSError."""
         take, plan, folder = work.take, work.plan, work.take.folder
-        with self.trying:
-            problem = self.folder_problem(folder)
+        problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         displaced = take.copy if plan.move is Move.SMALLER else None
@@ -2242,8 +2240,8 @@ def is_protected(path: str) -> bool:
 
 
 def read_only_mount(library: Library, path: str) -> str:
-    """Returns the uppermost folder of the read-only mount inside the library that holds `path`, ""
-    if there is none, or if the whole library is read-only."""
+    """Returns the uppermost folder of the read-only mount that holds `path`. Returns "" if there is
+    none inside the library, or if the whole library is read-only."""
     top = ""
     while path and not is_read_only(library.root) and is_read_only(library.path(path)):
         top, path = path, dirname(path)
@@ -2261,10 +2259,13 @@ def failed_trial(where: str, error: OSError) -> ServiceError:
     """Returns the error for a run that cannot write to a place."""
     where = error.filename or where
     if exit_code_of(error) == NoSpaceError.exit_code:
-        advice = "Nothing was changed; make room and run again."
-        return NoSpaceError(f"The disk of {where} is full. {advice}")
-    advice = "Nothing was changed; let this user write there and run again."
-    return ServiceError(f"{where} cannot be written to: {error.strerror}. {advice}")
+        return NoSpaceError(
+            f"The disk of {where} is full. Nothing was changed; make room and run again."
+        )
+    return ServiceError(
+        f"{where} cannot be written to: {error.strerror}. Nothing was changed; let this user "
+        "write there and run again."
+    )
 
 
 def read_signs(library: Library) -> None:
@@ -2301,7 +2302,7 @@ def has_capability(number: int) -> bool:
 
 
 def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
-    """Makes a second of sound, encodes it and decodes it again. All goes through pipes, so that a
+    """Makes a second of sound, encodes it and decodes it again. It uses pipes only, so that a
     dry run may do it too. Then opens a recording (absolute path): an ffmpeg that is confined to
     other folders, as a snap is, cannot. Raises ToolError."""
     codec = f"-c:a {target.form.encoder} -b:a {min(target.bitrate, CHANNEL_RATE)}"
@@ -3291,7 +3292,7 @@ MOST_PACKETS = 1 << 21  # of an MP4: twelve hours; ffmpeg takes 30 bytes for eac
 MOST_TRACKS = 64
 MOST_FILLER = 16  # bytes of line ends and zeros that uploads and writers leave behind the end
 DEEPEST_PART = 8  # levels of parts in parts; no writer needs more than six
-LARGEST_DOUBT = 0.12  # seconds; decoders of one file may differ by no more, whatever it says
+LARGEST_DOUBT = 0.12  # seconds; decoders of one file may differ by this at most
 FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page of Ogg (RFC 3533, section 6)
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -3355,7 +3356,7 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
     """Returns what is in a file: container, codec, channels and packets. Every byte of it has been
     accounted for. Raises Refusal, OSError.
 
-    We walk the file ourselves. That is exact, the same with every ffmpeg, and cheaper than a
+    We walk the file ourselves. This is exact, the same with every ffmpeg, and cheaper than a
     process. Only the codec of an MP4 is asked of ffmpeg. The content decides, never the name.
     """
     window = Window(descriptor, tools.stop)
@@ -3384,9 +3385,8 @@ def probe_file(path: str, tools: Tools) -> Probe:
 
 
 OUR_TAG = re.compile(
-    rb"(?:encoded_by=|\xa9too.{4}data.{8})"
-    + re.escape(PROGRAM).encode()
-    + rb" (\d{1,6}(?:\.\d{1,3})?)k",
+    rb"(?:encoded_by=|\xa9too.{4}data.{8})%b (\d{1,6}(?:\.\d{1,3})?)k"
+    % re.escape(PROGRAM).encode(),
     re.DOTALL | re.IGNORECASE,
 )
 
@@ -3806,7 +3806,7 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
         elif name == "moov":
             movie.add_table()
         elif name == "tfdt":
-            movie.clock = min(big(movie.content("tfdt", 12)[4:]), 1 << 62)
+            movie.clock = big(movie.content("tfdt", 12)[4:])
         elif name == "trun":
             movie.add_run()
     check_boxes(movie, kinds, lost, media)
@@ -3866,7 +3866,7 @@ class Movie:
     # Offset and bytes of a box by its name; of several such boxes, those of the last.
     places: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     clock: int = 0  # ticks; the next packet begins there
-    stamps: array.array[int] = dataclasses.field(default_factory=partial(array.array, "q"))
+    stamps: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
     sizes: array.array[int] = dataclasses.field(default_factory=partial(array.array, "I"))
 
     def content(self, name: str, most: int) -> bytes:
@@ -4130,8 +4130,9 @@ class Tolerance(NamedTuple):
 # Measured on 1,459 good copies of 38 recordings (voices, music, noise; mono and stereo) at 24k to
 # 128k, by ffmpeg 4.1, 5.1 and 9. The least power left and the least gain of a part were, in the
 # order below: Opus 0.27 and 0.42; 0.20 and 0.51; 0.04. AAC 0.077 and 0.36; 0.011.
-# (A sine sweep at 24k by ffmpeg 9 fails with 0.005.) The emptiest part of a hole of 30 ms has at
-# most 0.024 in Opus from 48k, 0.045 at 24k, and 0.02 in AAC. A typical one has 0.0002.
+# (A sine sweep at 24k by ffmpeg 9 fails with 0.005.)
+# The emptiest part of a hole of 30 ms had at most 0.024 in Opus from 48k, 0.045 at 24k, and 0.02
+# in AAC. A typical one had 0.0002.
 TOLERANCES = {
     "opus": (
         Tolerance(50, 5e-4, 0.1, 0.01, 0.3),
@@ -4144,8 +4145,8 @@ TOLERANCES = {
 
 @dataclass(eq=False)
 class Job:
-    """One proof. With `encodes` the copy is made first, else it is there already. Afterwards
-    `problem` is None if it is proven."""
+    """One proof. With `encodes` the copy is made first, else it is there already. A proven copy
+    leaves `problem` None."""
 
     source: str  # absolute path
     probe: Probe
@@ -4166,10 +4167,16 @@ class Job:
         """Returns the bytes of one sample of all channels in its level files."""
         return self.probe.channels * 4
 
+    def frames(self, levels: str) -> int:
+        """Returns the samples of each channel in a level file, 0 if there is no such file."""
+        with suppress(OSError):
+            return os.stat(levels).st_size // self.frame
+        return 0
+
     @property
     def share_done(self) -> float:
         """Returns the share of its work that is done, from the size of its level file."""
-        seconds = size_of(self.source_levels) / self.frame / LEVEL_RATE
+        seconds = self.frames(self.source_levels) / LEVEL_RATE
         return min(1.0, ENCODE_SHARE * seconds / (self.probe.timeline or 1))
 
     def input(self) -> list[str]:
@@ -4191,7 +4198,7 @@ class Transcoder:
     def process(self, jobs: Sequence[Job]) -> None:
         """Proves every job, or sets its problem (Refusal, NotProven, OSError). Raises Stopped,
         ServiceError."""
-        self.divide(jobs, self.pipe if len(jobs) == 1 else self.encode, self.encode)
+        self.divide(jobs, self.pipe, self.encode)
         self.divide(jobs, self.verify, self.verify)
 
     def divide(
@@ -4250,11 +4257,11 @@ class Transcoder:
         self.run(arguments, jobs)
 
     def pipe(self, jobs: Sequence[Job]) -> None:
-        """Decodes one recording, encodes it and decodes the copy in three processes at once. That
+        """Decodes one recording, encodes it and decodes the copy in three processes at once. This
         takes 0.7 of the time of one process that only transcodes. (One after the other takes 1.3.)
         If anything is wrong, `encode` and `verify` find out what it is."""
-        (job,) = jobs
-        if not (self.full and job.encodes and job.target.form.muxer == "ogg"):
+        job, is_ogg = jobs[0], jobs[0].target.form.muxer == "ogg"
+        if len(jobs) > 1 or not (self.full and job.encodes and is_ogg):
             self.encode(jobs)
             return
         layout = ("mono", "stereo")[job.probe.channels - 1]
@@ -4274,7 +4281,7 @@ class Transcoder:
         for job in jobs:
             job.digest = job.digest or digest_of(job.copy, stop=self.tools.stop)
             check_structure(job, self.tools)
-        # A copy that was there already may be anything, so it is always decoded.
+        # A copy that was there already is always decoded, as it may hold any sound.
         compared = [job for job in jobs if self.full or not job.encodes]
         self.decode_copies([job for job in compared if not job.is_decoded])
         for job in compared:
@@ -4315,7 +4322,7 @@ class Transcoder:
 
     def copy_arguments(self, number: int, job: Job) -> list[str]:
         """Returns ffmpeg's arguments to encode input `number`, with the tags of its container and
-        its stream. Of our own two tags Ogg keeps the first, M4A the second (measured)."""
+        its stream. Ogg keeps the first of our own two tags, M4A the second (measured)."""
         form, found = job.target.form, job.probe
         rate = min(job.target.bitrate, CHANNEL_RATE * found.channels)
         arguments = ["-c:a", form.encoder, "-b:a", str(rate), *form.options]
@@ -4327,13 +4334,6 @@ class Transcoder:
         return [*arguments, "-map_chapters", "-1", "-f", form.muxer]
 
 
-def size_of(path: str) -> int:
-    """Returns the bytes of a file, 0 if there is no such file."""
-    with suppress(OSError):
-        return os.stat(path).st_size
-    return 0
-
-
 def input_arguments(path: str, demuxer: str) -> list[str]:
     """Returns ffmpeg's arguments for one input. Its format is named, so that ffmpeg guesses nothing
     from its content. `file:` keeps any name from being an option or another protocol."""
@@ -4343,7 +4343,7 @@ def input_arguments(path: str, demuxer: str) -> list[str]:
 def timeline_filter(found: Probe) -> str:
     """Returns a filter that puts silence into the gaps of a source and nowhere else. The samples
     before a frame make its stamp. Its own stamp plays no part, so nothing is trimmed or moved. A
-    gap begins a millisecond early, or a frame that begins late would stand before it. That is safe,
+    gap begins a millisecond early, or a frame that begins late would stand before it. This is safe,
     as frames are indivisible and none is shorter than 2.5 ms."""
     early = found.rate // 1000
     terms = ["N", *(f"{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)]
@@ -4411,15 +4411,15 @@ def compare_audio(job: Job, stop: Stop) -> None:
     the length and the wave of the source, window by window and channel by channel. It has silence
     where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
     found, scale = job.probe, LEVEL_RATE / job.probe.rate
-    source, copy = (size_of(path) // job.frame for path in (job.source_levels, job.copy_levels))
+    source, copy = job.frames(job.source_levels), job.frames(job.copy_levels)
     if abs(source - found.samples * scale) > 1 + found.doubt * scale:
         decoded = f"{source / LEVEL_RATE:.3f} s decoded from it"
         raise NotProven(f"{found.seconds:.3f} s by the source's packets", decoded)
     expected, edges = source, list[int]()  # silence begins and ends there, in turn
     for at, length in found.gaps:
-        begin = round(at * scale) + expected - source
-        expected += round(length * scale)
-        edges += [begin, begin + round(length * scale)]
+        begin, pause = round(at * scale) + expected - source, round(length * scale)
+        edges += [begin, begin + pause]
+        expected += pause
     if abs(copy - expected) > 1 + job.slack * LEVEL_RATE:
         raise NotProven(f"{expected / LEVEL_RATE:.3f} s", f"{copy / LEVEL_RATE:.3f} s")
     # All windows have about the same size, as a short tail could not be measured alone.
@@ -4427,12 +4427,12 @@ def compare_audio(job: Job, stop: Stop) -> None:
     ends = [expected * number // count for number in range(count + 1)]
     sounds = windows(job, job.source_levels, ends[1:], edges)
     after = next(sounds)
-    loud = [0.0, max(map(mean_power, after))]
+    loud = deque([0.0, max(map(mean_power, after))], 3)  # of the windows before, now and after
     for begin, other in zip(ends, windows(job, job.copy_levels, ends[1:], ())):
         if stop.requested:
             raise Stopped
         sound, after = after, next(sounds, [[]])
-        loud = [*loud[-2:], max(map(mean_power, after))]  # before, now and after
+        loud.append(max(map(mean_power, after)))
         quiet = max(LEVEL_FLOOR**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
         spread = max(quiet, QUIET_CHANNEL * max(loud))
         for one, two in zip(sound, other):
@@ -4471,7 +4471,7 @@ def windows(
 def sounding_share(job: Job) -> float:
     """Returns the share of a source's parts of 10 ms that are no silence. Silence takes almost no
     bytes in a copy."""
-    ends = range(LEVEL_PART, size_of(job.source_levels) // job.frame, LEVEL_PART)
+    ends = range(LEVEL_PART, job.frames(job.source_levels), LEVEL_PART)
     parts = windows(job, job.source_levels, ends, ())
     sounding = sum(max(map(mean_power, part)) > LEVEL_FLOOR**2 for part in parts)
     return sounding / (len(ends) or 1)
@@ -6766,7 +6766,7 @@ TAGGED = re.compile(rb"^(?:\[[^\]\n]*\] )*\[(?:warning|error|fatal|panic)\] .*",
 # Messages about sound files, one pattern a line: every WAV without a channel mask; a staged file
 # without .m4a; the trial by ffmpeg 4; a tag that M4A cannot hold; ffmpeg 9 behind the cause itself;
 # AAC below 16 kHz; ffmpeg 9 about a gap in Ogg, whose stamps we ignore; a gap, which is one long
-# frame; a decoder that waits for the encoder behind the pipe. The rest is about files that end
+# frame; a decoder that waits for the encoder behind the pipe. All others are about files that end
 # oddly or that fix-webm-duration mended: every byte is accounted for, and the sound is compared.
 SAID_OF_SOUND_FILES = re.compile(
     rb"""
@@ -6904,8 +6904,7 @@ class Tools:
         return output.decode("utf-8", "replace"), judge([process], messages)
 
     def digest(self, command: Sequence[str], seconds: float) -> str:
-        """Returns the SHA-256 of a command's output, of which nothing is kept. Raises as `run`
-        does."""
+        """Returns the SHA-256 of a command's output, without keeping it. Raises as `run` does."""
         digest = hashlib.sha256()
         with self.started(command, subprocess.DEVNULL) as process:
             _, messages = self.hear(process, seconds, digest.update)
@@ -7175,7 +7174,7 @@ def remove_all(paths: Iterable[str]) -> None:
 
 def place(staged: str, final: str) -> None:
     """Gives a staged file its name, never over another file: by a link, or by a rename that does
-    not replace. Where both are missing, it looks first. Raises FileExistsError, OSError."""
+    not replace. If both are missing, it looks first. Raises FileExistsError, OSError."""
     if link(staged, final):
         os.unlink(staged)
     elif not rename_with(NO_REPLACE, staged, final):
@@ -7186,8 +7185,8 @@ def place(staged: str, final: str) -> None:
 
 def exchange(staged: str, final: str) -> str:
     """Puts a staged file in the place of another at once. Returns the path of the displaced file:
-    the staged name. Returns "" where names cannot be exchanged and files not linked; there the
-    displaced file is gone. Raises OSError."""
+    the staged name. Where names can neither be exchanged nor linked, the displaced file is lost,
+    and it returns "". Raises OSError."""
     if rename_with(EXCHANGE, staged, final):
         return staged
     begin, _, number = staged.rpartition("-")
