@@ -234,6 +234,8 @@ class Action(str, enum.Enum):
     WOULD_COMPRESS = "would-compress"
     KEPT = "kept"
     FAILED = "failed"
+    FREED = "freed"
+    WOULD_FREE = "would-free"
     ARCHIVED = "archived"
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
@@ -275,6 +277,8 @@ class Reason(enum.Enum):
     ADOPTED = "compressed: its copy was there already, and was proven again{}"
     DUE = "would-compress: due{}"
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
+    FREED = "freed: its days are over, and its copy was proven again{}"
+    FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     RESTORED = "restored: {}; --retry lets runs take it up again"
@@ -1058,7 +1062,7 @@ class Work:
         if source:
             first_size = source.size if source.is_original else known.first_size
             past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
-        if action is Action.COMPRESSED and self.copy:
+        if action in (Action.COMPRESSED, Action.FREED) and self.copy:
             # A copy that was here already keeps the rate and date on record or in its tag.
             return past._replace(
                 suffix=self.copy.suffix,
@@ -1108,14 +1112,20 @@ class Work:
         return outcome
 
 
-DONE_ACTIONS = (Action.COMPRESSED, Action.ARCHIVED, Action.RESTORED)
+DONE_ACTIONS = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED, Action.RESTORED)
 REASON_OF = {
     Move.COMPRESS: Reason.DONE,
     Move.ADOPT: Reason.ADOPTED,
     Move.SMALLER: Reason.DONE,
-    Move.FREE: Reason.ADOPTED,
+    Move.FREE: Reason.FREED,
     Move.ARCHIVE: Reason.ARCHIVED,
     Move.RESTORE: Reason.RESTORED,
+}
+DUE_REASON_OF = {
+    Move.COMPRESS: Reason.DUE,
+    Move.ADOPT: Reason.ADOPT_DUE,
+    Move.SMALLER: Reason.DUE,
+    Move.FREE: Reason.FREE_DUE,
 }
 REASON_OF_ERRNO = {
     errno.ENOSPC: Reason.NO_SPACE,
@@ -1144,7 +1154,6 @@ EXIT_CODES = (
     "or configuration, or no such library; 3 another run is at work; 4 a needed program is missing "
     "or does not work; 5 too little disk space; 129, 130, 143 stopped by a signal."
 )
-NO_RUN = re.compile(r"[^-]|(-h|--help|--version)$")  # a first word that is no option of a run
 
 
 class Command(NamedTuple):
@@ -1159,7 +1168,7 @@ class Parser(argparse.ArgumentParser):
     """Reports wrong usage in one sentence instead of a page. Raises UsageError."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. '{PROGRAM} run --help' tells more, as --help of any command.")
+        raise UsageError(f"{message}. '{self.prog} --help' says more.")
 
 
 def main(args: Optional[Sequence[str]] = None) -> int:
@@ -1194,31 +1203,85 @@ def prepare_streams() -> None:
 def parse_words(words: Sequence[str]) -> argparse.Namespace:
     """Returns what the command line asks for, as fields of Config. Without a command it is a run.
     Raises UsageError."""
+    if words and words[0] in ("-h", "--help", "--version"):
+        front_page().parse_args(words[:1])
+    at = place_of_command(words)
+    name = words[at] if at < len(words) else "run"
+    if name not in COMMANDS:
+        near = nearest(name, COMMANDS)
+        front_page().error(f"There is no command '{name}'; the nearest is '{near}'")
+    about = COMMANDS[name].help
+    parser = Parser(
+        prog=f"{PROGRAM} {name}", description=about, epilog=EXIT_CODES, allow_abbrev=False
+    )
+    for each in settings_of_command(name):
+        add_flag(parser, SETTINGS[each])
+    found, unknown = parser.parse_known_args([*words[:at], *words[at + 1 :]])
+    if unknown:
+        parser.error(f"'{name}' takes no {unknown[0]}{flag_meant(name, unknown[0])}")
+    found.command = name
+    return found
+
+
+def front_page() -> Parser:
+    """Returns what `--help` without a command shows."""
+    commands = [f"  {name:<10}{command.help}" for name, command in COMMANDS.items()]
     parser = Parser(
         prog=PROGRAM,
-        description="Make voice recordings smaller, without ever losing a second of one. "
-        "Options stand behind the command; without a command, it is run.",
-        epilog="COMMAND --help tells its options and exit codes.",
+        usage=f"{PROGRAM} [COMMAND] [options]",
+        description=FRONT.format("\n".join(commands)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        told = command.help
-        sub = commands.add_parser(
-            name, help=told, description=told, epilog=EXIT_CODES, allow_abbrev=False
-        )
-        for each in f"file recordings_dir {command.settings}".split():
-            add_flag(sub, SETTINGS[each])
-    has_command = words and NO_RUN.match(words[0])
-    return parser.parse_args(words if has_command else ["run", *words])
+    return parser
+
+
+FRONT = """Make voice recordings smaller, without ever losing a second of one.
+
+Commands (without one, it is run):
+{}
+
+COMMAND --help lists its options and exit codes. Options may stand before it."""
+
+
+def place_of_command(words: Sequence[str]) -> int:
+    """Returns where the first word stands that is neither an option nor an option's value; the
+    number of words if there is none."""
+    before = ""
+    for at, word in enumerate(words):
+        if word == "--":
+            break
+        if not word.startswith("-") and before not in VALUED:
+            return at
+        before = "" if before in VALUED else word
+    return len(words)
+
+
+def settings_of_command(name: str) -> list[str]:
+    return f"file recordings_dir {COMMANDS[name].settings}".split()
+
+
+def flag_meant(name: str, word: str) -> str:
+    """Returns the nearest flag to an unknown one, and whose it is if not of this command."""
+    flags = {}
+    for command in (*COMMANDS, name):
+        for each in settings_of_command(command):
+            flags.update(dict.fromkeys(flags_of(SETTINGS[each]), command))
+    if not word.startswith("-"):
+        return ""
+    near = nearest(word.partition("=")[0], flags)
+    return f"; the nearest is {near}" + ("" if flags[near] == name else f" of '{flags[near]}'")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(word.lower(), known, 1, 0)[0]
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
     """One setting's flags, or the words that stand without one; its help also tells its key in the
     config file, and the default."""
     kind, declared, has_key = field.metadata.values()
-    words, _, text = declared.partition(": ")
-    flags = words.split()
+    flags, text = flags_of(field), declared.partition(": ")[2]
     options: dict[str, Any] = {"dest": field.name, "help": text}
     if kind is check_boolean:
         options["action"] = BOOLEAN_ACTIONS[field.default]
@@ -1229,6 +1292,11 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> 
     if has_key:
         options["help"] += f" (config key: {field.name}, default: {json.dumps(field.default)})"
     parser.add_argument(*flags, default=None, **options)
+
+
+def flags_of(field: dataclasses.Field[Any]) -> list[str]:
+    """Returns the flags of a setting, and what stands behind them unless it is a boolean."""
+    return str(field.metadata["flags"]).partition(": ")[0].split()
 
 
 def from_text(kind: Kind, text: str) -> Any:
@@ -1279,7 +1347,8 @@ def choice(*words: str) -> Kind:
     def check(value: Any) -> Any:
         if value in words:
             return value
-        raise ValueError(f"expected {' or '.join(words)}")
+        near = nearest(str(value), words)
+        raise ValueError(f"expected {' or '.join(words)} (the nearest is {near})")
 
     return check
 
@@ -1296,19 +1365,10 @@ def check_text(value: Any) -> Any:
         with suppress(UnicodeEncodeError):  # half of a surrogate pair is no text
             os.fsencode(value)
             return value
-    raise ValueError("expected a text that is not empty")
+    raise ValueError("expected a text or a path that is not empty")
 
 
-def check_word(value: Any) -> Any:
-    """One of several texts."""
-    return check_text(value)
-
-
-def check_path(value: Any) -> Any:
-    """The same; a path from the folder where the setting was written."""
-    with suppress(ValueError):
-        return check_text(value)
-    raise ValueError("expected a path")
+check_path = partial(check_text)  # from the folder where the setting was written
 
 
 def check_page(value: Any) -> Any:
@@ -1356,14 +1416,18 @@ BOOLEAN_ACTIONS: Mapping[Any, Any] = {
 }
 DAYS = number(0, 999_999)
 FORMAT = choice(*FORMATS)
-TEXTS = check_word  # any number of them
-POLICY_KINDS = {
+TEXTS = partial(check_text)  # any number of them
+POLICY_KINDS: Mapping[str, Kind] = {
     "keep": check_boolean,
     "bitrate": check_bitrate,
     "after_days": DAYS,
     "format": FORMAT,
 }
-TIER_KINDS = {"after_days": DAYS, "bitrate": check_bitrate, "archive": check_path}
+TIER_KINDS: Mapping[str, Kind] = {
+    "after_days": DAYS,
+    "bitrate": check_bitrate,
+    "archive": check_path,
+}
 
 
 def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -1373,8 +1437,7 @@ def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     members = {}
     for key, member in value.items():
         if key not in kinds:
-            nearest = difflib.get_close_matches(key, kinds, 1, 0)[0]
-            raise ValueError(f'there is no key "{key}"; the nearest is "{nearest}"')
+            raise ValueError(f'there is no key "{key}"; the nearest is "{nearest(key, kinds)}"')
         try:
             members[key] = kinds[key](member)
         except ValueError as error:
@@ -1480,6 +1543,12 @@ class Config:
 
 
 SETTINGS = {field.name: field for field in dataclasses.fields(Config) if field.metadata}
+VALUED = {  # flags with a value behind them
+    flag
+    for field in SETTINGS.values()
+    if field.metadata["kind"] is not check_boolean
+    for flag in flags_of(field)
+}
 FILE_KINDS: Mapping[str, Kind] = {
     name: field.metadata["kind"] for name, field in SETTINGS.items() if field.metadata["key"]
 }
@@ -1544,16 +1613,21 @@ def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def check_steps(config: Config) -> None:
     """Raises ValueError where a tier is no step on from what was before it. The first step may be
     written as a tier too."""
-    before = Tier(config.age_threshold_days - 1e-6, config.target_bitrate + 1)
+    days, age = config.age_threshold_days - 1e-6, "age_threshold_days"
+    rate, size = config.target_bitrate + 1, "target_bitrate"
     for tier in config.tiers:
-        is_older = tier.after_days > before.after_days
-        is_smaller = (tier.bitrate or 0) < (before.bitrate or 0)
-        if not (is_older and is_smaller):
-            raise ValueError(
-                'expected for "tiers" ages that rise and bit rates that fall, from '
-                '"age_threshold_days" and "target_bitrate" on, and an archive last'
+        if tier.after_days <= days:
+            found = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
+            raise ValueError(f'"tiers": {found}')
+        if not rate:
+            raise ValueError('"tiers": expected the archive last')
+        if tier.bitrate and tier.bitrate >= rate:
+            found = (
+                f"bitrate {tier.bitrate // 1000}k must be below {size}, which is {rate // 1000}k"
             )
-        before = tier
+            raise ValueError(f'"tiers": {found}')
+        days, age = tier.after_days, "that of the tier before"
+        rate, size = tier.bitrate or 0, age
 
 
 def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") -> Policy:
@@ -1861,7 +1935,7 @@ class Run:
                 made = basename(work.target_path)
                 work.copy = File(made, work.estimate, source.mtime_ns)
                 self.foreseen[work.take.stem] = work.take_after(self.now)
-                raise Refusal(Reason.DUE if work.plan.encodes else Reason.ADOPT_DUE)
+                raise Refusal(DUE_REASON_OF[work.plan.move])
             # Only now, because a sparse file may be larger than the disk.
             work.source_seen = Witness(identity, digest_from(file, stop=self.stop))
         if work.plan.move is Move.SMALLER and work.take.copy:
@@ -2434,6 +2508,8 @@ class Library:
         it holds nothing, not even our folder, and the log names it: a disk that is not mounted; and
         where our folder is a link, which may lead anywhere."""
         advice = "Is its disk mounted? Else name it with --recordings or recordings_dir."
+        if exists(self.root) and not isdir(self.root):
+            raise UsageError(f"{self.root} is a file. Name the folder that it is in.")
         if not isdir(self.root):
             raise UsageError(f"There is no recordings folder {self.root}. {advice}")
         if islink(self.path(OWN_FOLDER)):
@@ -2472,15 +2548,19 @@ class Library:
                     return True
         return False
 
-    def paused(self, now: float) -> bool:
-        """Whether `pause` holds: our file `paused` is there, and if it holds a time (seconds since
-        the epoch), that is still to come."""
+    def paused_until(self, now: float) -> float:
+        """Returns when a pause ends, in seconds since the epoch; infinity if only `resume` ends it,
+        and 0 without a pause. The end stands in our file `paused`."""
         try:
-            return now < float(read_regular(self.own("paused")))
+            until = float(read_regular(self.own("paused")))
+            return until if now < until else 0.0
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return 0.0
         except (OSError, ValueError):
-            return True
+            return math.inf
+
+    def paused(self, now: float) -> bool:
+        return self.paused_until(now) > 0
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[str], None]]:
@@ -3125,13 +3205,18 @@ def is_at_rest(folder: Folder, run: Run) -> bool:
     is_new = all(is_young(file, run) for file in folder.audio)
     if is_new and not run.history.in_folder(folder.path):
         return True
-    left = run.history.word(folder.path).get("rest")
-    if left == rest_of(folder, run) and not run.config.retry:
+    if note_on(folder, run) and not run.config.retry:
         return True
     mount = read_only_mount(run.library, folder.path)
     if mount:
         run.report.once(f"{mount} is mounted read-only, and was passed over.")
     return bool(mount)
+
+
+def note_on(folder: Folder, run: Run) -> Mapping[str, Any]:
+    """Returns the note on a folder, empty if it does not hold any more."""
+    note = run.history.word(folder.path)
+    return note if note and note.get("rest") == rest_of(folder, run) else {}
 
 
 def rest_of(folder: Folder, run: Run) -> str:
@@ -3157,7 +3242,9 @@ def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
     if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
         return []
     rest = rest_of(folder, run)
-    return [{"type": "folder", "path": join(folder.path, ""), "rest": rest}]
+    sums, path = count_folder(folder, run), join(folder.path, "")
+    about = {"type": "folder", "path": path, "rest": rest}
+    return [{**about, "sums": sums, "seal": seal(sums)}]
 
 
 def move_at_most(take: Take, run: Run) -> Optional[Plan]:
@@ -6391,12 +6478,17 @@ class History:
         return self.known[folder]
 
     @property
-    def pasts(self) -> Mapping[str, Past]:
-        """All, by stem."""
-        for folder in filter(None, self.lines):
+    def folders(self) -> Iterator[str]:
+        """Yields the folders that it remembers."""
+        for folder in self.lines:
             with suppress(ValueError):
-                self.in_folder(json.loads(b'"%s"' % folder[:-1]))
-        known = [self.in_folder(""), *self.known.values()]
+                if folder is not None:
+                    yield json.loads(b'"%s"' % folder[:-1])
+
+    @property
+    def pasts(self) -> Mapping[str, Past]:
+        """Returns all, by stem."""
+        known = [self.in_folder(folder) for folder in self.folders]
         return {stem: past for pasts in known for stem, past in pasts.items()}
 
     @cached_property
@@ -6456,20 +6548,22 @@ def as_json(folder: str) -> bytes:
 
 
 # ------------------------------------------------------------------------------------ statistics
-# One walk and the history, added up; asks next_move what is due. Takes no lock, reads no sidecar,
-# writes nothing but the page it was asked for. Serves this machine alone unless told otherwise.
+# Adds up one walk and the history, or the sums that the notes on folders carry; asks next_move what
+# is due. Reads no sidecar and no audio, and writes nothing but the page it was asked for. Lists
+# what is wrong for doctor, terminal and page alike. Serves this machine alone by default.
 
 USUAL_RATE = 8 * BYTES_PER_SECOND  # bit/s, of a recording whose own nobody has measured
 NAMED = 50  # recordings that a table names; --json has all
 LISTED = 10  # runs, likewise
-COUNTED = {  # what is added up, by group
-    "totals": "original_size compressed_size recordings originals compressed young unrecorded",
-    "compressed": "before after",  # bytes of what is nothing but a copy now, and was when recorded
-    "due": "count size estimated_saving",
-    "archived": "count size",
-    "recorded_by_month": "",
-    "savings_by_month": "",
-}
+LATE = 2 * DAY  # since the last run, after which a schedule is taken to have failed
+# What is added up, by `group/name`; a group is an object of its own in the result. For the saving
+# to expect: bytes that were kept, and bytes times the bit/s that their copies were asked for.
+SUMMED_UP = (
+    "original_size compressed_size recordings originals compressed young unrecorded due/count "
+    "due/size archived/count archived/size was/before was/after was/kept made/size made/asked "
+    "next/asked"
+)
+GROUPS = ("due", "due_by_move", "archived", "recorded_by_month", "savings_by_month")
 SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
 
 
@@ -6485,46 +6579,178 @@ def storage_stats(recordings_dir: str) -> dict[str, Any]:
 
 
 def gather_stats(config: Config) -> dict[str, Any]:
-    """The object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
+    """Returns the object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
+    run, problems = Run(config, Report(config)), list[str]()
     library = library_of(config)
-    problems: list[str] = []
-    now = time.time()
-    sums = {group: Counter(dict.fromkeys(names.split(), 0)) for group, names in COUNTED.items()}
-    words: dict[tuple[str, str], list[str]] = defaultdict(list)
+    run.library = library
+    sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
+    away = set(library.history.folders)
     for folder in library.walk(problems.append):
-        for take in folder.takes.values():
-            # As a run asks, but without sidecars, which may still say otherwise.
-            add_take(sums, take, next_move(take, None, config, Moment(now, now)))
-            if take.file and (take.is_known or take.proven_copy):
-                path = join(folder.path, take.file.name)
-                words[take.past.action, take.past.code].append(path)
-    for past in library.history.pasts.values():
-        if past.place:
-            sums["archived"].update(count=1, size=past.place.size)
-            add_saving(sums, past, past.place.size)
-    totals, compressed = sums.pop("totals"), sums.pop("compressed")
-    before, after = compressed["before"], compressed["after"]
-    return {
-        "total_size": totals["original_size"] + totals["compressed_size"],
+        away.discard(folder.path)
+        add_sums(sums, sums_of(folder, run))
+    for path in away:  # all in it is archived
+        add_sums(sums, sums_of(Folder(path, library), run))
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in sorted(sums.items()):
+        group, _, name = key.rpartition("/")
+        groups[group][name] = value
+    totals, was, room = groups[""], groups["was"], free_space(library)
+    before, saved = was["before"], was["before"] - was["after"]
+    total = totals["original_size"] + totals["compressed_size"]
+    until = library.paused_until(run.now)
+    groups["due"]["estimated_saving"] = saving_to_expect(groups)
+    stats = {
+        "total_size": total,
         **totals,
-        "savings": before - after,
-        "compression_ratio": round(after / before, 4) if before else None,
-        **{group: dict(sorted(counter.items())) for group, counter in sums.items()},
-        "kept": [
-            {
-                "action": action,
-                "code": code,
-                "reason": SENTENCES.get(code, code),
-                "count": len(paths),
-                "paths": sorted(paths),
-            }
-            for (action, code), paths in sorted(words.items())
-            if action in (Action.KEPT, Action.FAILED)
-        ],
+        "savings": saved,
+        "saved_percent": round(100 * saved / max(1, total + saved + groups["archived"]["size"])),
+        "compression_ratio": round(was["after"] / before, 4) if before else None,
+        "free_space": room if room < math.inf else None,
+        "paused": until_text(until) if until else "",
+        **{name: groups[name] for name in GROUPS},
+        "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
         "runs": library.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
     }
+    stats["findings"] = [finding._asdict() for finding in findings(run, stats)]
+    return stats
+
+
+def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds numbers to numbers, and names to names."""
+    for key, value in more.items():
+        sums.setdefault(key, type(value)())
+        sums[key] += value
+
+
+def sums_of(folder: Folder, run: Run) -> Mapping[str, Any]:
+    """Returns what the statistics add up for a folder: from its note while that holds."""
+    note = note_on(folder, run)
+    noted = note.get("sums")
+    return noted if noted and note.get("seal") == seal(noted) else count_folder(folder, run)
+
+
+def seal(sums: Mapping[str, Any]) -> int:
+    """Returns a checksum, so that odd sums in the history are not believed."""
+    return zlib.crc32(json.dumps(sums).encode("ascii"))
+
+
+def count_folder(folder: Folder, run: Run) -> dict[str, Any]:
+    """Returns the same from its files and pasts. A list has the paths of what was kept or failed,
+    by action and code."""
+    sums, names = Counter[str](), defaultdict[str, list[str]](list)
+    for take in folder.takes.values():
+        # As a run asks, but without sidecars, which may still say otherwise.
+        add_take(sums, take, next_move(take, None, run.config, run.clock))
+        file, past = take.file, take.past
+        if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
+            names["named/" + past.action + " " + past.code].append(join(folder.path, file.name))
+            sums["was/kept"] += file.size
+    for past in run.history.in_folder(folder.path).values():
+        if past.place:
+            sums.update({"archived/count": 1, "archived/size": past.place.size})
+            add_saving(sums, past, past.place.size)
+    return {**sums, **names}
+
+
+def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
+    """Adds the files of a take, and what is due for it."""
+    past, copy, source = take.past, take.proven_copy, plan and plan.source
+    originals = [file.size for file in take.files if file.is_original]
+    copies = [file.size for file in take.files if not file.is_original]
+    sums.update(
+        recordings=max(1, len(originals)),
+        originals=len(originals),
+        original_size=sum(originals),
+        compressed=len(copies),
+        compressed_size=sum(copies),
+        unrecorded=len(copies) - bool(copy),
+    )
+    if copy and not originals:
+        add_saving(sums, past, copy.size)
+    else:  # a copy saves nothing while its original is here
+        add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), sum(originals or copies))
+    if copy and past.first_size:
+        sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
+    if plan:
+        sums[f"due_by_move/{plan.move.value}"] += 1
+    elif take.original and take.state is State.WAITING:
+        sums["young"] += 1
+    if plan and source and plan.encodes:
+        first = source.size if take.original else past.first_size
+        asked = first * plan.target.bitrate
+        sums.update({"due/count": 1, "due/size": source.size, "next/asked": asked})
+
+
+def add_saving(sums: Counter[str], past: Past, size: int) -> None:
+    """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
+    before = past.first_size or size
+    sums[f"recorded_by_month/{month_of(past.mtime_ns // QUARTER)}"] += before
+    if past.suffix:
+        month = month_of(int(past.compressed) * 10**9 // QUARTER)
+        sums[f"savings_by_month/{month}"] += before - size
+        sums.update({"was/before": before, "was/after": size})
+
+
+QUARTER = 900 * 10**9  # of an hour in ns: time zones differ by such
+
+
+@memoized
+def month_of(quarters: int) -> str:
+    """Returns YYYY-MM, from quarters of an hour since the epoch."""
+    return local_time(quarters * 900)[:7]
+
+
+def saving_to_expect(groups: Mapping[str, Mapping[str, int]]) -> int:
+    """Returns the bytes that compressing what is due will save: as much, for its size and its bit
+    rates, as what this library has compressed so far, and kept in as many cases."""
+    made, was = groups["made"], groups["was"]
+    share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
+    kept = was["kept"] / (was["before"] + was["kept"]) if was["before"] else 0
+    saved = groups["due"]["size"] - groups["next"]["asked"] * share
+    return round(max(0, saved) * (1 - kept))
+
+
+def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
+    """Returns an object on what was kept or failed for one reason, by action and code."""
+    action, code = key.split(" ", 1)
+    reason = SENTENCES.get(code, code)
+    about = {"action": action, "code": code, "reason": reason}
+    return {**about, "count": len(paths), "paths": sorted(paths)}
+
+
+def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yields the sentences that doctor, terminal and page say first."""
+    if not stats["recordings"]:
+        yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
+    failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
+    if failed:
+        yield Finding(f"{failed:,} failed, and still are as they were: 'stats' names them.", 1)
+    for problem in stats["problems"]:
+        yield Finding(problem, 1)
+    last = run.last
+    if not last:
+        yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
+    else:
+        when, said = local_time(last["time"]), last.get("message")
+        yield Finding(f"Last run {when}: {said}", 1 if last.get("exit_code") else 0)
+        ago = run.now - last["time"]
+        if ago > LATE:
+            yield Finding(f"That is {duration_text(ago)} ago. Is the schedule at work?", 1)
+        if not lexists(str(last.get("python") or "/")):
+            yield Finding(f"Its {last['python']} is gone: print the schedule anew.", 1)
+    if stats["paused"]:
+        # One without an end may have been forgotten.
+        is_endless = stats["paused"] == until_text(math.inf)
+        yield Finding(f"Paused: no run does anything until {stats['paused']}.", int(is_endless))
+
+
+class Finding(NamedTuple):
+    """A sentence on the state of a library. `code` is doctor's exit code, 0 if nothing is wrong."""
+
+    text: str
+    code: int = 0
 
 
 def library_of(config: Config) -> Library:
@@ -6534,38 +6760,9 @@ def library_of(config: Config) -> Library:
     return library
 
 
-def add_take(sums: Mapping[str, Counter[str]], take: Take, plan: Optional[Plan]) -> None:
-    """Adds the files of a take, and what is due for it."""
-    totals, copy, source = sums["totals"], take.proven_copy, plan and plan.source
-    copies = sum(file.size for file in take.copies)
-    originals = size_on_disk(take) - copies
-    totals.update(
-        recordings=max(1, len(take.originals)),
-        originals=len(take.originals),
-        original_size=originals,
-        compressed=len(take.copies),
-        compressed_size=copies,
-        unrecorded=len(take.copies) - bool(copy),
-    )
-    if copy and not take.originals:
-        add_saving(sums, take.past, copy.size)
-    else:  # a copy saves nothing while its original is here
-        add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), originals or copies)
-    if plan and source and plan.move in (Move.COMPRESS, Move.SMALLER):
-        rate = take.bitrate if source == take.copy else USUAL_RATE
-        saving = max(0.0, 1 - plan.target.bitrate / (rate or USUAL_RATE))
-        sums["due"].update(count=1, size=source.size, estimated_saving=round(source.size * saving))
-    elif take.original and not plan and take.state is State.WAITING:
-        totals["young"] += 1
-
-
-def add_saving(sums: Mapping[str, Counter[str]], past: Past, size: int) -> None:
-    """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
-    before = past.first_size or size
-    sums["recorded_by_month"][local_time(past.mtime_ns // 10**9)[:7]] += before
-    if past.suffix:
-        sums["compressed"].update(before=before, after=size)
-        sums["savings_by_month"][local_time(past.compressed)[:7]] += before - size
+def until_text(seconds: float) -> str:
+    """Returns when a pause ends."""
+    return local_time(seconds) if seconds < math.inf else f"'{PROGRAM} resume'"
 
 
 def local_time(seconds: float) -> str:
@@ -6573,93 +6770,170 @@ def local_time(seconds: float) -> str:
     return f"{datetime.fromtimestamp(min(max(0, seconds), LATEST)):%Y-%m-%d %H:%M}"
 
 
-def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Returns rows by title, for terminal and page."""
+def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
+    """Returns the state of a library in some sentences, and whether something is wrong."""
+    found = stats["findings"]
+    wrong = [each["text"] for each in found if each["code"]]
+    calm = [each["text"] for each in found if not each["code"]]
+    numbers = [" ".join(row) for row in rows_of(NUMBERS, for_people(stats))]
+    said = [*(wrong or ["All well."]), *calm, *numbers]
+    return " ".join(said), bool(wrong)
+
+
+NUMBERS = {"saved_percent": "{saved_percent} %: saved.", "free_space": "{free_space}: free."}
+# What people read, by what must be there for it.
+STORAGE = {
+    "original_size": "originals still here: {original_size} ({originals})",
+    "compressed_size": "copies: {compressed_size} ({compressed})",
+    "savings": "saved: {savings} ({saved_percent} %)",
+    "archived_size": "archived: {archived_size} ({archived_count})",
+    "young": "not old enough yet: {young}",
+    "unrecorded": "copies without a record: {unrecorded}",
+}
+NEXT = {
+    "due_by_move_compress": "to compress: {due_by_move_compress}",
+    "due_by_move_adopt": "copies to prove again: {due_by_move_adopt}",
+    "due_by_move_smaller": "copies to make smaller: {due_by_move_smaller}",
+    "due_by_move_free": "originals to delete, as their days are over: {due_by_move_free}",
+    "due_by_move_archive": "to archive: {due_by_move_archive}",
+    "due_size": "to encode: {due_size}, saves about {due_estimated_saving}",
+}
+Rows = list[tuple[str, str]]
+
+
+def for_people(stats: Mapping[str, Any], group: str = "") -> dict[str, str]:
+    """Returns every number but zeros as text, by its name behind that of its group."""
+    shown = {}
+    for name, value in stats.items():
+        whole = group + name
+        if isinstance(value, dict):
+            shown.update(for_people(value, f"{name}_"))
+        elif value and isinstance(value, (int, float)):
+            is_size = re.search(r"size|saving|space|month", whole)
+            shown[whole] = size_text(value) if is_size else f"{value:,}"
+    return shown
+
+
+def rows_of(words: Mapping[str, str], shown: Mapping[str, str]) -> Rows:
+    """Returns label and value of what there is."""
+    texts = [words[key].format_map(shown).split(": ") for key in words if key in shown]
+    return [(label, value) for label, value in texts]
+
+
+def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
+    """Returns the rows that terminal and page show, by title."""
+    shown = defaultdict(lambda: "0", for_people(stats))
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
-    tables = {
-        "problems": [(problem, "") for problem in stats["problems"]],
+    months = "{recorded_by_month_%s} recorded, {savings_by_month_%s} saved"
+    tables: dict[str, Rows] = {
+        "storage": rows_of(STORAGE, shown),
         "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
-        "storage": figures(stats),
-        "due": figures(stats["due"]),
-        "archived": figures(stats["archived"]),
-        "last runs": runs[-LISTED:],
+        "next run": rows_of(NEXT, shown),
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
         "failed or kept, by name": named,
-        "savings by month": figures(stats["savings_by_month"]),
-        "recorded by month": figures(stats["recorded_by_month"]),
+        "last runs": [*reversed(runs[-LISTED:])],
+        "by month": [
+            (month, months.replace("%s", month).format_map(shown))
+            for month in sorted({*stats["recorded_by_month"], *stats["savings_by_month"]})
+        ],
     }
     return {title: rows for title, rows in tables.items() if rows}
 
 
-def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every number but zeros by its name; what is a size, or a month's, in its unit."""
-    rows = []
-    for name, value in stats.items():
-        if value and isinstance(value, (int, float)):
-            is_size = re.search(r"size|saving|\d", name)
-            rows.append((name.replace("_", " "), size_text(value) if is_size else f"{value:,}"))
-    return rows
-
-
 def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
-    """For a terminal of 80 columns."""
-    for title, rows in stats_tables(stats).items():
-        yield title
+    """Yields lines for a terminal of 80 columns."""
+    yield from textwrap.wrap(printable(verdict(stats)[0]), 80)
+    tables = stats_tables(stats)
+    for sizes in [tables.pop("storage")] if "storage" in tables else []:
+        yield " · ".join(f"{label} {text}" for label, text in sizes)
+    for title, rows in tables.items():
+        yield f"{title}:"
+        lengths = [max(map(len, column)) for column in zip(*rows)]
+        width = min(lengths[0], max(44, 76 - lengths[1]))
         for label, text in rows:
-            row = f"  {printable(label):<24}  {printable(text)}"
-            yield from textwrap.wrap(row, 80, subsequent_indent=" " * 28)
+            row = f"  {printable(label):<{width}}  {printable(text)}"
+            yield from textwrap.wrap(row, 80, subsequent_indent=" " * (width + 4))
 
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--paper:#f6f7f9;--card:#fff;
---line:#dfe3e8;--with:#1769c2;--without:#8b96a3}
+--line:#dfe3e8;--with:#1769c2;--without:#b9c4d0;--well:#e3f3e6;--wrong:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#e8ebef;--soft:#a3adb8;--paper:#111418;
---card:#1b2027;--line:#323943;--with:#62a8f5;--without:#7f8b98}}
+--card:#1b2027;--line:#323943;--with:#62a8f5;--without:#46515d;--well:#1d3325;--wrong:#b3261e}}
 body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.45 system-ui,sans-serif;
 color:var(--ink);background:var(--paper)}
 h1{font-size:1.4rem}h2:first-letter{text-transform:uppercase}
 h2{font-size:1.05rem;margin:0 0 .6rem}
 p{margin:.3rem 0;color:var(--soft)}
+.verdict{margin:0 0 1rem;padding:.8rem 1rem;border-radius:.6rem;color:var(--ink);
+background:var(--well);overflow-wrap:anywhere}
+.wrong{color:#fff;background:var(--wrong)}
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;
 margin:0 0 1rem}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:anywhere}
-td:last-child{padding-right:0}.runs th{white-space:nowrap}
-.storage td,.month td,.due td,.archived td,.kept td{text-align:right;white-space:nowrap}
+th{font-weight:normal;color:var(--soft)}td:last-child{padding-right:0}
+.runs th{white-space:nowrap;width:9.5rem}
+.storage td,.next td,.month td,.kept td{text-align:right;white-space:nowrap}
+.name td{text-align:left;white-space:normal}
 tr+tr>*{border-top:1px solid var(--line)}
-@media(max-width:30rem){.runs th,.runs td,.name th,.name td{display:block;padding-right:0}
-.runs td,.name td{border:0;padding-top:0}}
-svg{display:block;width:100%;height:12rem;border-bottom:1px solid var(--line)}
-.area{fill:var(--with)}.line{fill:none;stroke:var(--without);stroke-width:2;
-vector-effect:non-scaling-stroke}
+@media(max-width:40rem){.runs{table-layout:fixed}
+.runs td{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.name th,.name td{display:block;padding-right:0}.name td{border:0;padding-top:0}}
+.chart{display:grid;grid-template-columns:auto 1fr;gap:.3rem .5rem;margin:0;color:var(--soft);
+font-size:.8rem;fill:currentColor}
+.scale{display:flex;flex-direction:column;justify-content:space-between;text-align:right}
+.scale span{line-height:0}
+svg{display:block;width:100%;height:12rem;overflow:visible}.months{height:1.1rem;grid-column:2}
+.plot{border-bottom:1px solid var(--soft);border-top:1px solid var(--line)}
+.hit{fill:transparent}g:hover .hit{fill:var(--line)}
+.without{fill:var(--without)}.with{fill:var(--with)}
+.key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
+.key.with{margin-left:0;background:var(--with)}.key.without{background:var(--without)}
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<title>Storage of the recordings</title><style>{}</style></head><body>
+<title>Storage of the recordings</title><style>{style}</style></head><body>
 <h1>Storage of the recordings</h1>
-<section><h2>Size over time</h2>{}</section>
-{}<p>As of {}.</p></body></html>
+<p class="verdict {state}" role="status">{verdict}</p>
+<section><h2>Size over time</h2>{chart}</section>
+{sections}<p>As of {now}.</p></body></html>
 """
-CHART = """<svg viewBox="0 -{height} {width} {height}" preserveAspectRatio="none" role="img"
-aria-label="{text}"><path class="area" d="M0,0{compressed}V0Z"/>
-<path class="line" d="M0,0{without}"/></svg>
-<p>{text} The line is the size without compression, the area with it.</p>
+CHART = """<figure class="chart"><div class="scale"><span>{top}</span><span>{half}</span>
+<span>0</span></div><svg class="plot" viewBox="0 0 {width} 100" preserveAspectRatio="none"
+role="group" aria-label="{text}">{columns}</svg><svg class="months" aria-hidden="true">{labels}
+</svg></figure><p><i class="key with"></i>with compression
+<i class="key without"></i>without. {text}</p>
 """
+COLUMN = """<g role="img"><title>{title}</title><rect class="hit" x="{x}" width="1" height="100"/>
+<rect class="without" x="{x}.1" y="{without:.2f}" width=".8" height="100"/>
+<rect class="with" x="{x}.1" y="{compressed:.2f}" width=".8" height="100"/></g>"""
+MONTH_LABEL = '<text x="{:.2f}%" y="1em" text-anchor="middle">{}</text>'
+MONTH_LABELS = 5  # as many as a telephone has room for
 
 
 def stats_page(stats: Mapping[str, Any]) -> str:
-    """Complete in itself, without a script; the numbers of its picture stand in its tables."""
+    """Returns a page that is complete in itself, without a script. The numbers of its picture stand
+    in its tables."""
     sections = ""
     for title, rows in stats_tables(stats).items():
         lines = (f'<tr><th scope="row">{shown(a)}<td>{shown(b)}' for a, b in rows)
         table = f'<table class="{title}">{"".join(lines)}</table>'
         sections += f"<section><h2>{title}</h2>{table}</section>\n"
-    return PAGE.format(STYLE, size_chart(stats), sections, local_time(time.time()))
+    text, is_wrong = verdict(stats)
+    return PAGE.format(
+        style=STYLE,
+        state="wrong" if is_wrong else "well",
+        verdict=shown(text),
+        chart=size_chart(stats),
+        sections=sections,
+        now=local_time(time.time()),
+    )
 
 
 def shown(text: str) -> str:
@@ -6667,26 +6941,37 @@ def shown(text: str) -> str:
 
 
 def size_chart(stats: Mapping[str, Any]) -> str:
-    """Returns a chart of the library's size by month, in kB. A recording counts from the month it
-    was recorded in, its saving from the month it was compressed in."""
+    """Returns a chart of the library's size by month, with a title for each month. A recording
+    counts from the month it was recorded in, its saving from the month it was compressed in."""
     recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
     months = sorted({*recorded, *saved})
     if not months:
         return "<p>No recordings yet.</p>"
-    without, compressed, size, less = "", "", 0, 0
-    for number, month in enumerate(months, 1):
+    width, size, less, columns, labels = len(months), 0, 0, "", ""
+    top = round_up(sum(recorded.values()))
+    every = math.ceil(width / MONTH_LABELS)
+    for number, month in enumerate(months):
         size += recorded.get(month, 0)
         less += saved.get(month, 0)
-        without += f"V{-size / 1000:.2f}H{number}"
-        compressed += f"V{(less - size) / 1000:.2f}H{number}"
-    sizes = f"{size_text(size)} without compression, {size_text(size - less)} with it"
+        words = f"{month}: {size_text(size - less)} with compression, {size_text(size)} without"
+        full, used = 100 * size / top, 100 * (size - less) / top
+        columns += COLUMN.format(title=words, x=number, without=100 - full, compressed=100 - used)
+        if (width - 1 - number) % every == 0:
+            labels += MONTH_LABEL.format(100 * (number + 0.5) / width, month)
     return CHART.format(
-        height=size / 1000,
-        width=len(months),
-        text=f"Until {months[-1]}: {sizes}.",
-        without=without,
-        compressed=compressed,
+        top=size_text(top),
+        half=size_text(top / 2),
+        width=width,
+        columns=columns,
+        labels=labels,
+        text=f"Until {words}.",
     )
+
+
+def round_up(size: float) -> float:
+    """Returns the next larger number that begins with 1, 2 or 5, and zeros."""
+    power = 10.0 ** math.floor(math.log10(max(1, size)))
+    return min(power * first for first in (1, 2, 5, 10) if power * first >= size)
 
 
 def command_stats(config: Config, report: Report) -> None:
@@ -6699,7 +6984,7 @@ def command_stats(config: Config, report: Report) -> None:
             file.write(stats_page(stats))
         report.say(f"Written: {config.html}")
     elif not config.json:
-        for line in list(stats_lines(stats)) or ["No recordings yet."]:
+        for line in stats_lines(stats):
             report.say(line)
     for problem in stats["problems"]:
         report.error(problem)
@@ -6902,7 +7187,8 @@ class Tools:
         folders = dict.fromkeys(map(realpath, named))
         found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
         if not found:
-            raise ToolError(f"{name} is not installed. {INSTALL.format(name=name)}")
+            places = ", ".join(folders)
+            raise ToolError(f"{name} is in none of {places}. {INSTALL.format(name=name)}")
         return found
 
     def run(
@@ -7386,7 +7672,16 @@ OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
-OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED, Action.RESTORED)
+NOT_OF_DUE = (Action.ARCHIVED, Action.WOULD_ARCHIVE)
+# What the end of a run says of an action; without such words the action itself.
+PHRASES: Mapping[str, str] = {
+    Action.COMPRESSED: "{count} compressed ({sizes})",
+    Action.WOULD_COMPRESS: "{count} to compress ({sizes})",
+    Action.FREED: "{count} originals deleted after their {days:g} days",
+    Action.WOULD_FREE: "{count} originals to delete after their {days:g} days",
+    Action.WOULD_ARCHIVE: "{count} to archive",
+    Action.WOULD_RESTORE: "{count} to restore",
+}
 # Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
@@ -7398,8 +7693,8 @@ class Report:
     found = young = links = due = 0  # as the plan counts them
     ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
-    beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
-    expected = ""  # how long it may take
+    seconds = 0.0  # of audio that is due
+    workers = 1
     exit_code = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
@@ -7409,6 +7704,8 @@ class Report:
         self.started = self.drawn = monotonic()
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
+        self.order: deque[str] = deque()  # paths, in which a dry run reports
+        self.lines: dict[str, Callable[[], None]] = {}  # that wait for their turn
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -7486,45 +7783,62 @@ class Report:
         return text
 
     def begin(self, works: Sequence[Work], workers: int) -> None:
-        """Reports what is due: how much, and about how long it takes."""
-        self.due = len(works)
-        size = sum(work.source_size for work in works)
-        audio = size / BYTES_PER_SECOND
+        """Reports what is due: how much, and how long it may take."""
+        self.due, self.workers = len(works), workers
+        size = size_text(sum(work.source_size for work in works))
+        if self.config.dry_run:  # which measures, and reports in this order
+            self.order.extend(work.path for work in works)
+            return
+        known = [seconds_known(work) for work in works]
+        guessed = (seconds or work.guessed_seconds for seconds, work in zip(known, works))
+        self.seconds = sum(guessed)
+        much = f", {duration_text(self.seconds)} of audio" if all(known) else ""
         if works:
-            self.expected = f"A run may take {duration_text(audio / SPEED / workers)}"
-            much = f"about {duration_text(audio)} of audio, {size_text(size)}"
-            self.say(f"Due: {self.due}, {much}. {self.expected}.")
+            self.say(f"Due: {self.due}, {size}{much}. {self.expected}.")
+
+    @property
+    def expected(self) -> str:
+        return f"A run may take {duration_text(self.seconds / SPEED / self.workers)}"
 
     def outcome(self, work: Work) -> None:
-        """Print, log and count what became of one take: called once for each."""
+        """Counts and reports what became of one take: called once for each."""
         action, told = work.outcome_reason.action, work.outcome()
         is_failed = action is Action.FAILED
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
-        take, left = work.take, work.take_after(0)
-        self.saved += size_on_disk(take) - size_on_disk(left)
+        is_foreseen = self.config.dry_run and action not in (Action.KEPT, Action.FAILED)
+        end = dataclasses.replace(work, reason=None) if is_foreseen else work
+        self.saved += size_on_disk(work.take) - size_on_disk(end.take_after(0))
+        if is_foreseen:
+            self.seconds += told["seconds"] or work.guessed_seconds
         before, after = told["original_size"], work.copy.size if work.copy else work.estimate
         sizes = size_text(before) if before else ""
-        is_adopted = work.outcome_reason in (Reason.ADOPTED, Reason.ADOPT_DUE)
-        if is_adopted and take.proven_copy:  # it was reported when it was made
-            sizes += " freed"
-        elif action in COMPRESSING:
+        if action in COMPRESSING:
             self.original_size += before
             self.compressed_size += after
-            sizes = self.change(before, after)
-            if action is Action.COMPRESSED and left.originals:
-                self.beside += after
-                self.waiting += before - after
+            less = f"{100 * (before - after) / before:.0f} %" if before > after else "no"
+            sizes = f"{self.change(before, after)} ({less} less)"
         line = self.line(work, sizes, told["reason"])
         self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        self.lines[work.path] = partial(self.show, line, told, is_failed)
+        self.show_lines()
+        advice = advice_on(work)
+        if advice:
+            self.error(advice)
+
+    def show_lines(self) -> None:
+        """Shows each line whose turn has come; all of them where no order is left."""
+        while self.order and self.order[0] in self.lines:
+            self.lines.pop(self.order.popleft())()
+        while self.lines and not self.order:
+            self.lines.pop(next(iter(self.lines)))()
+
+    def show(self, line: str, told: Mapping[str, Any], is_failed: bool) -> None:
         self.write_json(told)
         if is_failed and self.config.quiet:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
-        advice = advice_on(work)
-        if advice:
-            self.error(advice)
 
     def line(self, work: Work, sizes: str, why: str) -> str:
         """Returns the line on a recording: what was done or why not, with sizes."""
@@ -7541,8 +7855,7 @@ class Report:
 
     def change(self, before: int, after: int) -> str:
         about = "about " if self.config.dry_run else ""
-        less = f"{100 * (before - after) / before:.0f} % less" if before > after else "no less"
-        return f"{size_text(before)} -> {about}{size_text(after)} ({less})"
+        return f"{size_text(before)} -> {about}{size_text(after)}"
 
     def progress(self, done: float, due: float) -> str:
         """Seconds of audio, what is staged counted in: a bar on a terminal; elsewhere, if it was
@@ -7579,8 +7892,10 @@ class Report:
             self.write(json.dumps(told), sys.stdout)
 
     def summary(self, message: str = "") -> dict[str, Any]:
-        """Tell and log the end of a run, also of one that could not begin: then `message` is why,
-        and has been told. Returns the object of `--json`, with a `message` for people."""
+        """Reports and logs the end of a run, also of one that could not begin: then `message` is
+        why, and has been reported. Returns the object of `--json`, with a `message` for people."""
+        self.order.clear()
+        self.show_lines()
         text = "" if message and not self.counts else self.sentence()
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
@@ -7599,39 +7914,46 @@ class Report:
 
     @property
     def left(self) -> int:
-        """Recordings that are due still."""
-        return max(0, self.due - sum(self.counts[action] for action in OF_DUE))
+        """Returns how many recordings are due still."""
+        done = sum(self.counts.values()) - sum(self.counts[action] for action in NOT_OF_DUE)
+        return max(0, self.due - done)
 
     def sentence(self) -> str:
-        """The end of a run in words."""
-        config, gain = self.config, self.original_size - self.compressed_size - self.waiting
-        done = [action for action in Action if self.counts[action]]
-        text = ", ".join(f"{self.counts[action]} {action.value}" for action in done)
-        if not done:
+        """Returns the end of a run in words."""
+        config, size = self.config, size_text(abs(self.saved))
+        done = [self.phrase(action) for action in Action if self.counts[action]]
+        text = ", ".join(done)
+        if not done and config.command == "run" and not self.found:
+            text = f"No recordings (*{SOURCE_SUFFIX}) below {config.recordings_dir}"
+        elif not done:
             text = "Nothing was done" if self.left or self.exit_code else "Nothing to do"
         elif config.dry_run:
-            text = "Dry run, nothing was changed: " + text.replace("would-", "to ")
+            text = f"Dry run, nothing was changed: {text}"
         if self.left:
             text += f", {self.left} left for the next run"
         parts = [text if config.command == "run" else f"{config.command}: {text}"]
-        if self.original_size:
-            parts.append(self.change(self.original_size, self.compressed_size))
-        if self.beside:
-            copies, waiting = size_text(self.beside), size_text(self.waiting)
-            parts.append(f"Copies take {copies}; saves {waiting} once the originals go")
-        freed = self.saved + self.beside
-        if freed > 0:
-            # An earlier run reported this saving. Removing the original does not save it again.
-            parts.append(f"{size_text(freed)} {'freed' if freed > gain else 'saved'}")
+        if self.saved > 0:
+            parts.append(f"The disk {'would have' if config.dry_run else 'has'} {size} more free")
+        elif self.saved < 0 and self.counts[Action.COMPRESSED]:
+            parts.append(f"The copies take {size} until the originals are deleted")
         if self.young:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
         if self.held:
             parts.append(f"Waiting until another run confirms the clock: {self.held}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
-        took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
-        parts.append(self.expected if config.dry_run else took)
-        return ". ".join(filter(None, parts)) + "."
+        if self.seconds and config.dry_run:
+            parts.append(f"{duration_text(self.seconds)} of audio. {self.expected}")
+        elif done:
+            parts.append(f"Took {duration_text(monotonic() - self.started)}")
+        return ". ".join(parts) + "."
+
+    def phrase(self, action: Action) -> str:
+        """Returns what was done, how often, and how much it made of how much."""
+        text = PHRASES.get(action, "{count} {action.value}")
+        sizes = self.change(self.original_size, self.compressed_size)
+        days = self.config.keep_originals_days
+        return text.format(count=self.counts[action], action=action, days=days, sizes=sizes)
 
     @property
     def has_news(self) -> bool:
@@ -7673,6 +7995,13 @@ def rotate(path: str) -> None:
             RotatingFileHandler(path, backupCount=OLD_LOGS, delay=True).doRollover()
 
 
+def seconds_known(work: Work) -> float:
+    """Returns the length of a recording by its record or its sidecars, 0 if they do not say."""
+    name = folded(work.take.name)
+    noted = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
+    return work.take.past.seconds or max(noted, default=0.0)
+
+
 def size_on_disk(take: Take) -> int:
     """Bytes of all its files here."""
     return sum(file.size for file in take.files)
@@ -7689,7 +8018,9 @@ def printable(text: str) -> str:
 
 
 def size_text(size: float) -> str:
-    """kB, MB, GB, TB in powers of ten, three digits."""
+    """Returns bytes, or kB, MB, GB, TB in powers of ten with three digits."""
+    if size < 1000:
+        return f"{size:.0f} B"
     steps = sum(size >= 999_500 * 1000**step for step in range(3))
     number = f"{size / 1000 ** (steps + 1):#.3g}".rstrip(".")
     return f"{number} {'kMGT'[steps]}B"
@@ -7711,20 +8042,24 @@ def iso(seconds: float) -> str:
 # Commands that are used seldom. Doctor runs the trials and reports all that it finds. Schedule
 # prints an entry for a run every night. Demo does the whole job in a temporary folder.
 
-LATE = 2 * DAY  # since the last run, after which a schedule is taken to have failed
-
 
 def command_doctor(config: Config, report: Report) -> None:
-    """One line a check; the exit code is that of the gravest thing found."""
+    """Reports each finding once; the exit code is that of the gravest."""
     run = Run(config, report)
-    report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
+    found = [Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_state)
     with run.open(locks=False):
-        for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
+        for check in checks:
             try:
-                report.say(f"ok       {check(run)}")
+                found += check(run)
             except (ServiceError, Refusal, OSError) as error:
-                report.say(f"PROBLEM  {explain(error)}")
-                report.exit_code = max(report.exit_code, exit_code_of(error))
+                found.append(Finding(explain(error), exit_code_of(error)))
+    said: list[str] = []
+    for text, code in found:
+        if not any(each in text for each in said):
+            report.say(f"{'PROBLEM' if code else 'ok':<9}{text}")
+            report.exit_code = max(report.exit_code, code)
+            said.append(text)
     report.say(f"         settings, from {config.file or 'nowhere: all are defaults'}:")
     settings = {name: getattr(config, name) for name in FILE_KINDS}
     settings["tiers"] = [tier._asdict() for tier in config.tiers]
@@ -7732,38 +8067,36 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
-def examine_ffmpeg(run: Run) -> str:
+def examine_ffmpeg(run: Run) -> Iterator[Finding]:
     target = Target(run.config.target_format, run.config.target_bitrate)
     try_ffmpeg(run.tools, target)
-    return f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again"
+    yield Finding(f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again")
 
 
-def examine_library(run: Run) -> str:
-    """All that its commits need; tried, where our own folder is there to be locked."""
+def examine_library(run: Run) -> Iterator[Finding]:
+    """Tries all that its commits need, if our own folder is there to be locked."""
     library = run.library
     library.require(run.config.log_file)
     works = plan_run(run)
     read_signs(library)
-    for work in works[:1]:
-        run.try_ffmpeg_on(work)
     with ExitStack() as stack:
         if isdir(library.own("")):
             try:
                 stack.enter_context(library.lock())
             except BusyError as busy:
-                return str(busy)
+                yield Finding(str(busy))
+                return
             try_commits(library)
         problems = foresee_all(run, works)
-    if problems:
-        raise ServiceError(" ".join(problems))
-    free = free_space(library)
-    room = f"{size_text(free)} free" if free < math.inf else "free space unknown"
-    return f"the library {library.root} can be written to, {room}; due: {len(works)}"
+    yield from problems
+    if not problems:
+        yield Finding(f"the library {library.root} can be written to; due: {len(works)}")
+    for work in works[:1]:
+        run.try_ffmpeg_on(work)
 
 
-def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
-    """Tries in each folder what its commits need; returns what a run would say of that, each
-    sentence once."""
+def foresee_all(run: Run, works: Sequence[Work]) -> list[Finding]:
+    """Tries in each folder what its commits need; returns what a run would say of that."""
     problems: dict[str, None] = {}
     staging = Staging(run.library)
     trials = Trials(run.library, staging)
@@ -7775,45 +8108,34 @@ def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
                 why = f"{work.path}: {work.reason.sentence.format(work.detail)}."
                 problems[advice_on(work) or why] = None
     remove_all(staging.made)
-    return list(problems)[:NAMED]
+    return [Finding(problem, 1) for problem in problems][:NAMED]
 
 
-def examine_archive(run: Run) -> str:
+def examine_archive(run: Run) -> Iterator[Finding]:
     archive = configured_archive(run)
-    if not archive:
-        return "no archive is configured"
-    archive.try_it()
-    archive.try_upload()
-    return f"the archive {archive.target} answers and takes files"
+    if archive:
+        archive.try_it()
+        archive.try_upload()
+        yield Finding(f"the archive {archive.target} answers and takes files")
 
 
-def examine_log(run: Run) -> str:
-    """Without making it: doctor changes nothing."""
+def examine_log(run: Run) -> Iterator[Finding]:
+    """Does not make it, as doctor changes nothing."""
     place = path = run.config.log_file
     check_links(path)
     while not lexists(place):
         place = dirname(place)
     read_sign(place)
-    return f"the log {path} can be written to"
+    yield Finding(f"the log {path} can be written to")
 
 
-def examine_runs(run: Run) -> str:
-    if run.library.paused(run.now):
-        raise ServiceError(
-            f"Paused: no run does anything until that is over, or '{PROGRAM} resume'."
-        )
-    runs = [record for record in run.history.runs if record.get("type") == "run"]
-    if not runs:
-        return f"no run yet; '{PROGRAM} schedule cron' prints what makes one every night"
-    last = runs[-1]
-    ago, code = run.now - last["time"], last.get("exit_code")
-    text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
-    if ago > LATE or code:
-        advice = "Is the schedule at work?" if ago > LATE else "The log has more."
-        raise ServiceError(f"{text} (exit code {code}) {advice}")
-    if not lexists(last.get("python") or "/"):
-        raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
-    return text
+def examine_state(run: Run) -> Iterator[Finding]:
+    """Yields what statistics and page say too."""
+    stats = gather_stats(run.config)
+    for each in stats["findings"]:
+        yield Finding(**each)
+    if stats["free_space"] is not None:
+        yield Finding(f"{size_text(stats['free_space'])} free")
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -7915,6 +8237,15 @@ DEMO_FILES = {
     "recordings/2025-10-27/14-30-45-chunk-1.json": '{"id": "2025-10-27T14:30:45Z", '
     '"chunks": [{"file": "14-30-45-chunk-1.webm"}]}',
 }
+DEMO_BEGINS = """\
+This makes a library of two recordings in a temporary folder; one of them is cut short. Then it
+shows what a run would do, a run, another run that finds nothing left to do, and the statistics.
+Nothing of yours is touched. Lines with --- are the commands."""
+DEMO_ENDS = f"""\
+The good recording is its copy now. The broken one is as it was, with the reason. Next, on your own:
+  {PROGRAM} --dry-run --recordings FOLDER    what a run would do; changes nothing
+  {PROGRAM} doctor --recordings FOLDER       whether a night would work
+  {PROGRAM} schedule cron                    a line that makes a run every night"""
 DEMO_SOUND = (
     "-f lavfi -i anoisesrc=duration=6:color=brown:sample_rate=48000:amplitude=0.3,tremolo=f=3:d=0.9"
     " -c:a libopus -b:a 130k -frame_duration 60 -f webm"
@@ -7923,6 +8254,8 @@ DEMO_SOUND = (
 
 def command_demo(config: Config, report: Report) -> None:
     """Does the whole job on a library of its own, in a folder that is removed afterwards."""
+    for line in DEMO_BEGINS.splitlines():
+        report.say(line)
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
         day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
@@ -7938,23 +8271,22 @@ def command_demo(config: Config, report: Report) -> None:
             report.say(f"--- {PROGRAM} {words} ---")
             code = main([*words.split(), "-c", join(folder, "config.json")])
             report.exit_code = max(report.exit_code, code)
+    for line in DEMO_ENDS.splitlines():
+        report.say(line)
 
 
 def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
     library = library_of(config)
     library.make_own()
-    until, end = "'resume'", ""
-    if config.pause_for is not None:
-        seconds = time.time() + config.pause_for
-        until, end = local_time(seconds), str(seconds)
+    until = math.inf if config.pause_for is None else time.time() + config.pause_for
     try:
         with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
-            file.write(end)
+            file.write(str(until))
     except OSError:  # an empty file would be a pause without an end
         remove_all([library.own("paused")])
         raise
-    report.say(f"Paused: runs leave {library.root} alone until {until}.")
+    report.say(f"Paused: runs leave {library.root} alone until {until_text(until)}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
