@@ -3242,7 +3242,7 @@ def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
     if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
         return []
     rest = rest_of(folder, run)
-    sums, path = count_folder(folder, run), join(folder.path, "")
+    sums, path = count_folder(folder, run.config, run.clock), join(folder.path, "")
     about = {"type": "folder", "path": path, "rest": rest}
     return [{**about, "sums": sums, "seal": seal(sums)}]
 
@@ -6559,9 +6559,9 @@ LATE = 2 * DAY  # since the last run, after which a schedule is taken to have fa
 # What is added up, by `group/name`; a group is an object of its own in the result. For the saving
 # to expect: bytes that were kept, and bytes times the bit/s that their copies were asked for.
 SUMMED_UP = (
-    "original_size compressed_size recordings originals compressed young unrecorded due/count "
-    "due/size archived/count archived/size was/before was/after was/kept made/size made/asked "
-    "next/asked"
+    "all/original_size all/compressed_size all/recordings all/originals all/compressed all/young "
+    "all/unrecorded due/count due/size archived/count archived/size was/before was/after was/kept "
+    "made/size made/asked next/asked"
 )
 GROUPS = ("due", "due_by_move", "archived", "recorded_by_month", "savings_by_month")
 SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
@@ -6592,9 +6592,9 @@ def gather_stats(config: Config) -> dict[str, Any]:
         add_sums(sums, sums_of(Folder(path, library), run))
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, value in sorted(sums.items()):
-        group, _, name = key.rpartition("/")
+        group, _, name = key.partition("/")
         groups[group][name] = value
-    totals, was, room = groups[""], groups["was"], free_space(library)
+    totals, was, room = groups["all"], groups["was"], free_space(library)
     before, saved = was["before"], was["before"] - was["after"]
     total = totals["original_size"] + totals["compressed_size"]
     until = library.paused_until(run.now)
@@ -6628,7 +6628,11 @@ def sums_of(folder: Folder, run: Run) -> Mapping[str, Any]:
     """Returns what the statistics add up for a folder: from its note while that holds."""
     note = note_on(folder, run)
     noted = note.get("sums")
-    return noted if noted and note.get("seal") == seal(noted) else count_folder(folder, run)
+    return (
+        noted
+        if noted and note.get("seal") == seal(noted)
+        else count_folder(folder, run.config, run.clock)
+    )
 
 
 def seal(sums: Mapping[str, Any]) -> int:
@@ -6636,18 +6640,18 @@ def seal(sums: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(sums).encode("ascii"))
 
 
-def count_folder(folder: Folder, run: Run) -> dict[str, Any]:
+def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, Any]:
     """Returns the same from its files and pasts. A list has the paths of what was kept or failed,
     by action and code."""
     sums, names = Counter[str](), defaultdict[str, list[str]](list)
     for take in folder.takes.values():
         # As a run asks, but without sidecars, which may still say otherwise.
-        add_take(sums, take, next_move(take, None, run.config, run.clock))
+        add_take(sums, take, next_move(take, None, config, moment))
         file, past = take.file, take.past
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             names["named/" + past.action + " " + past.code].append(join(folder.path, file.name))
             sums["was/kept"] += file.size
-    for past in run.history.in_folder(folder.path).values():
+    for past in folder.library.history.in_folder(folder.path).values():
         if past.place:
             sums.update({"archived/count": 1, "archived/size": past.place.size})
             add_saving(sums, past, past.place.size)
@@ -6659,14 +6663,12 @@ def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
     past, copy, source = take.past, take.proven_copy, plan and plan.source
     originals = [file.size for file in take.files if file.is_original]
     copies = [file.size for file in take.files if not file.is_original]
-    sums.update(
-        recordings=max(1, len(originals)),
-        originals=len(originals),
-        original_size=sum(originals),
-        compressed=len(copies),
-        compressed_size=sum(copies),
-        unrecorded=len(copies) - bool(copy),
-    )
+    sums["all/recordings"] += max(1, len(originals))
+    sums["all/originals"] += len(originals)
+    sums["all/original_size"] += sum(originals)
+    sums["all/compressed"] += len(copies)
+    sums["all/compressed_size"] += sum(copies)
+    sums["all/unrecorded"] += len(copies) - bool(copy)
     if copy and not originals:
         add_saving(sums, past, copy.size)
     else:  # a copy saves nothing while its original is here
@@ -6676,7 +6678,7 @@ def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
     if plan:
         sums[f"due_by_move/{plan.move.value}"] += 1
     elif take.original and take.state is State.WAITING:
-        sums["young"] += 1
+        sums["all/young"] += 1
     if plan and source and plan.encodes:
         first = source.size if take.original else past.first_size
         asked = first * plan.target.bitrate
@@ -6726,7 +6728,7 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
     failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
     if failed:
-        yield Finding(f"{failed:,} failed, and still are as they were: 'stats' names them.", 1)
+        yield Finding(f"{failed:,} failed, and 'stats' names them. Their originals are kept.", 1)
     for problem in stats["problems"]:
         yield Finding(problem, 1)
     last = run.last
@@ -6776,11 +6778,11 @@ def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
     wrong = [each["text"] for each in found if each["code"]]
     calm = [each["text"] for each in found if not each["code"]]
     numbers = [" ".join(row) for row in rows_of(NUMBERS, for_people(stats))]
-    said = [*(wrong or ["All well."]), *calm, *numbers]
+    said = [*(wrong or ["All well."]), *calm, ", ".join(numbers)]
     return " ".join(said), bool(wrong)
 
 
-NUMBERS = {"saved_percent": "{saved_percent} %: saved.", "free_space": "{free_space}: free."}
+NUMBERS = {"saved_percent": "{saved_percent} %: saved", "free_space": "{free_space}: free."}
 # What people read, by what must be there for it.
 STORAGE = {
     "original_size": "originals still here: {original_size} ({originals})",
@@ -6834,8 +6836,8 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
         "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
         "next run": rows_of(NEXT, shown),
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
-        "failed or kept, by name": named,
         "last runs": [*reversed(runs[-LISTED:])],
+        "failed or kept, by name": named,
         "by month": [
             (month, months.replace("%s", month).format_map(shown))
             for month in sorted({*stats["recorded_by_month"], *stats["savings_by_month"]})
@@ -6846,7 +6848,7 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
 
 def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     """Yields lines for a terminal of 80 columns."""
-    yield from textwrap.wrap(printable(verdict(stats)[0]), 80)
+    yield from textwrap.wrap(printable(verdict(stats)[0]), 80, break_on_hyphens=False)
     tables = stats_tables(stats)
     for sizes in [tables.pop("storage")] if "storage" in tables else []:
         yield " · ".join(f"{label} {text}" for label, text in sizes)
@@ -6875,20 +6877,21 @@ background:var(--well);overflow-wrap:anywhere}
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;
 margin:0 0 1rem}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:anywhere}
+th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:break-word}
 th{font-weight:normal;color:var(--soft)}td:last-child{padding-right:0}
-.runs th{white-space:nowrap;width:9.5rem}
-.storage td,.next td,.month td,.kept td{text-align:right;white-space:nowrap}
-.name td{text-align:left;white-space:normal}
+.runs th,.storage td,.month *,.kept td{white-space:nowrap}.runs th{width:9.5rem}
+.storage td,.next td,.month td,.kept td{text-align:right}
+.name th,.name td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 tr+tr>*{border-top:1px solid var(--line)}
-@media(max-width:40rem){.runs{table-layout:fixed}
+@media(max-width:40rem){.runs,.month{font-size:.85rem}.runs{table-layout:fixed}
+.runs th{width:7.6rem}
 .runs td{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .name th,.name td{display:block;padding-right:0}.name td{border:0;padding-top:0}}
 .chart{display:grid;grid-template-columns:auto 1fr;gap:.3rem .5rem;margin:0;color:var(--soft);
 font-size:.8rem;fill:currentColor}
 .scale{display:flex;flex-direction:column;justify-content:space-between;text-align:right}
 .scale span{line-height:0}
-svg{display:block;width:100%;height:12rem;overflow:visible}.months{height:1.1rem;grid-column:2}
+svg{display:block;width:100%;height:12rem}.months{overflow:visible;height:1.1rem;grid-column:2}
 .plot{border-bottom:1px solid var(--soft);border-top:1px solid var(--line)}
 .hit{fill:transparent}g:hover .hit{fill:var(--line)}
 .without{fill:var(--without)}.with{fill:var(--with)}
@@ -6908,7 +6911,7 @@ CHART = """<figure class="chart"><div class="scale"><span>{top}</span><span>{hal
 <span>0</span></div><svg class="plot" viewBox="0 0 {width} 100" preserveAspectRatio="none"
 role="group" aria-label="{text}">{columns}</svg><svg class="months" aria-hidden="true">{labels}
 </svg></figure><p><i class="key with"></i>with compression
-<i class="key without"></i>without. {text}</p>
+<i class="key without"></i>without</p><p>{text}</p>
 """
 COLUMN = """<g role="img"><title>{title}</title><rect class="hit" x="{x}" width="1" height="100"/>
 <rect class="without" x="{x}.1" y="{without:.2f}" width=".8" height="100"/>
@@ -7677,8 +7680,8 @@ NOT_OF_DUE = (Action.ARCHIVED, Action.WOULD_ARCHIVE)
 PHRASES: Mapping[str, str] = {
     Action.COMPRESSED: "{count} compressed ({sizes})",
     Action.WOULD_COMPRESS: "{count} to compress ({sizes})",
-    Action.FREED: "{count} originals deleted after their {days:g} days",
-    Action.WOULD_FREE: "{count} originals to delete after their {days:g} days",
+    Action.FREED: "{count} original{s} deleted after their {days:g} days",
+    Action.WOULD_FREE: "{count} original{s} to delete after their {days:g} days",
     Action.WOULD_ARCHIVE: "{count} to archive",
     Action.WOULD_RESTORE: "{count} to restore",
 }
@@ -7950,10 +7953,14 @@ class Report:
 
     def phrase(self, action: Action) -> str:
         """Returns what was done, how often, and how much it made of how much."""
-        text = PHRASES.get(action, "{count} {action.value}")
-        sizes = self.change(self.original_size, self.compressed_size)
-        days = self.config.keep_originals_days
-        return text.format(count=self.counts[action], action=action, days=days, sizes=sizes)
+        text, count = PHRASES.get(action, "{count} {action.value}"), self.counts[action]
+        return text.format(
+            action=action,
+            count=count,
+            s="" if count == 1 else "s",
+            sizes=self.change(self.original_size, self.compressed_size),
+            days=self.config.keep_originals_days,
+        )
 
     @property
     def has_news(self) -> bool:

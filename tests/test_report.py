@@ -101,7 +101,7 @@ class TestTold(ReportCase):
             summary = report.summary()
         self.assertIn("freed          day/x.webm  1.00 MB", self.out.getvalue().splitlines()[0])
         self.assertIn(
-            "1 originals deleted after their 7 days. The disk has 1.00 MB more free",
+            "1 original deleted after their 7 days. The disk has 1.00 MB more free",
             summary["message"],
         )
         for text in ("saved", "less", "->"):
