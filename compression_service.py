@@ -6556,12 +6556,12 @@ USUAL_RATE = 8 * BYTES_PER_SECOND  # bit/s, of a recording whose own nobody has 
 NAMED = 50  # recordings that a table names; --json has all
 LISTED = 10  # runs, likewise
 LATE = 2 * DAY  # since the last run, after which a schedule is taken to have failed
-# What is added up, by `group/name`; a group is an object of its own in the result. For the saving
-# to expect: bytes that were kept, and bytes times the bit/s that their copies were asked for.
+# What is added up, by `group/name`. `made` and `due/asked` serve the saving to expect: bytes, times
+# the bit/s that their copies were or will be asked for.
 SUMMED_UP = (
     "all/original_size all/compressed_size all/recordings all/originals all/compressed all/young "
-    "all/unrecorded due/count due/size archived/count archived/size was/before was/after was/kept "
-    "made/size made/asked next/asked"
+    "all/unrecorded due/count due/size due/asked archived/count archived/size was/before was/after "
+    "made/size made/asked"
 )
 GROUPS = ("due", "due_by_move", "archived", "recorded_by_month", "savings_by_month")
 SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
@@ -6581,35 +6581,26 @@ def storage_stats(recordings_dir: str) -> dict[str, Any]:
 def gather_stats(config: Config) -> dict[str, Any]:
     """Returns the object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
     run, problems = Run(config, Report(config)), list[str]()
-    library = library_of(config)
-    run.library = library
-    sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
-    away = set(library.history.folders)
-    for folder in library.walk(problems.append):
-        away.discard(folder.path)
-        add_sums(sums, sums_of(folder, run))
-    for path in away:  # all in it is archived
-        add_sums(sums, sums_of(Folder(path, library), run))
+    library = run.library
+    library.require(config.log_file)
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in sorted(sums.items()):
+    for key, value in sorted(add_up(run, problems).items()):
         group, _, name = key.partition("/")
         groups[group][name] = value
-    totals, was, room = groups["all"], groups["was"], free_space(library)
-    before, saved = was["before"], was["before"] - was["after"]
-    total = totals["original_size"] + totals["compressed_size"]
-    until = library.paused_until(run.now)
-    groups["due"]["estimated_saving"] = saving_to_expect(groups)
+    totals, due, was, made = (groups[name] for name in ("all", "due", "was", "made"))
+    share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
+    due["estimated_saving"] = max(0, round(due["size"] - due.pop("asked") * share))
+    room, until = free_space(library), library.paused_until(run.now)
     stats = {
-        "total_size": total,
+        "total_size": totals["original_size"] + totals["compressed_size"],
         **totals,
-        "savings": saved,
-        "saved_percent": round(100 * saved / max(1, total + saved + groups["archived"]["size"])),
-        "compression_ratio": round(was["after"] / before, 4) if before else None,
+        "savings": was["before"] - was["after"],
+        "compression_ratio": round(was["after"] / was["before"], 4) if was["before"] else None,
         "free_space": room if room < math.inf else None,
         "paused": until_text(until) if until else "",
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
-        "runs": library.history.runs,
+        "runs": run.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
     }
@@ -6617,43 +6608,47 @@ def gather_stats(config: Config) -> dict[str, Any]:
     return stats
 
 
-def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Adds numbers to numbers, and names to names."""
-    for key, value in more.items():
-        sums.setdefault(key, type(value)())
-        sums[key] += value
+def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
+    """Returns the sums of all folders, also of those that are gone, as all in them is archived. The
+    note on a folder has them while it holds."""
+    sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
+    gone = (Folder(path, run.library) for path in run.history.folders)
+    seen = set[str]()
+    for folder in itertools.chain(run.library.walk(problems.append), gone):
+        if folder.path in seen:
+            continue
+        seen.add(folder.path)
+        note = note_on(folder, run)
+        counted = note.get("sums", {})
+        if note.get("seal") != seal(counted):
+            counted = count_folder(folder, run.config, run.clock)
+        for key, value in counted.items():
+            sums.setdefault(key, type(value)())
+            sums[key] += value
+    return sums
 
 
-def sums_of(folder: Folder, run: Run) -> Mapping[str, Any]:
-    """Returns what the statistics add up for a folder: from its note while that holds."""
-    note = note_on(folder, run)
-    noted = note.get("sums")
-    return (
-        noted
-        if noted and note.get("seal") == seal(noted)
-        else count_folder(folder, run.config, run.clock)
-    )
-
-
-def seal(sums: Mapping[str, Any]) -> int:
+def seal(sums: Any) -> int:
     """Returns a checksum, so that odd sums in the history are not believed."""
     return zlib.crc32(json.dumps(sums).encode("ascii"))
 
 
 def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, Any]:
-    """Returns the same from its files and pasts. A list has the paths of what was kept or failed,
-    by action and code."""
+    """Returns the sums of a folder from its files and pasts. A list has the paths of what was kept
+    or failed, by action and code."""
     sums, names = Counter[str](), defaultdict[str, list[str]](list)
     for take in folder.takes.values():
+        past, file = take.past, take.file
         # As a run asks, but without sidecars, which may still say otherwise.
         add_take(sums, take, next_move(take, None, config, moment))
-        file, past = take.file, take.past
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
-            names["named/" + past.action + " " + past.code].append(join(folder.path, file.name))
-            sums["was/kept"] += file.size
+            names[f"named/{past.action} {past.code}"].append(join(folder.path, file.name))
+            sums["made/size"] += file.size
+            sums["made/asked"] += file.size * config.target_bitrate
     for past in folder.library.history.in_folder(folder.path).values():
         if past.place:
-            sums.update({"archived/count": 1, "archived/size": past.place.size})
+            sums["archived/count"] += 1
+            sums["archived/size"] += past.place.size
             add_saving(sums, past, past.place.size)
     return {**sums, **names}
 
@@ -6673,16 +6668,18 @@ def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
         add_saving(sums, past, copy.size)
     else:  # a copy saves nothing while its original is here
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), sum(originals or copies))
-    if copy and past.first_size:
-        sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
+    if copy:
+        sums["made/size"] += copy.size
+        sums["made/asked"] += past.first_size * past.bitrate
     if plan:
         sums[f"due_by_move/{plan.move.value}"] += 1
     elif take.original and take.state is State.WAITING:
         sums["all/young"] += 1
     if plan and source and plan.encodes:
-        first = source.size if take.original else past.first_size
-        asked = first * plan.target.bitrate
-        sums.update({"due/count": 1, "due/size": source.size, "next/asked": asked})
+        sums["due/count"] += 1
+        sums["due/size"] += source.size
+        first_size = source.size if take.original else past.first_size
+        sums["due/asked"] += first_size * plan.target.bitrate
 
 
 def add_saving(sums: Counter[str], past: Past, size: int) -> None:
@@ -6692,7 +6689,8 @@ def add_saving(sums: Counter[str], past: Past, size: int) -> None:
     if past.suffix:
         month = month_of(int(past.compressed) * 10**9 // QUARTER)
         sums[f"savings_by_month/{month}"] += before - size
-        sums.update({"was/before": before, "was/after": size})
+        sums["was/before"] += before
+        sums["was/after"] += size
 
 
 QUARTER = 900 * 10**9  # of an hour in ns: time zones differ by such
@@ -6704,16 +6702,6 @@ def month_of(quarters: int) -> str:
     return local_time(quarters * 900)[:7]
 
 
-def saving_to_expect(groups: Mapping[str, Mapping[str, int]]) -> int:
-    """Returns the bytes that compressing what is due will save: as much, for its size and its bit
-    rates, as what this library has compressed so far, and kept in as many cases."""
-    made, was = groups["made"], groups["was"]
-    share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
-    kept = was["kept"] / (was["before"] + was["kept"]) if was["before"] else 0
-    saved = groups["due"]["size"] - groups["next"]["asked"] * share
-    return round(max(0, saved) * (1 - kept))
-
-
 def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
     """Returns an object on what was kept or failed for one reason, by action and code."""
     action, code = key.split(" ", 1)
@@ -6722,37 +6710,37 @@ def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
     return {**about, "count": len(paths), "paths": sorted(paths)}
 
 
-def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yields the sentences that doctor, terminal and page say first."""
-    if not stats["recordings"]:
-        yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
-    failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
-    if failed:
-        yield Finding(f"{failed:,} failed, and 'stats' names them. Their originals are kept.", 1)
-    for problem in stats["problems"]:
-        yield Finding(problem, 1)
-    last = run.last
-    if not last:
-        yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
-    else:
-        when, said = local_time(last["time"]), last.get("message")
-        yield Finding(f"Last run {when}: {said}", 1 if last.get("exit_code") else 0)
-        ago = run.now - last["time"]
-        if ago > LATE:
-            yield Finding(f"That is {duration_text(ago)} ago. Is the schedule at work?", 1)
-        if not lexists(str(last.get("python") or "/")):
-            yield Finding(f"Its {last['python']} is gone: print the schedule anew.", 1)
-    if stats["paused"]:
-        # One without an end may have been forgotten.
-        is_endless = stats["paused"] == until_text(math.inf)
-        yield Finding(f"Paused: no run does anything until {stats['paused']}.", int(is_endless))
-
-
 class Finding(NamedTuple):
     """A sentence on the state of a library. `code` is doctor's exit code, 0 if nothing is wrong."""
 
     text: str
     code: int = 0
+
+
+def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yields the sentences that doctor, terminal and page say first."""
+    failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
+    if failed:
+        yield Finding(f"{failed:,} failed, and 'stats' names them. Their originals are kept.", 1)
+    for problem in stats["problems"]:
+        yield Finding(problem, 1)
+    if not stats["recordings"]:
+        yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
+    if run.last:
+        when, said = run.last["time"], run.last.get("message")
+        yield Finding(f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code"))))
+        if run.now - when > LATE:
+            ago = duration_text(run.now - when)
+            yield Finding(f"That is {ago} ago. Is the schedule at work?", 1)
+        python = str(run.last.get("python") or "/")
+        if not lexists(python):
+            yield Finding(f"Its {python} is gone: print the schedule anew.", 1)
+    else:
+        yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
+    if stats["paused"]:
+        # One without an end may have been forgotten.
+        is_endless = stats["paused"] == until_text(math.inf)
+        yield Finding(f"Paused: no run does anything until {stats['paused']}.", int(is_endless))
 
 
 def library_of(config: Config) -> Library:
@@ -6774,74 +6762,68 @@ def local_time(seconds: float) -> str:
 
 def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
     """Returns the state of a library in some sentences, and whether something is wrong."""
-    found = stats["findings"]
-    wrong = [each["text"] for each in found if each["code"]]
-    calm = [each["text"] for each in found if not each["code"]]
-    numbers = [" ".join(row) for row in rows_of(NUMBERS, for_people(stats))]
-    said = [*(wrong or ["All well."]), *calm, ", ".join(numbers)]
-    return " ".join(said), bool(wrong)
+    wrong = [each["text"] for each in stats["findings"] if each["code"]]
+    said = wrong or ["All well."]
+    said += [each["text"] for each in stats["findings"] if not each["code"]]
+    room = stats["free_space"]
+    free = "" if room is None else f", {size_text(room)} free"
+    return " ".join([*said, f"{saved_percent(stats)} % saved{free}."]), wrong != []
 
 
-NUMBERS = {"saved_percent": "{saved_percent} %: saved", "free_space": "{free_space}: free."}
-# What people read, by what must be there for it.
-STORAGE = {
-    "original_size": "originals still here: {original_size} ({originals})",
-    "compressed_size": "copies: {compressed_size} ({compressed})",
-    "savings": "saved: {savings} ({saved_percent} %)",
-    "archived_size": "archived: {archived_size} ({archived_count})",
-    "young": "not old enough yet: {young}",
-    "unrecorded": "copies without a record: {unrecorded}",
-}
-NEXT = {
-    "due_by_move_compress": "to compress: {due_by_move_compress}",
-    "due_by_move_adopt": "copies to prove again: {due_by_move_adopt}",
-    "due_by_move_smaller": "copies to make smaller: {due_by_move_smaller}",
-    "due_by_move_free": "originals to delete, as their days are over: {due_by_move_free}",
-    "due_by_move_archive": "to archive: {due_by_move_archive}",
-    "due_size": "to encode: {due_size}, saves about {due_estimated_saving}",
+def saved_percent(stats: Mapping[str, Any]) -> int:
+    """Returns the share that was saved of what the recordings would take."""
+    saved, now = stats["savings"], stats["total_size"] + stats["archived"]["size"]
+    return round(100 * float(saved) / max(1, saved + now))
+
+
+NEXT = {  # what is due, by move
+    "compress": "to compress",
+    "adopt": "copies to prove again",
+    "smaller": "copies to make smaller",
+    "free": "originals to delete, as their days are over",
+    "archive": "to archive",
 }
 Rows = list[tuple[str, str]]
 
 
-def for_people(stats: Mapping[str, Any], group: str = "") -> dict[str, str]:
-    """Returns every number but zeros as text, by its name behind that of its group."""
-    shown = {}
-    for name, value in stats.items():
-        whole = group + name
-        if isinstance(value, dict):
-            shown.update(for_people(value, f"{name}_"))
-        elif value and isinstance(value, (int, float)):
-            is_size = re.search(r"size|saving|space|month", whole)
-            shown[whole] = size_text(value) if is_size else f"{value:,}"
-    return shown
-
-
-def rows_of(words: Mapping[str, str], shown: Mapping[str, str]) -> Rows:
-    """Returns label and value of what there is."""
-    texts = [words[key].format_map(shown).split(": ") for key in words if key in shown]
-    return [(label, value) for label, value in texts]
+def storage_rows(stats: Mapping[str, Any]) -> Rows:
+    """Returns sizes with counts, without what is nothing."""
+    archived = stats["archived"]
+    rows = [
+        ("originals still here", f"{size_text(stats['original_size'])} ({stats['originals']:,})"),
+        ("copies", f"{size_text(stats['compressed_size'])} ({stats['compressed']:,})"),
+        ("saved", f"{size_text(stats['savings'])} ({saved_percent(stats)} %)"),
+        ("archived", f"{size_text(archived['size'])} ({archived['count']:,})"),
+        ("not old enough yet", f"{stats['young']:,}"),
+        ("copies without a record", f"{stats['unrecorded']:,}"),
+    ]
+    return [row for row in rows if not row[1].startswith("0")]
 
 
 def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
     """Returns the rows that terminal and page show, by title."""
-    shown = defaultdict(lambda: "0", for_people(stats))
+    due, recorded, saved = stats["due"], stats["recorded_by_month"], stats["savings_by_month"]
+    to_do = [(NEXT.get(move, move), f"{count:,}") for move, count in stats["due_by_move"].items()]
+    if due["count"]:
+        saving = size_text(due["estimated_saving"])
+        to_do.append(("to encode", f"{size_text(due['size'])}, saves about {saving}"))
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
-    months = "{recorded_by_month_%s} recorded, {savings_by_month_%s} saved"
-    tables: dict[str, Rows] = {
-        "storage": rows_of(STORAGE, shown),
-        "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
-        "next run": rows_of(NEXT, shown),
+    months = []
+    for month in sorted({*recorded, *saved}):
+        sizes = size_text(recorded.get(month, 0)), size_text(saved.get(month, 0))
+        months.append((month, "{} recorded, {} saved".format(*sizes)))
+    tables = {
+        "storage": storage_rows(stats),
+        "at work now": [(stats["at_work"], "")] if stats["at_work"] else [],
+        "next run": to_do,
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
         "last runs": [*reversed(runs[-LISTED:])],
         "failed or kept, by name": named,
-        "by month": [
-            (month, months.replace("%s", month).format_map(shown))
-            for month in sorted({*stats["recorded_by_month"], *stats["savings_by_month"]})
-        ],
+        "by month": months,
     }
     return {title: rows for title, rows in tables.items() if rows}
 
@@ -6850,14 +6832,13 @@ def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     """Yields lines for a terminal of 80 columns."""
     yield from textwrap.wrap(printable(verdict(stats)[0]), 80, break_on_hyphens=False)
     tables = stats_tables(stats)
-    for sizes in [tables.pop("storage")] if "storage" in tables else []:
-        yield " · ".join(f"{label} {text}" for label, text in sizes)
+    yield " · ".join(map(" ".join, tables.pop("storage", ())))
     for title, rows in tables.items():
         yield f"{title}:"
-        lengths = [max(map(len, column)) for column in zip(*rows)]
-        width = min(lengths[0], max(44, 76 - lengths[1]))
-        for label, text in rows:
-            row = f"  {printable(label):<{width}}  {printable(text)}"
+        label, value = (max(map(len, column)) for column in zip(*rows))
+        width = min(label, max(44, 76 - value))
+        for label_, text in rows:
+            row = f"  {printable(label_):<{width}}  {printable(text)}"
             yield from textwrap.wrap(row, 80, subsequent_indent=" " * (width + 4))
 
 
@@ -6898,25 +6879,6 @@ svg{display:block;width:100%;height:12rem}.months{overflow:visible;height:1.1rem
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
 .key.with{margin-left:0;background:var(--with)}.key.without{background:var(--without)}
 """
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<title>Storage of the recordings</title><style>{style}</style></head><body>
-<h1>Storage of the recordings</h1>
-<p class="verdict {state}" role="status">{verdict}</p>
-<section><h2>Size over time</h2>{chart}</section>
-{sections}<p>As of {now}.</p></body></html>
-"""
-CHART = """<figure class="chart"><div class="scale"><span>{top}</span><span>{half}</span>
-<span>0</span></div><svg class="plot" viewBox="0 0 {width} 100" preserveAspectRatio="none"
-role="group" aria-label="{text}">{columns}</svg><svg class="months" aria-hidden="true">{labels}
-</svg></figure><p><i class="key with"></i>with compression
-<i class="key without"></i>without</p><p>{text}</p>
-"""
-COLUMN = """<g role="img"><title>{title}</title><rect class="hit" x="{x}" width="1" height="100"/>
-<rect class="without" x="{x}.1" y="{without:.2f}" width=".8" height="100"/>
-<rect class="with" x="{x}.1" y="{compressed:.2f}" width=".8" height="100"/></g>"""
-MONTH_LABEL = '<text x="{:.2f}%" y="1em" text-anchor="middle">{}</text>'
 MONTH_LABELS = 5  # as many as a telephone has room for
 
 
@@ -6929,14 +6891,15 @@ def stats_page(stats: Mapping[str, Any]) -> str:
         table = f'<table class="{title}">{"".join(lines)}</table>'
         sections += f"<section><h2>{title}</h2>{table}</section>\n"
     text, is_wrong = verdict(stats)
-    return PAGE.format(
-        style=STYLE,
-        state="wrong" if is_wrong else "well",
-        verdict=shown(text),
-        chart=size_chart(stats),
-        sections=sections,
-        now=local_time(time.time()),
-    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Storage of the recordings</title><style>{STYLE}</style></head><body>
+<h1>Storage of the recordings</h1>
+<p class="verdict {"wrong" if is_wrong else "well"}" role="status">{shown(text)}</p>
+<section><h2>Size over time</h2>{size_chart(stats)}</section>
+{sections}<p>As of {local_time(time.time())}.</p></body></html>
+"""
 
 
 def shown(text: str) -> str:
@@ -6950,25 +6913,27 @@ def size_chart(stats: Mapping[str, Any]) -> str:
     months = sorted({*recorded, *saved})
     if not months:
         return "<p>No recordings yet.</p>"
-    width, size, less, columns, labels = len(months), 0, 0, "", ""
+    count, size, less, columns, labels = len(months), 0, 0, "", ""
     top = round_up(sum(recorded.values()))
-    every = math.ceil(width / MONTH_LABELS)
-    for number, month in enumerate(months):
+    for x, month in enumerate(months):
         size += recorded.get(month, 0)
         less += saved.get(month, 0)
         words = f"{month}: {size_text(size - less)} with compression, {size_text(size)} without"
-        full, used = 100 * size / top, 100 * (size - less) / top
-        columns += COLUMN.format(title=words, x=number, without=100 - full, compressed=100 - used)
-        if (width - 1 - number) % every == 0:
-            labels += MONTH_LABEL.format(100 * (number + 0.5) / width, month)
-    return CHART.format(
-        top=size_text(top),
-        half=size_text(top / 2),
-        width=width,
-        columns=columns,
-        labels=labels,
-        text=f"Until {words}.",
-    )
+        without, used = 100 * size / top, 100 * (size - less) / top
+        columns += f"""<g role="img"><title>{words}</title>
+<rect class="hit" x="{x}" width="1" height="100"/>
+<rect class="without" x="{x}.1" y="{100 - without:.2f}" width=".8" height="100"/>
+<rect class="with" x="{x}.1" y="{100 - used:.2f}" width=".8" height="100"/></g>"""
+        if (count - 1 - x) % math.ceil(count / MONTH_LABELS) == 0:
+            middle = 100 * (x + 0.5) / count
+            labels += f'<text x="{middle:.2f}%" y="1em" text-anchor="middle">{month}</text>'
+    return f"""<figure class="chart"><div class="scale"><span>{size_text(top)}</span>
+<span>{size_text(top / 2)}</span><span>0</span></div><svg class="plot" viewBox="0 0 {count} 100"
+preserveAspectRatio="none" role="group" aria-label="Until {words}.">{columns}</svg>
+<svg class="months" aria-hidden="true">{labels}</svg></figure>
+<p><i class="key with"></i>with compression<i class="key without"></i>without</p>
+<p>Until {words}.</p>
+"""
 
 
 def round_up(size: float) -> float:
@@ -7676,15 +7641,6 @@ SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how l
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
 NOT_OF_DUE = (Action.ARCHIVED, Action.WOULD_ARCHIVE)
-# What the end of a run says of an action; without such words the action itself.
-PHRASES: Mapping[str, str] = {
-    Action.COMPRESSED: "{count} compressed ({sizes})",
-    Action.WOULD_COMPRESS: "{count} to compress ({sizes})",
-    Action.FREED: "{count} original{s} deleted after their {days:g} days",
-    Action.WOULD_FREE: "{count} original{s} to delete after their {days:g} days",
-    Action.WOULD_ARCHIVE: "{count} to archive",
-    Action.WOULD_RESTORE: "{count} to restore",
-}
 # Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
@@ -7924,14 +7880,13 @@ class Report:
     def sentence(self) -> str:
         """Returns the end of a run in words."""
         config, size = self.config, size_text(abs(self.saved))
-        done = [self.phrase(action) for action in Action if self.counts[action]]
-        text = ", ".join(done)
-        if not done and config.command == "run" and not self.found:
-            text = f"No recordings (*{SOURCE_SUFFIX}) below {config.recordings_dir}"
-        elif not done:
-            text = "Nothing was done" if self.left or self.exit_code else "Nothing to do"
-        elif config.dry_run:
+        text = ", ".join(self.phrase(action) for action in Action if self.counts[action])
+        if text and config.dry_run:
             text = f"Dry run, nothing was changed: {text}"
+        elif not text and config.command == "run" and not self.found:
+            text = f"No recordings (*{SOURCE_SUFFIX}) below {config.recordings_dir}"
+        elif not text:
+            text = "Nothing was done" if self.left or self.exit_code else "Nothing to do"
         if self.left:
             text += f", {self.left} left for the next run"
         parts = [text if config.command == "run" else f"{config.command}: {text}"]
@@ -7947,20 +7902,22 @@ class Report:
             parts.append(f"Symbolic links passed over: {self.links}")
         if self.seconds and config.dry_run:
             parts.append(f"{duration_text(self.seconds)} of audio. {self.expected}")
-        elif done:
+        elif self.counts:
             parts.append(f"Took {duration_text(monotonic() - self.started)}")
         return ". ".join(parts) + "."
 
     def phrase(self, action: Action) -> str:
-        """Returns what was done, how often, and how much it made of how much."""
-        text, count = PHRASES.get(action, "{count} {action.value}"), self.counts[action]
-        return text.format(
-            action=action,
-            count=count,
-            s="" if count == 1 else "s",
-            sizes=self.change(self.original_size, self.compressed_size),
-            days=self.config.keep_originals_days,
-        )
+        """Returns how often something was done, and how much it made of how much."""
+        sizes = self.change(self.original_size, self.compressed_size)
+        count, days = self.counts[action], self.config.keep_originals_days
+        originals = "original" if count == 1 else "originals"
+        words = {
+            Action.COMPRESSED: f"compressed ({sizes})",
+            Action.WOULD_COMPRESS: f"to compress ({sizes})",
+            Action.FREED: f"{originals} deleted after their {days:g} days",
+            Action.WOULD_FREE: f"{originals} to delete after their {days:g} days",
+        }
+        return f"{count} {words.get(action) or action.value.replace('would-', 'to ')}"
 
     @property
     def has_news(self) -> bool:
