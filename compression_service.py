@@ -47,6 +47,7 @@ The way of one recording, and the sections of this file in the same order:
     documents       JSON edited as text; what it must say           JsonText, facts_of(), rewrite()
     archive         where old recordings go, proven to be there     Archive
     restore         a recording comes back as a whole               command_restore()
+    losses          copies on record that are lost, moved or back   Losses
     check           the library against its records                 command_check()
     history         what became of every take                       History
     statistics      what it takes and what was saved; the page      storage_stats()
@@ -55,9 +56,9 @@ The way of one recording, and the sections of this file in the same order:
     report          the one place that prints and logs              Report
     set-up          doctor, schedule, demo
 
-Exit codes: 0 done or nothing to do; 1 something failed (its original is kept); 2 wrong usage or
-configuration, or no such library; 3 another run is at work; 4 a needed program is missing or does
-not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
+Exit codes: 0 done or nothing to do; 1 something failed (its original is kept), or a copy is lost;
+2 wrong usage or configuration, or no such library; 3 another run is at work; 4 a needed program is
+missing or does not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ from os.path import (
     exists,
     getsize,
     isdir,
+    isfile,
     islink,
     join,
     lexists,
@@ -154,6 +156,7 @@ INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
 ID_NAME = "id"  # in our own folder and, as the library's mark, in such a folder of its archive
 RESTORING = "restoring"  # the code of a restore that is not finished
+FORGOTTEN = "forgotten"  # in place of a reason why a copy is lost: its owner deleted it
 # Beside its target, and what rclone makes of such a name.
 STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
@@ -238,6 +241,7 @@ class Action(str, enum.Enum):
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
     WOULD_RESTORE = "would-restore"
+    LOST = "lost"
 
 
 class Move(str, enum.Enum):
@@ -301,6 +305,11 @@ class Reason(enum.Enum):
     POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
     POLICY_INVALID = "kept: its sidecar's compression_policy cannot be followed: {}"
     SIDECAR = "kept: its sidecar cannot be edited: {}"
+
+    MISSING = "lost: its copy is missing: {}"
+    VANISHED = "lost: its copy is missing, as most copies are: {}"
+    BAD_COPY = "lost: its copy is damaged: {}"
+    ROTTEN = "lost: its copy has the size and time on record, and other bytes: {}"
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
     TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
@@ -477,6 +486,9 @@ class Past(NamedTuple):
     compressed: float = 0.0  # when its copy was proven, since the epoch
     ids: tuple[str, ...] = ()  # of its recording: by these the index finds its folder
     place: Optional[Place] = None  # in the archive, until it has come back
+    sha256: str = ""  # of the copy, "" where nobody has noted it
+    freed: float = 0.0  # when its original was deleted, since the epoch
+    lost: str = ""  # the code of the reason why its copy counts as lost, or FORGOTTEN
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
@@ -503,6 +515,15 @@ class Past(NamedTuple):
     def speaks_of(self, file: File) -> bool:
         sizes = (self.first_size, self.size)
         return any(file.is_on_record(size, self.mtime_ns) for size in sizes)
+
+    @property
+    def has_copy(self) -> bool:
+        """Returns whether a copy is on record that should be here."""
+        return self.suffix != "" and self.size > 0 and self.place is None
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost not in ("", FORGOTTEN)
 
     @property
     def is_settled(self) -> bool:
@@ -593,7 +614,7 @@ class Take(NamedTuple):
     def proven_copy(self) -> Optional[File]:
         """The copy that is on record as proven, by size and mtime."""
         past = self.past
-        for file in self.copies:
+        for file in self.copies if past.lost != Reason.ROTTEN.code else ():
             is_known = file.is_on_record(past.size, past.mtime_ns)
             if past.suffix and file.name == self.name + past.suffix and is_known:
                 return file
@@ -604,6 +625,24 @@ class Take(NamedTuple):
         """The copy that is ours: the proven one, else one that says it is."""
         ours = (file for file in self.copies if file.name in self.ours)
         return self.proven_copy or next(ours, None)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Returns whether its copy may be lost: neither that nor its original is known to be here.
+        It makes no move before `Losses` has looked into it."""
+        past = self.past
+        if self.originals or not past.has_copy:
+            return False
+        if past.lost == FORGOTTEN:
+            return any(file.name == self.name + past.suffix for file in self.copies)
+        return past.is_lost or self.proven_copy is None
+
+    @property
+    def lost_copy(self) -> Optional[File]:
+        """Returns its copy as it was on record, if that is lost."""
+        past = self.past
+        is_lost = self.is_in_doubt and not self.proven_copy and (past.lost or not self.copy)
+        return File(self.name + past.suffix, past.size, past.mtime_ns) if is_lost else None
 
     @property
     def bitrate(self) -> int:
@@ -623,7 +662,7 @@ class Take(NamedTuple):
     def state(self) -> State:
         if not self.original:
             away = State.ARCHIVED if self.past.place else State.MISSING
-            return State.COMPRESSED if self.copy else away
+            return State.COMPRESSED if self.copy or self.lost_copy else away
         if not self.is_known:
             return State.WAITING
         if self.past.is_restored:
@@ -634,14 +673,19 @@ class Take(NamedTuple):
 
     @property
     def file(self) -> Optional[File]:
-        """The file that stands for it in every document; None where nothing is here."""
+        """The file that stands for it; None where nothing is here."""
         return self.copy if self.state is State.COMPRESSED else self.original
+
+    @property
+    def said(self) -> File | Place | None:
+        """What stands for it in every document. A lost copy counts as it was on record."""
+        return self.lost_copy or self.file or self.past.place
 
     def name_now(self, name: str) -> str:
         """Returns the name a document should use now for the file it calls `name`. Names change
         only between the original and the copy that stands for it, or back after a restore. The name
         of another file stays."""
-        suffix, file, state = splitext(name)[1], self.file or self.past.place, self.state
+        suffix, file, state = splitext(name)[1], self.said, self.state
         is_other = any(each.name == name for each in self.originals if each != self.original)
         is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
         is_left = state in (State.COMPRESSED, State.ARCHIVED) and is_original
@@ -787,7 +831,7 @@ class Recording(NamedTuple):
     def is_witnessed(self) -> bool:
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
-        is_missing = any(take.state is State.MISSING for take in self.takes)
+        is_missing = any(not (take.files or take.past.place) for take in self.takes)
         return is_missing and self.location != ""
 
 
@@ -984,7 +1028,7 @@ class Work:
     @property
     def path(self) -> str:
         """Returns the path of the source below the library."""
-        source = self.plan.source or self.take.past.place or self.take.file
+        source = self.plan.source or self.take.past.place or self.take.said
         return join(self.take.folder, source.name if source else self.take.name)
 
     @property
@@ -1038,6 +1082,8 @@ class Work:
         source, action = plan.source, reason.action
         if plan.move is Move.RESTORE and action is not Action.RESTORED:
             return last
+        if action is Action.LOST:
+            return last._replace(lost=reason.code)
         known = last if source is None or last.speaks_of(source) else NO_PAST
         is_begun = plan.move is Move.RESTORE and not self.reason
         attempts = 0
@@ -1066,6 +1112,9 @@ class Work:
                 mtime_ns=self.copy.mtime_ns,
                 bitrate=plan.target.bitrate if plan.encodes else self.take.bitrate,
                 compressed=now if plan.encodes else known.compressed or now,
+                sha256=self.copy_seen.sha256 if self.copy_seen else "",
+                freed=now if any(file.is_original for file in plan.goes) else known.freed,
+                lost="",
             )
         if action is Action.RESTORED and source and not (is_begun and plan.goes):
             # The copy is gone, or stays as it did not prove to be the original's: from now on any
@@ -1089,7 +1138,7 @@ class Work:
 
     def outcome(self) -> dict[str, Any]:
         """The object of `--json`, which is also the head of its line in the history."""
-        reason, place = self.outcome_reason, self.place
+        reason, place, past = self.outcome_reason, self.place, self.take.past
         is_done = reason.action in DONE_ACTIONS
         copy = self.copy if is_done else None
         file = join(self.take.folder, copy.name) if copy else self.path
@@ -1105,6 +1154,9 @@ class Work:
         }
         if reason.action is Action.WOULD_COMPRESS:
             outcome["estimated_size"] = self.estimate
+        if reason.action is Action.LOST:
+            sizes = {"original_size": past.first_size, "compressed_size": past.size}
+            outcome.update(sizes, file=self.path if self.copy else None)
         return outcome
 
 
@@ -1140,9 +1192,10 @@ def explain(error: Exception) -> str:
 # and nowhere else. Must never touch the library, and never leave by sys.exit from below main().
 
 EXIT_CODES = (
-    "Exit codes: 0 done or nothing to do; 1 something failed, its original is kept; 2 wrong usage "
-    "or configuration, or no such library; 3 another run is at work; 4 a needed program is missing "
-    "or does not work; 5 too little disk space; 129, 130, 143 stopped by a signal."
+    "Exit codes: 0 done or nothing to do; 1 something failed (its original is kept), or a copy is "
+    "lost; 2 wrong usage or configuration, or no such library; 3 another run is at work; 4 a "
+    "needed program is missing or does not work; 5 too little disk space; 129, 130, 143 stopped by "
+    "a signal."
 )
 NO_RUN = re.compile(r"[^-]|(-h|--help|--version)$")  # a first word that is no option of a run
 
@@ -1422,6 +1475,7 @@ class Config:
     keep_originals_days: float = setting(0, DAYS)
     verify_before_delete: bool = setting(True, check_boolean)
     min_saving_percent: float = setting(5, number(0, 99))
+    check_days: int = setting(30, number(0, 65_535, whole=True))
     jobs: int = setting(
         0, number(0, 999, whole=True), "-j --jobs N: recordings at work at once; 0 is one a core"
     )
@@ -1452,6 +1506,7 @@ class Config:
     notify_command: Optional[str] = setting(None, or_none(check_text))
     paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
     last_run: bool = flag(False, check_boolean, "--last-run: all that the last run has changed")
+    archive: bool = flag(False, check_boolean, "--archive: read archived files too")
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
@@ -1605,6 +1660,7 @@ class Run:
         self.jobs: dict[Work, Job] = {}  # at work just now
         self.foreseen: dict[str, Take] = {}  # by a dry run, after what it would do; by stem
         self.seconds_done = 0.0  # of audio, as guessed from sizes
+        self.losses = Losses(self)
 
     @property
     def history(self) -> History:
@@ -1649,7 +1705,10 @@ class Run:
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
-                    self.work(plan_run(self))
+                    works = plan_run(self)
+                    if self.losses.find():  # which may be due now
+                        works = plan_run(self)
+                    self.work(works)
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
@@ -1695,7 +1754,15 @@ class Run:
         is_true = not self.committer.ids and not self.report.exit_code
         index = self.committer.index_digest if is_true else ""
         self.history.note(
-            [{**summary, "type": self.config.command, "python": sys.executable, "index": index}],
+            [
+                {
+                    **summary,
+                    "type": self.config.command,
+                    "python": sys.executable,
+                    "index": index,
+                    "checked": self.losses.checked,
+                }
+            ],
             self.now,
         )
 
@@ -1718,6 +1785,7 @@ class Run:
         with self.finishing():
             self.compress(works)
             self.archive(begun)
+            self.losses.read_share()
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -2639,7 +2707,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     pasts = library.history.in_folder(folder.path)
     takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
-    archived = [name for name, take in takes.items() if take.past.place]
+    away = [name for name, take in takes.items() if take.past.place or take.past.has_copy]
     takes.update(folder.takes)
     names = Names(library.root, folder.path, takes)
     flaws = flaws_of(read, names)
@@ -2648,7 +2716,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     sidecars = [with_names(sidecar, names, called) for sidecar in read]
     lists = {each for sidecar in sidecars for each in (sidecar.files, sidecar.own)}
     named = frozenset[str]().union(*lists)
-    stems = sorted({*folder.takes, *archived, *map(stem_of, named)})
+    stems = sorted({*folder.takes, *away, *map(stem_of, named)})
     recordings = []
     for group, those in grouped(sidecars, stems):
         unreadable = next((flaws[name] for name in group if name in flaws), "")
@@ -2886,7 +2954,7 @@ SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, 
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
 REST_SETTINGS = (
     "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
-    "delete_originals keep_originals_days tiers"
+    "delete_originals keep_originals_days tiers check_days"
 )
 
 
@@ -2899,6 +2967,8 @@ def next_move(
     before, so that most nights need not read them.
     """
     past, wish = take.past, policy or NO_POLICY
+    if take.is_in_doubt:
+        return None
     if take.is_half_restored:
         goes = (take.proven_copy,) if take.proven_copy else ()
         target = Target(config.target_format, past.bitrate)
@@ -2919,7 +2989,7 @@ def next_move(
     # Settings noted before the sidecars were read have the first half alone.
     holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
     for plan in possible_moves(take, wish, config, moment, draft):
-        if not (holds and is_settled(plan.move, past)):
+        if not (holds and is_settled(plan.move, take)):
             return plan
     return None
 
@@ -2934,11 +3004,13 @@ RANKS: Mapping[str, int] = {
 }
 
 
-def is_settled(move: Move, past: Past) -> bool:
+def is_settled(move: Move, take: Take) -> bool:
     """Returns whether a move is not to be tried again, as long as its settings hold: its own last
-    outcome stays, or a move of a higher rank was tried since. Pure."""
-    rank, tried = RANKS[move], RANKS.get(past.move, 1)
-    return tried > rank or (tried == rank and past.is_settled)
+    outcome stays, or a move of a higher rank was tried since, and its copy is here. Pure."""
+    rank, tried = RANKS[move], RANKS.get(take.past.move, 1)
+    if tried == rank:
+        return take.past.is_settled
+    return tried > rank and bool(take.proven_copy or not take.past.has_copy)
 
 
 def possible_moves(
@@ -2975,6 +3047,8 @@ def compressing(
         is_taken = any(file.name == name for file in take.copies)
         refusal = Refusal(Reason.NAME_TAKEN, name) if is_taken else draft.refusal
         yield draft._replace(goes=goes, refusal=refusal)
+    elif original and take.past.lost == Reason.ROTTEN.code:
+        yield draft._replace(move=Move.SMALLER, goes=goes)  # made again, in the place of that one
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
         yield draft._replace(move=Move.ADOPT, goes=() if is_large else goes)
@@ -3072,7 +3146,7 @@ def due_works(run: Run) -> Iterator[Work]:
     config, report, is_found = run.config, run.report, False
     report.found = report.young = report.links = report.ahead = report.held = 0
     ahead: list[str] = []
-    for folder in run.library.walk(report.error, report.once):
+    for folder in every_folder(run.library, report.error, report.once):
         report.found += len(folder.audio)
         report.links += folder.links
         report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
@@ -3082,9 +3156,11 @@ def due_works(run: Run) -> Iterator[Work]:
                 ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
         if run.is_locked:
             run.staging.sweep(folder)
+        run.losses.met[folder.path] = len(folder.audio)
         if is_at_rest(folder, run):
             continue
         for recording in run.recordings_in(folder):
+            run.losses.doubt(recording)
             works: list[Work] = []
             with boundary(partial(report.defect, f"{recording.key} was kept")):
                 works = works_of(recording, run)
@@ -3122,11 +3198,11 @@ def is_young(file: File, run: Run) -> bool:
 def is_at_rest(folder: Folder, run: Run) -> bool:
     """Whether nothing can be due in a folder: nothing is old enough or on record, or all is as a
     run has left it. So a night with nothing to do reads no document, and little of the history."""
+    left = run.history.word(folder.path).get("rest")
+    if left and left == rest_of(folder, run) and not run.config.retry:
+        return True
     is_new = all(is_young(file, run) for file in folder.audio)
     if is_new and not run.history.in_folder(folder.path):
-        return True
-    left = run.history.word(folder.path).get("rest")
-    if left == rest_of(folder, run) and not run.config.retry:
         return True
     mount = read_only_mount(run.library, folder.path)
     if mount:
@@ -3154,6 +3230,8 @@ def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
     nothing where something is left to be tried, now or (`keep_originals_days`) once days are
     over."""
     takes, waits = folder.takes.values(), run.config.keep_originals_days > 0
+    if any(past.is_lost for past in run.history.in_folder(folder.path).values()):
+        return []
     if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
         return []
     rest = rest_of(folder, run)
@@ -4330,14 +4408,14 @@ class Transcoder:
             if messages:
                 raise damaged(messages)
 
-    def decode(self, copies: Mapping[str, Probe]) -> dict[str, str]:
-        """What is wrong with which copy (absolute path), by a full decode: for `check`."""
+    def decode(self, copies: Mapping[str, Probe]) -> dict[str, Exception]:
+        """Returns what a full decode finds wrong, by the copy's absolute path."""
         jobs = []
         for path, found in copies.items():
             target = Target(FORMAT_OF[splitext(path)[1]], 0)
             jobs.append(Job("", found, target, path, False, "", ""))
         self.divide(jobs, self.hear, self.hear)
-        return {job.copy: explain(job.problem) for job in jobs if job.problem}
+        return {job.copy: job.problem for job in jobs if job.problem}
 
     def copy_arguments(self, number: int, job: Job) -> list[str]:
         """Returns how input `number` is encoded: with its tags, from container and stream, and our
@@ -4660,6 +4738,9 @@ class Committer:
         final = self.library.path(work.target_path)
         if work.plan.source:
             expect(is_same(self.library.path(work.path), work.source_seen))
+            on_record = work.take.past.sha256 if work.plan.source == work.take.proven_copy else ""
+            seen = work.source_seen
+            expect(not seen or on_record in ("", seen.sha256))
         if work.staged and work.copy:  # inode numbers decide nothing: some disks make them up anew
             expect(file_at(work.staged)[1:] == work.copy[1:])
         if work.plan.move is Move.SMALLER:
@@ -4829,6 +4910,8 @@ class Committer:
             copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
             if folder.path in met:
                 recordings += self.run.recordings_in(folder)
+        for stem, past in losses(self.library).items():
+            copies += past.size - size_of(self.library.path(stem + past.suffix))
         index = Catalogue(recordings, self.ids)
         edit = partial(
             edit_index,
@@ -4864,13 +4947,15 @@ class Committer:
     def finish_folder(self, path: str) -> list[dict[str, Any]]:
         """Makes all documents of a folder true. Returns the note on it, if it has one. Raises
         OSError, UsageError."""
-        folder = self.library.folder(path)
+        is_gone = not isdir(self.library.path(path))
+        folder = Folder(path, self.library) if is_gone else self.library.folder(path)
         recordings = self.run.recordings_in(folder)
         if folder.is_unread:  # nothing shows when it can be read: it is looked at every night
             return []
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
-        flush_folder(self.library.path(path))
+        if not is_gone:
+            flush_folder(self.library.path(path))
         return word_on(folder, self.run) if recordings and all(true) else []
 
 
@@ -5203,9 +5288,10 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         original, past = take.original, take.past
         states.add(take.state)
         firsts.append(original.size if original else past.first_size or None)
-        file = take.file or past.place
+        file = take.said
         standing += file.size if file else 0
-        on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
+        here = (*take.originals, take.lost_copy or take.copy)
+        on_disk += sum(each.size for each in here if each)
         if file and file.name.endswith(COPY_SUFFIXES):
             date = max(date or 0.0, past.compressed)
         if past.place:
@@ -6058,16 +6144,17 @@ def asked_for(run: Run) -> Iterator[Recording]:
         run.report.error(f"{asked[inside]}: no recording of {library.root}, here or on record")
 
 
-def every_folder(library: Library, problem: Callable[[str], object]) -> Iterator[Folder]:
-    """Yields the folders of the library, and then those that are gone, as all in them is
-    archived."""
-    pasts = library.history.pasts.items()
-    gone = {dirname(stem) for stem, past in pasts if past.place}
-    for folder in library.walk(problem):
+def every_folder(
+    library: Library, problem: Callable[[str], object], passed_over: Callable[[str], object] = str
+) -> Iterator[Folder]:
+    """Yields the folders of the library, and then those on record that are gone."""
+    gone = library.history.folders()
+    for folder in library.walk(problem, passed_over):
         gone.discard(folder.path)
         yield folder
     for path in sorted(gone):
-        yield Folder(path, library)
+        if not isdir(library.path(path)):
+            yield Folder(path, library)
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -6212,45 +6299,337 @@ def prove_again(run: Run, work: Work) -> None:
     work.copy = plan.source
 
 
-# ----------------------------------------------------------------------------------------- check
-# The compressed library against its records: every copy decoded, every document derived anew and
-# compared with what it says, what should be in the archive asked for there. Changes nothing.
+# ---------------------------------------------------------------------------------------- losses
+# Finds the copies on record that are lost, moved or back, and reads a share of all copies every
+# night. Writes nothing but the history, and that only while the library is locked. A copy whose
+# original is here is never lost: it is made again.
 
 LENGTH_TOLERANCE = 0.15  # seconds, between what the history says of a copy and what is in it
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP)  # the last two: no plain file
+LARGE_FOLDER = 1000  # files; with more, a share is made of files instead of folders
+FEWEST = 10  # copies on record; more than half of so many never vanish by their owner's wish
+LOST_ADVICE = (
+    "Bring lost copies back from a backup: the next run recognises each by its hash. To forget "
+    "one, remove it from its sidecar and from the index."
+)
+Entry = tuple[str, Past, Mapping[str, Any]]  # for the history: stem, past, what stands before it
+
+
+def losses(library: Library) -> dict[str, Past]:
+    """Returns the pasts, by stem, of the lost copies on record that are still missing. Raises
+    OSError."""
+    found = {}
+    for path in sorted(library.history.folders(lossy=True)):
+        here = library.folder(path).takes if isdir(library.path(path)) else {}
+        for stem, past in library.history.in_folder(path).items():
+            if past.is_lost and here.get(basename(stem), Take(stem, past=past)).lost_copy:
+                found[stem] = past
+    return found
+
+
+def share_of(path: str, every: int) -> int:
+    """Returns the number of the night, of so many, in which copies are read again."""
+    return zlib.crc32(os.fsencode(path)) % every
+
+
+def work_on_copy(take: Take, recording: Recording) -> Work:
+    """Returns the work that reads a copy: the file that is here, or the one on record."""
+    plan = Plan(Move.ADOPT, take.lost_copy or take.copy, Target("", 0), take.past.settings)
+    return Work(take, recording, plan)
+
+
+class Losses:
+    """Looks at copies on record, and puts on record what became of them."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.library, self.report = run, run.library, run.report
+        self.met: dict[str, int] = {}  # number of files, by folder
+        self.doubtful: dict[str, Work] = {}  # by stem
+        self.is_cut = False  # nothing more is to be read
+        self.lost: list[Work] = []  # to be reported
+        self.forgotten = 0
+
+    def doubt(self, recording: Recording) -> None:
+        """Notes the copies that `find` is to look at."""
+        for take in recording.takes:
+            if take.is_in_doubt:
+                self.doubtful[take.stem] = work_on_copy(take, recording)
+
+    def find(self) -> bool:
+        """Settles what became of the copies in doubt. Returns whether anything was put on record.
+        Raises Stopped, ServiceError."""
+        return self.settle(self.read(list(self.doubtful.values())))
+
+    @cached_property
+    def checked(self) -> int:
+        """Returns the day, since the epoch, up to which shares were read."""
+        day, today = int(finite(self.run.last.get("checked"))), int(self.run.now // DAY)
+        return day if 0 < day <= today else today - 1
+
+    def read_share(self) -> None:
+        """Reads the copies whose turn it is. Raises Stopped, ServiceError."""
+        config, today = self.run.config, int(self.run.now // DAY)
+        is_part = config.only or config.since or config.until or config.language or config.limit
+        every = config.check_days
+        if is_part or not every or not self.run.is_locked:
+            return
+        days = {day % every for day in range(max(self.checked, today - every) + 1, today + 1)}
+        works = []
+        for path, count in self.met.items():
+            is_large = count > LARGE_FOLDER
+            if not is_large and share_of(path, every) not in days:
+                continue
+            with suppress(OSError, UsageError):
+                for take in self.library.folder(path).takes.values():
+                    is_due = not is_large or share_of(take.stem, every) in days
+                    if is_due and take.proven_copy:
+                        works.append(work_on_copy(take, Recording(path, (take,))))
+        found = self.read(works, self.run.must_end)
+        # What went meanwhile is for the next run, which asks the documents.
+        self.settle([work for work in found if work.reason is not Reason.MISSING])
+        self.checked = self.checked if self.is_cut else today
+
+    def read(self, works: Sequence[Work], must_end: Callable[[], bool] = bool) -> list[Work]:
+        """Returns the works, each with what was found. Raises Stopped, ServiceError."""
+        batches = [works[at : at + BATCH_FILES] for at in range(0, len(works), BATCH_FILES)]
+        found: list[Work] = []
+        with Threads(self.run.workers) as pool:
+            for batch in pool.map(self.read_batch, batches):
+                found += batch
+                self.report.progress(len(found), len(works))
+                self.is_cut = self.is_cut or must_end()
+        if self.run.transcoder.ended:
+            raise self.run.transcoder.ended
+        return found
+
+    def read_batch(self, works: Sequence[Work]) -> Sequence[Work]:
+        """Hashes copies, and decodes those with other bytes or without a hash on record: in a
+        thread. Raises Stopped, ServiceError."""
+        by_path = {self.library.path(work.path): work for work in works if not self.is_cut}
+        found: dict[str, Probe] = {}
+        for path, work in by_path.items():
+            past = work.take.past
+            try:
+                work.copy_seen = seen = self.library.witness(path, self.run.stop)
+                work.copy = File(basename(path), *seen.identity[-2:])
+                if seen.sha256 == past.sha256:
+                    continue
+                if past.sha256 and work.copy.is_on_record(past.size, past.mtime_ns):
+                    raise Refusal(Reason.ROTTEN)
+                lasts = probe_file(path, self.run.tools)
+                if past.seconds and abs(lasts.timeline - past.seconds) > LENGTH_TOLERANCE:
+                    raise NotProven(f"{past.seconds:.2f} s", f"{lasts.timeline:.2f} s")
+                found[path] = lasts
+            except (Refusal, OSError) as error:
+                is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
+                work.refuse(Refusal(Reason.MISSING) if is_gone else error)
+        for path, problem in self.run.transcoder.decode(found).items():
+            by_path[path].refuse(problem)
+        for work in works:
+            reason = work.reason
+            if reason and (reason.action is Action.KEPT or reason is Reason.NOT_PROVEN):
+                work.reason = Reason.BAD_COPY
+        return list(by_path.values())
+
+    def settle(self, works: Sequence[Work]) -> bool:
+        """Puts on record what became of copies, and reports it. Returns whether anything was put
+        on record. Raises ServiceError."""
+        run, history = self.run, self.library.history
+        if any(work.reason is Reason.BAD_COPY for work in works):  # or ffmpeg is to blame
+            try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
+        is_odd = any(work.reason or is_another(work) for work in works)
+        pasts = history.pasts if is_odd else {}
+        stems = {past.sha256: stem for stem, past in pasts.items()}
+        for work in works:
+            twin = is_another(work) and stems.get(work.copy_seen.sha256) if work.copy_seen else ""
+            if twin:
+                work.refuse(Refusal(Reason.BAD_COPY, f"it has the bytes of {twin}"))
+        bad = [work for work in works if work.reason and not work.take.originals]
+        places = self.find_bytes(bad)
+        gone = [work for work in bad if not (work.copy or work.take.past.lost)]
+        left = [work for work in gone if work.take.past.sha256 not in places]
+        known = sum(past.has_copy and not past.lost for past in pasts.values())
+        is_most = known >= FEWEST and 2 * len(left) > known
+        entries: list[Entry] = []
+        for work in works:
+            there = places.get(work.take.past.sha256, "")
+            entries += self.fate(work, there, is_most) if work.reason else self.sound(work)
+        if run.is_locked and entries:
+            run.committer.attempt((), history.put, entries, run.now)
+            for stem, past, _ in entries:
+                run.committer.folders.add(dirname(stem))
+                run.committer.ids.update(past.ids)
+        for work in self.lost:
+            self.report.outcome(work)
+        if self.lost:
+            self.report.once(LOST_ADVICE)
+        if self.forgotten:
+            self.report.once(f"Forgotten, as no document names them any more: {self.forgotten}.")
+        self.lost, self.forgotten = [], 0
+        return run.is_locked and bool(entries)
+
+    def sound(self, work: Work) -> list[Entry]:
+        """Returns the entry for a copy that plays in full, if its record has to change."""
+        take, past, file, seen = work.take, work.take.past, work.copy, work.copy_seen
+        if not (past.has_copy and file and seen):
+            return []
+        new = past._replace(sha256=seen.sha256, lost="")
+        if not take.originals:
+            new = new._replace(suffix=file.suffix, size=file.size, mtime_ns=file.mtime_ns)
+        if past.is_lost:
+            self.news(f"{work.path} is back.")
+        elif is_another(work):
+            rate = provenance(self.library.path(work.path))
+            new = new._replace(bitrate=rate or past.bitrate)
+            self.news(
+                f"{work.path} is another file than the one on record. It decodes in full and lasts "
+                "as long, so it is recorded anew."
+            )
+        return [(take.stem, new, {"type": "recording", "path": work.path})] if new != past else []
+
+    def fate(self, work: Work, there: str, is_most: bool) -> list[Entry]:
+        """Returns the entries for a copy that is not sound. Its bytes may be `there`. `is_most`
+        tells whether most copies are missing at once."""
+        take, past, recording, reason = work.take, work.take.past, work.recording, work.reason
+        told = {"type": "recording", "path": work.path}
+        stem, suffix = splitext(there)
+        is_free = suffix in FORMAT_OF and stem not in self.library.history.in_folder(dirname(stem))
+        is_gone = reason is Reason.MISSING
+        is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
+        if reason is Reason.CHANGED or (is_gone and recording.location):
+            return []  # a link, or archived by the word of its sidecar
+        if not past.has_copy or (reason and reason.action is Action.FAILED):
+            self.report.error(f"{work.path}: {work.outcome()['reason']}")
+            return []
+        if take.originals:
+            self.report.once(f"{work.path} is damaged. A run makes it again from its original.")
+            return [(take.stem, past._replace(lost=Reason.ROTTEN.code), told)]
+        if is_free:
+            self.news(f"{work.path} was moved to {there}. Its record moves too.")
+            mtime_ns = file_at(self.library.path(there)).mtime_ns
+            moved = past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
+            # In this order, as a kill may come in between.
+            return [(stem, moved, {**told, "path": there}), (take.stem, NO_PAST, told)]
+        if is_gone and not is_named and past.lost != Reason.VANISHED.code:
+            if past.lost or not is_most:
+                self.forgotten += 1
+                return [(take.stem, past._replace(lost=FORGOTTEN), told)]
+            work.reason = Reason.VANISHED
+        if past.is_lost:
+            self.report.missed += 1
+            return []
+        since = f"on {local_time(past.freed)[:10]}" if past.freed else "before this was noted"
+        hint = f"its bytes are in {there}" if there else ""
+        parts = (work.detail, f"its original was deleted {since}", hint)
+        work.detail = "; ".join(filter(None, parts))
+        self.lost.append(work)
+        return [(take.stem, work.past_after(self.run.now), work.outcome())]
+
+    def news(self, text: str) -> None:
+        self.report.is_news = True
+        self.report.once(text)
+
+    def find_bytes(self, works: Sequence[Work]) -> dict[str, str]:
+        """Returns the paths of files that may be copies from other places, by their SHA-256."""
+        sizes = {work.take.past.size for work in works}
+        found = {}
+        for folder in self.library.walk(str) if works else ():
+            for file in folder.audio:
+                if file.size in sizes and folder.takes[stem_of(file.name)].proven_copy != file:
+                    path = join(folder.path, file.name)
+                    with suppress(OSError):
+                        found[digest_of(self.library.path(path))] = path
+        return found
+
+    def is_in_index(self, take: Take) -> bool:
+        """Returns whether the index has an id or a name of it, or is not understood."""
+        words = self.index_words
+        return words is None or not words.isdisjoint({*take.past.ids, self.end_of(take.stem)})
+
+    def end_of(self, path: str) -> str:
+        """Returns the last two parts of a path below the library, as names are compared."""
+        return "/".join(folded(join(self.library.name, plain_path(path))).split("/")[-2:])
+
+    @cached_property
+    def index_words(self) -> Optional[set[str]]:
+        """Returns the ids and the ends of names in the index, None if it is not understood."""
+        try:
+            data = read_regular(self.library.path(INDEX_NAME))
+            document = JsonText(data)
+            ids = {id_ for _, id_, _ in entries(document)}
+            names = document.names(document.root)
+            return ids.union(self.end_of(stem_of(text)) for _, text, _ in names)
+        except FileNotFoundError:
+            return set()
+        except (Flaw, OSError):
+            return None
+
+
+def is_another(work: Work) -> bool:
+    """Returns whether a copy is another file than the one on record. Without a hash on record, its
+    size and mtime decide."""
+    past = work.take.past
+    is_known = (
+        past.sha256 == work.copy_seen.sha256
+        if past.sha256 and work.copy_seen
+        else work.take.proven_copy
+    )
+    return work.copy_seen is not None and not is_known
+
+
+# ----------------------------------------------------------------------------------------- check
+# The library against its records: every copy by its hash, every document derived anew and compared
+# with what it says, every archived file. Changes nothing but the record of what is lost.
 
 
 def command_check(config: Config, report: Report) -> None:
-    run = Run(config, report)
+    """`check`, also with `--archive`."""
+    run, message = Run(config, report), ""
+    report.open_log()
     run.library.require(config.log_file)
-    takes: list[Take] = []
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.open(locks=isdir(run.library.own(""))))
+        except ServiceError as error:
+            report.once(f"What is lost cannot be put on record: {error}")
+            stack.enter_context(run.open(locks=False))
+        message = check_all(run)
+    if report.lost:
+        report.exit_code = max(1, report.exit_code)
+    report.once(message)
+    summary = report.summary(message)
+    if report.exit_code:
+        run.notify(summary)
+
+
+RUN_CORRECTS = "a run corrects that."
+
+
+def check_all(run: Run) -> str:
+    """Reports all that is wrong. Returns how many of what. Raises Stopped, ServiceError."""
+    report = run.report
     recordings: list[Recording] = []
     for folder in every_folder(run.library, report.error):
         recordings += run.recordings_in(folder)
-    away: list[tuple[Recording, Take]] = []
+    copies, away = [], []
     for recording in recordings:
-        check_documents(run, recording)
-        takes += recording.takes
         for take in recording.takes:
-            if not take.files and (take.past.place or recording.location):
+            if take.copy or take.is_in_doubt:
+                copies.append(work_on_copy(take, recording))
+            elif not take.files and (take.past.place or recording.location):
                 away.append((recording, take))
-    index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
-    data = b"{}"
-    with answering_for(run, INDEX_NAME):
-        data = read_regular(run.library.path(INDEX_NAME))
-        for id_ in index_differs(data, index.facts, index.meant):
-            report.error(f"{INDEX_NAME} does not say what the recording {id_} is")
-    copies = {  # seconds on record, by absolute path
-        run.library.path(take.folder, take.copy.name): take.past.seconds
-        for take in takes
-        if take.copy
-    }
-    with run.open(locks=False):
-        check_places(run, away, data.decode("utf-8", "replace"))
-        check_copies(run, copies)
-    verdict = "something is wrong" if report.exit_code else "all sound"
-    message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
-    report.say(message)
-    report.summary(message)
+    run.losses.settle(run.losses.read(copies))
+    unread = report.errors
+    data = check_documents(run, recordings)
+    untrue = report.errors
+    check_places(run, away, data.decode("utf-8", "replace"))
+    return (
+        f"Checked {len(copies)} copies, of which {report.lost} are lost and {unread} are unsound "
+        f"or cannot be read; {sum(len(each.sidecars) for each in recordings)} documents, of which "
+        f"{untrue - unread} are wrong; {len(away)} archived files, of which "
+        f"{report.errors - untrue} are wrong: "
+        f"{'something is wrong' if report.exit_code or report.lost else 'all sound'}."
+    )
 
 
 @contextmanager
@@ -6264,25 +6643,35 @@ def answering_for(run: Run, what: str) -> Iterator[None]:
         run.report.error(f"{what}: {explain(error)}")
 
 
-def check_documents(run: Run, recording: Recording) -> None:
-    """Every document says what its takes are, and every file that it names is here or archived."""
-    for take in recording.takes:
-        if take.state is State.MISSING and not recording.location:
-            run.report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
-    if recording.policy.unreadable:
-        run.report.error(recording.policy.unreadable)
-    for path, edit in edits(run.library, recording, {}):
-        with answering_for(run, path):
-            if edit(read_regular(run.library.path(path))):
-                run.report.error(f"{path} does not say what its recording is")
+def check_documents(run: Run, recordings: Sequence[Recording]) -> bytes:
+    """Reports documents that do not say what their recordings are, and names of files that are
+    neither here nor archived. Returns the index."""
+    report, data = run.report, b"{}"
+    for recording in recordings:
+        for take in recording.takes:
+            if take.state is State.MISSING and not recording.location:
+                report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
+        if recording.policy.unreadable:
+            report.error(f"{recording.policy.unreadable}. Mend it: until then, nothing moves.")
+        for path, edit in edits(run.library, recording, {}):
+            with answering_for(run, path):
+                if edit(read_regular(run.library.path(path))):
+                    report.once(f"{path} does not say what its recording is; {RUN_CORRECTS}")
+    index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
+    with answering_for(run, INDEX_NAME):
+        data = read_regular(run.library.path(INDEX_NAME))
+        for id_ in index_differs(data, index.facts, index.meant):
+            report.once(f"{INDEX_NAME} does not say what the recording {id_} is; {RUN_CORRECTS}")
+    return data
 
 
 def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -> None:
-    """Reports archived files that are not there, or have another size. One that neither a sidecar
-    nor the index names was deleted by its owner."""
-    archive = configured_archive(run)
+    """Reports archived files that are not there, or are other files by their size or, if that is
+    asked for, their hash. One that neither a sidecar nor the index names was deleted by its
+    owner."""
+    archive, report = configured_archive(run), run.report
     if away and not archive:
-        run.report.error(f"{len(away)} files are archived, and no archive is configured")
+        report.error(f"{len(away)} files are archived, and no archive is configured")
     if not away or not archive:
         return
     missing = []
@@ -6294,40 +6683,21 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
                 there, size = archive.find(take.folder, place, recording.location)
                 words = (place.name, *take.past.ids)
                 said = [word for word in words if word in index or json.dumps(word) in index]
-                if size is None and (said or recording.sidecars):
-                    missing.append(take.stem)
-                elif size is not None and place.size not in (0, size):
+                is_named = bool(said or recording.sidecars)
+                is_read = run.config.archive and size == place.size and place.sha256
+                if size is None:
+                    missing += [take.stem] if is_named else []
+                elif place.size not in (0, size):
                     known = f"{place.size} are on record"
-                    run.report.error(f"{there} has {size} bytes in the archive, {known}")
+                    report.error(f"{there} has {size} bytes in the archive, {known}")
+                elif is_read and archive.digest(there) != place.sha256:
+                    report.error(f"{there} in the archive is not the file that went there")
+                elif not is_named:
+                    report.once(f"{there} is in the archive, and no document names it.")
         if len(missing) == len(away):  # perhaps it is not the files that are not there
             archive.answer()
         for stem in missing:
-            run.report.error(f"{stem} is not in the archive any more")
-
-
-def check_copies(run: Run, copies: Mapping[str, float]) -> None:
-    """Each is walked, decoded in full, and as long as on record."""
-    paths = sorted(copies)
-    batches = [paths[at : at + BATCH_FILES] for at in range(0, len(paths), BATCH_FILES)]
-
-    def problems(batch: Sequence[str]) -> dict[str, str]:
-        found, wrong = {}, {}
-        for path in batch:
-            try:
-                found[path] = probe_file(path, run.tools)
-                lasts = found[path].timeline
-                recorded = copies[path]
-                if recorded and abs(lasts - recorded) > LENGTH_TOLERANCE:
-                    wrong[path] = f"lasts {lasts:.2f} s, {recorded:.2f} are on record"
-            except (Refusal, OSError) as error:
-                wrong[path] = explain(error)
-        return {**run.transcoder.decode(found), **wrong}
-
-    with Threads(run.workers) as pool:
-        for number, wrong in enumerate(pool.map(problems, batches), 1):
-            run.report.progress(number * BATCH_FILES, len(paths))
-            for path, text in wrong.items():
-                run.report.error(f"{relpath(path, run.library.root)}: {text}")
+            report.error(f"{stem} is not in the archive any more. Bring it back from a backup.")
 
 
 # --------------------------------------------------------------------------------------- history
@@ -6340,6 +6710,7 @@ LINE = re.compile(rb'\{"type": "\w+", "path": "((?:[^"\\]|\\.)*/)?')  # greedy: 
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
 NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
+LOST = b'"lost": "'  # in a line of a take whose copy is or was lost
 
 
 class History:
@@ -6348,6 +6719,7 @@ class History:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.known: dict[str, dict[str, Past]] = {}  # by folder and stem
+        self.lossy: set[Optional[bytes]] = set()  # folders, as in `lines`
 
     @cached_property
     def lines(self) -> dict[Optional[bytes], list[int]]:
@@ -6365,6 +6737,8 @@ class History:
                 match = LINE.match(line)
                 folder = match[1] or b"" if match else None
                 lines.setdefault(folder, []).append(offset)
+                if LOST in line:
+                    self.lossy.add(folder)
                 offset += len(line)
         return lines
 
@@ -6387,17 +6761,25 @@ class History:
                 with suppress(*ODD):
                     stem = record["take"]
                     if "\0" not in stem and NO_NAMES.isdisjoint(stem.split("/")):
-                        pasts[stem] = Past.of(record["past"])
+                        remember(pasts, stem, Past.of(record["past"]))
         return self.known[folder]
 
     @property
     def pasts(self) -> Mapping[str, Past]:
         """All, by stem."""
-        for folder in filter(None, self.lines):
-            with suppress(ValueError):
-                self.in_folder(json.loads(b'"%s"' % folder[:-1]))
-        known = [self.in_folder(""), *self.known.values()]
+        known = [self.in_folder(folder) for folder in self.folders()]
         return {stem: past for pasts in known for stem, past in pasts.items()}
+
+    def folders(self, lossy: bool = False) -> set[str]:
+        """Returns the paths of the folders that it speaks of; with `lossy`, of those in which a
+        copy is or was lost."""
+        found, lines = {""}, self.lines
+        for key in filter(None, self.lossy if lossy else lines):
+            with suppress(ValueError):
+                path = json.loads(b'"%s"' % key[:-1])
+                if "\0" not in path and NO_NAMES.isdisjoint(path.split("/")):
+                    found.add(path)
+        return found
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
@@ -6419,14 +6801,22 @@ class History:
         """One line an outcome, with the whole past of its take, flushed together. `now` is that of
         the commit, from which its documents' dates were derived too. Raises OSError: originals then
         stay."""
-        pasts = [work.past_after(now) for work in works]
-        records = []
-        for work, past in zip(works, pasts):
-            about = {"take": work.take.stem, "date": iso(now), "past": past.record()}
-            records.append({**work.outcome(), **about})
-        self.write(records)
-        for work, past in zip(works, pasts):
-            self.in_folder(work.take.folder)[work.take.stem] = past
+        self.put([(work.take.stem, work.past_after(now), work.outcome()) for work in works], now)
+
+    def put(self, pasts: Iterable[tuple[str, Past, Mapping[str, Any]]], now: float) -> None:
+        """Appends the pasts of takes, by stem, each behind what is told of it. A take without a
+        past is not remembered. Raises OSError."""
+        pasts, date = list(pasts), iso(now)
+        self.write(
+            [
+                {**told, "take": stem, "date": date, "past": past.record()}
+                for stem, past, told in pasts
+            ]
+        )
+        for stem, past, _ in pasts:
+            if past.lost:
+                self.lossy.add(as_json(dirname(stem)))
+            remember(self.in_folder(dirname(stem)), stem, past)
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
@@ -6448,6 +6838,12 @@ class History:
             while text:  # a nearly full disk takes a part; the rest then raises
                 text = text[file.write(text) :]
             flush(descriptor)
+
+
+def remember(pasts: dict[str, Past], stem: str, past: Past) -> None:
+    pasts[stem] = past
+    if past == NO_PAST:
+        del pasts[stem]
 
 
 def as_json(folder: str) -> bytes:
@@ -6502,6 +6898,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
         if past.place:
             sums["archived"].update(count=1, size=past.place.size)
             add_saving(sums, past, past.place.size)
+    for stem, past in losses(library).items():
+        words[Action.LOST.value, past.lost].append(stem + past.suffix)
     totals, compressed = sums.pop("totals"), sums.pop("compressed")
     before, after = compressed["before"], compressed["after"]
     return {
@@ -6519,7 +6917,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
                 "paths": sorted(paths),
             }
             for (action, code), paths in sorted(words.items())
-            if action in (Action.KEPT, Action.FAILED)
+            if action in (Action.KEPT, Action.FAILED, Action.LOST)
         ],
         "runs": library.history.runs,
         "at_work": library.at_work(),
@@ -7403,6 +7801,9 @@ class Report:
     exit_code = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
+    missed = 0  # lost copies that earlier runs reported
+    is_news = False  # a loss has ended, or a copy is recorded anew
+    errors = 0
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -7462,6 +7863,7 @@ class Report:
         """On stderr and in the log, once; the gravest error's code is the run's."""
         self.exit_code = max(self.exit_code, code)
         if text not in self.told:
+            self.errors += 1
             self.told.add(text)
             self.log(text, "ERROR")
             self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
@@ -7498,7 +7900,7 @@ class Report:
     def outcome(self, work: Work) -> None:
         """Print, log and count what became of one take: called once for each."""
         action, told = work.outcome_reason.action, work.outcome()
-        is_failed = action is Action.FAILED
+        is_failed = action in (Action.FAILED, Action.LOST)
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
         take, left = work.take, work.take_after(0)
@@ -7518,7 +7920,9 @@ class Report:
         line = self.line(work, sizes, told["reason"])
         self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
         self.write_json(told)
-        if is_failed and self.config.quiet:
+        if action is Action.LOST and self.counts[action] > NAMED:
+            pass  # the log has it
+        elif is_failed and self.config.quiet:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
@@ -7581,6 +7985,8 @@ class Report:
     def summary(self, message: str = "") -> dict[str, Any]:
         """Tell and log the end of a run, also of one that could not begin: then `message` is why,
         and has been told. Returns the object of `--json`, with a `message` for people."""
+        if self.counts[Action.LOST] > NAMED:
+            self.say(f"and {self.counts[Action.LOST] - NAMED:,} more lost; the log names each")
         text = "" if message and not self.counts else self.sentence()
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
@@ -7591,11 +7997,17 @@ class Report:
             "type": "summary",
             **{action.value: self.counts[action] for action in Action},
             **{name: getattr(self, name) for name in SUMMED.split()},
+            "lost": self.lost,
             "elapsed_seconds": round(monotonic() - self.started, 3),
             "message": f"{message} {text}".strip(),
         }
         self.write_json(summary)
         return summary
+
+    @property
+    def lost(self) -> int:
+        """Returns how many copies are lost, with those that earlier runs reported."""
+        return self.counts[Action.LOST] + self.missed
 
     @property
     def left(self) -> int:
@@ -7627,6 +8039,8 @@ class Report:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
         if self.held:
             parts.append(f"Waiting until another run confirms the clock: {self.held}")
+        if self.missed:
+            parts.append(f"Lost before, and still missing: {self.missed}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
         took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
@@ -7636,7 +8050,7 @@ class Report:
     @property
     def has_news(self) -> bool:
         """Whether a run did or failed anything."""
-        return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
+        return bool(self.exit_code or self.is_news or self.counts.keys() - {Action.KEPT})
 
 
 def advice_on(work: Work) -> str:
@@ -7719,7 +8133,8 @@ def command_doctor(config: Config, report: Report) -> None:
     run = Run(config, report)
     report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
     with run.open(locks=False):
-        for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
+        checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs)
+        for check in (*checks, examine_losses):
             try:
                 report.say(f"ok       {check(run)}")
             except (ServiceError, Refusal, OSError) as error:
@@ -7814,6 +8229,14 @@ def examine_runs(run: Run) -> str:
     if not lexists(last.get("python") or "/"):
         raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
     return text
+
+
+def examine_losses(run: Run) -> str:
+    lost = [stem + past.suffix for stem, past in losses(run.library).items()]
+    if lost:
+        names = [*sorted(lost)[:NAMED], *[f"{len(lost) - NAMED:,} more"] * (len(lost) > NAMED)]
+        raise ServiceError(f"{len(lost)} lost copies: {', '.join(names)}. {LOST_ADVICE}")
+    return "no copy is lost"
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -7975,7 +8398,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "check": Command(
         "fully verify the compressed library against its records",
-        "jobs json quiet verbose progress",
+        "archive jobs json quiet verbose progress",
         command_check,
     ),
     "restore": Command(
