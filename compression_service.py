@@ -1918,6 +1918,9 @@ class Run:
             work.source_seen = Witness(identity)
             if source is None or identity[-2:] != source[1:]:
                 raise Refusal(Reason.CHANGED)
+            known = work.take.past.sha256 if source == work.take.proven_copy else ""
+            if known and known != digest_from(file, stop=self.stop):
+                raise Refusal(Reason.ROTTEN, "its original is not here")
             work.probe = probe(file.fileno(), path, self.tools)
             name = folded(work.take.name)
             recorded = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
@@ -2088,8 +2091,9 @@ def check_claim(work: Work, job: Job) -> None:
 
 def size_before(work: Work) -> int:
     """Bytes that a copy must save from: of the copy before it, or of the original."""
-    is_smaller = work.plan.move is Move.SMALLER
-    return work.take.copy.size if is_smaller and work.take.copy else work.source_size
+    copy, past = work.take.copy, work.take.past
+    is_smaller = work.plan.move is Move.SMALLER and not past.lost
+    return copy.size if is_smaller and copy else work.source_size
 
 
 def space_needed(work: Work) -> int:
