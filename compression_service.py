@@ -18,7 +18,8 @@ Documents are derived, not tracked. The members of a sidecar or an index entry a
 of the takes after a move (`facts_of`, `sidecar_members`). Making them true is one step that can be
 repeated: for every move, after a kill, and where a server has overwritten them.
 
-Every change is a move. `next_move` is pure and picks the row, `Committer.commit` carries it out:
+Every change is a move. `moves_of` is pure and picks the row, the row's class carries it out, and
+`Committer.commit` keeps the order:
 
     move      when                                 placed                        removed last
     compress  an original, old enough, no copy     staged -> x.opus, never over  x.webm
@@ -40,7 +41,8 @@ The way of one recording, and the sections of this file in the same order:
     run             one run's work, start to summary                Run, Queue
     trials          what a run needs, tried before it                try_commits(), try_ffmpeg()
     library         the walk; sidecars, takes, recordings           Library, resolve_recordings()
-    plan            which move is next, pure                        next_move(), decide()
+    plan            which moves are next, pure                      moves_of(), decide()
+    moves           each row of the table carries itself out        Move
     probe           what is in a file, every byte accounted for     probe(), provenance()
     prove           encode, walk, decode, compare                   Transcoder, compare_audio()
     commit          the only section that changes the library       Committer
@@ -132,6 +134,7 @@ from typing import (
     IO,
     Any,
     Callable,
+    ClassVar,
     ContextManager,
     NamedTuple,
     NoReturn,
@@ -156,7 +159,8 @@ INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
 ID_NAME = "id"  # in our own folder and, as the library's mark, in such a folder of its archive
 RESTORING = "restoring"  # the code of a restore that is not finished
-FORGOTTEN = "forgotten"  # in place of a reason why a copy is lost: its owner deleted it
+FORGOTTEN = "forgotten"  # in place of the code of a loss: its owner deleted the recording
+DELETING = "deleting"  # and of a deletion
 # Beside its target, and what rclone makes of such a name.
 STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
@@ -241,19 +245,11 @@ class Action(str, enum.Enum):
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
     WOULD_RESTORE = "would-restore"
+    FREED = "freed"
+    WOULD_FREE = "would-free"
     LOST = "lost"
-
-
-class Move(str, enum.Enum):
-    """The ways a take can change; the table is in the docstring of this file."""
-
-    __hash__ = str.__hash__  # the word in the history finds the same entry of a table
-    COMPRESS = "compress"
-    ADOPT = "adopt"
-    SMALLER = "smaller"
-    FREE = "free"
-    ARCHIVE = "archive"
-    RESTORE = "restore"
+    DELETED = "deleted"
+    WOULD_DELETE = "would-delete"
 
 
 class State(enum.Enum):
@@ -264,6 +260,7 @@ class State(enum.Enum):
     COMPRESSED = "compressed"  # a proven copy stands for it, whether or not the original is here
     RESTORED = "restored"  # its original came back, and stands for it again
     ARCHIVED = "archived"  # nothing here, and a place where it is
+    DELETED = "deleted"  # nothing here, as a tier of its owner asked for
     MISSING = "missing"  # nothing here, and no place: not synchronised yet, or deleted by its owner
 
 
@@ -279,8 +276,13 @@ class Reason(enum.Enum):
     ADOPTED = "compressed: its copy was there already, and was proven again{}"
     DUE = "would-compress: due{}"
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
+    FREED = "freed: its days are over, and its copy was proven again{}"
+    FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
+    SOUND = "compressed: its copy was read again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
+    DELETED = "deleted: by the tier of {} days"
+    DELETE_DUE = "would-delete: by the tier of {} days"
     RESTORED = "restored: {}; --retry lets runs take it up again"
     RESTORE_DUE = "would-restore: {}"
 
@@ -305,6 +307,9 @@ class Reason(enum.Enum):
     POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
     POLICY_INVALID = "kept: its sidecar's compression_policy cannot be followed: {}"
     SIDECAR = "kept: its sidecar cannot be edited: {}"
+    NO_SIDECAR = "kept: no tier deletes it, as no sidecar owns it{}"
+    NO_TRANSCRIPT = "kept: no tier deletes it, as no sidecar has its transcript{}"
+    INCOMPLETE = "kept: no tier deletes it, as a part of it is lost or not here yet: {}"
 
     MISSING = "lost: its copy is missing: {}"
     VANISHED = "lost: its copy is missing, as most copies are: {}"
@@ -324,6 +329,7 @@ class Reason(enum.Enum):
     OWNER = "failed: its copy could not be given to its owner: {}"
     ARCHIVE_REFUSED = "failed: cannot be archived: {}"
     NOT_RESTORED = "failed: cannot be restored: {}"
+    NOT_DELETED = "failed: cannot be deleted: {}"
     CHANGED = "failed: the recording changed while it was being worked on{}"
     NO_SPACE = "failed: no space left: {}"
     INPUT_OUTPUT = "failed: cannot be read or written: {}"
@@ -425,6 +431,11 @@ class File(NamedTuple):
     def is_original(self) -> bool:
         return self.suffix.lower() == SOURCE_SUFFIX
 
+    @property
+    def format(self) -> Optional[str]:
+        """Returns the format of a copy, by its name; None for any other file."""
+        return FORMAT_OF.get(self.suffix)
+
     def is_on_record(self, size: int, mtime_ns: int) -> bool:
         """Returns whether a record speaks of this file: same size, and mtime equal to the second.
         tar, NTFS and exFAT drop the rest of a second, and FAT rounds to an even one."""
@@ -486,9 +497,12 @@ class Past(NamedTuple):
     compressed: float = 0.0  # when its copy was proven, since the epoch
     ids: tuple[str, ...] = ()  # of its recording: by these the index finds its folder
     place: Optional[Place] = None  # in the archive, until it has come back
+    deleted: float = 0.0  # when a tier deleted it, since the epoch
+    back: float = 0.0  # when its owner brought it back since; its age counts from then
+    stays: str = ""  # the code of the reason why no tier deletes it
     sha256: str = ""  # of the copy, "" where nobody has noted it
     freed: float = 0.0  # when its original was deleted, since the epoch
-    lost: str = ""  # the code of the reason why its copy counts as lost, or FORGOTTEN
+    lost: str = ""  # why its copy is lost: the reason's code, or FORGOTTEN
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
@@ -499,7 +513,8 @@ class Past(NamedTuple):
         past = remembered(cls(), said)
         is_plain = basename(place.name) == place.name not in (".", "..")
         is_suffix = past.suffix in ("", *COPY_SUFFIXES)
-        is_time = all(0 <= moment < LATEST for moment in (past.compressed, place.time))
+        times = (past.compressed, past.deleted, past.back, place.time)
+        is_time = all(0 <= moment < LATEST for moment in times)
         if not (is_plain and is_suffix and is_time) or "\0" in place.location + place.name:
             raise ValueError("an odd name or time")
         place = place._replace(mode=place.mode & 0o666)  # no text gives a file more than that
@@ -512,6 +527,15 @@ class Past(NamedTuple):
             values["place"] = self.place._asdict()
         return values
 
+    def proves(self, file: File) -> bool:
+        """Returns whether a file of its take is the copy that is on record as proven."""
+        is_its = self.suffix != "" and file.suffix == self.suffix
+        return (
+            is_its
+            and self.lost != Reason.ROTTEN.code
+            and file.is_on_record(self.size, self.mtime_ns)
+        )
+
     def speaks_of(self, file: File) -> bool:
         sizes = (self.first_size, self.size)
         return any(file.is_on_record(size, self.mtime_ns) for size in sizes)
@@ -519,7 +543,7 @@ class Past(NamedTuple):
     @property
     def has_copy(self) -> bool:
         """Returns whether a copy is on record that should be here."""
-        return self.suffix != "" and self.size > 0 and self.place is None
+        return self.suffix != "" and self.size > 0 and not (self.place or self.deleted)
 
     @property
     def is_lost(self) -> bool:
@@ -535,7 +559,7 @@ class Past(NamedTuple):
     @property
     def is_at_rest(self) -> bool:
         """Kept, given up or archived: no run compresses it, as long as its settings hold."""
-        return self.is_settled or self.move == Move.ARCHIVE
+        return self.is_settled or self.move == Store.name
 
     @property
     def is_restored(self) -> bool:
@@ -565,18 +589,14 @@ ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 class Take(NamedTuple):
-    """One stem in one folder: the files it has, which copies are ours, and its past.
-
-    `ours` holds the copies that carry our tag (with its bit rate) or that a sidecar calls by name
-    (with 0); one that is on record needs neither. Any other file in a copy's format is a
-    stranger's.
-    """
+    """One stem in one folder: its files by their roles (see `take_of`), and its past."""
 
     stem: str  # path below the library, without a suffix: the key of the history
-    originals: tuple[File, ...] = ()  # more than one is a clash: x.webm beside x.WEBM
-    copies: tuple[File, ...] = ()
+    originals: tuple[File, ...] = ()  # first the one on record; several are a clash
+    copies: tuple[File, ...] = ()  # ours; first the one on record as proven
+    strangers: tuple[File, ...] = ()  # other files in a copy's format
     past: Past = NO_PAST
-    ours: Mapping[str, int] = {}
+    rates: Mapping[str, int] = {}  # copies without a record: bit/s by their tag, 0 without a tag
 
     @property
     def folder(self) -> str:
@@ -589,53 +609,45 @@ class Take(NamedTuple):
 
     @property
     def files(self) -> tuple[File, ...]:
-        return (*self.originals, *self.copies)
+        return (*self.originals, *self.copies, *self.strangers)
 
     def with_files(self, files: Iterable[File]) -> Take:
         """Returns this take with other files."""
-        files = tuple(files)
-        return self._replace(
-            originals=tuple(file for file in files if file.is_original),
-            copies=tuple(file for file in files if file.suffix in FORMAT_OF),
-        )
+        return take_of(self.stem, files, self.past, self.rates)
 
     @property
     def original(self) -> Optional[File]:
-        """The one that its past speaks of, if there are several."""
-        known = (file for file in self.originals if self.past.speaks_of(file))
-        return next(known, self.originals[0] if self.originals else None)
+        return self.originals[0] if self.originals else None
 
     @property
     def is_known(self) -> bool:
-        """Whether its past speaks of the original that is here, and not of an earlier one."""
+        """Returns whether its past speaks of the original that is here, not of an earlier one."""
         return self.original is not None and self.past.speaks_of(self.original)
 
     @property
-    def proven_copy(self) -> Optional[File]:
-        """The copy that is on record as proven, by size and mtime."""
-        past = self.past
-        for file in self.copies if past.lost != Reason.ROTTEN.code else ():
-            is_known = file.is_on_record(past.size, past.mtime_ns)
-            if past.suffix and file.name == self.name + past.suffix and is_known:
-                return file
-        return None
+    def copy(self) -> Optional[File]:
+        return self.copies[0] if self.copies else None
 
     @property
-    def copy(self) -> Optional[File]:
-        """The copy that is ours: the proven one, else one that says it is."""
-        ours = (file for file in self.copies if file.name in self.ours)
-        return self.proven_copy or next(ours, None)
+    def proven_copy(self) -> Optional[File]:
+        """Returns the copy that is on record as proven."""
+        copy = self.copy
+        return copy if copy and self.past.proves(copy) else None
 
     @property
     def is_in_doubt(self) -> bool:
-        """Returns whether its copy may be lost: neither that nor its original is known to be here.
-        It makes no move before `Losses` has looked into it."""
+        """Returns whether its copy may be lost. It makes no move before `Losses` has seen to it."""
         past = self.past
         if self.originals or not past.has_copy:
             return False
         if past.lost == FORGOTTEN:
-            return any(file.name == self.name + past.suffix for file in self.copies)
+            return any(file.suffix == past.suffix for file in self.files)
         return past.is_lost or self.proven_copy is None
+
+    @property
+    def is_missing(self) -> bool:
+        """Returns whether it is neither here, nor archived, nor deleted by a tier."""
+        return self.state is State.MISSING or self.lost_copy is not None
 
     @property
     def lost_copy(self) -> Optional[File]:
@@ -649,7 +661,17 @@ class Take(NamedTuple):
         """Returns the bit/s that its copy was asked for, by record or tag; 0 where neither says."""
         if self.proven_copy or not self.copy:
             return self.past.bitrate
-        return self.ours[self.copy.name]
+        return self.rates.get(self.copy.name, 0)
+
+    @property
+    def is_half_deleted(self) -> bool:
+        """Returns whether its deletion is on record as begun and not as finished."""
+        return self.past.code == DELETING
+
+    @property
+    def was_brought_back(self) -> bool:
+        """Returns whether files are here of a take that was deleted."""
+        return self.past.deleted > 0 and bool(self.files) and not self.is_half_deleted
 
     @property
     def is_half_restored(self) -> bool:
@@ -662,6 +684,7 @@ class Take(NamedTuple):
     def state(self) -> State:
         if not self.original:
             away = State.ARCHIVED if self.past.place else State.MISSING
+            away = State.DELETED if self.past.deleted else away
             return State.COMPRESSED if self.copy or self.lost_copy else away
         if not self.is_known:
             return State.WAITING
@@ -673,24 +696,45 @@ class Take(NamedTuple):
 
     @property
     def file(self) -> Optional[File]:
-        """The file that stands for it; None where nothing is here."""
+        """Returns the file that stands for it; None where nothing is here."""
         return self.copy if self.state is State.COMPRESSED else self.original
 
     @property
     def said(self) -> File | Place | None:
-        """What stands for it in every document. A lost copy counts as it was on record."""
+        """Returns what stands for it in documents. A lost copy counts as it was on record."""
         return self.lost_copy or self.file or self.past.place
 
     def name_now(self, name: str) -> str:
         """Returns the name a document should use now for the file it calls `name`. Names change
         only between the original and the copy that stands for it, or back after a restore. The name
         of another file stays."""
-        suffix, file, state = splitext(name)[1], self.said, self.state
-        is_other = any(each.name == name for each in self.originals if each != self.original)
-        is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
-        is_left = state in (State.COMPRESSED, State.ARCHIVED) and is_original
-        is_back = state is State.RESTORED and suffix == self.past.suffix
-        return file.name if file and (is_left or is_back) else name
+        named, file, state = File(name, 0, 0), self.said, self.state
+        is_other = any(each.name == name for each in self.originals[1:])
+        is_left = state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
+        is_back = state is State.RESTORED and named.suffix == self.past.suffix
+        return file.name if file and not is_other and (is_left or is_back) else name
+
+
+def take_of(
+    stem: str, files: Iterable[File], past: Past = NO_PAST, rates: Mapping[str, int] = {}
+) -> Take:
+    """Returns the take that these files are. `rates` names those that are copies of ours although
+    they are not on record."""
+    originals, strangers = list[File](), list[File]()
+    proven, copies = list[File](), list[File]()
+    for file in files:
+        if file.is_original:
+            originals.insert(0 if past.speaks_of(file) else len(originals), file)
+        elif past.proves(file):
+            proven.append(file)
+        elif file.name in rates:
+            copies.append(file)
+        elif file.format:
+            strangers.append(file)
+    if proven:  # then no other copy matters
+        strangers += copies
+        copies = proven
+    return Take(stem, tuple(originals), tuple(copies), tuple(strangers), past, rates)
 
 
 class Policy(NamedTuple):
@@ -795,6 +839,9 @@ class Sidecar(NamedTuple):
     language: Optional[str] = None
     policy: Any = None  # as it stands there, not checked yet
     location: str = ""  # where it says that its recording is archived
+    has_text: bool = False  # a transcript
+    is_owner: bool = False  # of its files by `chunks` or by its stem, not just by naming one
+    is_deleted: bool = False  # whether it says that a tier deleted its recording
     flaw: str = ""  # why it cannot be edited
     is_unread: bool = False  # then it may name any file in its folder
 
@@ -831,8 +878,12 @@ class Recording(NamedTuple):
     def is_witnessed(self) -> bool:
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
-        is_missing = any(not (take.files or take.past.place) for take in self.takes)
-        return is_missing and self.location != ""
+        is_missing = any(take.is_missing for take in self.takes)
+        is_said = self.location or any(sidecar.is_deleted for sidecar in self.sidecars)
+        return is_missing and bool(is_said)
+
+
+NO_RECORDING = Recording("", ())
 
 
 class Folder:
@@ -857,7 +908,7 @@ class Folder:
         takes, pasts = {}, self.library.history.in_folder(self.path)
         for name, group in files.items():
             stem = join(self.path, name)
-            takes[name] = Take(stem, past=pasts.get(stem, NO_PAST)).with_files(group)
+            takes[name] = take_of(stem, group, pasts.get(stem, NO_PAST))
         return takes
 
 
@@ -878,27 +929,13 @@ class Target(NamedTuple):
 
 
 class Tier(NamedTuple):
-    """A further step, for what is at least `after_days` old: a lower bit rate, or an archive."""
+    """A further step, for what is at least `after_days` old: a lower bit rate, an archive, or
+    deletion."""
 
     after_days: float
     bitrate: Optional[int] = None
     archive: Optional[str] = None  # an absolute folder, or an rclone remote `name:path`
-
-
-class Plan(NamedTuple):
-    """One row of the table of moves, for one take; with a `refusal` that it is kept, and why."""
-
-    move: Move
-    source: Optional[File]  # what is encoded, proven against or archived; None: to be fetched
-    target: Target
-    settings: str  # that this rests on
-    goes: tuple[File, ...] = ()  # removed last
-    refusal: Optional[Refusal] = None
-
-    @property
-    def encodes(self) -> bool:
-        """Whether a copy is made. Otherwise the one that is here is proven."""
-        return self.move in (Move.COMPRESS, Move.SMALLER)
+    delete: bool = False
 
 
 class Moment(NamedTuple):
@@ -1006,178 +1043,6 @@ LARGEST_STEP_BACK = 1.0  # seconds; more is no backlog of a frozen tab but damag
 MOST_GAPS = 1000  # each is a term of an expression that ffmpeg evaluates for every frame
 
 
-@dataclass(eq=False)
-class Work:
-    """One move of one take on its way through a run; filled in from section to section."""
-
-    take: Take
-    recording: Recording
-    plan: Plan
-    source_seen: Optional[Witness] = None  # when it was probed
-    copy_seen: Optional[Witness] = None  # when it had been proven
-    displaced_seen: Optional[Witness] = None  # the copy that `smaller` replaces
-    probe: Optional[Probe] = None
-    estimate: int = 0  # bytes that the copy will have
-    staged: str = ""  # absolute path; "" where nothing is to be placed
-    copy: Optional[File] = None  # what stands for the take afterwards, once proven
-    place: Optional[Place] = None  # in the archive, once it is proven to be there
-    reason: Optional[Reason] = None  # set once: what became of it
-    detail: str = ""
-    trace: str = ""  # of a defect, for the log
-
-    @property
-    def path(self) -> str:
-        """Returns the path of the source below the library."""
-        source = self.plan.source or self.take.past.place or self.take.said
-        return join(self.take.folder, source.name if source else self.take.name)
-
-    @property
-    def source_size(self) -> int:
-        """Bytes; 0 where the source is to be fetched."""
-        return self.plan.source.size if self.plan.source else 0
-
-    @property
-    def guessed_seconds(self) -> float:
-        """Returns a guess at the seconds of audio, from the size alone."""
-        return self.source_size / BYTES_PER_SECOND
-
-    @property
-    def target_path(self) -> str:
-        """Returns the path of the copy below the library."""
-        is_fetched = self.plan.move is Move.RESTORE and self.plan.source is None
-        return self.path if is_fetched else self.take.stem + self.plan.target.form.suffix
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it is proven, and only the commit is left."""
-        return self.reason is None and (self.copy is not None or self.place is not None)
-
-    @property
-    def outcome_reason(self) -> Reason:
-        """Returns the reason it has, or will have after its commit."""
-        return self.reason or REASON_OF[self.plan.move]
-
-    def refuse(self, error: Exception) -> None:
-        """Set reason and detail for whatever kept it from going on: a Refusal's own; of an OSError
-        by its errno (no space, name too long, else input/output); of anything else a defect."""
-        # The report names its path.
-        self.detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
-        if isinstance(error, Refusal):
-            self.reason, self.detail = error.reason, error.detail
-        elif isinstance(error, OSError):
-            self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
-        elif isinstance(error, MemoryError):
-            self.reason, self.detail = Reason.TOOL_KILLED, "memory is short"
-        else:
-            self.reason = Reason.DEFECT
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            self.trace = "".join(lines)
-
-    def past_after(self, now: float) -> Past:
-        """What the history will say of the take: pure. Sizes, bit rate and `compressed` of a copy
-        that it had stay when a later step is kept or fails; a failure under the same settings
-        counts one attempt more unless its reason `is_environment`. A failed restore changes
-        nothing."""
-        reason, plan, last = self.outcome_reason, self.plan, self.take.past
-        source, action = plan.source, reason.action
-        if plan.move is Move.RESTORE and action is not Action.RESTORED:
-            return last
-        if action is Action.LOST:
-            return last._replace(lost=reason.code)
-        known = last if source is None or last.speaks_of(source) else NO_PAST
-        is_begun = plan.move is Move.RESTORE and not self.reason
-        attempts = 0
-        if action is Action.FAILED:
-            is_again = (known.move, known.settings) == (plan.move, plan.settings)
-            attempts = known.attempts * is_again + (not reason.is_environment)
-        past = known._replace(
-            action=action,
-            code=RESTORING if is_begun else reason.code,
-            move=plan.move,
-            settings=plan.settings,
-            attempts=attempts,
-            time=now,
-            seconds=self.seconds,
-            ids=self.recording.ids or last.ids,
-            place=self.place or (None if plan.move is Move.RESTORE else last.place),
-        )
-        if source:
-            first_size = source.size if source.is_original else known.first_size
-            past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
-        if action is Action.COMPRESSED and self.copy:
-            # A copy that was here already keeps the rate and date on record or in its tag.
-            return past._replace(
-                suffix=self.copy.suffix,
-                size=self.copy.size,
-                mtime_ns=self.copy.mtime_ns,
-                bitrate=plan.target.bitrate if plan.encodes else self.take.bitrate,
-                compressed=now if plan.encodes else known.compressed or now,
-                sha256=self.copy_seen.sha256 if self.copy_seen else "",
-                freed=now if any(file.is_original for file in plan.goes) else known.freed,
-                lost="",
-            )
-        if action is Action.RESTORED and source and not (is_begun and plan.goes):
-            # The copy is gone, or stays as it did not prove to be the original's: from now on any
-            # file in its place is unproven.
-            return past._replace(size=0)
-        return past
-
-    @property
-    def seconds(self) -> float:
-        return round(self.probe.timeline, 3) if self.probe else self.take.past.seconds
-
-    def take_after(self, now: float) -> Take:
-        """The take as it will be once the move is through: its files and `past_after`. From these,
-        and from nothing else, commit derives the documents."""
-        take = self.take._replace(past=self.past_after(now))
-        if self.outcome_reason.action not in DONE_ACTIONS:
-            return take
-        new = (self.copy,) if self.copy else ()
-        gone = {file.name for file in (*self.plan.goes, *new)}
-        return take.with_files((*(file for file in take.files if file.name not in gone), *new))
-
-    def outcome(self) -> dict[str, Any]:
-        """The object of `--json`, which is also the head of its line in the history."""
-        reason, place, past = self.outcome_reason, self.place, self.take.past
-        is_done = reason.action in DONE_ACTIONS
-        copy = self.copy if is_done else None
-        file = join(self.take.folder, copy.name) if copy else self.path
-        outcome = {
-            "type": "recording",
-            "path": self.path,
-            "file": join(place.location, place.name) if place and not copy else file,
-            "action": reason.action,
-            "reason": reason.sentence.format(self.detail),
-            "original_size": self.source_size,
-            "compressed_size": copy.size if copy else None,
-            "seconds": self.seconds,
-        }
-        if reason.action is Action.WOULD_COMPRESS:
-            outcome["estimated_size"] = self.estimate
-        if reason.action is Action.LOST:
-            sizes = {"original_size": past.first_size, "compressed_size": past.size}
-            outcome.update(sizes, file=self.path if self.copy else None)
-        return outcome
-
-
-DONE_ACTIONS = (Action.COMPRESSED, Action.ARCHIVED, Action.RESTORED)
-REASON_OF = {
-    Move.COMPRESS: Reason.DONE,
-    Move.ADOPT: Reason.ADOPTED,
-    Move.SMALLER: Reason.DONE,
-    Move.FREE: Reason.ADOPTED,
-    Move.ARCHIVE: Reason.ARCHIVED,
-    Move.RESTORE: Reason.RESTORED,
-}
-REASON_OF_ERRNO = {
-    errno.ENOSPC: Reason.NO_SPACE,
-    errno.EDQUOT: Reason.NO_SPACE,
-    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
-    errno.ELOOP: Reason.CHANGED,  # a link where a file was: we follow none
-    errno.EEXIST: Reason.NAME_TAKEN,
-}
-
-
 def explain(error: Exception) -> str:
     """Returns a sentence on an error, with the file if the system named one."""
     if not isinstance(error, OSError):
@@ -1224,7 +1089,9 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
     except Exception as error:  # so that no command ends in silence
-        report.summary(report.failed(error))
+        summary = report.summary(report.failed(error))
+        if report.config.command == "check":
+            notify(report.config, report, summary)
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
     finally:
@@ -1343,6 +1210,12 @@ def check_boolean(value: Any) -> Any:
     raise ValueError("expected true or false")
 
 
+def check_true(value: Any) -> Any:
+    if value is True:
+        return value
+    raise ValueError("expected true")
+
+
 def check_text(value: Any) -> Any:
     """A string with something in it that an operating system can be given."""
     if isinstance(value, str) and value.strip() and "\0" not in value:
@@ -1416,7 +1289,12 @@ POLICY_KINDS = {
     "after_days": DAYS,
     "format": FORMAT,
 }
-TIER_KINDS = {"after_days": DAYS, "bitrate": check_bitrate, "archive": check_path}
+TIER_KINDS = {
+    "after_days": DAYS,
+    "bitrate": check_bitrate,
+    "archive": check_path,
+    "delete": check_true,
+}
 
 
 def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -1442,7 +1320,7 @@ def check_tiers(value: Any) -> tuple[Tier, ...]:
     tiers = [check_members(each, TIER_KINDS) for each in value]
     for tier in tiers:
         if len(tier) != 2 or "after_days" not in tier:
-            raise ValueError('expected "after_days", and either "bitrate" or "archive"')
+            raise ValueError('expected "after_days", and one of "bitrate", "archive", "delete"')
     return tuple(sorted((Tier(**tier) for tier in tiers), key=lambda tier: tier.after_days))
 
 
@@ -1474,8 +1352,8 @@ class Config:
     )
     keep_originals_days: float = setting(0, DAYS)
     verify_before_delete: bool = setting(True, check_boolean)
-    min_saving_percent: float = setting(5, number(0, 99))
     check_days: int = setting(30, number(0, 65_535, whole=True))
+    min_saving_percent: float = setting(5, number(0, 99))
     jobs: int = setting(
         0, number(0, 999, whole=True), "-j --jobs N: recordings at work at once; 0 is one a core"
     )
@@ -1504,8 +1382,10 @@ class Config:
     )
     tiers: tuple[Tier, ...] = setting((), check_tiers)
     notify_command: Optional[str] = setting(None, or_none(check_text))
+    notify_on: str = setting("work", choice("problem", "work", "always"))
     paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
     last_run: bool = flag(False, check_boolean, "--last-run: all that the last run has changed")
+    off: bool = flag(False, check_boolean, "--off: let runs work on these again")
     archive: bool = flag(False, check_boolean, "--archive: read archived files too")
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
@@ -1521,8 +1401,13 @@ class Config:
 
     @property
     def archive_tier(self) -> Optional[Tier]:
-        """At most one, and the last."""
+        """Returns the tier that archives; there is at most one."""
         return next((tier for tier in self.tiers if tier.archive), None)
+
+    @property
+    def delete_tier(self) -> Optional[Tier]:
+        """Returns the tier that deletes, if any; it is the last."""
+        return next((tier for tier in self.tiers if tier.delete), None)
 
     def tier_rate(self, age: float) -> Optional[int]:
         """Bit/s that the last tier asks for what is `age` days old; None where none does."""
@@ -1602,13 +1487,16 @@ def check_steps(config: Config) -> None:
     before = Tier(config.age_threshold_days - 1e-6, config.target_bitrate + 1)
     for tier in config.tiers:
         is_older = tier.after_days > before.after_days
-        is_smaller = (tier.bitrate or 0) < (before.bitrate or 0)
+        # An archive comes after bit rates, deletion last.
+        is_smaller = (tier.bitrate or -tier.delete) < (before.bitrate or -before.delete)
         if not (is_older and is_smaller):
             raise ValueError(
                 'expected for "tiers" ages that rise and bit rates that fall, from '
-                '"age_threshold_days" and "target_bitrate" on, and an archive last'
+                '"age_threshold_days" and "target_bitrate" on, then an archive, deletion last'
             )
         before = tier
+    if before.delete and not config.delete_originals:
+        raise ValueError('a tier that deletes needs "delete_originals" to be true')
 
 
 def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") -> Policy:
@@ -1634,6 +1522,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
+LONGEST_MESSAGE = 1000  # characters for a notify_command; in JSON, one may take twelve bytes
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1655,10 +1544,10 @@ class Run:
         self.now, self.started = time.time(), monotonic()
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
-        self.through: list[Work] = []  # proven or refused, still to be committed
+        self.finished: list[Move] = []  # proven or refused, still to be committed
+        self.doomed: Counter[str] = Counter()  # what the next run will delete, if it is announced
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
-        self.jobs: dict[Work, Job] = {}  # at work just now
-        self.foreseen: dict[str, Take] = {}  # by a dry run, after what it would do; by stem
+        self.jobs: dict[Compress, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
         self.losses = Losses(self)
 
@@ -1700,29 +1589,29 @@ class Run:
         try:
             self.report.open_log()
             self.library.require(self.config.log_file)
-            if self.library.paused(self.now):
-                message = f"Paused: {self.library.root} is left alone; 'resume' lets runs go on."
+            message = self.library.paused(self.now)
+            if message:
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
-                    works = plan_run(self)
-                    if self.losses.find():  # which may be due now
-                        works = plan_run(self)
-                    self.work(works)
+                    groups = self.plan()
+                    if self.losses.find():  # copies that are known again may be due
+                        groups = self.plan()
+                    self.work(groups)
+                    self.announce()
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
         if self.is_locked:
             self.note(summary)
-        if not self.config.dry_run and (message or self.report.has_news):
-            self.notify(summary)
+        notify(self.config, self.report, summary)
 
     def is_begun(self) -> bool:
         """Returns whether a run did something here before, or has something to do now. Our own
         folder is made only then."""
         if lexists(self.library.own("history.jsonl")):
             return True
-        is_due = next(due_works(self), None) or next(plan_archive(self), None)
+        is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
         return bool(is_due or self.report.held or self.report.ahead > 1)
 
@@ -1753,38 +1642,171 @@ class Run:
         SHA-256 of the index."""
         is_true = not self.committer.ids and not self.report.exit_code
         index = self.committer.index_digest if is_true else ""
-        self.history.note(
-            [
-                {
-                    **summary,
-                    "type": self.config.command,
-                    "python": sys.executable,
-                    "index": index,
-                    "checked": self.losses.checked,
-                }
-            ],
-            self.now,
+        record: dict[str, Any] = {"type": self.config.command}
+        record.update(python=sys.executable, index=index, checked=self.losses.checked)
+        if self.is_complete:
+            tier = self.config.delete_tier
+            record["announced"] = tier.after_days if tier else None
+        self.history.note([{**summary, **record}], self.now)
+
+    @property
+    def is_part(self) -> bool:
+        config = self.config
+        selection = (config.only, config.language, config.since, config.until)
+        return any(selection) or config.limit is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Returns whether this run does all that the settings ask for, as far as it is now."""
+        config, report = self.config, self.report
+        is_whole = config.command == "run" and config.delete_originals and not self.is_part
+        return bool(is_whole and self.is_locked and not report.exit_code and not report.left)
+
+    @cached_property
+    def is_announced(self) -> bool:
+        """Returns whether the last complete run has announced what the tier that deletes deletes
+        now. A dry run need not wait for that."""
+        tier = self.config.delete_tier
+        told = [run["announced"] for run in self.history.runs if "announced" in run]
+        return not tier or self.config.dry_run or told[-1:] == [tier.after_days]
+
+    def is_doomed(self, recording: Recording) -> bool:
+        """Returns whether a recording waits for its deletion to be announced, and counts it."""
+        if self.is_announced:
+            return False
+        moves = deleting(recording, self.config, self.clock)
+        problems = [move.outcome.reason for move in moves if move.outcome]
+        self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
+        if problems or not moves or moves[0].take.is_half_deleted:
+            return False
+        self.doomed["recordings"] += 1
+        self.doomed["bytes"] += sum(file.size for move in moves for file in move.removes)
+        return True
+
+    def announce(self) -> None:
+        """Reports what the tier that deletes will delete from the next run on."""
+        tier, doomed = self.config.delete_tier, self.doomed
+        if self.is_announced or not tier or not self.is_complete:
+            return
+        self.report.announcement = (
+            f"The tier of {tier.after_days:g} days is new: the next run deletes "
+            f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
+            f"{doomed['stay']} files without a sidecar stay"
         )
 
-    def work(self, works: list[Work]) -> None:
-        """All that a run has to do. The list is emptied: what is through is to take no memory, and
-        the packets of a recording alone may take 40 kB."""
-        begun = len(works)
-        self.report.begin(works, self.workers)
-        if works and self.config.dry_run:
-            read_signs(self.library)
-            self.try_ffmpeg_on(works[0])
-        elif works:
-            try_commits(self.library)
-        begun_before = {
-            work.recording.key: work.recording for work in works if work.plan.move is Move.RESTORE
-        }
+    def plan(self) -> list[list[Move]]:
+        """Returns every move of this run in groups, oldest recording first, cut to --limit between
+        two groups. A whole recording is one group, any other move another. Where the index is not
+        as we left it, that too is looked into. Raises ServiceError where the clock cannot be
+        true."""
+        self.check_clock()
+        groups = sorted(self.due_groups(), key=place_in_line)
         if self.is_locked:
-            bring_back(self, begun_before.values())
-        works[:] = [work for work in works if work.plan.move is not Move.RESTORE]
+            self.committer.attempt((), self.committer.look_at_index)
+        counts = itertools.accumulate(map(len, groups), initial=0)  # before each group
+        limit = self.config.limit or math.inf
+        return [group for group, before in zip(groups, counts) if before < limit]
+
+    def due_groups(self) -> Iterator[list[Move]]:
+        """Yields these groups folder by folder, and counts what the walk meets.
+
+        Documents are read except in a folder whose note still holds. A run that may write makes all
+        that it has read true at the end."""
+        config, report, is_found = self.config, self.report, False
+        report.found = report.young = report.links = report.ahead = report.held = 0
+        ahead: list[str] = []
+        for folder in every_folder(self.library, report.error, report.once):
+            report.found += len(folder.audio)
+            report.links += folder.links
+            report.young += sum(self.is_young(file) for file in folder.audio if file.is_original)
+            for file in folder.audio:
+                if self.clock.age(file) < -1:
+                    report.ahead += 1
+                    ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
+            if self.is_locked:
+                self.staging.sweep(folder)
+            self.losses.met[folder.path] = len(folder.audio)
+            if self.is_at_rest(folder):
+                continue
+            for recording in self.recordings_in(folder):
+                self.losses.doubt(recording)
+                moves: list[Move] = []
+                with boundary(partial(report.defect, f"{recording.key} was kept")):
+                    if not self.is_doomed(recording):
+                        moves = moves_of(recording, self.planned, self.moment)
+                    report.held += count_held(recording, config, self.moment, self.clock)
+                is_found = is_found or bool(moves)
+                if moves and moves[0].is_whole:
+                    yield moves
+                else:
+                    yield from ([move] for move in moves)
+            if self.is_locked:
+                self.committer.folders.add(folder.path)
+        for path in () if is_most(vars(report)) else ahead:
+            report.once(f"{path} is dated in the future: no run touches it until then.")
+        is_selective = config.only or config.language or config.since or config.until
+        if is_selective and not is_found:
+            report.once(
+                "The selection fits nothing that is due. "
+                "Paths for --only are such as '2025-10-27/*'."
+            )
+
+    @cached_property
+    def planned(self) -> Config:
+        """Returns the settings to plan with: without a tier that is still to be announced."""
+        tiers = tuple(tier for tier in self.config.tiers if self.is_announced or not tier.delete)
+        return dataclasses.replace(self.config, tiers=tiers)
+
+    def is_young(self, file: File) -> bool:
+        return self.clock.age(file) < self.config.age_threshold_days
+
+    def is_at_rest(self, folder: Folder) -> bool:
+        """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
+        all is as a run has left it. So a night with nothing to do reads no document, and little of
+        the history."""
+        note = self.history.note_on(folder.path)
+        until = note.get("until") or math.inf
+        is_valid = note and self.now < until and not self.config.retry
+        if is_valid and note["rest"] == fingerprint(folder, self.config):
+            return True
+        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
+            return True
+        mount = read_only_mount(self.library, folder.path)
+        if mount:
+            self.report.once(f"{mount} is mounted read-only, and was passed over.")
+        return bool(mount)
+
+    def check_clock(self) -> None:
+        """Raises ServiceError where the clock cannot be true. That run is on record with its own
+        time, and with how many recordings are dated ahead of it, so that the next run works
+        again."""
+        last, why = self.last, ""
+        if last and self.now < last["time"] - DAY:
+            why = f"the last run was at {local_time(last['time'])}"
+        elif is_most(vars(self.report)) and not is_most(last):
+            why = f"of {self.report.found} recordings, {self.report.ahead} are dated later"
+        if why:
+            raise ServiceError(
+                f"The clock cannot be true: it says {local_time(self.now)}, and {why}. Nothing was "
+                "done by age. If it is true after all, run again."
+            )
+
+    def work(self, groups: list[list[Move]]) -> None:
+        """Carries out all that a run has to do: moves of single takes, then those of whole
+        recordings, so that an archive that is not mounted stops no compression. The list is
+        emptied, because the packets of one recording may take 40 kB."""
+        self.report.begin(list(itertools.chain(*groups)), self.workers)
+        singles, wholes = by_round(groups)
+        if groups and self.config.dry_run:
+            read_signs(self.library)
+        elif groups:
+            try_commits(self.library)
+        if singles and self.config.dry_run:
+            self.try_ffmpeg_on(singles[0])
+        groups.clear()
         with self.finishing():
-            self.compress(works)
-            self.archive(begun)
+            self.compress(singles)
+            self.carry_out(wholes)
             self.losses.read_share()
 
     @contextmanager
@@ -1800,12 +1822,12 @@ class Run:
             if self.is_locked:
                 self.committer.finish()
 
-    def compress(self, works: list[Work]) -> None:
-        """Keep every worker busy with batches, and commit what comes back; where an error ends it,
-        what was proven before is brought to its end."""
-        self.through += [work for work in works if work.reason]
-        queue = Queue([work for work in works if not work.reason], self.workers)
-        works.clear()
+    def compress(self, moves: deque[Compress]) -> None:
+        """Keeps every worker busy with batches, and commits what comes back; where an error ends
+        it, what was proven before is brought to its end."""
+        self.finished += [move for move in moves if move.outcome]
+        queue = Queue([move for move in moves if not move.outcome], self.workers)
+        moves.clear()
         try:
             with Threads(self.workers) as pool:
                 self.transcode_all(queue, pool)
@@ -1813,7 +1835,7 @@ class Run:
             self.commit()
 
     def transcode_all(self, queue: Queue, pool: Executor) -> None:
-        running: dict[Future[None], Sequence[Work]] = {}
+        running: dict[Future[None], Sequence[Compress]] = {}
         try:
             while True:
                 while len(running) < self.workers:
@@ -1827,10 +1849,10 @@ class Run:
                 for future in wait(running, 0.5, FIRST_COMPLETED).done:
                     batch = running.pop(future)
                     future.result()
-                    self.through += [work for work in batch if work.is_ready]
+                    self.finished += [move for move in batch if move.is_ready]
                     self.find_cause(batch)
-                    self.through += [work for work in batch if work.reason]
-                    self.seconds_done += sum(work.guessed_seconds for work in batch)
+                    self.finished += [move for move in batch if move.outcome]
+                    self.seconds_done += sum(move.guessed_seconds for move in batch)
                     if self.transcoder.ended:
                         raise self.transcoder.ended
                 done = self.seconds_done + self.seconds_at_work()
@@ -1839,42 +1861,87 @@ class Run:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
 
-    def next_batch(self, queue: Queue, at_work: Iterable[Work]) -> Sequence[Work]:
-        """Returns works that the disk has room for beside those at work. Returns none to wait for
+    def carry_out(self, groups: Iterable[Sequence[Move]]) -> None:
+        """Carries out the moves of whole recordings, and commits as `compress` does. Raises
+        Stopped, ServiceError."""
+        try:
+            for group in groups:
+                if self.must_end():
+                    break
+                for move in group:
+                    if not move.outcome:
+                        with boundary(move.refuse):
+                            self.carry(move)
+                keep_together(group)
+                self.finished += group
+                if self.archive and self.archive.refusal:
+                    raise ServiceError(self.archive.refusal)
+                self.commit_in_time()
+        finally:  # what was proven before is brought to its end
+            self.commit()
+
+    def carry(self, move: Move) -> None:
+        """Does all of a move but its commit. Raises Refusal, OSError, Stopped, ServiceError."""
+        if self.stop.requested:
+            raise Stopped
+        if self.config.dry_run:
+            move.outcome = Outcome(move.due, move.foresee(self))
+        else:
+            move.carry(self)
+
+    @cached_property
+    def archive(self) -> Optional[Archive]:
+        """Returns the archive that tiers name."""
+        tier = self.config.archive_tier
+        if not (tier and tier.archive):
+            return None
+        kind = FolderArchive if os.path.isabs(tier.archive) else RemoteArchive
+        return kind(tier.archive, self)
+
+    @cached_property
+    def answering_archive(self) -> Archive:
+        """Returns the archive, once it has been tried. Raises ServiceError."""
+        if self.archive is None:
+            raise ServiceError("tiers name no archive.")
+        self.archive.try_it()
+        return self.archive
+
+    def next_batch(self, queue: Queue, at_work: Iterable[Compress]) -> Sequence[Compress]:
+        """Returns moves that the disk has room for beside those at work. Returns none to wait for
         these, or at the end."""
         if not queue.waiting or self.must_end():
             return ()
-        reserved = SPACE_MARGIN + sum(map(space_needed, at_work))
+        reserved = SPACE_MARGIN + sum(move.space_needed for move in at_work)
         batch = queue.take(free_space(self.library) - reserved)
         if batch or reserved > SPACE_MARGIN:
             return batch
         self.commit()  # which gives space back
         room = free_space(self.library) - reserved
-        return queue.take(room) or [queue.waiting.popleft()]  # which is reported in prepare
+        return queue.take(room) or [queue.waiting.popleft()]  # which is reported by `stage`
 
     def commit_in_time(self) -> None:
-        """So seldom that it takes little of the time, as many sidecars of one recording are dear to
-        write."""
-        recordings = {work.recording.key: work.recording for work in self.through}
+        """Commits so seldom that it takes little of the time, as many sidecars of one recording are
+        dear to write."""
+        recordings = {move.recording.key: move.recording for move in self.finished}
         documents = sum(len(recording.sidecars) for recording in recordings.values())
-        cost = DOCUMENT_SECONDS * documents if documents > len(self.through) else 0
+        cost = DOCUMENT_SECONDS * documents if documents > len(self.finished) else 0
         if monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
             self.commit()
 
     def commit(self) -> None:
-        """All that is through; only the main thread comes here."""
-        works, self.through = self.through, []
-        begun = monotonic()
+        """Commits all that is finished; only the main thread comes here."""
+        moves, self.finished = self.finished, []
+        started = monotonic()
         if self.is_locked:
-            self.committer.commit(works)
+            self.committer.commit(moves)
         else:
-            for work in works:
-                self.report.outcome(work)
+            for move in moves:
+                self.report.outcome(move)
         self.committed = monotonic()
-        self.cost = self.committed - begun
+        self.cost = self.committed - started
 
-    def no_space(self, work: Work, detail: str) -> NoSpaceError:
-        folder = self.library.path(work.take.folder)
+    def no_space(self, move: Move, detail: str) -> NoSpaceError:
+        folder = self.library.path(move.take.folder)
         done = "What is not done is as it was; make room and run again."
         return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
 
@@ -1886,151 +1953,58 @@ class Run:
 
     def seconds_at_work(self) -> float:
         jobs = list(self.jobs.items())
-        return sum(job.share_done * work.guessed_seconds for work, job in jobs)
+        return sum(job.share_done * move.guessed_seconds for move, job in jobs)
 
-    def transcode(self, works: Sequence[Work]) -> None:
-        """One batch, in a thread: examine each, stage, prove; every Work leaves ready or refused.
-        The one boundary around one recording. Raises Stopped, ServiceError."""
-        jobs: dict[Work, Job] = {}
+    def transcode(self, moves: Sequence[Compress]) -> None:
+        """Carries out one batch, in a thread: each move is proven then, or has its outcome. The one
+        boundary around one recording. Raises Stopped, ServiceError."""
+        jobs: dict[Compress, Job] = {}
         try:
-            for work in works:
-                with boundary(work.refuse):
-                    self.examine(work)
-                    jobs[work] = self.prepare(work)
+            for move in moves:
+                with boundary(move.refuse):
+                    move.examine(self)
+                    if not move.outcome:
+                        jobs[move] = move.stage(self)
             self.jobs.update(jobs)
             self.transcoder.process(list(jobs.values()))
-            for work, job in jobs.items():
+            for move, job in jobs.items():
                 if not isinstance(job.problem, Stopped):
-                    with boundary(work.refuse):
-                        self.finish(work, job)
+                    with boundary(move.refuse):
+                        move.finish(self, job)
         finally:
-            for work, job in jobs.items():
-                self.jobs.pop(work, None)
+            for move, job in jobs.items():
+                self.jobs.pop(move, None)
                 used = [job.source_levels, job.copy_levels]
-                for path in used if work.is_ready else (*used, work.staged):
+                for path in used if move.is_ready else (*used, move.staged):
                     self.staging.discard(path)
 
-    def examine(self, work: Work) -> None:
-        """Open the source once: identity, probe, decide; SHA-256. Raises Refusal, OSError."""
-        source, path = work.plan.source, self.library.path(work.path)
-        with open_regular(path) as file:
-            identity = self.library.identity(file)
-            work.source_seen = Witness(identity)
-            if source is None or identity[-2:] != source[1:]:
-                raise Refusal(Reason.CHANGED)
-            known = work.take.past.sha256 if source == work.take.proven_copy else ""
-            if known and known != digest_from(file, stop=self.stop):
-                raise Refusal(Reason.ROTTEN, "its original is not here")
-            work.probe = probe(file.fileno(), path, self.tools)
-            name = folded(work.take.name)
-            recorded = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
-            lasts = max(recorded, default=0.0)
-            saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
-            work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
-            self.trials.foresee(work)
-            if self.config.dry_run:
-                made = basename(work.target_path)
-                work.copy = File(made, work.estimate, source.mtime_ns)
-                self.foreseen[work.take.stem] = work.take_after(self.now)
-                raise Refusal(Reason.DUE if work.plan.encodes else Reason.ADOPT_DUE)
-            # Only now, because a sparse file may be larger than the disk.
-            work.source_seen = Witness(identity, digest_from(file, stop=self.stop))
-        if work.plan.move is Move.SMALLER and work.take.copy:
-            displaced = self.library.path(work.target_path)
-            work.displaced_seen = self.library.witness(displaced, self.stop)
-
-    def prepare(self, work: Work) -> Job:
-        """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
-        OSError, NoSpaceError."""
-        assert work.probe
-        free, needed = free_space(self.library), SPACE_MARGIN + space_needed(work)
-        if free < needed:
-            found = f"{size_text(free)} free, where {size_text(needed)} are needed"
-            raise self.no_space(work, found)
-        source, path = self.library.path(work.path), self.library.path(work.target_path)
-        if work.plan.encodes:
-            work.staged = path = self.staging.beside(path)
-            give_attributes_of(source, path)  # or nothing is worth encoding
-            os.chmod(path, 0o600)  # until it is whole
-        most = size_before(work) * (1 - self.config.min_saving_percent / 100)
-        levels = (self.staging.levels(), self.staging.levels())
-        return Job(source, work.probe, work.plan.target, path, work.plan.encodes, *levels, most)
-
-    def finish(self, work: Work, job: Job) -> None:
-        """After its proof: a copy is flushed with its attributes. Raises Refusal, OSError."""
-        if isinstance(job.problem, NotProven) and not job.encodes:
-            other = f"{work.target_path} is not a copy of it ({job.problem})"
-            raise Refusal(Reason.NAME_TAKEN, other)
-        if job.problem:
-            raise job.problem
-        if not (job.encodes or work.take.proven_copy):
-            check_claim(work, job)
-        if job.encodes or not work.take.proven_copy:
-            give_attributes_of(job.source, job.copy)
-        with open_regular(job.copy) as file:
-            flush(file.fileno())
-        seen = self.library.witness(job.copy, self.stop)
-        if seen.sha256 != job.digest and job.encodes:
-            raise NotProven("the bytes that were decoded", "others in the file")
-        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
-        work.copy_seen = seen
-        work.copy = File(basename(work.target_path), *seen.identity[-2:])
-
-    def try_ffmpeg_on(self, work: Work) -> None:
-        """Whether it makes what this work is to become, and can open its source. Raises
+    def try_ffmpeg_on(self, move: Move) -> None:
+        """Tries whether ffmpeg makes what this move is to make, and can open its source. Raises
         ToolError."""
-        try_ffmpeg(self.tools, work.plan.target, self.library.path(work.path))
+        try_ffmpeg(self.tools, move.target, self.library.path(move.path))
 
-    def find_cause(self, works: Sequence[Work]) -> None:
-        """After failures that may lie outside the recordings, try what they needed. Raises the
-        ServiceError that ends the run, before any of them counts; else they are the recordings'
+    def find_cause(self, moves: Sequence[Move]) -> None:
+        """After failures that may lie outside the recordings, tries what they needed. Raises the
+        ServiceError that ends the run, before any of them counts. Else they are the recordings'
         own, and what ffmpeg refuses is damaged."""
-        refused = [(work, work.reason) for work in works if work.reason]
-        suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
+        refused = [(move, move.outcome) for move in moves if move.outcome]
+        suspects = [move for move, outcome in refused if outcome.reason.may_be_ffmpeg]
         if suspects:
             self.try_ffmpeg_on(suspects[0])
-        for work, reason in refused:
+        for move, (reason, detail, _) in refused:
             if reason is Reason.NO_SPACE:
-                raise self.no_space(work, work.detail)
+                raise self.no_space(move, detail)
             if reason is Reason.TOOL_REFUSED:
-                work.reason = Reason.DAMAGED
-                work.detail = f"ffmpeg cannot decode it ({work.detail})"
-        if self.is_locked and any(reason.is_environment for _, reason in refused):
+                move.outcome = Outcome(Reason.DAMAGED, f"ffmpeg cannot decode it ({detail})")
+        if self.is_locked and any(outcome.reason.is_environment for _, outcome in refused):
             try_commits(self.library)
-
-    def archive(self, begun: int) -> None:
-        """What is old enough goes there, recording by recording, of which `begun` count for --limit
-        already. Raises ServiceError where the archive does not answer."""
-        archive, limit = configured_archive(self), self.config.limit or math.inf
-        if archive is None:
-            return
-        is_tried = False
-        try:
-            for works in plan_archive(self):
-                if self.must_end() or begun >= limit:
-                    break
-                if not is_tried:
-                    archive.try_it()
-                is_tried = True
-                begun += len(works)
-                if self.is_locked:
-                    archive.store(works)
-                for work in works:
-                    if not (self.is_locked or work.reason):
-                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
-                self.through += works
-                if archive.refusal:
-                    raise ServiceError(archive.refusal)
-                self.commit_in_time()
-        finally:  # what was proven before is brought to its end
-            self.commit()
 
     def must_end(self) -> bool:
         """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
         the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
         is_late = monotonic() - self.started > minutes * 60
-        is_paused = self.library.paused(time.time())
+        is_paused = self.library.paused(time.time()) != ""
         if is_late:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
@@ -2038,22 +2012,37 @@ class Run:
         is_full = self.report.exit_code == NoSpaceError.exit_code
         return self.stop.requested or is_late or is_paused or is_full
 
-    def notify(self, summary: Mapping[str, Any]) -> None:
-        """Gives the summary to the user's own command. Its failure is reported and changes
-        nothing."""
-        if self.config.notify_command:
-            shell = ["/bin/sh", "-c", self.config.notify_command]
-            folder = dirname(self.config.file) or "/"
-            reader, writer = os.pipe()
-            try:
-                os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
-                os.close(writer)
-                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
-            except (Refusal, ToolError) as error:
-                detail = getattr(error, "detail", "") or error
-                self.report.once(f"The notify_command failed: {detail}.")
-            finally:
-                os.close(reader)
+
+def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
+    """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
+    in the message. A failure is reported and changes nothing."""
+    is_work = report.has_news and config.notify_on == "work"
+    is_asked = config.notify_on == "always" or summary["exit_code"] or report.announcement
+    is_wanted = is_work or is_asked
+    if config.dry_run or not config.notify_command or not is_wanted:
+        return
+    message = summary["message"]
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause not in message:
+        message = f"{pause} {message}"
+    with suppress(UnicodeError):  # else a name in it is no text
+        message = os.fsencode(message).decode()  # in a locale that is not UTF-8
+    message = printable(message)[:LONGEST_MESSAGE]
+    in_utf_8 = os.fsdecode(message.encode())
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_utf_8}")
+    command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
+    folder = dirname(config.file) or "/"
+    reader, writer = os.pipe()
+    try:
+        told = json.dumps({**summary, "message": message})
+        os.write(writer, told.encode())  # less than a pipe holds
+        os.close(writer)
+        Tools(Stop()).run(command, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
+    except (Refusal, ToolError) as error:
+        detail = getattr(error, "detail", "") or error
+        report.once(f"The notify_command failed: {detail}.")
+    finally:
+        os.close(reader)
 
 
 @contextmanager
@@ -2066,41 +2055,6 @@ def boundary(refuse: Callable[[Exception], object]) -> Iterator[None]:
         raise
     except Exception as error:
         refuse(error)
-
-
-def give_attributes_of(source: str, copy: str) -> None:
-    """Those of one file to another, by path. Raises Refusal, OSError."""
-    with open_regular(source) as one, open_regular(copy) as other:
-        give_attributes(one.fileno(), other.fileno(), times=True)
-
-
-def check_claim(work: Work, job: Job) -> None:
-    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
-    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
-    Raises Refusal."""
-    copy, asked = work.take.copy, work.plan.target
-    assert copy
-    rate = work.take.bitrate or asked.bitrate
-    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
-    if rate < asked.bitrate or copy.size < usual / 2:
-        usual = sounding_share(job) * estimated_size(job.probe, asked)
-        found = f"{copy.name} has {size_text(copy.size)}"
-        expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
-        raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
-
-
-def size_before(work: Work) -> int:
-    """Bytes that a copy must save from: of the copy before it, or of the original."""
-    copy, past = work.take.copy, work.take.past
-    is_smaller = work.plan.move is Move.SMALLER and not past.lost
-    return copy.size if is_smaller and copy else work.source_size
-
-
-def space_needed(work: Work) -> int:
-    """Bytes that one work may take while at work: its copy, and two level files."""
-    if work.probe:
-        return round(work.estimate + work.probe.timeline * work.probe.channels * LEVEL_BYTES)
-    return round(size_before(work) + 2 * work.guessed_seconds * LEVEL_BYTES)
 
 
 def free_space(library: Library) -> float:
@@ -2124,33 +2078,59 @@ def allowed_cores() -> int:
     return os.cpu_count() or 1
 
 
+def by_round(groups: Iterable[list[Move]]) -> tuple[deque[Compress], list[list[Move]]]:
+    """Returns the moves of single takes, and the groups of those of whole recordings."""
+    singles, wholes = deque[Compress](), list[list[Move]]()
+    for group in groups:
+        first = group[0]
+        if isinstance(first, Compress) and not first.is_whole:
+            singles.append(first)
+        else:
+            wholes.append(group)
+    return singles, wholes
+
+
+def place_in_line(group: Sequence[Move]) -> tuple[bool, int, str]:
+    """Sorts groups: the oldest recording first, those whose tool was ended from outside last."""
+    recording = group[0].recording
+    was_hindered = group[0].take.past.code == Reason.TOOL_KILLED.code
+    times = [file.mtime_ns for take in recording.takes for file in take.files]
+    return was_hindered, min(times, default=0), recording.key
+
+
+def is_most(told: Mapping[str, Any]) -> bool:
+    """Returns whether more than half of the recordings are dated ahead. One alone never is most."""
+    ahead = told.get("ahead", 0)
+    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
+
+
 class Queue:
-    """Hands out works in batches of about the same length that the disk has room for. Every worker
+    """Hands out moves in batches of about the same length that the disk has room for. Every worker
     gets equally many batches."""
 
-    def __init__(self, works: Sequence[Work], workers: int) -> None:
-        self.waiting = deque(works)
-        self.seconds = sum(work.guessed_seconds for work in works)
+    def __init__(self, moves: Sequence[Compress], workers: int) -> None:
+        self.waiting = deque(moves)
+        self.seconds = sum(move.guessed_seconds for move in moves)
         self.remaining = self.seconds
-        least = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
+        least = max(len(moves) / BATCH_FILES, self.seconds / BATCH_SECONDS)
         self.batches = workers * max(1, math.ceil(least / workers))
 
-    def take(self, room: float) -> Sequence[Work]:
+    def take(self, room: float) -> Sequence[Compress]:
         """Returns the next batch that fits into so many bytes, empty if none does. It is as near
         as can be to an equal share of what remains."""
-        works: list[Work] = []
+        moves: list[Compress] = []
         seconds, share = 0.0, self.remaining / max(1, self.batches)
-        while self.waiting and len(works) < BATCH_FILES:
-            room -= space_needed(self.waiting[0])
+        while self.waiting and len(moves) < BATCH_FILES:
+            room -= self.waiting[0].space_needed
             longer = seconds + self.waiting[0].guessed_seconds
             is_nearer = longer - share <= share - seconds
-            if room < 0 or (works and not is_nearer):
+            if room < 0 or (moves and not is_nearer):
                 break
-            works.append(self.waiting.popleft())
+            moves.append(self.waiting.popleft())
             seconds = longer
-        self.batches -= bool(works)
+        self.batches -= bool(moves)
         self.remaining -= seconds
-        return works
+        return moves
 
 
 def command_run(config: Config, report: Report) -> None:
@@ -2202,20 +2182,19 @@ class Trials:
         self.library, self.staging = library, staging
         self.trying = threading.Lock()  # one set of trials in a folder, whoever comes first
 
-    def foresee(self, work: Work) -> None:
+    def foresee(self, move: Move) -> None:
         """Raises Refusal where a commit could not make, give away, replace or remove what it has
         to, and OSError."""
-        take, plan, folder = work.take, work.plan, work.take.folder
+        folder = move.take.folder
         with self.trying:
             problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
-        displaced = take.copy if plan.move is Move.SMALLER else None
-        replaced = {file.name for file in (*plan.goes, displaced) if file}
-        self.foresee_file(work.path, READ, basename(work.path) in replaced)
+        replaced = {file.name for file in (*move.removes, move.displaces) if file}
+        self.foresee_file(move.path, READ, basename(move.path) in replaced)
         for name in replaced:
             self.foresee_file(join(folder, name), READ, True)
-        for sidecar in work.recording.sidecars:
+        for sidecar in move.recording.sidecars:
             with suppress(FileNotFoundError):
                 self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
 
@@ -2424,8 +2403,12 @@ RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an
 CHUNK_MEMBERS = ("file", "duration")
 SIDECAR_MEMBERS = (
     *("id", "language", "compression_policy", "chunks", "archived", "archive_location"),
+    *("audio_deleted", "segments"),
     *RECORDING_MEMBERS,
 )
+# A string that is more than blanks, and such a text of a segment.
+SPOKEN = re.compile(rb'"(?!(?: |\\[bfnrt])*")')
+SPOKEN_SEGMENT = re.compile(rb'"text"\s*:\s*' + SPOKEN.pattern)
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
@@ -2544,15 +2527,21 @@ class Library:
                     return True
         return False
 
-    def paused(self, now: float) -> bool:
-        """Whether `pause` holds: our file `paused` is there, and if it holds a time (seconds since
-        the epoch), that is still to come."""
+    def paused(self, now: float) -> str:
+        """Returns a sentence on the pause that holds, with its end; "" without one. Our file
+        `paused` makes it. If that holds a time (seconds since the epoch), the pause ends then."""
+        path, since, end = self.own("paused"), now, "'resume'"
         try:
-            return now < float(read_regular(self.own("paused")))
+            since = os.lstat(path).st_mtime
+            over = float(read_regular(path))
+            if not now < over:
+                return ""
+            end = f"{local_time(over)} or {end}"
         except (FileNotFoundError, NotADirectoryError):
-            return False
-        except (OSError, ValueError):
-            return True
+            return ""
+        except (OSError, ValueError):  # no time in it, as after `pause` alone
+            pass
+        return f"Paused since {local_time(since)}, until {end}: runs leave {self.root} alone."
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[str], None]]:
@@ -2666,7 +2655,7 @@ def other_library(root: str) -> str:
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
-    for folder in (*map(str, PurePath(root).parents[:2]), *below):
+    for folder in (*map(str, list(PurePath(root).parents)[:2]), *below):
         if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
             return folder
     return ""
@@ -2706,7 +2695,7 @@ def give_to_owner(target: int | str, like: str, mask: int) -> None:
 
 def resolve_recordings(folder: Folder) -> list[Recording]:
     """Returns the recordings of a folder, from its documents. They include files that a document
-    names or the archive has, and that are not here. Time is linear in the documents."""
+    names or the history knows, and that are not here. Time is linear in the documents."""
     library, documents = folder.library, sorted(folder.documents.items())
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     pasts = library.history.in_folder(folder.path)
@@ -2732,19 +2721,19 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
 
 
 def find_our_copies(library: Library, take: Take, named: frozenset[str]) -> Take:
-    """Returns the take with `ours`. A copy that is not on record is ours by its tag, or because a
+    """Returns the take with its copies. One that is not on record is ours by its tag, or because a
     document names it. If documents name the original too, another file may be a preview of it."""
-    if not take.copies or take.proven_copy:
+    if take.copies or not take.strangers:
         return take
-    ours = {}
+    rates = {}
     is_named = named.isdisjoint(file.name for file in take.originals)
-    for name in (file.name for file in take.copies):
+    for name in (file.name for file in take.strangers):
         rate = None
         with suppress(OSError):  # a copy that cannot be read is not ours
             rate = provenance(library.path(take.folder, name))
         if rate is not None or (is_named and name in named):
-            ours[name] = rate or 0
-    return take._replace(ours=ours)
+            rates[name] = rate or 0
+    return take_of(take.stem, take.files, take.past, rates)
 
 
 @memoized  # a large folder is asked again at every commit in it
@@ -2768,7 +2757,12 @@ def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sideca
 def sidecar_of(text: JsonText, name: str) -> Sidecar:
     """Returns a sidecar with what its document says. Raises Flaw."""
     root, members = text.root, text.members(text.root, SIDECAR_MEMBERS)
-    begin, end = members.pop("chunks", Span(root.end, root.end))
+    nothing = Span(root.end, root.end)
+    begin, end = members.pop("chunks", nothing)
+    is_spoken = bool(
+        SPOKEN.match(text.data, *members.get("full_transcription", nothing))
+        or SPOKEN_SEGMENT.search(text.data, *members.pop("segments", nothing))
+    )
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
     rest = (*text.names(Span(root.start, begin)), *text.names(Span(end, root.end)))
@@ -2781,6 +2775,8 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
         files=shared(chunks.files.union(value for _, value, is_key in rest if not is_key)),
         stuck=chunks.stuck.union(value for _, value, is_key in rest if is_key),
         listed=id_ != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
+        has_text=chunks.has_text or is_spoken,
+        is_deleted=said.get("audio_deleted") is True,
         language=texts.get("language"),
         policy=said.get("compression_policy"),
         location=location if said.get("archived") is True else "",
@@ -2810,6 +2806,7 @@ def chunks_of(data: bytes) -> Sidecar:
         stuck=frozenset(value for _, value, is_key in names if is_key),
         awaited=frozenset(awaited),
         durations=durations,
+        has_text=SPOKEN_SEGMENT.search(data) is not None,
     )
 
 
@@ -2844,11 +2841,13 @@ def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[s
     """Returns a sidecar with the names that its strings mean. It owns the files in `chunks`; else
     the file of its own stem; else the only file that it names, if it describes a recording."""
     files, own = called(sidecar.files), called(sidecar.own, sidecar.awaited)
+    is_owner = bool(own)
     if not own and not sidecar.flaw:
         beside = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
         is_about_one = sidecar.listed and len(set(map(stem_of, files))) == 1
         own = beside or (files if is_about_one else own)
-    return sidecar._replace(files=files, own=own, listed=bool(own))
+        is_owner = bool(beside)
+    return sidecar._replace(files=files, own=own, listed=bool(own), is_owner=is_owner)
 
 
 def flaws_of(sidecars: Iterable[Sidecar], names: Names) -> dict[str, str]:
@@ -2948,37 +2947,91 @@ def finite(value: Any) -> float:
 
 
 # ------------------------------------------------------------------------------------------ plan
-# Which take makes which move: pure functions of takes, policies, settings and a time. Only the
-# three that go through a library read anything, and that through the library section. No clock, no
-# output; statistics and dry run ask the same functions.
+# Which moves a recording makes next: pure functions of takes, policies, settings and a time. They
+# read nothing, count nothing and print nothing. Run, dry run and statistics ask the same functions.
 
 MAX_SILENCE = 600.0  # seconds of gaps: ffmpeg makes each as one frame, a megabyte a second
 SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
 SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, page headers
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
-REST_SETTINGS = (
+FOLDER_SETTINGS = (
     "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
     "delete_originals keep_originals_days tiers check_days"
 )
 
 
+def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+    """Returns the moves that a recording makes next: what finishes a restore that was cut short,
+    else one for each take that has one, else one for each take that they make together."""
+    policy, moves = recording.policy, list[Move]()
+    if any(take.is_half_restored for take in recording.takes):
+        moves = moves_back(recording, config)
+    moves = moves or deleting(recording, config, moment)
+    for take in () if moves else recording.takes:
+        move = next_move(take, policy, config, moment)
+        moves += for_each_original(move) if move else []
+    moves = [move for move in moves if is_selected(move.take, recording, config)]
+    if not moves:
+        moves = archiving(recording.takes, policy, config, moment)
+        if not all(is_selected(move.take, recording, config) for move in moves):
+            return []
+    for move in moves:
+        move.recording = recording
+    return moves
+
+
 def next_move(
     take: Take, policy: Optional[Policy], config: Config, moment: Moment
-) -> Optional[Plan]:
-    """Returns the row of the table that is next for a take, None if there is none. Pure.
+) -> Optional[Move]:
+    """Returns the move that a take makes next by itself, None if there is none.
 
     Without a `policy` the sidecars have not been read. They are then taken to say the same as
     before, so that most nights need not read them.
     """
+    asked = asked_of(take, policy, config, moment)
+    if asked:
+        for move in possible_moves(asked):
+            if not asked.is_settled(move):
+                return move
+    return None
+
+
+class Asked(NamedTuple):
+    """What settings and sidecars ask of a take that is old enough."""
+
+    take: Take
+    policy: Policy
+    config: Config
+    moment: Moment
+    target: Target
+    settings: str  # as the history notes them
+    holds: bool  # whether its last outcome rests on the same take and settings
+
+    def move(
+        self,
+        kind: type[Move],
+        source: File,
+        removes: tuple[File, ...],
+        problem: Optional[Outcome] = None,
+    ) -> Move:
+        return kind(self.take, self.target, self.settings, source, removes, problem)
+
+    def is_settled(self, move: Move) -> bool:
+        """Returns whether a move is not to be tried again, as long as its settings hold: its own
+        last outcome stays, or a move of a higher rank was tried since, and its copy is here."""
+        take, tried = self.take, RANKS.get(self.take.past.move, 1)
+        is_last = tried == move.rank and take.past.is_settled
+        is_later = tried > move.rank and bool(take.proven_copy or not take.past.has_copy)
+        return self.holds and (is_later or is_last)
+
+
+def asked_of(
+    take: Take, policy: Optional[Policy], config: Config, moment: Moment
+) -> Optional[Asked]:
+    """Returns what is asked of a take, None if it is young, restored, in doubt or not here."""
     past, wish = take.past, policy or NO_POLICY
-    if take.is_in_doubt:
-        return None
-    if take.is_half_restored:
-        goes = (take.proven_copy,) if take.proven_copy else ()
-        target = Target(config.target_format, past.bitrate)
-        return Plan(Move.RESTORE, take.original, target, past.settings, goes)
-    file = take.original or take.copy or next(iter(take.copies), None)
-    if file is None:
+    file = take.original or take.copy or next(iter(take.strangers), None)
+    if file is None or take.is_in_doubt:
         return None
     is_known = past.speaks_of(file) and not config.retry
     age = moment.age(file)
@@ -2987,112 +3040,159 @@ def next_move(
         return None
     settings = settings_of(take, policy, config, age)
     # In one step what the last tier asks. A copy keeps its format, to be replaced in its place.
-    form = FORMAT_OF[take.copy.suffix] if take.copy else wish.format or config.target_format
+    form = (take.copy.format if take.copy else wish.format) or config.target_format
     target = Target(form, wish.bitrate or config.rate_at(age))
-    draft = Plan(Move.COMPRESS, file, target, settings, refusal=objection(wish))
     # Settings noted before the sidecars were read have the first half alone.
     holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
-    for plan in possible_moves(take, wish, config, moment, draft):
-        if not (holds and is_settled(plan.move, take)):
-            return plan
-    return None
+    return Asked(take, wish, config, moment, target, settings, holds)
 
 
-# A move stays untried once a later one was tried under the same settings.
-RANKS: Mapping[str, int] = {
-    Move.COMPRESS: 1,
-    Move.ADOPT: 1,
-    Move.SMALLER: 2,
-    Move.FREE: 3,
-    Move.ARCHIVE: 4,
-}
-
-
-def is_settled(move: Move, take: Take) -> bool:
-    """Returns whether a move is not to be tried again, as long as its settings hold: its own last
-    outcome stays, or a move of a higher rank was tried since, and its copy is here. Pure."""
-    rank, tried = RANKS[move], RANKS.get(take.past.move, 1)
-    if tried == rank:
-        return take.past.is_settled
-    return tried > rank and bool(take.proven_copy or not take.past.has_copy)
-
-
-def possible_moves(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the moves that files, ages and settings ask of a take, lowest rank first. A move whose
-    name is taken is refused. Pure."""
-    taken = ""
-    if len(take.originals) > 1:
-        taken = f"several files would become {take.name}"
-    elif take.past.place and take.original:
-        taken = f"the archive has an earlier {take.name}; rename this one"
-    if taken:
-        yield draft._replace(refusal=Refusal(Reason.NAME_TAKEN, taken))
-    else:
-        yield from compressing(take, wish, config, moment, draft)
-    # Also what is in the archive already: a kill may have kept it from being removed here.
-    yield from archiving(take, wish, config, moment, draft)
-
-
-def compressing(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the moves compress, adopt, smaller and free that a take may make. Pure."""
+def possible_moves(asked: Asked) -> Iterator[Move]:
+    """Yields the moves that files, ages and settings ask of a take, lowest rank first. One that
+    another file's name or a sidecar forbids has its outcome already."""
+    take, policy = asked.take, asked.policy
     original, copy = take.original, take.copy
+    taken = name_taken(asked)
+    problem = Outcome(Reason.NAME_TAKEN, taken) if taken else objection(policy)
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
-    tier = config.tier_rate(moment.careful_age(copy)) if copy and not wish.bitrate else None
+    tier = None
+    if copy and not policy.bitrate:
+        tier = asked.config.tier_rate(asked.moment.careful_age(copy))
     is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
     is_proven = take.proven_copy is not None and take.is_known
-    goes = originals_over(take, config, moment, is_proven)
-    if original and copy is None:
-        name = take.name + draft.target.form.suffix
-        is_taken = any(file.name == name for file in take.copies)
-        refusal = Refusal(Reason.NAME_TAKEN, name) if is_taken else draft.refusal
-        yield draft._replace(goes=goes, refusal=refusal)
-    elif original and take.past.lost == Reason.ROTTEN.code:
-        yield draft._replace(move=Move.SMALLER, goes=goes)  # made again, in the place of that one
+    removes = originals_over(asked, is_proven)
+    if original and (taken or copy is None):
+        yield asked.move(Compress, original, removes, problem)
+        return
+    if original and copy and take.past.lost == Reason.ROTTEN.code:
+        yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
-        yield draft._replace(move=Move.ADOPT, goes=() if is_large else goes)
+        yield asked.move(Adopt, original, () if is_large else removes, problem)
     elif copy and is_large:
-        yield draft._replace(move=Move.SMALLER, goes=goes)
-    if is_proven and goes:
-        yield draft._replace(move=Move.FREE, goes=goes)
+        yield asked.move(Smaller, original or copy, removes, problem)
+    if original and is_proven and removes:
+        yield asked.move(Free, original, removes, problem)
 
 
-def originals_over(take: Take, config: Config, moment: Moment, is_proven: bool) -> tuple[File, ...]:
+def name_taken(asked: Asked) -> str:
+    """Returns what keeps a copy of this take from its name, "" if nothing does."""
+    take = asked.take
+    name = take.name + asked.target.form.suffix
+    if len(take.originals) > 1:
+        return f"several files would become {take.name}"
+    if take.past.place and take.original:
+        return f"the archive has an earlier {take.name}; rename this one"
+    is_taken = any(file.name == name for file in take.strangers)
+    return name if is_taken and not take.copy else ""
+
+
+def for_each_original(move: Move) -> list[Move]:
+    """Returns a move for each of several originals, which are all refused. The history remembers
+    the last one."""
+    sources = (*move.take.originals[1:], move.source)
+    return [dataclasses.replace(move, source=source) for source in sources]
+
+
+def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
     """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
     copy must be on record for so long."""
+    take, config = asked.take, asked.config
     days = config.keep_originals_days
-    # `compressed` is when that run began. An hour less, as no run begins to the second.
-    is_over = take.past.compressed + days * DAY - 3600 <= moment.careful
+    is_over = freed_from(take, config) <= asked.moment.careful
     if not (take.original and config.delete_originals):
         return ()
     return (take.original,) if not days or (is_proven and is_over) else ()
 
 
-def objection(policy: Policy) -> Optional[Refusal]:
-    """Why a recording's sidecars do not let its takes move, if so."""
+def freed_from(take: Take, config: Config) -> float:
+    """Returns the time from which on an original is kept no longer. The days count from the start
+    of the run that compressed it, less an hour, as no run starts to the second."""
+    return take.past.compressed + config.keep_originals_days * DAY - 3600
+
+
+def objection(policy: Policy) -> Optional[Outcome]:
+    """Returns why a recording's sidecars do not let its takes move, if so."""
     if policy.unreadable:
-        return Refusal(Reason.SIDECAR, policy.unreadable)
+        return Outcome(Reason.SIDECAR, policy.unreadable)
     if policy.flaw:
-        return Refusal(Reason.POLICY_INVALID, policy.flaw)
-    return Refusal(Reason.POLICY_KEEP) if policy.keep else None
+        return Outcome(Reason.POLICY_INVALID, policy.flaw)
+    return Outcome(Reason.POLICY_KEEP) if policy.keep else None
 
 
 def archiving(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the move `archive` for a take that is one old file with nothing left to be compressed.
-    `plan_archive` sees to it that all takes of the recording are."""
-    tier, file = config.archive_tier, take.file
-    if file is None or tier is None or wish.keep:
-        return
-    is_old = moment.careful_age(file) >= tier.after_days
-    if is_old and take.state is not State.WAITING and len(take.files) == 1:
-        yield draft._replace(move=Move.ARCHIVE, source=file, goes=(file,))
+    takes: Iterable[Take], policy: Optional[Policy], config: Config, moment: Moment
+) -> list[Move]:
+    """Returns the moves that archive a recording as a whole: each take that is here is one old file
+    with nothing left to be compressed. (Its file may be in the archive already, if a kill kept it
+    from being removed here.)"""
+    tier, moves = config.archive_tier, list[Move]()
+    for take in takes if tier else ():
+        if take.state is State.ARCHIVED:
+            continue
+        file, asked = take.file, asked_of(take, policy, config, moment)
+        is_one = len(take.files) == 1 and take.state is not State.WAITING
+        if not (tier and file and asked and is_one) or asked.policy.keep:
+            return []
+        move = asked.move(Store, file, (file,), objection(asked.policy))
+        if moment.careful_age(file) < tier.after_days or asked.is_settled(move):
+            return []
+        moves.append(move)
+    return moves
+
+
+def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+    """Returns the moves that delete a recording for good: what finishes a deletion that was cut
+    short, or what a tier asks for. If the recording has to stay, they say why."""
+    tier = config.delete_tier
+    is_begun = any(take.is_half_deleted for take in recording.takes)
+    is_due = tier is not None and is_old(recording, moment.careful - tier.after_days * DAY)
+    if not (is_begun or is_due) or not config.delete_originals:
+        return []
+    problem = None if is_begun else why_it_stays(recording)
+    days = f"{tier.after_days:g}" if tier else "some"
+    target = Target(config.target_format, config.target_bitrate)
+    moves = list[Move]()
+    for take in recording.takes:
+        removes, past = (*take.originals, *take.copies), take.past
+        if not (removes or past.place or take.is_half_deleted):
+            continue
+        move = Delete(take, target, f"delete {days}", take.file, removes, problem, detail=days)
+        is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
+        is_told = problem is not None and past.stays == problem.reason.code
+        if (is_given_up or is_told) and not config.retry:
+            return []
+        moves.append(move)
+    return moves
+
+
+def is_old(recording: Recording, before: float) -> bool:
+    """Returns whether a recording and each of its files are from before a time. What came back
+    counts from then."""
+    for take in recording.takes:
+        times = [file.mtime_ns for file in take.files]
+        if take.past.place:
+            times.append(take.past.place.mtime_ns)
+        newest = max(max(times, default=0) / 1e9, take.past.back)
+        is_young = newest > before or recorded_date(take, recording) > local_time(before)[:10]
+        if is_young or (take.was_brought_back and not take.past.back):
+            return False
+    return True
+
+
+def why_it_stays(recording: Recording) -> Optional[Outcome]:
+    """Returns what keeps a recording from being deleted by age, if anything does."""
+    owners = [sidecar for sidecar in recording.sidecars if sidecar.is_owner]
+    owned = {stem_of(name) for sidecar in owners for name in sidecar.own}
+    missing = [take.stem for take in recording.takes if take.is_missing]
+    if not owned.issuperset(take.name for take in recording.takes):
+        return Outcome(Reason.NO_SIDECAR)
+    if not any(sidecar.has_text for sidecar in owners):
+        return Outcome(Reason.NO_TRANSCRIPT)
+    if missing:
+        return Outcome(Reason.INCOMPLETE, missing[0])
+    return objection(recording.policy)
 
 
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
@@ -3103,200 +3203,74 @@ def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float
         config.rate_at(age),
         config.min_saving_percent,
         config.verify_before_delete,
-        bool(take.copies) and take.copy is None,
+        bool(take.strangers) and take.copy is None,
     )
     first = " ".join(map(str, parts))
     return sys.intern(first if policy is None else f"{first}|{json.dumps(policy)}")
 
 
-def plan_run(run: Run) -> list[Work]:
-    """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
-    is due. Where the index is not as we left it, that too is looked into. Raises ServiceError where
-    the clock cannot be true."""
-    check_clock(run)
-    works = list(due_works(run))
-    if run.is_locked:
-        run.committer.attempt((), run.committer.look_at_index)
-    works.sort(key=place_in_line)
-    return works[: run.config.limit]
-
-
-def check_clock(run: Run) -> None:
-    """Raises ServiceError where the clock cannot be true. That run is on record with its own time,
-    and with how many recordings are dated ahead of it, so that the next run works again."""
-    last, why = run.last, ""
-    if last and run.now < last["time"] - DAY:
-        why = f"the last run was at {local_time(last['time'])}"
-    elif is_most(vars(run.report)) and not is_most(last):
-        why = f"of {run.report.found} recordings, {run.report.ahead} are dated later"
-    if why:
-        raise ServiceError(
-            f"The clock cannot be true: it says {local_time(run.now)}, and {why}. Nothing was done "
-            "by age. If it is true after all, run again."
-        )
-
-
-def is_most(told: Mapping[str, Any]) -> bool:
-    """Whether more than half of the recordings are dated ahead. One alone never is most."""
-    ahead = told.get("ahead", 0)
-    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
-
-
-def due_works(run: Run) -> Iterator[Work]:
-    """Yields these moves folder by folder. A refused plan becomes a Work with its reason.
-
-    Documents are read except in a folder whose note still holds. A run that may write makes all
-    that it has read true at the end."""
-    config, report, is_found = run.config, run.report, False
-    report.found = report.young = report.links = report.ahead = report.held = 0
-    ahead: list[str] = []
-    for folder in every_folder(run.library, report.error, report.once):
-        report.found += len(folder.audio)
-        report.links += folder.links
-        report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
-        for file in folder.audio:
-            if run.clock.age(file) < -1:
-                report.ahead += 1
-                ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
-        if run.is_locked:
-            run.staging.sweep(folder)
-        run.losses.met[folder.path] = len(folder.audio)
-        if is_at_rest(folder, run):
-            continue
-        for recording in run.recordings_in(folder):
-            run.losses.doubt(recording)
-            works: list[Work] = []
-            with boundary(partial(report.defect, f"{recording.key} was kept")):
-                works = works_of(recording, run)
-                report.held += count_held(recording, run)
-            for work in works:
-                if work.plan.move is not Move.ARCHIVE:
-                    is_found = True
-                    yield work
-        if run.is_locked:
-            run.committer.folders.add(folder.path)
-    for path in () if is_most(vars(report)) else ahead:
-        report.once(f"{path} is dated in the future: no run touches it until then.")
-    is_selective = config.only or config.language or config.since or config.until
-    if is_selective and not is_found:
-        report.once(
-            "The selection fits nothing to compress. Paths for --only are such as '2025-10-27/*'."
-        )
-
-
-def count_held(recording: Recording, run: Run) -> int:
-    """How many takes wait only because the clock is not trusted that far."""
-    if run.moment == run.clock:
+def count_held(recording: Recording, config: Config, moment: Moment, clock: Moment) -> int:
+    """Returns how many takes wait only because the clock is not trusted that far."""
+    if moment == clock:
         return 0
-    policy, config, held = recording.policy, run.config, 0
-    for take in recording.takes:
-        is_due = next_move(take, policy, config, run.moment)
-        held += not is_due and next_move(take, policy, config, run.clock) is not None
-    return held
+    due = {move.take.stem for move in moves_of(recording, config, moment)}
+    return len({move.take.stem for move in moves_of(recording, config, clock)} - due)
 
 
-def is_young(file: File, run: Run) -> bool:
-    return run.clock.age(file) < run.config.age_threshold_days
+def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str, Any]]:
+    """Returns the note on a folder whose documents are true: what it rests on, and until when;
+    nothing where something is left to be tried now, or a copy is lost."""
+    until = math.inf
+    pasts = folder.library.history.in_folder(folder.path).items()
+    away = [Take(stem, past=past) for stem, past in pasts if past.place]
+    if any(past.is_lost for _, past in pasts):
+        return []
+    for take in (*away, *folder.takes.values()):
+        if move_at_most(take, config, clock):
+            return []
+        until = min(until, next_step(take, config, clock.now))
+    return [
+        {
+            "type": "folder",
+            "path": join(folder.path, ""),
+            "rest": fingerprint(folder, config),
+            "until": until if until < LATEST else None,
+        }
+    ]
 
 
-def is_at_rest(folder: Folder, run: Run) -> bool:
-    """Whether nothing can be due in a folder: nothing is old enough or on record, or all is as a
-    run has left it. So a night with nothing to do reads no document, and little of the history."""
-    left = run.history.word(folder.path).get("rest")
-    if left and left == rest_of(folder, run) and not run.config.retry:
-        return True
-    is_new = all(is_young(file, run) for file in folder.audio)
-    if is_new and not run.history.in_folder(folder.path):
-        return True
-    mount = read_only_mount(run.library, folder.path)
-    if mount:
-        run.report.once(f"{mount} is mounted read-only, and was passed over.")
-    return bool(mount)
-
-
-def rest_of(folder: Folder, run: Run) -> str:
-    """Returns a fingerprint of all that the plan of this folder depends on: files, the steps that
-    each is old enough for, documents, settings."""
-    config = run.config
-    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
-    files = []
-    for file in sorted(folder.audio):
-        age = run.clock.age(file)
-        # Each step by itself: --older-than may lie beyond a tier.
-        files.append((*file, [age >= step for step in steps]))
-    settings = [getattr(config, name) for name in REST_SETTINGS.split()]
-    rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
+def fingerprint(folder: Folder, config: Config) -> str:
+    """Returns a fingerprint of all that the plan of a folder depends on beside the time: files,
+    documents, history, settings."""
+    settings = [getattr(config, name) for name in FOLDER_SETTINGS.split()]
+    known = folder.library.history.checksum(folder.path)
+    rests_on = [VERSION, settings, known, sorted(folder.audio), sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
 
 
-def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
-    """At the end of a run, of a folder whose documents are true: what it rests on, to be noted;
-    nothing where something is left to be tried, now or (`keep_originals_days`) once days are
-    over."""
-    takes, waits = folder.takes.values(), run.config.keep_originals_days > 0
-    if any(past.is_lost for past in run.history.in_folder(folder.path).values()):
-        return []
-    if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
-        return []
-    rest = rest_of(folder, run)
-    return [{"type": "folder", "path": join(folder.path, ""), "rest": rest}]
+def next_step(take: Take, config: Config, now: float) -> float:
+    """Returns when a take next gets old enough for a step, in seconds since the epoch."""
+    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
+    ages = [file.mtime_ns / 1e9 for file in take.files]
+    ages.append(max(take.past.back, take.past.place.mtime_ns / 1e9 if take.past.place else 0))
+    times = [age + step * DAY for age in ages for step in steps]
+    times.append(freed_from(take, config))
+    return min((time for time in times if time > now), default=math.inf)
 
 
-def move_at_most(take: Take, run: Run) -> Optional[Plan]:
-    """Returns the move that a take would make by the clock if every file in a copy's format were
+def move_at_most(take: Take, config: Config, clock: Moment) -> bool:
+    """Returns whether a take may have a move by the clock, if every file in a copy's format were
     ours. Its documents and its tag say whose it is, and those have not been read."""
-    if not take.originals and not take.proven_copy:
-        take = take._replace(ours={file.name: 0 for file in take.copies})
-    return next_move(take, None, run.config, run.clock)
-
-
-def works_of(recording: Recording, run: Run) -> list[Work]:
-    """Returns the works of its takes that are selected: one a take. In a clash each original gets
-    one, and last the one that the history will remember."""
-    works = []
-    for take in recording.takes:
-        plan = next_move(take, recording.policy, run.config, run.moment)
-        if not plan or not is_selected(take, recording, run.config):
-            continue
-        originals = sorted(take.originals, key=lambda file: file == take.original)
-        is_clash = plan.refusal and len(originals) > 1
-        for source in originals if is_clash else (plan.source,):
-            work = Work(take, recording, plan._replace(source=source))
-            if plan.refusal:
-                work.refuse(plan.refusal)
-            works.append(work)
-    return works
-
-
-def place_in_line(work: Work) -> tuple[bool, int, str]:
-    """Sorts works: the oldest recording first, those whose tool was ended from outside last."""
-    was_hindered = work.take.past.code == Reason.TOOL_KILLED.code
-    return was_hindered, oldest(work.recording), work.recording.key
-
-
-def oldest(recording: Recording) -> int:
-    """The mtime of its oldest file, in ns."""
-    times = [file.mtime_ns for take in recording.takes for file in take.files]
-    return min(times, default=0)
-
-
-def plan_archive(run: Run) -> Iterator[list[Work]]:
-    """Yields the works of recordings whose takes are all due for the archive."""
-    if run.config.archive_tier is None:
-        return
-    for folder in run.library.walk(str):
-        if is_at_rest(folder, run):
-            continue
-        for recording in run.recordings_in(folder):
-            takes = tuple(run.foreseen.get(take.stem, take) for take in recording.takes)
-            recording = recording._replace(takes=takes)
-            works: list[Work] = []
-            with boundary(partial(run.report.defect, f"{recording.key} was kept")):
-                works = works_of(recording, run)
-            works = [work for work in works if work.plan.move is Move.ARCHIVE]
-            here = [take for take in recording.takes if take.state is not State.ARCHIVED]
-            if works and len(works) == len(here):
-                yield works
+    tier = config.delete_tier
+    alone = Recording(take.folder, (take,))
+    is_over = tier is not None and is_old(alone, clock.careful - tier.after_days * DAY)
+    if take.is_half_restored or take.is_half_deleted or (is_over and not take.past.stays):
+        return True
+    if not take.originals and not take.copies:
+        rates = {file.name: 0 for file in take.strangers}
+        take = take_of(take.stem, take.files, take.past, rates)
+    stored = archiving([take], None, config, clock)
+    return bool(stored or next_move(take, None, config, clock))
 
 
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
@@ -3367,6 +3341,620 @@ def estimated_size(found: Probe, target: Target) -> int:
         wanted = min(size * 1.1, samples * rate)
         coded += count * max(wanted, samples * least)
     return round(target.form.header + coded + found.silence * SILENT_BYTES)
+
+
+# ----------------------------------------------------------------------------------------- moves
+# Each row of the table is a class that carries itself out. `examine`, `stage`, `finish` run in a
+# thread, `carry` in the main one. All four write staged files only. `Committer.commit` knows no
+# rows, and calls the rest in its own order.
+
+
+class Outcome(NamedTuple):
+    """What became of a move."""
+
+    reason: Reason
+    detail: str = ""  # what was found
+    trace: str = ""  # of a defect, for the log
+
+
+@dataclass(eq=False)
+class Move:
+    """One row of the table, for one take, on its way through a run."""
+
+    name: ClassVar[str]  # in the history
+    rank: ClassVar[int]  # a move is not tried once one of a higher rank was, see `Asked.is_settled`
+    done: ClassVar[Reason]
+    due: ClassVar[Reason]
+    is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
+    is_removal: ClassVar[bool] = False  # nothing is here afterwards
+    encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
+
+    take: Take
+    target: Target
+    settings: str  # that this rests on
+    source: Optional[File]  # None: to be fetched
+    removes: tuple[File, ...] = ()  # last, once all is true
+    outcome: Optional[Outcome] = None  # set once
+    recording: Recording = NO_RECORDING
+    source_seen: Optional[Witness] = None  # when it was probed
+    copy_seen: Optional[Witness] = None  # when it had been proven
+    probe: Optional[Probe] = None
+    estimate: int = 0  # bytes that the copy will have
+    staged: str = ""  # absolute path; "" where nothing is to be placed
+    copy: Optional[File] = None  # what stands for the take afterwards
+    place: Optional[Place] = None  # in the archive
+    detail: str = ""  # of its outcome, if it is done
+    is_proven: bool = False  # only the commit is left, unless it has an outcome
+
+    @property
+    def path(self) -> str:
+        """Returns the path of the source below the library."""
+        source = self.source or self.take.past.place or self.take.said
+        return join(self.take.folder, source.name if source else self.take.name)
+
+    @property
+    def source_size(self) -> int:
+        """Bytes; 0 where the source is to be fetched."""
+        return self.source.size if self.source else 0
+
+    @property
+    def guessed_seconds(self) -> float:
+        """Returns a guess at the seconds of audio, from the size alone."""
+        return self.source_size / BYTES_PER_SECOND
+
+    @property
+    def seconds(self) -> float:
+        return round(self.probe.timeline, 3) if self.probe else self.take.past.seconds
+
+    @property
+    def target_path(self) -> str:
+        """Returns the path of the copy below the library."""
+        return self.take.stem + self.target.form.suffix
+
+    @property
+    def displaces(self) -> Optional[File]:
+        """Returns the file that its copy takes the place of."""
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_proven and self.outcome is None
+
+    @property
+    def reason(self) -> Reason:
+        """Returns the reason it has, or will have after its commit."""
+        return self.outcome.reason if self.outcome else self.done
+
+    @property
+    def is_done(self) -> bool:
+        return self.reason is self.done
+
+    def refuse(self, error: Exception) -> None:
+        """Sets the outcome for whatever kept it from going on: a Refusal's own; of an OSError by
+        its errno (no space, name too long, else input/output); of anything else a defect."""
+        # The report names its path.
+        detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
+        if isinstance(error, Refusal):
+            self.outcome = Outcome(error.reason, error.detail)
+        elif isinstance(error, OSError):
+            reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
+            self.outcome = Outcome(reason, detail)
+        elif isinstance(error, MemoryError):
+            self.outcome = Outcome(Reason.TOOL_KILLED, "memory is short")
+        else:
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            self.outcome = Outcome(Reason.DEFECT, detail, "".join(lines))
+
+    def carry(self, run: Run) -> None:
+        """Does all that comes before the commit, for a move that is whole. Raises Refusal, OSError,
+        Stopped, ServiceError."""
+        raise NotImplementedError
+
+    def foresee(self, run: Run) -> str:
+        """Returns what a dry run says of a move that is whole. Raises Refusal, ServiceError."""
+        return ""
+
+    @property
+    def has_first_word(self) -> bool:
+        """Returns whether the history has a line on it before anything is put in place."""
+        return False
+
+    def check(self, library: Library) -> None:
+        """Compares what it rests on with what was seen. Raises Refusal, OSError."""
+        if self.source:
+            expect(is_same(library.path(self.path), self.source_seen))
+            expect(self.source_seen is not None and self.is_on_record(self.source_seen.sha256))
+        if self.staged and self.copy:  # some disks make inode numbers up anew
+            expect(file_at(self.staged)[1:] == self.copy[1:])
+
+    def is_on_record(self, sha256: str) -> bool:
+        """Returns whether its source is the copy on record, if it should be. A hash on record
+        decides."""
+        is_copy = self.source is not None and self.source == self.take.proven_copy
+        return not is_copy or self.take.past.sha256 in ("", sha256)
+
+    def put(self, library: Library) -> None:
+        """Puts in place what is staged, never over another file. Raises Refusal, OSError."""
+        if self.staged:
+            place(self.staged, library.path(self.target_path))
+
+    def undo(self, library: Library) -> None:
+        """Takes back what `put` did, where a later step fails and the next run could not go on from
+        there. Raises Refusal, OSError."""
+
+    def remove(self, library: Library) -> None:
+        """Removes what it makes needless, each file compared once more. Raises Refusal, OSError."""
+        for file in self.removes:
+            path = library.path(self.take.folder, file.name)
+            with suppress(FileNotFoundError):  # its owner was faster
+                self.compare_again(path, file)
+                os.unlink(path)
+
+    def compare_again(self, path: str, file: File) -> None:
+        seen = self.source_seen if file == self.source else self.copy_seen
+        expect(is_same(path, seen))
+
+    def past_after(self, now: float) -> Past:
+        """Returns what the history will say of the take. Pure. Sizes, bit rate and `compressed` of
+        a copy that it had stay when a later step is kept or fails. A failure under the same
+        settings counts one attempt more, unless its reason `is_environment`."""
+        source, last = self.source, self.take.past
+        if self.reason.action is Action.LOST:
+            return last._replace(lost=self.reason.code)
+        known = last if source is None or last.speaks_of(source) else NO_PAST
+        attempts = 0
+        if self.reason.action is Action.FAILED:
+            is_again = (known.move, known.settings) == (self.name, self.settings)
+            attempts = known.attempts if is_again else 0
+            attempts += not self.reason.is_environment
+        past = known._replace(
+            action=self.reason.action,
+            code=self.reason.code,
+            move=self.name,
+            settings=self.settings,
+            attempts=attempts,
+            time=now,
+            seconds=self.seconds,
+            ids=self.recording.ids or last.ids,
+            place=self.place or last.place,
+        )
+        if source:
+            first_size = source.size if source.is_original else known.first_size
+            past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
+        return self.past_if_done(past, now) if self.is_done else past
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        return past
+
+    def take_after(self, now: float) -> Take:
+        """Returns the take as it will be after the move: its files and `past_after`. From these,
+        and from nothing else, commit derives the documents."""
+        take = self.take
+        files = {file.name: file for file in take.files}
+        if self.is_done:
+            for file in self.removes:
+                del files[file.name]
+            if self.copy:
+                files[self.copy.name] = self.copy
+        return take_of(take.stem, files.values(), self.past_after(now), take.rates)
+
+    def told(self) -> dict[str, Any]:
+        """Returns the object of `--json`, which is also the head of its line in the history."""
+        copy = self.copy if self.is_done else None
+        file = join(self.take.folder, copy.name) if copy else self.path
+        detail = self.outcome.detail if self.outcome else self.detail
+        return {
+            "type": "recording",
+            "path": self.path,
+            "file": None if self.is_done and self.is_removal else file,
+            "action": self.reason.action,
+            "reason": self.reason.sentence.format(detail),
+            "original_size": self.source_size,
+            "compressed_size": copy.size if copy else None,
+            "seconds": self.seconds,
+        }
+
+
+class Compress(Move):
+    """The original is encoded, and its copy proven."""
+
+    name, rank, done, due = "compress", 1, Reason.DONE, Reason.DUE
+    encodes = True
+
+    @property
+    def size_before(self) -> int:
+        """Returns the bytes that a copy must save from."""
+        return self.source_size
+
+    @property
+    def space_needed(self) -> int:
+        """Returns the bytes that it may take while at work: its copy, and two level files."""
+        if self.probe:
+            levels = self.probe.timeline * self.probe.channels * LEVEL_BYTES
+            return round(self.estimate + levels)
+        return round(self.size_before + 2 * self.guessed_seconds * LEVEL_BYTES)
+
+    def examine(self, run: Run) -> None:
+        """Opens the source once: identity, probe, decide; SHA-256. In a dry run it has its outcome
+        then. Raises Refusal, OSError, Stopped."""
+        source, path = self.source, run.library.path(self.path)
+        with open_regular(path) as file:
+            identity = run.library.identity(file)
+            self.source_seen = Witness(identity)
+            expect(source is not None and identity[-2:] == source[1:])
+            is_copy = source == self.take.proven_copy
+            if is_copy and not self.is_on_record(digest_from(file, stop=run.stop)):
+                raise Refusal(Reason.ROTTEN, since_when(self.take.past))
+            self.probe = probe(file.fileno(), path, run.tools)
+            name = folded(self.take.name)
+            recorded = [sidecar.durations.get(name, 0.0) for sidecar in self.recording.sidecars]
+            saving = run.config.min_saving_percent if self.encodes else -math.inf
+            lasts = max(recorded, default=0.0)
+            self.estimate = decide(self.probe, self.size_before, lasts, self.target, saving)
+            run.trials.foresee(self)
+            if run.config.dry_run:
+                self.outcome = Outcome(self.due)
+                return
+            # Only now, because a sparse file may be larger than the disk.
+            self.source_seen = Witness(identity, digest_from(file, stop=run.stop))
+
+    def stage(self, run: Run) -> Job:
+        """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
+        OSError, NoSpaceError."""
+        assert self.probe
+        library = run.library
+        free, needed = free_space(library), SPACE_MARGIN + self.space_needed
+        if free < needed:
+            found = f"{size_text(free)} free, where {size_text(needed)} are needed"
+            raise run.no_space(self, found)
+        source, path = library.path(self.path), library.path(self.target_path)
+        if self.encodes:
+            self.staged = path = run.staging.beside(path)
+            give_attributes_of(source, path)  # or nothing is worth encoding
+            os.chmod(path, 0o600)  # until it is whole
+        most = self.size_before * (1 - run.config.min_saving_percent / 100)
+        levels = (run.staging.levels(), run.staging.levels())
+        return Job(source, self.probe, self.target, path, self.encodes, *levels, most)
+
+    def told(self) -> dict[str, Any]:
+        told = super().told()
+        if self.reason.action is Action.WOULD_COMPRESS:
+            told["estimated_size"] = self.estimate
+        return told
+
+    def finish(self, run: Run, job: Job) -> None:
+        """Flushes a copy that was proven, with its attributes. Raises Refusal, OSError, Stopped."""
+        if job.problem:
+            raise job.problem
+        if self.encodes or not self.take.proven_copy:
+            give_attributes_of(job.source, job.copy)
+        with open_regular(job.copy) as file:
+            flush(file.fileno())
+        seen = run.library.witness(job.copy, run.stop)
+        if seen.sha256 != job.digest and self.encodes:
+            raise NotProven("the bytes that were decoded", "others in the file")
+        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
+        self.copy_seen = seen
+        self.copy = File(basename(self.target_path), *seen.identity[-2:])
+        self.is_proven = True
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        if not self.copy:
+            return past
+        return past._replace(
+            suffix=self.copy.suffix,
+            size=self.copy.size,
+            mtime_ns=self.copy.mtime_ns,
+            bitrate=self.target.bitrate,
+            compressed=now,
+            sha256=self.copy_seen.sha256 if self.copy_seen else "",
+            freed=now if self.take.original in self.removes else past.freed,
+            lost="",
+        )
+
+
+class Adopt(Compress):
+    """A copy of ours is there already, without a record, and is proven again."""
+
+    name, rank, done, due = "adopt", 1, Reason.ADOPTED, Reason.ADOPT_DUE
+    encodes = False
+
+    def finish(self, run: Run, job: Job) -> None:
+        if isinstance(job.problem, NotProven):
+            other = f"{self.target_path} is not a copy of it ({job.problem})"
+            raise Refusal(Reason.NAME_TAKEN, other)
+        if not (job.problem or self.take.proven_copy):
+            check_claim(self, job)
+        super().finish(run, job)
+
+    def put(self, library: Library) -> None:
+        expect(is_same(library.path(self.target_path), self.copy_seen))
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        """A copy that was here already keeps the rate and date on record or in its tag."""
+        date = past.compressed or now
+        past = super().past_if_done(past, now)
+        return past._replace(bitrate=self.take.bitrate, compressed=date)
+
+
+class Free(Adopt):
+    """An original whose days are over goes, after its copy was proven again."""
+
+    name, rank, done, due = "free", 3, Reason.FREED, Reason.FREE_DUE
+
+
+class Smaller(Compress):
+    """A tier asks for less: a new copy takes the place of the one before."""
+
+    name, rank = "smaller", 2
+    displaced_seen: Optional[Witness] = None
+    is_swapped = False
+
+    @property
+    def displaces(self) -> Optional[File]:
+        return self.take.copy
+
+    @property
+    def size_before(self) -> int:
+        """Returns the bytes of the copy before. A damaged one says nothing."""
+        copy = None if self.take.past.lost else self.take.copy
+        return copy.size if copy else self.source_size
+
+    def examine(self, run: Run) -> None:
+        super().examine(run)
+        if not self.outcome:
+            displaced = run.library.path(self.target_path)
+            self.displaced_seen = run.library.witness(displaced, run.stop)
+
+    @property
+    def has_first_word(self) -> bool:
+        """Without its original, nothing else could tell that a copy in another's place is
+        proven."""
+        return self.take.original is None
+
+    def check(self, library: Library) -> None:
+        super().check(library)
+        expect(is_same(library.path(self.target_path), self.displaced_seen))
+
+    def put(self, library: Library) -> None:
+        """Exchanges the two: the old one waits under the staged name until all is true."""
+        self.swap(library, self.displaced_seen)
+        self.is_swapped = True
+
+    def undo(self, library: Library) -> None:
+        if self.is_swapped and self.staged:
+            self.swap(library, self.copy_seen)
+
+    def swap(self, library: Library, expected: Optional[Witness]) -> None:
+        """Exchanges the staged file and the file in its place. If another program was faster and
+        that is not the expected file, they change back. Raises Refusal(CHANGED), OSError."""
+        final = library.path(self.target_path)
+        self.staged = exchange(self.staged, final)
+        if self.staged and not is_same(self.staged, expected):
+            self.staged = exchange(self.staged, final)
+            raise Refusal(Reason.CHANGED)
+
+
+class Store(Move):
+    """A whole recording goes to the archive: read back there, compared, then removed here."""
+
+    name, rank, done, due = "archive", 4, Reason.ARCHIVED, Reason.ARCHIVE_DUE
+    is_whole = is_removal = True
+
+    def foresee(self, run: Run) -> str:
+        return run.answering_archive.location(self.path)
+
+    def carry(self, run: Run) -> None:
+        self.place = run.answering_archive.put(self)
+        self.detail = self.place.location
+        self.is_proven = True
+
+    def compare_again(self, path: str, file: File) -> None:
+        """Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only other
+        copy is elsewhere, so its bytes are."""
+        super().compare_again(path, file)
+        expect(self.source_seen is not None and digest_of(path) == self.source_seen.sha256)
+
+
+class Delete(Move):
+    """A tier of its owner asks for no audio of this age: all files of the recording go for good.
+    The documents and the history say so first."""
+
+    name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
+    is_whole = is_removal = True
+    seen: Mapping[File, Witness] = {}  # what is to be removed
+    archived: Optional[tuple[Archive, str]] = None  # and where it is there
+
+    def foresee(self, run: Run) -> str:
+        return self.detail
+
+    def carry(self, run: Run) -> None:
+        """Looks at each file here and in the archive once more."""
+        place = self.take.past.place
+        self.seen = {file: self.witness(run, file) for file in self.removes}
+        if place:
+            if not run.archive:
+                raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
+            there, size = run.answering_archive.find(self.take.folder, place, "")
+            if size is not None and run.archive.digest(there) != place.sha256:
+                raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
+            self.archived = (run.archive, there) if size is not None else None
+        self.is_proven = True
+
+    def witness(self, run: Run, file: File) -> Witness:
+        seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
+        expect(seen.identity[-2:] == file[1:])
+        return seen
+
+    def check(self, library: Library) -> None:
+        for file, seen in self.seen.items():
+            expect(is_same(library.path(self.take.folder, file.name), seen))
+
+    def compare_again(self, path: str, file: File) -> None:
+        expect(is_same(path, self.seen[file]))
+
+    def remove(self, library: Library) -> None:
+        super().remove(library)
+        if self.archived:
+            archive, there = self.archived
+            archive.remove(there)
+            if archive.size_of(there) is not None:
+                raise Refusal(Reason.NOT_REMOVED, f"{there} is still in the archive")
+
+    def past_after(self, now: float) -> Past:
+        """What stays keeps its past, as other moves go on from that."""
+        if self.reason.action is Action.KEPT:
+            return self.take.past._replace(stays=self.reason.code)
+        past = super().past_after(now)
+        if not self.is_done:
+            return past
+        deleted = past._replace(deleted=self.take.past.deleted or now, back=0)
+        return deleted._replace(place=None) if self.outcome else deleted._replace(code=DELETING)
+
+
+class Restore(Move):
+    """A recording comes back as a whole. The history says so first, or a run in between would
+    delete the original again."""
+
+    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+    is_whole = True
+
+    @property
+    def has_first_word(self) -> bool:
+        return True
+
+    def past_after(self, now: float) -> Past:
+        """A restore that failed changes nothing."""
+        if not self.is_done:
+            return self.take.past
+        past = super().past_after(now)._replace(place=self.place, back=now)
+        return past if self.outcome else past._replace(code=RESTORING)
+
+
+class Fetch(Restore):
+    """Its file is fetched from the archive, or was before a restore was cut short."""
+
+    def foresee(self, run: Run) -> str:
+        return "it is in the archive"
+
+    def carry(self, run: Run) -> None:
+        fetch_back(run, self)
+        self.is_proven = True
+
+    @property
+    def target_path(self) -> str:
+        return self.path
+
+    def put(self, library: Library) -> None:
+        super().put(library)
+        self.place = None  # it is here again
+
+
+class BringBack(Restore, Adopt):
+    """A kept original takes its place again, and its copy goes, once it is proven to be one."""
+
+    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+
+    def foresee(self, run: Run) -> str:
+        return "its original is kept"
+
+    def carry(self, run: Run) -> None:
+        prove_again(run, self)
+
+    def put(self, library: Library) -> None:
+        """Does nothing: the original is in its place."""
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        """The copy is gone, or stays as it did not prove to be the original's: from now on any file
+        in its place is unproven."""
+        is_going = self.outcome is None and self.removes
+        return past if is_going else past._replace(size=0)
+
+
+class Reread(Move):
+    """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
+
+    name, rank, done, due = "check", 0, Reason.SOUND, Reason.SOUND
+    after: Optional[Past] = None  # what the history is to say, unless it is lost
+
+    @property
+    def is_other(self) -> bool:
+        """Returns whether it is another file than the one on record. Without a hash on record, size
+        and mtime decide."""
+        past, seen = self.take.past, self.copy_seen
+        is_known = past.sha256 == seen.sha256 if past.sha256 and seen else self.take.proven_copy
+        return not (self.outcome or is_known)
+
+    def past_after(self, now: float) -> Past:
+        return self.after or super().past_after(now)
+
+    def told(self) -> dict[str, Any]:
+        past, told = self.take.past, super().told()
+        told.update(original_size=past.first_size, compressed_size=past.size)
+        return told if self.copy else {**told, "file": None}
+
+
+RANKS = {kind.name: kind.rank for kind in (Compress, Adopt, Smaller, Free, Store, Delete)}
+REASON_OF_ERRNO = {
+    errno.ENOSPC: Reason.NO_SPACE,
+    errno.EDQUOT: Reason.NO_SPACE,
+    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
+    errno.ELOOP: Reason.CHANGED,  # a link where a file was: we follow none
+    errno.EEXIST: Reason.NAME_TAKEN,
+}
+
+
+def keep_together(moves: Iterable[Move]) -> None:
+    """One part of a whole recording that cannot move keeps the others."""
+    stuck: dict[int, Move] = {}
+    parts: list[Move] = []
+    for move in moves:
+        if move.is_whole:
+            parts.append(move)
+            if move.outcome:
+                stuck.setdefault(id(move.recording), move)
+    for move in parts:
+        other = stuck.get(id(move.recording))
+        if other and other.outcome and not move.outcome:
+            why = f"of its other part {other.path}: {other.outcome.detail}"
+            move.outcome = Outcome(other.outcome.reason, why)
+
+
+def expect(is_unchanged: bool) -> None:
+    """Raises Refusal(CHANGED) unless something that was proven is unchanged."""
+    if not is_unchanged:
+        raise Refusal(Reason.CHANGED)
+
+
+def is_same(path: str, seen: Optional[Witness]) -> bool:
+    """Returns whether the file under a name is still the one that was seen. Raises
+    FileNotFoundError if its owner deleted it, OSError."""
+    status = os.lstat(path)
+    now = identity_of(status)
+    if seen is None or now[-2:] != seen.identity[-2:] or not stat.S_ISREG(status.st_mode):
+        return False
+    return now == seen.identity or digest_of(path) == seen.sha256
+
+
+def give_attributes_of(source: str, copy: str) -> None:
+    """Gives the attributes of one file to another, by path. Raises Refusal, OSError."""
+    with open_regular(source) as one, open_regular(copy) as other:
+        give_attributes(one.fileno(), other.fileno(), times=True)
+
+
+def check_claim(move: Adopt, job: Job) -> None:
+    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
+    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
+    Raises Refusal."""
+    copy, asked = move.take.copy, move.target
+    assert copy
+    rate = move.take.bitrate or asked.bitrate
+    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
+    if rate < asked.bitrate or copy.size < usual / 2:
+        usual = sounding_share(job) * estimated_size(job.probe, asked)
+        found = f"{copy.name} has {size_text(copy.size)}"
+        expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
+        raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
 
 
 # ----------------------------------------------------------------------------------------- probe
@@ -4661,7 +5249,7 @@ def compare_parts(
 
 
 class Committer:
-    """Carries out the moves of one run, and keeps the documents true."""
+    """Commits the moves of one run, and keeps the documents true. It knows no rows of the table."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.library, self.staging = run, run.library, run.staging
@@ -4671,130 +5259,102 @@ class Committer:
         self.written: dict[str, str] = {}  # documents made true, by path: their SHA-256
         self.full: Optional[NoSpaceError] = None  # once the disk is
         self.index_digest = ""  # of the index as it was when it was last found or made true
-        self.settled, self.cost = monotonic(), 0.0  # seconds
+        self.index_written, self.cost = monotonic(), 0.0  # seconds
 
-    def commit(self, works: Sequence[Work]) -> None:
-        """All that is ready, and what was refused (it changes what documents say, and goes into the
-        history). Each Work comes out with its final reason, told to the report:
+    def commit(self, moves: Sequence[Move]) -> None:
+        """Commits all that is ready, and what was refused (it changes what documents say, and goes
+        into the history). Each move then has its final outcome, and the report knows it.
 
-        1. identity of each source (`is_same`); one deleted by its owner is passed over
-        2. put in place: `place`, `exchange`, or nothing; attributes were given when it was staged
-        3. flush the folder; where that fails, originals stay and the works have failed
-        4. make the sidecars of every recording touched true; flush the folder
-        5. append to the history and flush; where that fails, originals stay
-        6. an index that names files is written here; another follows within seconds
-        7. identity again, unlink, flush
+        1. check each against what was seen; what its owner deleted is passed over
+        2. write first words to the history, for the rows that need them
+        3. put in place
+        4. flush the folder; where that fails, originals stay and the moves have failed
+        5. make the sidecars of every recording touched true; flush the folder
+        6. append to the history and flush; where that fails, originals stay
+        7. write an index that names files; another follows within seconds
+        8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
-        works = [work for work in works if not self.is_gone(work)]
-        # Begun and on record before, or a run in between would delete the original again.
-        back = [work for work in works if work.is_ready and work.plan.move is Move.RESTORE]
-        self.attempt(back, self.history.append, back, now)
-        for work in back:
-            work.place = None  # once the commit is finished, it is here again and not there
-        for work in works:
-            with boundary(work.refuse):
-                if work.is_ready:
-                    self.put_in_place(work, now)
-        keep_together(works)
-        folders: dict[str, list[Work]] = {}
-        for work in works:
-            folders.setdefault(work.take.folder, []).append(work)
+        moves = [move for move in moves if not self.is_gone(move)]
+        self.each_ready(moves, lambda move: move.check(self.library))
+        keep_together(moves)
+        first = [move for move in moves if move.is_ready and move.has_first_word]
+        self.attempt(first, self.history.append, first, now)
+        self.each_ready(moves, lambda move: move.put(self.library))
+        keep_together(moves)
+        folders: dict[str, list[Move]] = {}
+        for move in moves:
+            folders.setdefault(move.take.folder, []).append(move)
         for folder, group in folders.items():
             self.attempt(group, flush_folder, self.library.path(folder))
-            self.attempt(group, self.make_works_true, folder, group, now)
+            self.attempt(group, self.make_moves_true, folder, group, now)
             self.attempt(group, flush_folder, self.library.path(folder))
-        if not self.attempt(works, self.history.append, works, now):
-            self.attempt((), self.history.append, works, now)  # that they have failed
-        for work in works:
-            if work.reason is Reason.NO_SPACE:
-                self.disk_is_full(work, work.detail)
-        ids = {id_ for work in works for id_ in work.recording.ids}
+        keep_together(moves)
+        if not self.attempt(moves, self.history.append, moves, now):
+            self.attempt((), self.history.append, moves, now)  # that they have failed
+        for move in moves:
+            if move.reason is Reason.NO_SPACE:
+                self.disk_is_full(move, move.told()["reason"])
+        ids = {id_ for move in moves for id_ in move.recording.ids}
         self.folders.update(folders)
         if self.index_names_files:
             self.ids |= ids
-            self.settle(at_once=True)
+            self.write_index(at_once=True)
         for folder, group in folders.items():
             self.remove_sources(folder, group, now)
         self.ids |= ids
-        self.settle(at_once=False)
+        self.write_index(at_once=False)
         if self.full:
             raise self.full
 
-    def disk_is_full(self, work: Work, detail: str) -> None:
+    def each_ready(self, moves: Iterable[Move], step: Callable[[Move], object]) -> None:
+        for move in moves:
+            if move.is_ready:
+                with boundary(move.refuse):
+                    step(move)
+
+    def disk_is_full(self, move: Move, detail: str) -> None:
         """A full disk ends the run. It is reported at its first sign, and once."""
         if not self.full:
-            self.full = self.run.no_space(work, detail)
+            self.full = self.run.no_space(move, detail)
             self.report.failed(self.full)
 
-    def is_gone(self, work: Work) -> bool:
-        """Whether its owner has deleted its source."""
-        is_gone = bool(work.plan.source) and not lexists(self.library.path(work.path))
+    def is_gone(self, move: Move) -> bool:
+        """Returns whether its owner has deleted its source."""
+        is_gone = bool(move.source) and not lexists(self.library.path(move.path))
         if is_gone:
             self.library.require_there()
             self.report.due -= 1
-            self.report.once(f"{work.path} was deleted meanwhile, and was passed over.")
-            self.staging.discard(work.staged)
+            self.report.once(f"{move.path} was deleted meanwhile, and was passed over.")
+            self.staging.discard(move.staged)
         return is_gone
 
-    def put_in_place(self, work: Work, now: float) -> None:
-        """Steps 1 and 2. Raises Refusal, OSError."""
-        final = self.library.path(work.target_path)
-        if work.plan.source:
-            expect(is_same(self.library.path(work.path), work.source_seen))
-            on_record = work.take.past.sha256 if work.plan.source == work.take.proven_copy else ""
-            seen = work.source_seen
-            expect(not seen or on_record in ("", seen.sha256))
-        if work.staged and work.copy:  # inode numbers decide nothing: some disks make them up anew
-            expect(file_at(work.staged)[1:] == work.copy[1:])
-        if work.plan.move is Move.SMALLER:
-            expect(is_same(final, work.displaced_seen))
-            # On record before: without its original, nothing else could tell that a copy in
-            # another's place is proven.
-            if not work.take.original:
-                self.history.append([work], now)
-            self.swap(work, work.displaced_seen)  # the old one waits until all is true
-        elif work.staged:
-            place(work.staged, final)
-        elif work.plan.move in (Move.ADOPT, Move.FREE):
-            expect(is_same(final, work.copy_seen))
-
-    def swap(self, work: Work, expected: Optional[Witness]) -> None:
-        """Exchanges the staged file and the file in its place. If another program was faster and
-        that is not the expected file, they change back. Raises Refusal(CHANGED), OSError."""
-        final = self.library.path(work.target_path)
-        work.staged = exchange(work.staged, final)
-        if work.staged and not is_same(work.staged, expected):
-            work.staged = exchange(work.staged, final)
-            raise Refusal(Reason.CHANGED)
-
     def attempt(
-        self, works: Sequence[Work], step: Callable[..., object], *arguments: object
+        self, moves: Sequence[Move], step: Callable[..., object], *arguments: object
     ) -> bool:
-        """Does one step. Whatever goes wrong in it keeps the sources of these works. Returns False
+        """Does one step. Whatever goes wrong in it keeps the sources of these moves. Returns False
         if the next run should try again. A broken document is not retried: repairing it changes its
         mtime, and that is noticed."""
         failures: list[Exception] = []
         with boundary(failures.append):
             step(*arguments)
         for error in failures:
-            self.step_failed(works, error)
+            self.step_failed(moves, error)
         return all(isinstance(error, Flaw) for error in failures)
 
-    def step_failed(self, works: Sequence[Work], error: Exception) -> None:
+    def step_failed(self, moves: Sequence[Move], error: Exception) -> None:
         """A copy that took another's place gives it back. Any other stays beside its original, to
         be adopted."""
         is_sidecar = isinstance(error, (Flaw, PermissionError))
         refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
-        for work in works:
+        for move in moves:
             if is_full(error):
-                self.disk_is_full(work, explain(error))
-            if work.is_ready:
-                work.refuse(refusal)
-                if work.plan.move is Move.SMALLER and work.staged:
-                    with suppress(Refusal, OSError):
-                        self.swap(work, work.copy_seen)
-        if works:
+                self.disk_is_full(move, explain(error))
+            if move.is_ready:
+                move.refuse(refusal)
+                with suppress(Refusal, OSError):
+                    move.undo(self.library)
+        if moves:
             return
         text = f"Left alone, and may not say all that is true: {explain(error)}"
         if exit_code_of(error) == NoSpaceError.exit_code:
@@ -4805,19 +5365,19 @@ class Committer:
         else:
             self.report.defect("What is said of some recordings was left as it is", error)
 
-    def make_works_true(self, folder: str, works: Sequence[Work], now: float) -> None:
-        """Make the sidecars of recordings say what these works make of them. Where that fails, the
+    def make_moves_true(self, folder: str, moves: Sequence[Move], now: float) -> None:
+        """Makes the sidecars of recordings say what these moves make of them. Where that fails, the
         copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
-        after = {work.take.stem: work.take_after(now) for work in works}
+        after = {move.take.stem: move.take_after(now) for move in moves}
         here = self.library.folder(folder)
         for recording in resolve_recordings(here):
             stems = {take.stem for take in recording.takes}
-            group = [work for work in works if work.take.stem in stems]
+            group = [move for move in moves if move.take.stem in stems]
             if group:
                 self.attempt(group, self.make_true, here, recording, after)
 
     def make_true(self, folder: Folder, recording: Recording, after: Mapping[str, Take]) -> None:
-        """Make a recording's sidecars say what its takes are, those in `after` (by stem) as they
+        """Makes a recording's sidecars say what its takes are, those in `after` (by stem) as they
         will be. Each is rewritten at most once; those that are true keep their bytes and mtime.
         Without `after`, one that is as we have left it is not read again. Raises Flaw, Refusal,
         OSError."""
@@ -4831,41 +5391,28 @@ class Committer:
                     seen = look(os.lstat(whole), self.library.racy_from())
                     folder.documents[basename(path)] = seen
 
-    def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
-        """Step 7, and the end of every work. A past that has changed by it gets a second line: of
+    def remove_sources(self, folder: str, moves: Sequence[Move], now: float) -> None:
+        """Step 8, and the end of every move. A past that has changed by it gets a second line: of
         a removal that failed, and of a restore that is finished."""
-        pasts, changed = self.history.in_folder(folder), []
-        for work in works:
-            if work.is_ready:
-                with boundary(work.refuse):
-                    self.remove_source(work)
-                work.reason = work.outcome_reason
-                changed += [work] if work.past_after(now) != pasts.get(work.take.stem) else []
-            self.staging.discard(work.staged)
+        pasts, changed = self.history.in_folder(folder), list[Move]()
+        for move in moves:
+            if move.is_ready:
+                with boundary(move.refuse):
+                    try:
+                        move.remove(self.library)
+                    except OSError as error:
+                        raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+                move.outcome = move.outcome or Outcome(move.done, move.detail)
+                changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
+            self.staging.discard(move.staged)
         try:
             flush_folder(self.library.path(folder))
             self.history.append(changed, now)
         except OSError as error:  # after a power cut an original may be back, as a next run finds
             self.report.error(f"What was deleted in {folder} may come back: {explain(error)}")
-        for work in works:
-            if work.reason is not Reason.NO_SPACE:
-                self.report.outcome(work)
-
-    def remove_source(self, work: Work) -> None:
-        """Raises Refusal."""
-        try:
-            for file in work.plan.goes:
-                path = self.library.path(work.take.folder, file.name)
-                with suppress(FileNotFoundError):  # its owner was faster
-                    is_source = file == work.plan.source
-                    expect(is_same(path, work.source_seen if is_source else work.copy_seen))
-                    # Behind an attribute cache (sshfs, NFS) a stat is no witness of a source
-                    # whose only other copy is elsewhere.
-                    if work.plan.move is Move.ARCHIVE and work.source_seen:
-                        expect(digest_of(path) == work.source_seen.sha256)
-                    os.unlink(path)
-        except OSError as error:
-            raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+        for move in moves:
+            if move.reason is not Reason.NO_SPACE:
+                self.report.outcome(move)
 
     @cached_property
     def index_names_files(self) -> bool:
@@ -4897,12 +5444,12 @@ class Committer:
         with suppress(Flaw, OSError):  # told by a run that would have changed it
             self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
 
-    def settle(self, at_once: bool) -> None:
-        """Make the index true, from what the folders say now. Within seconds, but not so often that
-        it takes the time of the work. One that cannot be read, is a link or no object is told and
-        left alone."""
-        begun = monotonic()
-        is_time = at_once or begun - self.settled > max(5.0, 50 * self.cost)
+    def write_index(self, at_once: bool) -> None:
+        """Makes the index true, from what the folders say now. Within seconds, but not so often
+        that it takes the time of the work. One that cannot be read, is a link or no object is
+        reported and left alone."""
+        started = monotonic()
+        is_time = at_once or started - self.index_written > max(5.0, 50 * self.cost)
         if not (self.folders or self.ids) or not is_time:
             return
         pasts = self.history.pasts.items()
@@ -4911,7 +5458,7 @@ class Committer:
         recordings = list[Recording]()
         copies = 0
         for folder in self.library.walk(self.report.once):
-            copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
+            copies += sum(file.size for file in folder.audio if file.format)
             if folder.path in met:
                 recordings += self.run.recordings_in(folder)
         for stem, past in losses(self.library).items():
@@ -4924,15 +5471,15 @@ class Committer:
             copies_size=copies,
             date=iso(time.time()),
         )
-        path = self.library.path(INDEX_NAME)
-        if self.attempt((), self.write_index, path, edit):
+        if self.attempt((), self.rewrite_index, edit):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
-        self.settled = monotonic()
-        self.cost = self.settled - begun
+        self.index_written = monotonic()
+        self.cost = self.index_written - started
 
-    def write_index(self, path: str, edit: Callable[[bytes], Optional[bytes]]) -> None:
+    def rewrite_index(self, edit: Callable[[bytes], Optional[bytes]]) -> None:
         """Raises Flaw, Refusal, OSError."""
+        path = self.library.path(INDEX_NAME)
         self.index_digest = rewrite(path, edit, self.staging, backup=False)
 
     def finish(self) -> None:
@@ -4944,7 +5491,7 @@ class Committer:
             defect = partial(self.report.defect, f"What is said in {path} was left as it is")
             with boundary(defect), suppress(OSError, UsageError):
                 notes += self.finish_folder(path)
-        self.settle(at_once=True)
+        self.write_index(at_once=True)
         if not self.ids:
             self.history.note(notes, self.run.now)
 
@@ -4960,7 +5507,8 @@ class Committer:
         self.ids.update(*(recording.ids for recording in recordings))
         if not is_gone:
             flush_folder(self.library.path(path))
-        return word_on(folder, self.run) if recordings and all(true) else []
+        is_true = bool(recordings) and all(true)
+        return folder_note(folder, self.run.config, self.run.clock) if is_true else []
 
 
 def edits(
@@ -4973,32 +5521,6 @@ def edits(
         own = facts if sidecar.listed and not recording.is_witnessed else None
         edit = partial(edit_sidecar, rename=rename, facts=own)
         yield join(recording.folder, sidecar.name), edit
-
-
-def keep_together(works: Sequence[Work]) -> None:
-    """A recording is archived and restored as a whole: one part that cannot be keeps the others."""
-    for stuck in works:
-        if stuck.reason and stuck.plan.move in (Move.ARCHIVE, Move.RESTORE):
-            refusal = Refusal(stuck.reason, f"of its other part {stuck.path}: {stuck.detail}")
-            for work in works:
-                if work.recording is stuck.recording and work.is_ready:
-                    work.refuse(refusal)
-
-
-def expect(is_unchanged: bool) -> None:
-    """Raises Refusal(CHANGED) unless something that was proven is unchanged."""
-    if not is_unchanged:
-        raise Refusal(Reason.CHANGED)
-
-
-def is_same(path: str, seen: Optional[Witness]) -> bool:
-    """Returns whether the file under a name is still the one that was seen. Raises
-    FileNotFoundError if its owner deleted it, OSError."""
-    status = os.lstat(path)
-    now = identity_of(status)
-    if seen is None or now[-2:] != seen.identity[-2:] or not stat.S_ISREG(status.st_mode):
-        return False
-    return now == seen.identity or digest_of(path) == seen.sha256
 
 
 # ------------------------------------------------------------------------------------- documents
@@ -5275,11 +5797,12 @@ class Facts(NamedTuple):
     on_disk: int  # Of the files that are here, kept originals included.
     date: Optional[float]  # Of the newest compression: 0 if not on record, None without a copy.
     place: Optional[Place]  # In the archive, if all of it is there.
+    deleted: float = 0.0  # When a tier deleted it, if all of it is.
 
     @property
     def is_complete(self) -> bool:
         """Returns whether nothing is missing and nothing has to be compressed."""
-        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED}
+        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED, State.DELETED}
 
 
 def facts_of(takes: Iterable[Take]) -> Facts:
@@ -5287,17 +5810,21 @@ def facts_of(takes: Iterable[Take]) -> Facts:
     states: set[State] = set()
     firsts: list[Optional[int]] = []
     places: list[Place] = []
-    standing, on_disk, date = 0, 0, None
+    standing, on_disk, date, deleted = 0, 0, None, 0.0
     for take in takes:
         original, past = take.original, take.past
         states.add(take.state)
         firsts.append(original.size if original else past.first_size or None)
         file = take.said
+        if take.state is State.DELETED:  # it counts as it was
+            name = take.name + (past.suffix or SOURCE_SUFFIX)
+            file = File(name, past.size if past.suffix else past.first_size, past.mtime_ns)
         standing += file.size if file else 0
         here = (*take.originals, take.lost_copy or take.copy)
         on_disk += sum(each.size for each in here if each)
         if file and file.name.endswith(COPY_SUFFIXES):
             date = max(date or 0.0, past.compressed)
+        deleted = max(deleted, past.deleted)
         if past.place:
             places.append(past.place)
     newest = max(places, key=lambda place: place.time, default=None)
@@ -5308,6 +5835,7 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         on_disk=on_disk,
         date=date,
         place=newest if states == {State.ARCHIVED} else None,
+        deleted=deleted if states == {State.DELETED} else 0.0,
     )
 
 
@@ -5337,19 +5865,24 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
-    elif facts.on_disk and "archive_location" in now:
+    elif (facts.on_disk or facts.deleted) and "archive_location" in now:
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
+    if facts.deleted:
+        members.update(audio_deleted=True, audio_deletion_date=iso(facts.deleted))
+    elif facts.on_disk and "audio_deletion_date" in now:
+        members.update(dict.fromkeys(DELETION_MEMBERS, GONE))
     return members
 
 
 ARCHIVE_MEMBERS = ("archived", "archive_location", "archive_date")
+DELETION_MEMBERS = ("audio_deleted", "audio_deletion_date")
 RESTORED_MEMBERS = {
     "compressed": False,
     "compressed_size": None,
     "compression_ratio": GONE,
     "compression_date": None,
 }
-OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS)
+OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS, *DELETION_MEMBERS)
 
 
 def edit_sidecar(
@@ -5367,6 +5900,23 @@ def edit_sidecar(
     if facts and document.is_object(document.root):
         now = document.values(document.root, OUR_MEMBERS)
         document.set(document.root, sidecar_members(facts, now))
+    return document.edited()
+
+
+def edit_policy(data: bytes, keep: bool) -> Optional[bytes]:
+    """Returns a sidecar whose policy says `keep`, or (if not `keep`) no longer says it. Returns
+    None if that is true already. Raises Flaw. Pure."""
+    document, name = JsonText(data), "compression_policy"
+    root = document.root
+    policy = document.members(root, (name,)).get(name, root)
+    # Only null begins with an n.
+    if not document.is_object(root) or document.text[policy.start] not in "{n":
+        raise Flaw("it, or its compression_policy, is no object")
+    has_policy = policy != root and document.is_object(policy)
+    if has_policy and (keep or document.members(policy, ()).keys() - {"keep"}):
+        document.set(policy, {"keep": True if keep else GONE})
+    else:
+        document.set(root, {name: {"keep": True} if keep else GONE})
     return document.edited()
 
 
@@ -5394,6 +5944,7 @@ def index_members(facts: Facts) -> dict[str, Any]:
         "compressed": facts.is_complete and facts.date is not None,
         "size": facts.on_disk,
         "archived": True if facts.place else GONE,
+        "audio_deleted": True if facts.deleted else GONE,
     }
 
 
@@ -5513,7 +6064,7 @@ def edit_index(
     return document.edited()
 
 
-ENTRY_MEMBERS = ("id", "size", "compressed", "archived")
+ENTRY_MEMBERS = ("id", "size", "compressed", "archived", "audio_deleted")
 
 
 def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
@@ -5734,38 +6285,27 @@ class Archive:
             "that files can be written there."
         )
 
-    def store(self, works: Sequence[Work]) -> None:
-        """Puts files there, proven; leaves each Work with its `place` or refused. Raises Stopped,
-        and ServiceError where the archive does not answer or takes nothing."""
-        for work in works:
-            if self.run.stop.requested:
-                raise Stopped
-            if not work.reason:
-                with boundary(work.refuse):
-                    work.place = self.put(work)
-                    work.detail = work.place.location
-
-    def put(self, work: Work) -> Place:
-        """Puts one file there, and returns its place."""
-        source = self.library.path(work.path)
-        there = self.location(work.path)
+    def put(self, move: Move) -> Place:
+        """Puts one file there, proven, and returns its place. Raises Refusal, OSError, Stopped, and
+        ServiceError where the archive does not answer or takes nothing."""
+        source = self.library.path(move.path)
+        there = self.location(move.path)
         status = os.lstat(source)
-        work.source_seen = self.library.witness(source)
-        sha256 = work.source_seen.sha256
+        seen = move.source_seen = self.library.witness(source)
         try:
-            self.visit(work.take.folder)
-            if self.is_there(work.take.folder, source, there, sha256):
+            self.visit(move.take.folder)
+            if self.is_there(move.take.folder, source, there, seen.sha256):
                 self.secure(source, there)
             else:
-                self.deliver(source, there, sha256)
+                self.deliver(source, there, seen.sha256)
         except (Refusal, OSError) as error:
-            expect(is_same(source, work.source_seen))
+            expect(is_same(source, seen))
             self.find_cause(there, error)
         return Place(
             *os.path.split(there),
             status.st_size,
             status.st_mtime_ns,
-            sha256,
+            seen.sha256,
             stat.S_IMODE(status.st_mode),
             (status.st_uid, status.st_gid),
             time.time(),
@@ -6037,14 +6577,6 @@ class RemoteArchive(Archive):
         return [self.run.tools.find("rclone")[0], *RCLONE, *named]
 
 
-def configured_archive(run: Run) -> Optional[Archive]:
-    tier = run.config.archive_tier
-    if not (tier and tier.archive):
-        return None
-    kind = FolderArchive if os.path.isabs(tier.archive) else RemoteArchive
-    return kind(tier.archive, run)
-
-
 def is_full(error: Exception) -> bool:
     """Returns whether a disk or a quota is full."""
     is_space = getattr(error, "reason", None) is Reason.NO_SPACE
@@ -6101,20 +6633,26 @@ def command_restore(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
     if config.dry_run:
-        for recording in asked_for(run):
-            for work in works_back(recording, config):
-                if not work.reason:
-                    where = "its original is kept" if work.plan.source else "it is in the archive"
-                    work.refuse(Refusal(Reason.RESTORE_DUE, where))
-                report.outcome(work)
+        for recording in with_more_than_copies(run, asked_for(run)):
+            for move in moves_back(recording, config):
+                move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
+                report.outcome(move)
         report.summary()
         return
     report.open_log()
     with run.open(locks=True):
         try_commits(run.library)
         with run.finishing():
-            bring_back(run, asked_for(run))
+            asked = with_more_than_copies(run, asked_for(run))
+            run.carry_out(map(partial(brought_back, run), asked))
     run.note(report.summary())
+
+
+def brought_back(run: Run, recording: Recording) -> list[Move]:
+    """Returns the moves that bring back a recording that was asked for. Its documents are looked
+    at, even if it has none: an earlier restore may have been cut short."""
+    run.committer.folders.add(recording.folder)
+    return moves_back(recording, run.config)
 
 
 def asked_for(run: Run) -> Iterator[Recording]:
@@ -6152,7 +6690,7 @@ def every_folder(
     library: Library, problem: Callable[[str], object], passed_over: Callable[[str], object] = str
 ) -> Iterator[Folder]:
     """Yields the folders of the library, and then those on record that are gone."""
-    gone = library.history.folders()
+    gone = library.history.folders(library.history.lines)
     for folder in library.walk(problem, passed_over):
         gone.discard(folder.path)
         yield folder
@@ -6168,104 +6706,126 @@ def names_of(recording: Recording) -> set[str]:
 
 
 def done_last(library: Library) -> list[str]:
-    """Returns the absolute paths of all that the last run did that compressed or archived
-    anything."""
-    words = (Action.COMPRESSED, Action.ARCHIVED)
-    begun = [run["time"] for run in library.history.runs if any(map(run.get, words))]
+    """Returns the absolute paths of all that the last run did that changed anything. Reads the
+    history backwards: any number of idle runs may follow, and a killed run has no record."""
+    words, history = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED), library.history
+    offsets = sorted(itertools.chain(*history.lines.values()))
+    begun, ended = math.inf, 0.0
+    while offsets and not ended:
+        for record in history.read([offsets.pop()]):
+            with suppress(*ODD):
+                past = Past.of(record.get("past", record))
+                if past.action in words:
+                    ended = past.time
+                elif not past.action:  # the record of a run, which has the time of its start
+                    begun = past.time
     return [
         library.path(stem + SOURCE_SUFFIX)
-        for stem, past in library.history.pasts.items()
-        if past.action in words and begun and past.time >= begun[-1]
+        for stem, past in history.pasts.items()
+        if past.action in words and min(begun, ended) <= past.time <= ended
     ]
 
 
-def works_back(recording: Recording, config: Config) -> list[Work]:
-    """What brings it back: of each take its copy is to be proven and to go, or its file is to be
-    fetched, or was and no more. Where neither can be, only what is refused."""
-    works = []
+def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """Yields the recordings that may have something to bring back. Reports the others in one
+    sentence: of these, copies are left and no originals."""
+    copies: list[Take] = []
+    for recording in recordings:
+        if any(map(may_come_back, recording.takes)):
+            yield recording
+        else:
+            copies += [take for take in recording.takes if take.copy]
+    if copies:
+        pasts = [take.past for take in copies]
+        times = [past.time if past.move == Free.name else past.compressed for past in pasts]
+        days = [local_time(time)[:10] for time in sorted(filter(None, times))]
+        when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
+        suffixes = " and ".join(sorted({take.copies[0].suffix for take in copies}))
+        run.report.error(
+            f"Nothing to bring back: these {len(copies)} originals were deleted on {when}; their "
+            f"{suffixes} copies are the recordings now. `keep_originals_days` keeps originals from "
+            "now on."
+        )
+
+
+def may_come_back(take: Take) -> bool:
+    """Returns whether a restore may find, or has found, the original or the archived file."""
+    is_away = not take.file or take.past.place is not None
+    return is_away or take.past.is_restored or bool(take.original and take.copy)
+
+
+def moves_back(recording: Recording, config: Config) -> list[Move]:
+    """Returns the moves that bring a recording back: of each take its copy is to be proven and to
+    go, or its file is to be fetched, or was and no more. Where one can do neither, only those."""
+    moves = list[Move]()
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
-        copy = take.copy if take.original else None
+        source = take.original if take.copy else None
         # One whose restore failed half way has its file here, and is on record as in the archive.
         is_away = not take.file or take.past.place is not None
         is_back = take.original or take.past.is_restored or is_begun
-        is_lost = take.copy and not (is_back or is_away)
-        if copy or is_lost or is_away or take.is_half_restored:
-            form = FORMAT_OF[copy.suffix] if copy else config.target_format
-            made = Target(form, config.target_bitrate)
-            source = take.original if copy else None
-            goes = (copy,) if copy else ()
-            plan = Plan(Move.RESTORE, source, made, take.past.settings, goes)
-            works.append(Work(take, recording, plan))
-            why = "only its copy is left, as its original was deleted" if is_lost else ""
-            if not (take.file or config.archive_tier):
-                why = f"{take.stem} is not here, and tiers name no archive"
-            place = take.past.place
-            known = [file for file in take.files if place and is_archived_file(file, place)]
-            if place and take.files and not known:
-                why = f"another {take.name} is here: move that away first"
-            if why:
-                works[-1].refuse(Refusal(Reason.NOT_RESTORED, why))
-    return [work for work in works if work.reason] or works
+        is_only_copy = bool(take.copy) and not (is_back or is_away)
+        if not (source or is_only_copy or is_away or take.is_half_restored):
+            continue
+        kind = BringBack if source else Fetch
+        form = (take.copy.format if take.copy else None) or config.target_format
+        target = Target(form, config.target_bitrate)
+        removes = take.copies[:1] if source else ()
+        why = "only its copy is left, as its original was deleted"
+        if not is_only_copy:
+            why = why_not_back(take, config)
+        problem = Outcome(Reason.NOT_RESTORED, why) if why else None
+        move = kind(take, target, take.past.settings, source, removes, problem, recording)
+        moves.append(move)
+    return [move for move in moves if move.outcome] or moves
+
+
+def why_not_back(take: Take, config: Config) -> str:
+    """Returns why a take cannot come back, "" if it can."""
+    place = take.past.place
+    if take.state is State.DELETED:
+        days, date = take.past.settings.split()[-1], local_time(take.past.deleted)[:10]
+        return f"deleted on {date} by the tier of {days} days; nothing to bring back"
+    if place and take.files and not any(is_archived_file(file, place) for file in take.files):
+        return f"another {take.name} is here: move that away first"
+    if not (take.file or config.archive_tier):
+        return f"{take.stem} is not here, and tiers name no archive"
+    return ""
 
 
 def is_archived_file(file: File, place: Place) -> bool:
     return file.name == place.name and file.is_on_record(place.size, place.mtime_ns)
 
 
-def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
-    """Commits as a run does: in time, and whatever ends it. Also finishes what an earlier restore
-    has begun (`Take.is_half_restored`), for a run. Raises Stopped, ServiceError."""
-    archive = configured_archive(run)
-    try:
-        for recording in recordings:
-            if run.stop.requested:
-                raise Stopped
-            works = works_back(recording, run.config)
-            for work in works:
-                with boundary(work.refuse):
-                    if work.plan.source:
-                        prove_again(run, work)
-                    elif not work.reason:
-                        fetch_back(run, work, archive)
-            keep_together(works)
-            run.through += works
-            # Also where an earlier restore was cut short.
-            run.committer.folders.add(recording.folder)
-            run.commit_in_time()
-    finally:
-        run.commit()
-
-
-def fetch_back(run: Run, work: Work, archive: Optional[Archive]) -> None:
-    """From the archive into a staged file beside its place. Raises Refusal, OSError, and
+def fetch_back(run: Run, move: Fetch) -> None:
+    """Fetches from the archive into a staged file beside its place. Raises Refusal, OSError, and
     ServiceError if the archive does not answer."""
-    take = work.take
-    work.copy = take.file
-    work.place = take.past.place
-    work.detail = "back from the archive"
-    if work.copy:  # a restore was cut short after that
+    take, archive = move.take, run.archive
+    move.copy = take.file
+    move.place = take.past.place
+    move.detail = "back from the archive"
+    if move.copy:  # a restore was cut short after that
         return
     assert archive
-    place = take.past.place or lead(archive, work.recording, take)
+    place = take.past.place or lead(archive, move.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
-    work.staged = run.staging.beside(target)
+    move.staged = run.staging.beside(target)
     try:
-        said = work.recording.location
-        work.place = found = archive.fetch(take.folder, place, said, work.staged)
+        said = move.recording.location
+        move.place = found = archive.fetch(take.folder, place, said, move.staged)
     except (Refusal, OSError) as error:
         if getattr(error, "reason", None) is not Reason.NOT_RESTORED:
             archive.answer()  # else it is this recording's
         raise
-    work.copy = File(found.name, found.size, found.mtime_ns)
+    copy = move.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:
         past = take.past if take.past.size == found.size else NO_PAST
         sizes: dict[str, Any] = {"first_size": found.size}
-        if work.copy.suffix in FORMAT_OF:
-            sizes = {"suffix": work.copy.suffix, "size": found.size}
+        if copy.format:
+            sizes = {"suffix": copy.suffix, "size": found.size}
         past = past._replace(mtime_ns=found.mtime_ns, place=found, **sizes)
-        work.take = take._replace(past=past)
+        move.take = take._replace(past=past)
 
 
 def lead(archive: Archive, recording: Recording, take: Take) -> Place:
@@ -6280,27 +6840,25 @@ def lead(archive: Archive, recording: Recording, take: Take) -> Place:
     return Place(recording.location, own[0])  # a copy's suffix comes first
 
 
-def prove_again(run: Run, work: Work) -> None:
-    """Whether the copy that is to go is its original's: one that is not stays. Raises Stopped,
+def prove_again(run: Run, move: BringBack) -> None:
+    """Proves the copy that is to go. One that is not its original's stays. Raises Stopped, OSError,
     ServiceError."""
-    plan = work.plan
-    work.plan = plan._replace(move=Move.ADOPT)  # so that nothing is encoded
-    run.transcode([work])
-    run.find_cause([work])
-    if not work.source_seen:  # the original cannot even be read
-        work.plan = plan
+    run.transcode([move])
+    run.find_cause([move])
+    if not move.source_seen:  # the original cannot even be read
         return
-    with open_regular(run.library.path(work.path)) as original:
-        flush(original.fileno())  # whoever wrote it: the copy is to be removed
-    if work.reason:
-        plan = plan._replace(goes=())
-        work.source_seen = run.library.witness(run.library.path(work.path))
-        refusal = Refusal(work.reason, work.detail)
-        run.report.once(f"{work.target_path} stays: it does not prove to be a copy. {refusal}")
-    work.plan = plan
-    work.reason = None
-    work.detail = "the original is back"
-    work.copy = plan.source
+    original = run.library.path(move.path)
+    with open_regular(original) as file:
+        flush(file.fileno())  # whoever wrote it: the copy is to be removed
+    if move.outcome:
+        move.removes = ()
+        move.source_seen = run.library.witness(original)
+        refusal = Refusal(*move.outcome[:2])
+        run.report.once(f"{move.target_path} stays: it does not prove to be a copy. {refusal}")
+    move.outcome = None
+    move.detail = "the original is back"
+    move.copy = move.source
+    move.is_proven = True
 
 
 # ---------------------------------------------------------------------------------------- losses
@@ -6316,30 +6874,37 @@ LOST_ADVICE = (
     "Bring lost copies back from a backup: the next run recognises each by its hash. To forget "
     "one, remove it from its sidecar and from the index."
 )
-Entry = tuple[str, Past, Mapping[str, Any]]  # for the history: stem, past, what stands before it
 
 
 def losses(library: Library) -> dict[str, Past]:
     """Returns the pasts, by stem, of the lost copies on record that are still missing. Raises
     OSError."""
     found = {}
-    for path in sorted(library.history.folders(lossy=True)):
+    lines, history = library.history.lines, library.history
+    for path in sorted(history.folders(history.lossy)) if lines else ():
         here = library.folder(path).takes if isdir(library.path(path)) else {}
-        for stem, past in library.history.in_folder(path).items():
+        for stem, past in history.in_folder(path).items():
             if past.is_lost and here.get(basename(stem), Take(stem, past=past)).lost_copy:
                 found[stem] = past
     return found
 
 
+def since_when(past: Past) -> str:
+    """Returns what became of the original of a lost copy."""
+    if past.freed:
+        return f"its original was deleted on {local_time(past.freed)[:10]}"
+    return "its original is not here"
+
+
 def share_of(path: str, every: int) -> int:
-    """Returns the number of the night, of so many, in which copies are read again."""
+    """Returns in which of so many nights a folder or file is read again."""
     return zlib.crc32(os.fsencode(path)) % every
 
 
-def work_on_copy(take: Take, recording: Recording) -> Work:
-    """Returns the work that reads a copy: the file that is here, or the one on record."""
-    plan = Plan(Move.ADOPT, take.lost_copy or take.copy, Target("", 0), take.past.settings)
-    return Work(take, recording, plan)
+def reread(take: Take, recording: Recording) -> Reread:
+    """Returns the move that reads a copy: the file that is here, or the one on record."""
+    source = take.lost_copy or take.copy
+    return Reread(take, Target("", 0), take.past.settings, source, recording=recording)
 
 
 class Losses:
@@ -6348,16 +6913,15 @@ class Losses:
     def __init__(self, run: Run) -> None:
         self.run, self.library, self.report = run, run.library, run.report
         self.met: dict[str, int] = {}  # number of files, by folder
-        self.doubtful: dict[str, Work] = {}  # by stem
-        self.is_cut = False  # nothing more is to be read
-        self.lost: list[Work] = []  # to be reported
+        self.doubtful: dict[str, Reread] = {}  # by stem
         self.forgotten = 0
+        self.is_cut = False  # nothing more is to be read
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
             if take.is_in_doubt:
-                self.doubtful[take.stem] = work_on_copy(take, recording)
+                self.doubtful[take.stem] = reread(take, recording)
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
@@ -6372,13 +6936,11 @@ class Losses:
 
     def read_share(self) -> None:
         """Reads the copies whose turn it is. Raises Stopped, ServiceError."""
-        config, today = self.run.config, int(self.run.now // DAY)
-        is_part = config.only or config.since or config.until or config.language or config.limit
-        every = config.check_days
-        if is_part or not every or not self.run.is_locked:
+        every, today = self.run.config.check_days, int(self.run.now // DAY)
+        if self.run.is_part or not every or not self.run.is_locked:
             return
         days = {day % every for day in range(max(self.checked, today - every) + 1, today + 1)}
-        works = []
+        moves = []
         for path, count in self.met.items():
             is_large = count > LARGE_FOLDER
             if not is_large and share_of(path, every) not in days:
@@ -6387,157 +6949,157 @@ class Losses:
                 for take in self.library.folder(path).takes.values():
                     is_due = not is_large or share_of(take.stem, every) in days
                     if is_due and take.proven_copy:
-                        works.append(work_on_copy(take, Recording(path, (take,))))
-        found = self.read(works, self.run.must_end)
+                        moves.append(reread(take, Recording(path, (take,))))
+        found = self.read(moves, self.run.must_end)
         # What went meanwhile is for the next run, which asks the documents.
-        self.settle([work for work in found if work.reason is not Reason.MISSING])
+        self.settle([move for move in found if move.reason is not Reason.MISSING])
         self.checked = self.checked if self.is_cut else today
 
-    def read(self, works: Sequence[Work], must_end: Callable[[], bool] = bool) -> list[Work]:
-        """Returns the works, each with what was found. Raises Stopped, ServiceError."""
-        batches = [works[at : at + BATCH_FILES] for at in range(0, len(works), BATCH_FILES)]
-        found: list[Work] = []
+    def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
+        """Returns moves with what was found. Raises Stopped, ServiceError."""
+        batches = [moves[at : at + BATCH_FILES] for at in range(0, len(moves), BATCH_FILES)]
+        found: list[Reread] = []
         with Threads(self.run.workers) as pool:
             for batch in pool.map(self.read_batch, batches):
                 found += batch
-                self.report.progress(len(found), len(works))
+                self.report.progress(len(found), len(moves))
                 self.is_cut = self.is_cut or must_end()
         if self.run.transcoder.ended:
             raise self.run.transcoder.ended
         return found
 
-    def read_batch(self, works: Sequence[Work]) -> Sequence[Work]:
+    def read_batch(self, moves: Sequence[Reread]) -> list[Reread]:
         """Hashes copies, and decodes those with other bytes or without a hash on record: in a
         thread. Raises Stopped, ServiceError."""
-        by_path = {self.library.path(work.path): work for work in works if not self.is_cut}
+        by_path = {self.library.path(move.path): move for move in moves if not self.is_cut}
         found: dict[str, Probe] = {}
-        for path, work in by_path.items():
-            past = work.take.past
+        for path, move in by_path.items():
+            past = move.take.past
             try:
-                work.copy_seen = seen = self.library.witness(path, self.run.stop)
-                work.copy = File(basename(path), *seen.identity[-2:])
+                move.copy_seen = seen = self.library.witness(path, self.run.stop)
+                move.copy = file = File(basename(path), *seen.identity[-2:])
                 if seen.sha256 == past.sha256:
                     continue
-                if past.sha256 and work.copy.is_on_record(past.size, past.mtime_ns):
+                if past.sha256 and file.is_on_record(past.size, past.mtime_ns):
                     raise Refusal(Reason.ROTTEN)
-                lasts = probe_file(path, self.run.tools)
-                if past.seconds and abs(lasts.timeline - past.seconds) > LENGTH_TOLERANCE:
-                    raise NotProven(f"{past.seconds:.2f} s", f"{lasts.timeline:.2f} s")
-                found[path] = lasts
+                made = probe_file(path, self.run.tools)
+                if past.seconds and abs(made.timeline - past.seconds) > LENGTH_TOLERANCE:
+                    raise NotProven(f"{past.seconds:.2f} s", f"{made.timeline:.2f} s")
+                found[path] = made
             except (Refusal, OSError) as error:
                 is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
-                work.refuse(Refusal(Reason.MISSING) if is_gone else error)
+                move.refuse(Refusal(Reason.MISSING) if is_gone else error)
         for path, problem in self.run.transcoder.decode(found).items():
             by_path[path].refuse(problem)
-        for work in works:
-            reason = work.reason
-            if reason and (reason.action is Action.KEPT or reason is Reason.NOT_PROVEN):
-                work.reason = Reason.BAD_COPY
+        for move in by_path.values():
+            if move.reason is Reason.NOT_PROVEN or move.reason.action is Action.KEPT:
+                move.outcome = Outcome(Reason.BAD_COPY, move.told()["reason"])
         return list(by_path.values())
 
-    def settle(self, works: Sequence[Work]) -> bool:
-        """Puts on record what became of copies, and reports it. Returns whether anything was put
-        on record. Raises ServiceError."""
-        run, history = self.run, self.library.history
-        if any(work.reason is Reason.BAD_COPY for work in works):  # or ffmpeg is to blame
+    def settle(self, moves: Sequence[Reread]) -> bool:
+        """Puts on record what became of copies, and reports it. Returns whether anything was put on
+        record. Raises ServiceError."""
+        run, history, report = self.run, self.library.history, self.report
+        if any(move.reason is Reason.BAD_COPY for move in moves):  # or ffmpeg is to blame
             try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
-        is_odd = any(work.reason or is_another(work) for work in works)
+        is_odd = any(move.outcome or move.is_other for move in moves)
         pasts = history.pasts if is_odd else {}
         stems = {past.sha256: stem for stem, past in pasts.items()}
-        for work in works:
-            twin = is_another(work) and stems.get(work.copy_seen.sha256) if work.copy_seen else ""
-            if twin:
-                work.refuse(Refusal(Reason.BAD_COPY, f"it has the bytes of {twin}"))
-        bad = [work for work in works if work.reason and not work.take.originals]
+        for move in moves:
+            if move.is_other and move.copy_seen and move.copy_seen.sha256 in stems:
+                twin = stems[move.copy_seen.sha256]
+                move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
+        bad = [move for move in moves if move.outcome and not move.take.originals]
         places = self.find_bytes(bad)
-        gone = [work for work in bad if not (work.copy or work.take.past.lost)]
-        left = [work for work in gone if work.take.past.sha256 not in places]
+        gone = [move for move in bad if not (move.copy or move.take.past.lost)]
+        left = [move for move in gone if move.take.past.sha256 not in places]
         known = sum(past.has_copy and not past.lost for past in pasts.values())
         is_most = known >= FEWEST and 2 * len(left) > known
-        entries: list[Entry] = []
-        for work in works:
-            there = places.get(work.take.past.sha256, "")
-            entries += self.fate(work, there, is_most) if work.reason else self.sound(work)
-        if run.is_locked and entries:
-            run.committer.attempt((), history.put, entries, run.now)
-            for stem, past, _ in entries:
-                run.committer.folders.add(dirname(stem))
-                run.committer.ids.update(past.ids)
-        for work in self.lost:
-            self.report.outcome(work)
-        if self.lost:
-            self.report.once(LOST_ADVICE)
+        self.forgotten = 0
+        changed = list[Reread]()
+        for move in moves:
+            there = places.get(move.take.past.sha256, "")
+            changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
+        if run.is_locked and changed:
+            run.committer.attempt((), history.append, changed, run.now)
+            run.committer.folders.update(move.take.folder for move in changed)
+            run.committer.ids.update(*(move.past_after(run.now).ids for move in changed))
+        lost = [move for move in changed if move.reason.action is Action.LOST and not move.after]
+        for move in lost:
+            report.outcome(move)
+        if lost:
+            report.once(LOST_ADVICE)
         if self.forgotten:
-            self.report.once(f"Forgotten, as no document names them any more: {self.forgotten}.")
-        self.lost, self.forgotten = [], 0
-        return run.is_locked and bool(entries)
+            report.once(f"Forgotten, as no document names them any more: {self.forgotten}.")
+        return run.is_locked and bool(changed)
 
-    def sound(self, work: Work) -> list[Entry]:
-        """Returns the entry for a copy that plays in full, if its record has to change."""
-        take, past, file, seen = work.take, work.take.past, work.copy, work.copy_seen
+    def sound(self, move: Reread) -> list[Reread]:
+        """Returns the move if its record has to change. Its copy plays in full."""
+        past, file, seen = move.take.past, move.copy, move.copy_seen
         if not (past.has_copy and file and seen):
             return []
-        new = past._replace(sha256=seen.sha256, lost="")
-        if not take.originals:
-            new = new._replace(suffix=file.suffix, size=file.size, mtime_ns=file.mtime_ns)
+        move.after = past._replace(sha256=seen.sha256, lost="")
+        if not move.take.originals:
+            after = move.after._replace(suffix=file.suffix, size=file.size)
+            move.after = after._replace(mtime_ns=file.mtime_ns)
         if past.is_lost:
-            self.news(f"{work.path} is back.")
-        elif is_another(work):
-            rate = provenance(self.library.path(work.path))
-            new = new._replace(bitrate=rate or past.bitrate)
+            self.news(f"{move.path} is back.")
+        elif move.is_other:
+            rate = provenance(self.library.path(move.path))
+            move.after = move.after._replace(bitrate=rate or past.bitrate)
             self.news(
-                f"{work.path} is another file than the one on record. It decodes in full and lasts "
+                f"{move.path} is another file than the one on record. It decodes in full and lasts "
                 "as long, so it is recorded anew."
             )
-        return [(take.stem, new, {"type": "recording", "path": work.path})] if new != past else []
+        return [move] if move.after != past else []
 
-    def fate(self, work: Work, there: str, is_most: bool) -> list[Entry]:
-        """Returns the entries for a copy that is not sound. Its bytes may be `there`. `is_most`
-        tells whether most copies are missing at once."""
-        take, past, recording, reason = work.take, work.take.past, work.recording, work.reason
-        told = {"type": "recording", "path": work.path}
-        stem, suffix = splitext(there)
-        is_free = suffix in FORMAT_OF and stem not in self.library.history.in_folder(dirname(stem))
+    def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
+        """Returns what goes on record of a copy that is not sound. Its bytes may be `there`.
+        `is_most` tells whether most copies are missing at once."""
+        take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
         is_gone = reason is Reason.MISSING
-        is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
-        if reason is Reason.CHANGED or (is_gone and recording.location):
-            return []  # a link, or archived by the word of its sidecar
-        if not past.has_copy or (reason and reason.action is Action.FAILED):
-            self.report.error(f"{work.path}: {work.outcome()['reason']}")
+        if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
+            return []  # a link; or archived or deleted, by the word of its sidecar
+        if not past.has_copy or reason.action is Action.FAILED:
+            self.report.error(f"{move.path}: {move.told()['reason']}")
             return []
         if take.originals:
-            self.report.once(f"{work.path} is damaged. A run makes it again from its original.")
-            return [(take.stem, past._replace(lost=Reason.ROTTEN.code), told)]
-        if is_free:
-            self.news(f"{work.path} was moved to {there}. Its record moves too.")
+            self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
+            move.after = past._replace(lost=Reason.ROTTEN.code)
+            return [move]
+        stem, suffix = splitext(there)
+        if suffix in FORMAT_OF and stem not in self.library.history.in_folder(dirname(stem)):
+            self.news(f"{move.path} was moved to {there}. Its record moves too.")
+            new = reread(take._replace(stem=stem), recording)
             mtime_ns = file_at(self.library.path(there)).mtime_ns
-            moved = past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
-            # In this order, as a kill may come in between.
-            return [(stem, moved, {**told, "path": there}), (take.stem, NO_PAST, told)]
+            new.after = past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
+            move.after = NO_PAST
+            return [new, move]  # in this order, as a kill may come in between
+        is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
         if is_gone and not is_named and past.lost != Reason.VANISHED.code:
             if past.lost or not is_most:
                 self.forgotten += 1
-                return [(take.stem, past._replace(lost=FORGOTTEN), told)]
-            work.reason = Reason.VANISHED
+                move.after = past._replace(lost=FORGOTTEN)
+                return [move]
+            reason = Reason.VANISHED
         if past.is_lost:
             self.report.missed += 1
             return []
-        since = f"on {local_time(past.freed)[:10]}" if past.freed else "before this was noted"
         hint = f"its bytes are in {there}" if there else ""
-        parts = (work.detail, f"its original was deleted {since}", hint)
-        work.detail = "; ".join(filter(None, parts))
-        self.lost.append(work)
-        return [(take.stem, work.past_after(self.run.now), work.outcome())]
+        found = move.outcome.detail if move.outcome else ""
+        details = (found, since_when(past), hint)
+        move.outcome = Outcome(reason, "; ".join(filter(None, details)))
+        return [move]
 
     def news(self, text: str) -> None:
-        self.report.is_news = True
+        self.report.has_news = True
         self.report.once(text)
 
-    def find_bytes(self, works: Sequence[Work]) -> dict[str, str]:
+    def find_bytes(self, moves: Sequence[Reread]) -> dict[str, str]:
         """Returns the paths of files that may be copies from other places, by their SHA-256."""
-        sizes = {work.take.past.size for work in works}
+        sizes = {move.take.past.size for move in moves}
         found = {}
-        for folder in self.library.walk(str) if works else ():
+        for folder in self.library.walk(str) if moves else ():
             for file in folder.audio:
                 if file.size in sizes and folder.takes[stem_of(file.name)].proven_copy != file:
                     path = join(folder.path, file.name)
@@ -6558,8 +7120,7 @@ class Losses:
     def index_words(self) -> Optional[set[str]]:
         """Returns the ids and the ends of names in the index, None if it is not understood."""
         try:
-            data = read_regular(self.library.path(INDEX_NAME))
-            document = JsonText(data)
+            document = JsonText(read_regular(self.library.path(INDEX_NAME)))
             ids = {id_ for _, id_, _ in entries(document)}
             names = document.names(document.root)
             return ids.union(self.end_of(stem_of(text)) for _, text, _ in names)
@@ -6569,21 +7130,11 @@ class Losses:
             return None
 
 
-def is_another(work: Work) -> bool:
-    """Returns whether a copy is another file than the one on record. Without a hash on record, its
-    size and mtime decide."""
-    past = work.take.past
-    is_known = (
-        past.sha256 == work.copy_seen.sha256
-        if past.sha256 and work.copy_seen
-        else work.take.proven_copy
-    )
-    return work.copy_seen is not None and not is_known
-
-
 # ----------------------------------------------------------------------------------------- check
 # The library against its records: every copy by its hash, every document derived anew and compared
 # with what it says, every archived file. Changes nothing but the record of what is lost.
+
+RUN_CORRECTS = "A run corrects that."
 
 
 def command_check(config: Config, report: Report) -> None:
@@ -6598,15 +7149,8 @@ def command_check(config: Config, report: Report) -> None:
             report.once(f"What is lost cannot be put on record: {error}")
             stack.enter_context(run.open(locks=False))
         message = check_all(run)
-    if report.lost:
-        report.exit_code = max(1, report.exit_code)
     report.once(message)
-    summary = report.summary(message)
-    if report.exit_code:
-        run.notify(summary)
-
-
-RUN_CORRECTS = "a run corrects that."
+    notify(config, report, report.summary(message))
 
 
 def check_all(run: Run) -> str:
@@ -6619,20 +7163,21 @@ def check_all(run: Run) -> str:
     for recording in recordings:
         for take in recording.takes:
             if take.copy or take.is_in_doubt:
-                copies.append(work_on_copy(take, recording))
+                copies.append(reread(take, recording))
             elif not take.files and (take.past.place or recording.location):
                 away.append((recording, take))
     run.losses.settle(run.losses.read(copies))
-    unread = report.errors
+    lost, unread = report.counts[Action.LOST] + report.missed, report.errors
     data = check_documents(run, recordings)
     untrue = report.errors
     check_places(run, away, data.decode("utf-8", "replace"))
+    report.exit_code = report.exit_code or int(lost > 0)
+    documents = sum(len(recording.sidecars) for recording in recordings)
+    verdict = "something is wrong" if report.exit_code else "all sound"
     return (
-        f"Checked {len(copies)} copies, of which {report.lost} are lost and {unread} are unsound "
-        f"or cannot be read; {sum(len(each.sidecars) for each in recordings)} documents, of which "
-        f"{untrue - unread} are wrong; {len(away)} archived files, of which "
-        f"{report.errors - untrue} are wrong: "
-        f"{'something is wrong' if report.exit_code or report.lost else 'all sound'}."
+        f"Checked {len(copies)} copies: {lost} lost, {unread} unsound or not read; "
+        f"{documents} documents: {untrue - unread} wrong; "
+        f"{len(away)} archived files: {report.errors - untrue} wrong. In all: {verdict}."
     )
 
 
@@ -6656,24 +7201,24 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> bytes:
             if take.state is State.MISSING and not recording.location:
                 report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
         if recording.policy.unreadable:
-            report.error(f"{recording.policy.unreadable}. Mend it: until then, nothing moves.")
+            report.error(recording.policy.unreadable)
         for path, edit in edits(run.library, recording, {}):
             with answering_for(run, path):
                 if edit(read_regular(run.library.path(path))):
-                    report.once(f"{path} does not say what its recording is; {RUN_CORRECTS}")
+                    report.once(f"{path} does not say what its recording is. {RUN_CORRECTS}")
     index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
     with answering_for(run, INDEX_NAME):
         data = read_regular(run.library.path(INDEX_NAME))
         for id_ in index_differs(data, index.facts, index.meant):
-            report.once(f"{INDEX_NAME} does not say what the recording {id_} is; {RUN_CORRECTS}")
+            report.once(f"{INDEX_NAME} does not say what the recording {id_} is. {RUN_CORRECTS}")
     return data
 
 
 def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -> None:
-    """Reports archived files that are not there, or are other files by their size or, if that is
-    asked for, their hash. One that neither a sidecar nor the index names was deleted by its
+    """Reports archived files that are not there, or are other files by their size or, with
+    `--archive`, by their hash. One that neither a sidecar nor the index names was deleted by its
     owner."""
-    archive, report = configured_archive(run), run.report
+    archive, report = run.archive, run.report
     if away and not archive:
         report.error(f"{len(away)} files are archived, and no archive is configured")
     if not away or not archive:
@@ -6688,20 +7233,19 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
                 words = (place.name, *take.past.ids)
                 said = [word for word in words if word in index or json.dumps(word) in index]
                 is_named = bool(said or recording.sidecars)
-                is_read = run.config.archive and size == place.size and place.sha256
                 if size is None:
                     missing += [take.stem] if is_named else []
                 elif place.size not in (0, size):
                     known = f"{place.size} are on record"
                     report.error(f"{there} has {size} bytes in the archive, {known}")
-                elif is_read and archive.digest(there) != place.sha256:
+                elif run.config.archive and archive.digest(there) != place.sha256:
                     report.error(f"{there} in the archive is not the file that went there")
                 elif not is_named:
                     report.once(f"{there} is in the archive, and no document names it.")
         if len(missing) == len(away):  # perhaps it is not the files that are not there
             archive.answer()
         for stem in missing:
-            report.error(f"{stem} is not in the archive any more. Bring it back from a backup.")
+            report.error(f"{stem} is not in the archive any more")
 
 
 # --------------------------------------------------------------------------------------- history
@@ -6711,10 +7255,11 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
 # library.
 
 LINE = re.compile(rb'\{"type": "\w+", "path": "((?:[^"\\]|\\.)*/)?')  # greedy: up to the last /
+NOTE = b'{"type": "folder"'  # begins such a line
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
 NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
-LOST = b'"lost": "'  # in a line of a take whose copy is or was lost
+LOST = b'"lost": "'  # in the line of a take whose copy is lost or forgotten
 
 
 class History:
@@ -6723,7 +7268,8 @@ class History:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.known: dict[str, dict[str, Past]] = {}  # by folder and stem
-        self.lossy: set[Optional[bytes]] = set()  # folders, as in `lines`
+        self.lossy: set[Optional[bytes]] = set()  # folders with copies that are or were lost
+        self.checksums: dict[Optional[bytes], int] = {}  # of its lines without notes, by folder
 
     @cached_property
     def lines(self) -> dict[Optional[bytes], list[int]]:
@@ -6738,13 +7284,24 @@ class History:
         offset = 0
         with file:
             for line in file:
-                match = LINE.match(line)
-                folder = match[1] or b"" if match else None
+                folder = self.add_to_checksum(line)
                 lines.setdefault(folder, []).append(offset)
-                if LOST in line:
-                    self.lossy.add(folder)
                 offset += len(line)
         return lines
+
+    def add_to_checksum(self, line: bytes) -> Optional[bytes]:
+        """Returns the folder of a line, as `lines` names it."""
+        match = LINE.match(line)
+        folder = match[1] or b"" if match else None
+        if LOST in line:
+            self.lossy.add(folder)
+        if not line.startswith(NOTE):
+            self.checksums[folder] = zlib.crc32(line, self.checksums.get(folder, 0))
+        return folder
+
+    def checksum(self, folder: str) -> int:
+        """Returns a checksum of all lines on takes of a folder: somebody may have edited them."""
+        return self.checksums.get(as_json(folder), 0) if self.lines is not None else 0
 
     def read(self, offsets: Sequence[int]) -> list[Mapping[str, Any]]:
         """The objects in these lines."""
@@ -6771,19 +7328,18 @@ class History:
     @property
     def pasts(self) -> Mapping[str, Past]:
         """All, by stem."""
-        known = [self.in_folder(folder) for folder in self.folders()]
+        known = [self.in_folder(folder) for folder in self.folders(self.lines)]
         return {stem: past for pasts in known for stem, past in pasts.items()}
 
-    def folders(self, lossy: bool = False) -> set[str]:
-        """Returns the paths of the folders that it speaks of; with `lossy`, of those in which a
-        copy is or was lost."""
-        found, lines = {""}, self.lines
-        for key in filter(None, self.lossy if lossy else lines):
+    def folders(self, keys: Iterable[Optional[bytes]]) -> set[str]:
+        """Returns the paths of folders, by their names in `lines`."""
+        paths = {""}
+        for key in filter(None, keys):
             with suppress(ValueError):
                 path = json.loads(b'"%s"' % key[:-1])
                 if "\0" not in path and NO_NAMES.isdisjoint(path.split("/")):
-                    found.add(path)
-        return found
+                    paths.add(path)
+        return paths
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
@@ -6792,8 +7348,9 @@ class History:
         records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
         return [record for record in records if 0 < finite(record.get("time")) < LATEST]
 
-    def word(self, folder: str) -> Mapping[str, Any]:
-        """Our last word on a folder (`word_on`), if nothing has become of its takes since."""
+    def note_on(self, folder: str) -> Mapping[str, Any]:
+        """Returns the last note on a folder (`folder_note`), if nothing has become of its takes
+        since."""
         last = self.read(self.lines.get(as_json(folder), ())[-1:])
         return last[0] if last and last[0].get("type") == "folder" else {}
 
@@ -6801,30 +7358,22 @@ class History:
     def path(self) -> str:
         return self.library.own("history.jsonl")
 
-    def append(self, works: Sequence[Work], now: float) -> None:
-        """One line an outcome, with the whole past of its take, flushed together. `now` is that of
-        the commit, from which its documents' dates were derived too. Raises OSError: originals then
-        stay."""
-        self.put([(work.take.stem, work.past_after(now), work.outcome()) for work in works], now)
-
-    def put(self, pasts: Iterable[tuple[str, Past, Mapping[str, Any]]], now: float) -> None:
-        """Appends the pasts of takes, by stem, each behind what is told of it. A take without a
-        past is not remembered. Raises OSError."""
-        pasts, date = list(pasts), iso(now)
-        self.write(
-            [
-                {**told, "take": stem, "date": date, "past": past.record()}
-                for stem, past, told in pasts
-            ]
-        )
-        for stem, past, _ in pasts:
-            if past.lost:
-                self.lossy.add(as_json(dirname(stem)))
-            remember(self.in_folder(dirname(stem)), stem, past)
+    def append(self, moves: Sequence[Move], now: float) -> None:
+        """Appends a line for each outcome, with the whole past of its take; flushed together. `now`
+        is that of the commit, from which its documents' dates were derived too. Raises OSError:
+        originals then stay."""
+        pasts = [move.past_after(now) for move in moves]
+        records = []
+        for move, past in zip(moves, pasts):
+            about = {"take": move.take.stem, "date": iso(now), "past": past.record()}
+            records.append({**move.told(), **about})
+        self.write(records)
+        for move, past in zip(moves, pasts):
+            remember(self.in_folder(move.take.folder), move.take.stem, past)
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
-        or `folder` (`word_on`). Failing loses a convenience, so it raises nothing."""
+        or `folder` (`folder_note`). Failing loses a convenience, so it raises nothing."""
         when = {"date": iso(now), "time": now}
         with suppress(OSError):
             self.write([{**record, **when} for record in records])  # their type and path first
@@ -6833,7 +7382,8 @@ class History:
         """Append lines, flushed together. Raises OSError."""
         if not records:
             return
-        text = "".join(json.dumps(record) + "\n" for record in records).encode("ascii")
+        lines = [f"{json.dumps(record)}\n".encode("ascii") for record in records]
+        text = b"".join(lines)
         descriptor = self.library.open_own("history.jsonl", os.O_RDWR | os.O_APPEND)
         with open(descriptor, "r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -6842,9 +7392,12 @@ class History:
             while text:  # a nearly full disk takes a part; the rest then raises
                 text = text[file.write(text) :]
             flush(descriptor)
+        for line in lines:
+            self.add_to_checksum(line)
 
 
 def remember(pasts: dict[str, Past], stem: str, past: Past) -> None:
+    """Notes the past of a take. One whose record was moved has none any more."""
     pasts[stem] = past
     if past == NO_PAST:
         del pasts[stem]
@@ -6867,6 +7420,7 @@ COUNTED = {  # what is added up, by group
     "compressed": "before after",  # bytes of what is nothing but a copy now, and was when recorded
     "due": "count size estimated_saving",
     "archived": "count size",
+    "deleted": "count size",
     "recorded_by_month": "",
     "savings_by_month": "",
 }
@@ -6899,9 +7453,12 @@ def gather_stats(config: Config) -> dict[str, Any]:
                 path = join(folder.path, take.file.name)
                 words[take.past.action, take.past.code].append(path)
     for past in library.history.pasts.values():
-        if past.place:
-            sums["archived"].update(count=1, size=past.place.size)
-            add_saving(sums, past, past.place.size)
+        group, size = "archived", past.place.size if past.place else 0
+        if past.deleted:
+            group, size = "deleted", past.size if past.suffix else past.first_size
+        if past.place or past.deleted:
+            sums[group].update(count=1, size=size)
+            add_saving(sums, past, size)
     for stem, past in losses(library).items():
         words[Action.LOST.value, past.lost].append(stem + past.suffix)
     totals, compressed = sums.pop("totals"), sums.pop("compressed")
@@ -6923,6 +7480,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
             for (action, code), paths in sorted(words.items())
             if action in (Action.KEPT, Action.FAILED, Action.LOST)
         ],
+        "paused": bool(library.paused(now)),
+        "findings": list(findings(config)),
         "runs": library.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
@@ -6936,28 +7495,29 @@ def library_of(config: Config) -> Library:
     return library
 
 
-def add_take(sums: Mapping[str, Counter[str]], take: Take, plan: Optional[Plan]) -> None:
+def add_take(sums: Mapping[str, Counter[str]], take: Take, move: Optional[Move]) -> None:
     """Adds the files of a take, and what is due for it."""
-    totals, copy, source = sums["totals"], take.proven_copy, plan and plan.source
-    copies = sum(file.size for file in take.copies)
+    totals, copy, source = sums["totals"], take.proven_copy, move and move.source
+    others = (*take.copies, *take.strangers)
+    copies = sum(file.size for file in others)
     originals = size_on_disk(take) - copies
     totals.update(
         recordings=max(1, len(take.originals)),
         originals=len(take.originals),
         original_size=originals,
-        compressed=len(take.copies),
+        compressed=len(others),
         compressed_size=copies,
-        unrecorded=len(take.copies) - bool(copy),
+        unrecorded=len(others) - bool(copy),
     )
     if copy and not take.originals:
         add_saving(sums, take.past, copy.size)
     else:  # a copy saves nothing while its original is here
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), originals or copies)
-    if plan and source and plan.move in (Move.COMPRESS, Move.SMALLER):
+    if move and source and move.encodes:
         rate = take.bitrate if source == take.copy else USUAL_RATE
-        saving = max(0.0, 1 - plan.target.bitrate / (rate or USUAL_RATE))
+        saving = max(0.0, 1 - move.target.bitrate / (rate or USUAL_RATE))
         sums["due"].update(count=1, size=source.size, estimated_saving=round(source.size * saving))
-    elif take.original and not plan and take.state is State.WAITING:
+    elif take.original and not move and take.state is State.WAITING:
         totals["young"] += 1
 
 
@@ -6983,11 +7543,12 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
     tables = {
-        "problems": [(problem, "") for problem in stats["problems"]],
+        "problems": [(problem, "") for problem in (*stats["findings"], *stats["problems"])],
         "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
         "storage": figures(stats),
         "due": figures(stats["due"]),
         "archived": figures(stats["archived"]),
+        "deleted": figures(stats["deleted"]),
         "last runs": runs[-LISTED:],
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
         "failed or kept, by name": named,
@@ -7001,7 +7562,7 @@ def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every number but zeros by its name; what is a size, or a month's, in its unit."""
     rows = []
     for name, value in stats.items():
-        if value and isinstance(value, (int, float)):
+        if value and type(value) in (int, float):  # true is no figure
             is_size = re.search(r"size|saving|\d", name)
             rows.append((name.replace("_", " "), size_text(value) if is_size else f"{value:,}"))
     return rows
@@ -7788,7 +8349,6 @@ OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
-OF_DUE = (*COMPRESSING, Action.KEPT, Action.FAILED, Action.RESTORED)
 # Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
@@ -7803,11 +8363,12 @@ class Report:
     beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
     expected = ""  # how long it may take
     exit_code = 0
+    announcement = ""  # of a deletion; sent whatever `notify_on` says
+    has_news = False  # whether anything was done, failed or announced that its owner may ask for
+    missed = 0  # lost copies that earlier runs reported
+    errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
-    missed = 0  # lost copies that earlier runs reported
-    is_news = False  # a loss has ended, or a copy is recorded anew
-    errors = 0
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -7891,38 +8452,37 @@ class Report:
         self.error(text, code)
         return text
 
-    def begin(self, works: Sequence[Work], workers: int) -> None:
+    def begin(self, moves: Sequence[Move], workers: int) -> None:
         """Reports what is due: how much, and about how long it takes."""
-        self.due = len(works)
-        size = sum(work.source_size for work in works)
+        self.due = len(moves)
+        size = sum(move.source_size for move in moves if not move.is_whole)
         audio = size / BYTES_PER_SECOND
-        if works:
+        if size:
             self.expected = f"A run may take {duration_text(audio / SPEED / workers)}"
             much = f"about {duration_text(audio)} of audio, {size_text(size)}"
             self.say(f"Due: {self.due}, {much}. {self.expected}.")
 
-    def outcome(self, work: Work) -> None:
-        """Print, log and count what became of one take: called once for each."""
-        action, told = work.outcome_reason.action, work.outcome()
+    def outcome(self, move: Move) -> None:
+        """Prints, logs and counts what became of one take: called once for each."""
+        action, told = move.reason.action, move.told()
         is_failed = action in (Action.FAILED, Action.LOST)
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
-        take, left = work.take, work.take_after(0)
+        self.has_news = self.has_news or action is not Action.KEPT
+        take, left = move.take, move.take_after(0)
         self.saved += size_on_disk(take) - size_on_disk(left)
-        before, after = told["original_size"], work.copy.size if work.copy else work.estimate
+        before, after = told["original_size"], move.copy.size if move.copy else move.estimate
         sizes = size_text(before) if before else ""
-        is_adopted = work.outcome_reason in (Reason.ADOPTED, Reason.ADOPT_DUE)
-        if is_adopted and take.proven_copy:  # it was reported when it was made
-            sizes += " freed"
-        elif action in COMPRESSING:
+        if action in COMPRESSING:
             self.original_size += before
             self.compressed_size += after
             sizes = self.change(before, after)
             if action is Action.COMPRESSED and left.originals:
                 self.beside += after
                 self.waiting += before - after
-        line = self.line(work, sizes, told["reason"])
-        self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        line = self.line(move, sizes, told["reason"])
+        trace = move.outcome.trace if move.outcome else ""
+        self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
         self.write_json(told)
         if action is Action.LOST and self.counts[action] > NAMED:
             pass  # the log has it
@@ -7930,17 +8490,17 @@ class Report:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
-        advice = advice_on(work)
+        advice = advice_on(move)
         if advice:
             self.error(advice)
 
-    def line(self, work: Work, sizes: str, why: str) -> str:
+    def line(self, move: Move, sizes: str, why: str) -> str:
         """Returns the line on a recording: what was done or why not, with sizes."""
-        reason, probe = work.outcome_reason, work.probe
-        parts = [f"{reason.action.value:<14} {work.path}", sizes]
+        reason, probe = move.reason, move.probe
+        parts = [f"{reason.action.value:<14} {move.path}", sizes]
         if reason not in (Reason.DONE, Reason.DUE):
             parts.append(why)
-        if reason.action is Action.FAILED and work.take.original:
+        if reason.action is Action.FAILED and move.take.original:
             parts.append("(the original is kept)")
         if self.config.verbose and probe:
             sound = f"{probe.codec}, {probe.channels} ch, {probe.kilobits:.0f} kbit/s"
@@ -7989,9 +8549,10 @@ class Report:
     def summary(self, message: str = "") -> dict[str, Any]:
         """Tell and log the end of a run, also of one that could not begin: then `message` is why,
         and has been told. Returns the object of `--json`, with a `message` for people."""
-        if self.counts[Action.LOST] > NAMED:
-            self.say(f"and {self.counts[Action.LOST] - NAMED:,} more lost; the log names each")
         text = "" if message and not self.counts else self.sentence()
+        lost = self.counts[Action.LOST]
+        if lost > NAMED:
+            self.say(f"and {lost - NAMED:,} more lost copies; the log names each")
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
             self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
@@ -8001,7 +8562,7 @@ class Report:
             "type": "summary",
             **{action.value: self.counts[action] for action in Action},
             **{name: getattr(self, name) for name in SUMMED.split()},
-            "lost": self.lost,
+            "lost": lost + self.missed,
             "elapsed_seconds": round(monotonic() - self.started, 3),
             "message": f"{message} {text}".strip(),
         }
@@ -8009,14 +8570,9 @@ class Report:
         return summary
 
     @property
-    def lost(self) -> int:
-        """Returns how many copies are lost, with those that earlier runs reported."""
-        return self.counts[Action.LOST] + self.missed
-
-    @property
     def left(self) -> int:
         """Recordings that are due still."""
-        return max(0, self.due - sum(self.counts[action] for action in OF_DUE))
+        return max(0, self.due - sum(self.counts.values()) + self.counts[Action.LOST])
 
     def sentence(self) -> str:
         """The end of a run in words."""
@@ -8047,20 +8603,17 @@ class Report:
             parts.append(f"Lost before, and still missing: {self.missed}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
+        parts.append(self.announcement)
         took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
         parts.append(self.expected if config.dry_run else took)
         return ". ".join(filter(None, parts)) + "."
 
-    @property
-    def has_news(self) -> bool:
-        """Whether a run did or failed anything."""
-        return bool(self.exit_code or self.is_news or self.counts.keys() - {Action.KEPT})
 
-
-def advice_on(work: Work) -> str:
+def advice_on(move: Move) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
     advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
-    return advice[work.reason].format(work.detail) if work.reason in advice else ""
+    found = move.outcome or Outcome(move.done)
+    return advice[found.reason].format(found.detail) if found.reason in advice else ""
 
 
 def open_log(path: str) -> IO[bytes]:
@@ -8135,10 +8688,12 @@ LATE = 2 * DAY  # since the last run, after which a schedule is taken to have fa
 def command_doctor(config: Config, report: Report) -> None:
     """One line a check; the exit code is that of the gravest thing found."""
     run = Run(config, report)
+    for finding in findings(config):
+        report.say(f"PROBLEM  {finding}")
+        report.exit_code = 1
     report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
     with run.open(locks=False):
-        checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs)
-        for check in (*checks, examine_losses):
+        for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
             try:
                 report.say(f"ok       {check(run)}")
             except (ServiceError, Refusal, OSError) as error:
@@ -8151,6 +8706,52 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
+def findings(config: Config) -> Iterator[str]:
+    """Yields a sentence on each thing that keeps runs from their work, or their owner from hearing
+    of it."""
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause:
+        yield pause
+    if config.dry_run:
+        yield f'"dry_run" is set in {config.file}: no run changes anything.'
+    word = first_word(config.notify_command or "")
+    if word and not is_known_to_shell(word, dirname(config.file)):
+        yield f"The notify_command begins with {word}. No program on PATH has this name."
+    with suppress(ServiceError, OSError):
+        lost = losses(Library(config.recordings_dir)).items()
+        paths = [stem + past.suffix for stem, past in lost]
+        if paths:
+            more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
+            yield f"Lost copies: {', '.join(paths[:NAMED])}{more}. {LOST_ADVICE}"
+    try:
+        index = join(config.recordings_dir, INDEX_NAME)
+        read_whole(index, lambda data: next(entries(JsonText(data)), None))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (Flaw, OSError) as error:
+        yield f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
+
+
+def first_word(command: str) -> str:
+    """Returns the program that a command of the shell begins with. Returns "" if it begins with a
+    mark, or with what only the shell can expand."""
+    found = FIRST_WORD.match(command)
+    return os.path.expanduser(os.path.expandvars(found[2])) if found else ""
+
+
+def is_known_to_shell(word: str, folder: str) -> bool:
+    """Returns whether the shell, started in a folder, finds a program or a word of its own."""
+    if "/" in word:
+        return bool(shutil.which(join(folder, word)))
+    with suppress(Refusal, ToolError):
+        Tools(Stop()).run(["/bin/sh", "-c", 'command -v "$1"', "sh", word], 0)
+        return True
+    return False
+
+
+FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
+
+
 def examine_ffmpeg(run: Run) -> str:
     target = Target(run.config.target_format, run.config.target_bitrate)
     try_ffmpeg(run.tools, target)
@@ -8161,10 +8762,10 @@ def examine_library(run: Run) -> str:
     """All that its commits need; tried, where our own folder is there to be locked."""
     library = run.library
     library.require(run.config.log_file)
-    works = plan_run(run)
+    moves = list(itertools.chain(*run.plan()))
     read_signs(library)
-    for work in works[:1]:
-        run.try_ffmpeg_on(work)
+    for move in moves[:1]:
+        run.try_ffmpeg_on(move)
     with ExitStack() as stack:
         if isdir(library.own("")):
             try:
@@ -8172,33 +8773,33 @@ def examine_library(run: Run) -> str:
             except BusyError as busy:
                 return str(busy)
             try_commits(library)
-        problems = foresee_all(run, works)
+        problems = foresee_all(run, moves)
     if problems:
         raise ServiceError(" ".join(problems))
     free = free_space(library)
     room = f"{size_text(free)} free" if free < math.inf else "free space unknown"
-    return f"the library {library.root} can be written to, {room}; due: {len(works)}"
+    return f"the library {library.root} can be written to, {room}; due: {len(moves)}"
 
 
-def foresee_all(run: Run, works: Sequence[Work]) -> list[str]:
+def foresee_all(run: Run, moves: Sequence[Move]) -> list[str]:
     """Tries in each folder what its commits need; returns what a run would say of that, each
     sentence once."""
     problems: dict[str, None] = {}
     staging = Staging(run.library)
     trials = Trials(run.library, staging)
-    for work in works:
-        if not work.reason:
-            with boundary(work.refuse):
-                trials.foresee(work)
-            if work.reason:
-                why = f"{work.path}: {work.reason.sentence.format(work.detail)}."
-                problems[advice_on(work) or why] = None
+    for move in moves:
+        if not move.outcome:
+            with boundary(move.refuse):
+                trials.foresee(move)
+            if move.outcome:
+                why = f"{move.path}: {move.told()['reason']}."
+                problems[advice_on(move) or why] = None
     remove_all(staging.made)
     return list(problems)[:NAMED]
 
 
 def examine_archive(run: Run) -> str:
-    archive = configured_archive(run)
+    archive = run.archive
     if not archive:
         return "no archive is configured"
     archive.try_it()
@@ -8217,30 +8818,18 @@ def examine_log(run: Run) -> str:
 
 
 def examine_runs(run: Run) -> str:
-    if run.library.paused(run.now):
-        raise ServiceError(
-            f"Paused: no run does anything until that is over, or '{PROGRAM} resume'."
-        )
-    runs = [record for record in run.history.runs if record.get("type") == "run"]
-    if not runs:
+    last = run.last
+    if not last:
         return f"no run yet; '{PROGRAM} schedule cron' prints what makes one every night"
-    last = runs[-1]
     ago, code = run.now - last["time"], last.get("exit_code")
     text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
-    if ago > LATE or code:
-        advice = "Is the schedule at work?" if ago > LATE else "The log has more."
+    is_late = ago > LATE and not run.library.paused(run.now)
+    if is_late or code:
+        advice = "Is the schedule at work?" if is_late else "The log has more."
         raise ServiceError(f"{text} (exit code {code}) {advice}")
     if not lexists(last.get("python") or "/"):
         raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
     return text
-
-
-def examine_losses(run: Run) -> str:
-    lost = [stem + past.suffix for stem, past in losses(run.library).items()]
-    if lost:
-        names = [*sorted(lost)[:NAMED], *[f"{len(lost) - NAMED:,} more"] * (len(lost) > NAMED)]
-        raise ServiceError(f"{len(lost)} lost copies: {', '.join(names)}. {LOST_ADVICE}")
-    return "no copy is lost"
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -8371,17 +8960,50 @@ def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
     library = library_of(config)
     library.make_own()
-    until, end = "'resume'", ""
-    if config.pause_for is not None:
-        seconds = time.time() + config.pause_for
-        until, end = local_time(seconds), str(seconds)
+    end = "" if config.pause_for is None else str(time.time() + config.pause_for)
     try:
         with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
             file.write(end)
     except OSError:  # an empty file would be a pause without an end
         remove_all([library.own("paused")])
         raise
-    report.say(f"Paused: runs leave {library.root} alone until {until}.")
+    report.say(library.paused(time.time()))
+
+
+def command_keep(config: Config, report: Report) -> None:
+    """`keep PATH... [--off]`; also `-n`."""
+    if not config.paths:
+        raise UsageError("keep: expected PATH...")
+    run = Run(config, report)
+    run.library.require(config.log_file)
+    report.open_log()
+    with run.open(locks=not config.dry_run):
+        for recording in asked_for(run):
+            if run.stop.requested:
+                break
+            try:
+                set_keep(run, recording)
+            except (Flaw, Refusal, OSError) as error:
+                report.error(f"{recording.key}: {explain(error)}", exit_code_of(error))
+
+
+def set_keep(run: Run, recording: Recording) -> None:
+    """Makes all sidecars that own a recording say `keep`, or (`--off`) no longer say it. Raises
+    Flaw, Refusal, OSError."""
+    config, folder = run.config, run.library.path(recording.folder)
+    edit = partial(edit_policy, keep=not config.off)
+    names = [sidecar.name for sidecar in recording.sidecars if sidecar.listed]
+    if not names:
+        raise Flaw(recording.policy.unreadable or "it has no sidecar, where the policy would stand")
+    for name in names:
+        read_whole(join(folder, name), edit)
+        if not config.dry_run:
+            rewrite(join(folder, name), edit, run.staging, backup=True)
+    if not config.dry_run:
+        flush_folder(folder)
+    runs = "In a dry run only: runs" if config.dry_run else "Runs"
+    what = "may work again on" if config.off else "leave alone"
+    run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
@@ -8409,6 +9031,9 @@ COMMANDS: Mapping[str, Command] = {
         "bring back kept originals and archived recordings",
         "paths last_run dry_run json quiet verbose",
         command_restore,
+    ),
+    "keep": Command(
+        "make runs leave recordings as they are, or no longer", "paths off dry_run", command_keep
     ),
     "pause": Command("make runs leave the library alone", "pause_for", command_pause),
     "resume": Command("let runs go on", "", command_resume),

@@ -157,24 +157,24 @@ class Check(LossCase):
     def test_it_reads_hashes_and_starts_no_tool(self) -> None:
         ran = self.run_cli("check", env=self.stand_in("sys.exit(1)"))
         self.assertEqual(ran.code, 0, ran.err)
-        self.assertIn("Checked 3 copies, of which 0 are lost", ran.out)
+        self.assertIn("Checked 3 copies: 0 lost", ran.out)
 
     def test_it_finds_rot_and_puts_it_on_record_as_a_run_does(self) -> None:
         rot(self.copy())
         self.copy("b").unlink()
         ran = self.check(1)
-        for word in ("d/a.opus", "d/b.opus", "2 are lost"):
+        for word in ("d/a.opus", "d/b.opus", "2 lost"):
             self.assertIn(word, ran.out)
-        self.assertIn("2 are lost", (self.folder / "logs/compression.log").read_text())
+        self.assertIn("2 lost", (self.folder / "logs/compression.log").read_text())
         self.assertEqual(self.run_json(0).summary["lost"], 2)
-        self.assertIn("2 are lost", self.check(1).out)
+        self.assertIn("2 lost", self.check(1).out)
 
     def test_where_it_may_not_write_it_says_so_and_goes_on(self) -> None:
         self.copy().unlink()
         with service.Library(str(self.library)).lock():
             ran = self.check(1)
         self.assertIn("cannot be put on record", ran.out)
-        self.assertIn("1 are lost", ran.out)
+        self.assertIn("1 lost", ran.out)
         self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
 
     def test_what_a_run_would_correct_is_listed_and_no_error(self) -> None:
@@ -184,7 +184,7 @@ class Check(LossCase):
         document["recordings"][1]["compressed"] = False
         self.add_json("index.json", document)
         ran = self.check(0)
-        for word in ("d/a.json", "index.json", "d/b", "a run corrects that"):
+        for word in ("d/a.json", "index.json", "d/b", "A run corrects that"):
             self.assertIn(word, ran.out)
 
     def test_archived_files_are_asked_for_by_size_and_on_demand_by_hash(self) -> None:
@@ -193,7 +193,7 @@ class Check(LossCase):
         self.configure(tiers=[{"after_days": 20, "archive": str(cold)}])
         self.put_run_on_record()
         self.run_json(0)
-        self.assertIn("3 archived files, of which 0 are wrong", self.check(0, "--archive").out)
+        self.assertIn("3 archived files: 0 wrong", self.check(0, "--archive").out)
         rot(cold / "archive-of-recordings/d/a.opus")
         self.check(0)
         self.assertIn("d/a.opus", self.check(1, "--archive").err)
