@@ -149,19 +149,19 @@ DAY = 86_400  # seconds
 memoized = lru_cache(maxsize=1 << 14)  # for what many documents say alike
 
 # ------------------------------------------------------------------------- constants and formats
-# A number stands here if more than one section uses it or a reader may want to change it. Each
-# says where it comes from. Other constants stand at the head of their section.
+# A number stands here if several sections use it, or if a reader may want to change it. Each has
+# its source. Other constants stand at the head of their section.
 
 SOURCE_SUFFIX = ".webm"
 SIDECAR_SUFFIX = ".json"
-BACKUP_SUFFIX = ".bak"  # behind a sidecar's name: as it was before our first change
+BACKUP_SUFFIX = ".bak"  # behind the name of a sidecar: its text before our first change
 INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
-ID_NAME = "id"  # in our own folder and, as the library's mark, in such a folder of its archive
+ID_NAME = "id"  # in our own folder; a copy of it marks the archive as this library's
 RESTORING = "restoring"  # the code of a restore that is not finished
 FORGOTTEN = "forgotten"  # in place of the code of a loss: its owner deleted the recording
 DELETING = "deleting"  # and of a deletion
-# Beside its target, and what rclone makes of such a name.
+# A staged file beside its target, also with what rclone appends to such a name.
 STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
 
@@ -169,9 +169,9 @@ OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 BYTES_PER_SECOND = 16_000  # of a browser's default recording: a first guess at length from size
 BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
 BATCH_SECONDS = 600.0  # audio in one process; longer files gain nothing from sharing a start
-CHANNEL_RATE = 256_000  # bit/s, the most that libopus takes for each channel
-SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
-LARGEST_JSON = 64 << 20  # bytes; what is longer counts as a document that cannot be read
+CHANNEL_RATE = 256_000  # bit/s; libopus takes no more for each channel
+SPACE_MARGIN = 2 << 20  # bytes that a batch leaves free for sidecars, index and log
+LARGEST_JSON = 64 << 20  # bytes; a longer document cannot be read
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
 
@@ -179,8 +179,8 @@ class Format(NamedTuple):
     """A kind of copy: how it is made, and what its length and size may be.
 
     `payload` is the share of the asked bit rate that the encoder really uses on speech (measured).
-    `slack` is how many samples, at its own rate, its length may differ from what went in: none for
-    Opus (RFC 7845 trims to the sample), two frames for AAC.
+    `slack` is the samples, at its own rate, by which its length may differ from its source. Opus
+    has none, as RFC 7845 trims to the sample. AAC has two frames.
     """
 
     suffix: str
@@ -192,7 +192,7 @@ class Format(NamedTuple):
     payload: float
     header: int  # bytes
     slack: int  # samples
-    sample_bits: float  # that its encoder uses at most
+    sample_bits: float  # its encoder uses no more
     rates: tuple[int, int]  # bit/s, lowest and highest
 
 
@@ -230,8 +230,8 @@ COPY_SUFFIXES = tuple(FORMAT_OF)
 AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
 
 # ------------------------------------------------------------------------------------ vocabulary
-# The words that appear in output, log and history, and the errors by which sections speak to each
-# other. Strings stand here and nowhere else: everything below compares members, never texts.
+# The words that appear in output, log and history, and the errors that sections raise for each
+# other. These strings stand here only: everything below compares members, never texts.
 
 
 class Action(str, enum.Enum):
@@ -253,20 +253,20 @@ class Action(str, enum.Enum):
 
 
 class State(enum.Enum):
-    """The states of a take, from its files and its past alone."""
+    """The states of a take, which follow from its files and its past alone."""
 
     WAITING = "waiting"  # an original, still to be compressed (or too young yet)
     RESTING = "resting"  # an original that stays one, for a reason on record
-    COMPRESSED = "compressed"  # a proven copy stands for it, whether or not the original is here
-    RESTORED = "restored"  # its original came back, and stands for it again
-    ARCHIVED = "archived"  # nothing here, and a place where it is
-    DELETED = "deleted"  # nothing here, as a tier of its owner asked for
-    MISSING = "missing"  # nothing here, and no place: not synchronised yet, or deleted by its owner
+    COMPRESSED = "compressed"  # it has a proven copy; the original may be here too
+    RESTORED = "restored"  # its original came back and counts again
+    ARCHIVED = "archived"  # no file here, but a place in the archive
+    DELETED = "deleted"  # no file here, as a tier of its owner asked for
+    MISSING = "missing"  # no file and no place: not synchronised yet, or deleted by its owner
 
 
 class Reason(enum.Enum):
-    """Why: the action, and the sentence for the user, in which `{}` stands for what was found in
-    this file."""
+    """Why a recording had its outcome: the action, and the sentence for the user. The detail that
+    was found in this file replaces `{}`."""
 
     def __init__(self, text: str) -> None:
         action, self.sentence = text.split(": ", 1)
@@ -341,7 +341,7 @@ class Reason(enum.Enum):
 
     @property
     def is_environment(self) -> bool:
-        """Whether the cause lies outside the recording, so that it must not count against it."""
+        """Returns whether the cause is outside the recording. Then it does not count against it."""
         return self in (
             Reason.FORESEEN,
             Reason.OWNER,
@@ -352,7 +352,7 @@ class Reason(enum.Enum):
 
     @property
     def may_be_ffmpeg(self) -> bool:
-        """Whether ffmpeg may be to blame: then it is tried on a sound of our own (trials)."""
+        """Returns whether ffmpeg may be the cause. Then it is tried on a sound of our own."""
         return self in (
             Reason.DAMAGED,
             Reason.TOOL_REFUSED,
@@ -364,7 +364,7 @@ class Reason(enum.Enum):
 
 
 class ServiceError(Exception):
-    """Ends the run with its own exit code and a sentence that says what to do."""
+    """Ends the run with an exit code of its own and a sentence that says what to do."""
 
     exit_code = 1
 
@@ -388,11 +388,11 @@ class NoSpaceError(ServiceError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop while a tool was at work; whatever it wrote is dropped."""
+    """The run was asked to stop while a tool was at work. The files of that tool are dropped."""
 
 
 class Refusal(Exception):
-    """This take stays as it is: the reason, and what was found."""
+    """A take stays as it is: the reason, and the detail that was found."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason.sentence.format(detail))
@@ -407,7 +407,7 @@ class NotProven(Refusal):
 
 
 class Flaw(Exception):
-    """A JSON document that cannot be read, or not be edited without a guess; says why."""
+    """A JSON document cannot be read, or cannot be edited without a guess. Says why."""
 
 
 # --------------------------------------------------------------------------------------- records
@@ -2138,19 +2138,19 @@ def command_run(config: Config, report: Report) -> None:
 
 
 # ---------------------------------------------------------------------------------------- trials
-# What a run's commits will need, tried on files of our own: by a run before anything is encoded, by
-# doctor always. A dry run, which may write nothing, reads what tells as much. Each raises the one
-# ServiceError that run, dry run and doctor then say alike; none may touch a recording.
+# Tries what the commits of a run will need, on files of our own. A run does so before it encodes
+# anything, doctor does so always. A dry run may write nothing, so it reads the signs. All three
+# report the same cause in the same words. Nothing here may touch a recording.
 
 CAP_CHOWN, CAP_FOWNER = 0, 3  # capabilities(7)
 GET_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # FS_IOC_GETFLAGS of ioctl_iflags(2)
 IMMUTABLE_OR_APPEND = 0x30
-# Where a server or a daemon says who may give files away, as NFS that squashes root.
+# File systems of a server or a daemon, which decides who may give files away (NFS squashes root).
 SERVED = re.compile(r"fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|vboxsf|prl_fs")
 
 
 def try_commits(library: Library) -> None:
-    """Append to the history, and do in our own folder what commits do. Raises ServiceError,
+    """Opens the history, and does in our own folder what commits do. Raises ServiceError,
     NoSpaceError."""
     folder, staging = library.own(""), Staging(library)
     library.require_there()
@@ -2166,7 +2166,7 @@ def try_commits(library: Library) -> None:
 
 
 def try_names(staging: Staging, near: str) -> None:
-    """Make, exchange, link and remove names of ours beside a path. Raises OSError."""
+    """Makes, exchanges, links and removes files of ours beside a path. Raises OSError."""
     one, two = staging.beside(near), staging.beside(near)
     if exchange(one, two):
         os.unlink(one)
@@ -2175,25 +2175,22 @@ def try_names(staging: Staging, near: str) -> None:
 
 
 class Trials:
-    """What the commits of a run need in each folder, tried once before anything is encoded there.
-    Without `staging`, as in a dry run, the signs of it are read."""
+    """Tries once in each folder what the commits of a run need there. Without `staging`, as in a
+    dry run, it reads the signs."""
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
-        self.trying = threading.Lock()  # one set of trials in a folder, whoever comes first
 
     def foresee(self, move: Move) -> None:
-        """Raises Refusal where a commit could not make, give away, replace or remove what it has
-        to, and OSError."""
+        """Raises Refusal if a commit could not make, give away, replace or remove a file. Raises
+        OSError."""
         folder = move.take.folder
-        with self.trying:
-            problem = self.folder_problem(folder)
+        problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         replaced = {file.name for file in (*move.removes, move.displaces) if file}
-        self.foresee_file(move.path, READ, basename(move.path) in replaced)
-        for name in replaced:
-            self.foresee_file(join(folder, name), READ, True)
+        for name in {basename(move.path), *replaced}:
+            self.foresee_file(join(folder, name), READ, name in replaced)
         for sidecar in move.recording.sidecars:
             with suppress(FileNotFoundError):
                 self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
@@ -2206,10 +2203,10 @@ class Trials:
             return "it is immutable, or append-only"
         try:
             if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                raise system_error(errno.EACCES)
             if self.staging:
                 for name in os.listdir(path):
-                    # What no run before could remove. (Other threads make such names here too.)
+                    # Earlier runs could not remove it. (Other threads make such names here too.)
                     if STAGED.fullmatch(name) and self.staging.token not in name:
                         os.unlink(join(path, name))
                 try_names(self.staging, join(path, "x"))
@@ -2221,8 +2218,8 @@ class Trials:
 
     @memoized  # many chunks have the same sidecars
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
-        """Raises Refusal where a file cannot be replaced, or its owner could not use what is made
-        in its place, and OSError."""
+        """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
+        in its place. Raises OSError."""
         whole, folder = self.library.path(path), self.library.path(dirname(path))
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
         with open_regular(whole) as file:
@@ -2232,7 +2229,7 @@ class Trials:
         if is_replaced and is_protected(whole):
             raise Refusal(Reason.FORESEEN, f"{path}: it is immutable, or append-only")
         if is_replaced and above.st_mode & stat.S_ISVTX and not is_owner:
-            why = "it is sticky, and who does not own a file cannot replace it"
+            why = "it is sticky: only the owner of a file can replace it"
             raise Refusal(Reason.FORESEEN, f"{dirname(path) or folder}: {why}")
         if user != before.st_uid and not self.can_give(folder, before.st_uid):
             group = before.st_gid if before.st_gid in groups else groups[0]
@@ -2240,35 +2237,32 @@ class Trials:
 
     @memoized
     def can_give(self, folder: str, user: int) -> bool:
-        """Whether a file of ours can be given to a user: root cannot in every container, nor on
-        every server."""
-        if not (self.staging and has_capability(CAP_CHOWN)):
-            return has_capability(CAP_CHOWN) and may_give(self.library, folder, user)
-        staged = self.staging.beside(join(folder, "x"))
-        with suppress(OSError):
-            os.chown(staged, user, -1)
-        is_given = os.stat(staged).st_uid == user
-        self.staging.discard(staged)
-        return is_given
-
-
-def may_give(library: Library, folder: str, user: int) -> bool:
-    """The same by signs: which users this container knows, whether an earlier run could give the
-    history away, and what kind of disk it is. Raises OSError."""
-    with suppress(FileNotFoundError), open("/proc/self/uid_map") as file:
-        ranges = [tuple(map(int, line.split())) for line in file]
-        if not any(first <= user < first + count for first, _, count in ranges):
+        """Returns whether a file of ours can be given to a user. Root cannot do so in every
+        container, nor on every server. Raises OSError."""
+        if not has_capability(CAP_CHOWN):
             return False
-    owner = os.stat(library.root).st_uid
-    with suppress(OSError):
-        history = os.stat(library.own("history.jsonl"))
-        if owner != os.geteuid():
-            return history.st_uid == owner
-    return not SERVED.match(kind_of_disk(folder))
+        if self.staging:
+            staged = self.staging.beside(join(folder, "x"))
+            with suppress(OSError):
+                os.chown(staged, user, -1)
+            is_given = os.stat(staged).st_uid == user
+            self.staging.discard(staged)
+            return is_given
+        # The signs: the users that this container knows, what an earlier run did, kind of disk.
+        with suppress(FileNotFoundError), open("/proc/self/uid_map") as file:
+            ranges = [tuple(map(int, line.split())) for line in file]
+            if not any(first <= user < first + count for first, _, count in ranges):
+                return False
+        owner = os.stat(self.library.root).st_uid
+        with suppress(OSError):
+            history = os.stat(self.library.own("history.jsonl"))
+            if owner != os.geteuid():
+                return history.st_uid == owner
+        return not SERVED.match(kind_of_disk(folder))
 
 
 def kind_of_disk(path: str) -> str:
-    """Returns the type of a file system (proc(5), mountinfo), "" where that is not known. Raises
+    """Returns the type of a path's file system (proc(5), mountinfo), "" if it is not known. Raises
     OSError."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
@@ -2281,24 +2275,24 @@ def kind_of_disk(path: str) -> str:
 
 
 def is_protected(path: str) -> bool:
-    """Whether a file or folder is immutable or append-only (chattr, chflags). Raises OSError."""
+    """Returns whether a file or folder is immutable or append-only (chattr, chflags). Raises
+    OSError."""
+    if sys.platform == "darwin":
+        locks = stat.UF_IMMUTABLE | stat.UF_APPEND | stat.SF_IMMUTABLE | stat.SF_APPEND
+        return bool(os.lstat(path).st_flags & locks)
     descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if sys.platform == "linux":
-            found = fcntl.ioctl(descriptor, GET_FLAGS, bytes(8))
-            return bool(int.from_bytes(found[:4], sys.byteorder) & IMMUTABLE_OR_APPEND)
-        flags = getattr(os.fstat(descriptor), "st_flags", 0)
+        flags = fcntl.ioctl(descriptor, GET_FLAGS, bytes(8))[:4]
     except OSError:  # a file system without such flags
         return False
     finally:
         os.close(descriptor)
-    locks = stat.UF_IMMUTABLE | stat.UF_APPEND | stat.SF_IMMUTABLE | stat.SF_APPEND
-    return bool(flags & locks)
+    return bool(int.from_bytes(flags, sys.byteorder) & IMMUTABLE_OR_APPEND)
 
 
 def read_only_mount(library: Library, path: str) -> str:
-    """Returns the uppermost folder of a read-only mount inside the library, "" where `path` can be
-    written to or where the whole library cannot."""
+    """Returns the uppermost folder of the read-only mount that holds `path`. Returns "" if there is
+    none inside the library, or if the whole library is read-only."""
     top = ""
     while path and not is_read_only(library.root) and is_read_only(library.path(path)):
         top, path = path, dirname(path)
@@ -2306,48 +2300,52 @@ def read_only_mount(library: Library, path: str) -> str:
 
 
 def is_read_only(path: str) -> bool:
+    """Returns whether a path is on a read-only mount."""
     with suppress(OSError):
         return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     return False
 
 
 def failed_trial(where: str, error: OSError) -> ServiceError:
-    """Returns the error for a place that a run must be able to write to."""
+    """Returns the error for a run that cannot write to a place."""
     where = error.filename or where
     if exit_code_of(error) == NoSpaceError.exit_code:
-        advice = "Nothing was changed; make room and run again."
-        return NoSpaceError(f"The disk of {where} is full. {advice}")
-    advice = "Nothing was changed; let this user write there and run again."
-    return ServiceError(f"{where} cannot be written to: {error.strerror}. {advice}")
+        return NoSpaceError(
+            f"The disk of {where} is full. Nothing was changed; make room and run again."
+        )
+    return ServiceError(
+        f"{where} cannot be written to: {error.strerror}. Nothing was changed; let this user "
+        "write there and run again."
+    )
 
 
 def read_signs(library: Library) -> None:
-    """Reads the signs of all this: modes, mounts and free space. Raises as try_commits does."""
-    places = (library.root, library.own(""), library.own("history.jsonl"))
-    for path in filter(lexists, places):
-        read_sign(path)
-    disk = disk_state(library.root)
-    has_no_names = disk is not None and disk.f_files and not disk.f_favail
-    if has_no_names and not SERVED.match(kind_of_disk(library.root)):  # FUSE may count no names
-        raise failed_trial(library.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    """Reads the signs that `try_commits` would work. Raises as it does."""
+    for path in (library.root, library.own(""), library.own("history.jsonl")):
+        if lexists(path):
+            read_sign(path)
 
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
-    """Reads the signs of one path, whose disk needs so many bytes. Raises as failed_trial says."""
+    """Reads the signs of one path: its mode, its mount, and `least` bytes free on its disk. Raises
+    ServiceError, NoSpaceError, OSError."""
     disk, problem = disk_state(path), 0
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
     if disk and disk.f_bavail * disk.f_frsize < least:
         problem = errno.ENOSPC
+    # A disk without room for another name is full too, but servers may count no names at all.
+    if disk and disk.f_files and not disk.f_favail and not SERVED.match(kind_of_disk(path)):
+        problem = errno.ENOSPC
     if is_read_only(path):
         problem = errno.EROFS
     if problem:
-        raise failed_trial(path, OSError(problem, os.strerror(problem)))
+        raise failed_trial(path, system_error(problem))
 
 
 @lru_cache
 def has_capability(number: int) -> bool:
-    """As root has them, but not in every container."""
+    """Returns whether we have a capability. Root has them, but not in every container."""
     with suppress(OSError), open("/proc/self/status") as file:
         effective = re.search(r"CapEff:\s*(\w+)", file.read())
         return bool(effective and int(effective[1], 16) >> number & 1)
@@ -2355,24 +2353,21 @@ def has_capability(number: int) -> bool:
 
 
 def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
-    """Decode, encode and decode again a second of a sound of our own, all of it through pipes, so
-    that no file plays a part and a dry run may do it too; and open a recording (absolute path), as
-    one that is confined to other folders cannot (a snap). Raises ToolError."""
+    """Makes a second of sound, encodes it and decodes it again. It uses pipes only, so that a
+    dry run may do it too. Then opens a recording (absolute path): an ffmpeg that is confined to
+    other folders, as a snap is, cannot. Raises ToolError."""
     codec = f"-c:a {target.form.encoder} -b:a {min(target.bitrate, CHANNEL_RATE)}"
     lines = (
         f"-f lavfi -i sine=duration=1:sample_rate={OPUS_RATE} -f nut pipe:1",
         f"-f nut -i pipe:0 {codec} -f matroska pipe:1",
-        "-f matroska -i pipe:0 -f framecrc pipe:1",
+        "-f matroska -i pipe:0 -ac 1 -c:a pcm_u8 -f u8 pipe:1",
     )
     commands = [[tools.ffmpeg, *QUIET, *line.split()] for line in lines]
     try:
-        _, frames = tools.pipe(commands, 1, os.devnull)
-        # Stream, two stamps, length in samples, size, checksum.
-        packets = [line.split(b",") for line in frames.splitlines() if b"," in line]
-        samples = sum(int(packet[3]) for packet in packets)
+        samples = len(tools.pipe(commands, 1, os.devnull)[1])  # of one byte each
         problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
     except (Refusal, OSError) as error:
-        problem = getattr(error, "detail", "") or explain(error)
+        problem = explain(error)
     if problem:
         raise ToolError(
             f"{tools.ffmpeg} does not work: a second of a sound could not be made into "
@@ -3958,25 +3953,24 @@ def check_claim(move: Adopt, job: Job) -> None:
 
 
 # ----------------------------------------------------------------------------------------- probe
-# What is in a file, from its bytes: one walker a container, every byte accounted for, every packet
-# with its samples and stamp. Reads one descriptor (and ffmpeg's listing for MP4); follows nothing
-# that a file refers to; never writes.
+# Finds out what is in a file, from its bytes. One walker a container accounts for every
+# byte, and for every packet with its samples and stamp. This section reads one descriptor (and
+# ffmpeg's word on the codec of an MP4). It never writes, and follows nothing that a file refers to.
 
-HEAD_BYTES = 1 << 20  # of a file, in which it says what it is
+HEAD_BYTES = 1 << 20  # of a file; here it says what it is
 MOST_PACKETS = 1 << 21  # of an MP4: twelve hours; ffmpeg takes 30 bytes for each
 MOST_TRACKS = 64
-MOST_FILLER = 16  # bytes of line ends and zeros behind the end, as uploads and writers leave them
-DEEPEST_PART = 8  # of parts in parts; no writer needs more than six
-LARGEST_DOUBT = 0.12  # seconds by which decoders of one file may differ, whatever the file says
-LARGEST_PAGE = 65_307  # bytes of Ogg (RFC 3533, section 6)
-FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page, there too
+MOST_FILLER = 16  # bytes of line ends and zeros that uploads and writers leave behind the end
+DEEPEST_PART = 8  # levels of parts in parts; no writer needs more than six
+LARGEST_DOUBT = 0.12  # seconds; decoders of one file may differ by this at most
+FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page of Ogg (RFC 3533, section 6)
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 # Samples at 48 kHz in a frame of an Opus packet, by its first five bits: SILK, hybrid, CELT (RFC
 # 6716, section 3.1, table 2).
 OPUS_FRAMES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
-# PCM by the tag that WAV has for it and its bits; what Matroska calls the tags.
+# PCM by its tag in WAV and its bits; Matroska's names of these tags.
 PCM_CODECS = {
     "1/8": "pcm_u8",
     "1/16": "pcm_s16le",
@@ -3987,10 +3981,9 @@ PCM_CODECS = {
 }
 PCM_TAGS = {"A_PCM/INT/LIT": 1, "A_PCM/FLOAT/IEEE": 3}
 
-# How files begin, by the names of walkers, of reasons, and else of what the file is called for
-# people. Blobs of start(timeslice) after the first begin anywhere in a cluster: two blocks of
-# track 1 give them away, or a page of Ogg that is not the first. ADTS says layer 0, which no MP3
-# has.
+# The beginnings of files. A group is named after a walker, a reason, or what people call such a
+# file. Later blobs of start(timeslice) begin anywhere in a cluster. Two blocks of track 1 show
+# that, or a page of Ogg that is not the first. ADTS says layer 0, which no MP3 has.
 BEGINNINGS = re.compile(
     rb"""
       (?P<EMPTY> \Z )
@@ -4030,12 +4023,11 @@ BEGINNINGS = re.compile(
 
 
 def probe(descriptor: int, path: str, tools: Tools) -> Probe:
-    """What is in the file: container, codec, channels, every packet, every byte accounted for.
-    Raises Refusal, OSError.
+    """Returns what is in a file: container, codec, channels and packets. Every byte of it has been
+    accounted for. Raises Refusal, OSError.
 
-    WebM, Ogg and WAV are walked here: it is exact, the same under every ffmpeg, and cheaper than
-    starting a process. MP4 is walked here too; ffmpeg only says what its codec is. The content
-    decides, never the name.
+    We walk the file ourselves. This is exact, the same with every ffmpeg, and cheaper than a
+    process. Only the codec of an MP4 is asked of ffmpeg. The content decides, never the name.
     """
     window = Window(descriptor, tools.stop)
     beginning = BEGINNINGS.match(window.at(0, HEAD_BYTES))
@@ -4057,15 +4049,14 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
 
 
 def probe_file(path: str, tools: Tools) -> Probe:
-    """The same of a file by its path. Raises Refusal, OSError."""
+    """Returns what is in the file at a path. Raises Refusal, OSError."""
     with open_regular(path) as file:
         return probe(file.fileno(), path, tools)
 
 
 OUR_TAG = re.compile(
-    rb"(?:encoded_by=|\xa9too.{4}data.{8})"
-    + re.escape(PROGRAM).encode()
-    + rb" (\d{1,6}(?:\.\d{1,3})?)k",
+    rb"(?:encoded_by=|\xa9too.{4}data.{8})%b (\d{1,6}(?:\.\d{1,3})?)k"
+    % re.escape(PROGRAM).encode(),
     re.DOTALL | re.IGNORECASE,
 )
 
@@ -4076,7 +4067,7 @@ def provenance(path: str) -> Optional[int]:
     with open_regular(path) as file:
         window = Window(file.fileno())
         tags = window.at(0, HEAD_BYTES)
-        if tags[4:8] == b"ftyp":  # the tags of MP4 stand anywhere
+        if tags[4:8] == b"ftyp":  # the tags of an MP4 may stand anywhere
             tags = b""
             with suppress(Refusal):
                 for name, body, size in MP4.walk(window):
@@ -4092,11 +4083,10 @@ class Window:
     def __init__(self, descriptor: int, stop: Optional[Stop] = None) -> None:
         self.descriptor, self.stop = descriptor, stop or Stop()
         self.size = os.fstat(descriptor).st_size
-        self.start, self.data = 0, b""  # what was read last
+        self.start, self.data = 0, b""  # the last bytes read, and their offset
 
     def at(self, offset: int, length: int) -> bytes:
-        """Returns up to `length` bytes at `offset`; fewer only at the end of the file. Raises
-        Stopped."""
+        """Returns `length` bytes at `offset`, or fewer at the end of the file. Raises Stopped."""
         if self.stop.requested:
             raise Stopped
         begin = offset - self.start
@@ -4115,12 +4105,12 @@ def unsupported(found: str) -> Refusal:
 
 
 def big(data: bytes, signed: bool = False) -> int:
-    """A number of at most eight bytes, its highest first."""
+    """Returns a number from its bytes, eight at most, the highest first."""
     return int.from_bytes(data[:8], "big", signed=signed)
 
 
 def pcm_probe(demuxer: str, tag: int, bits: int, channels: int, rate: float) -> Probe:
-    """Raises Refusal."""
+    """Returns a probe of PCM without a packet yet. Raises Refusal."""
     codec = PCM_CODECS.get(f"{tag}/{bits}")
     if not codec:
         raise unsupported(f"PCM of {bits} bits, WAV format {tag}")
@@ -4128,8 +4118,8 @@ def pcm_probe(demuxer: str, tag: int, bits: int, channels: int, rate: float) -> 
 
 
 def opus_probe(demuxer: str, head: bytes) -> Probe:
-    """By the header that decoders follow, whatever the container around it says (RFC 7845, section
-    5.1). Raises Refusal."""
+    """Returns a probe of Opus without a packet yet, from its header (RFC 7845, section 5.1).
+    Decoders follow that, whatever the container says. Raises Refusal."""
     if not head.startswith(b"OpusHead") or len(head) < 19:
         raise damaged("its Opus header is not one (RFC 7845, section 5.1)")
     if head[18] > 1:
@@ -4138,8 +4128,8 @@ def opus_probe(demuxer: str, head: bytes) -> Probe:
 
 
 def opus_packet_samples(start: bytes) -> int:
-    """Samples at 48 kHz in the Opus packet that begins with these bytes; 0 if there is no such
-    packet."""
+    """Returns the samples at 48 kHz in the Opus packet that begins with these bytes, 0 if there is
+    no such packet."""
     if not start:
         return 0
     count = (1, 2, 2, big(start[1:2]) & 63)[start[0] & 3]
@@ -4148,13 +4138,13 @@ def opus_packet_samples(start: bytes) -> int:
 
 
 class Container(NamedTuple):
-    """A format made of parts, each a name, a size and its content, which may be parts again: every
-    byte of a file must belong to a part that may stand where it stands."""
+    """A format that is made of parts. Each has a name, a size and a content, which may be parts
+    again. Every byte of a file must belong to a part, in a place where such a part may stand."""
 
-    # Name, offset of the content, bytes of that (None: not told) of the part that begins there.
+    # Returns name, offset of the content and its bytes of the part at an offset; None: no size.
     header: Callable[[Window, int], tuple[str, int, Optional[int]]]
-    parts: dict[str, str]  # names of what may stand in what, a pattern; `.` is the file
-    first: str = ""  # with which a file begins
+    parts: dict[str, str]  # by the name of a part, a pattern of what may stand in it; `.`: the file
+    first: str = ""  # name of the part at the beginning of a file
     alignment: int = 1  # bytes
 
     def walk(
@@ -4165,15 +4155,16 @@ class Container(NamedTuple):
         parents: tuple[str, ...] = (".",),
         is_open: bool = False,
     ) -> Generator[tuple[str, int, int], None, int]:
-        """Yields name, offset and bytes of every part up to `end`, each behind the parts in it. A
-        parent that does not tell its size ends at the first part that may not stand in it. Returns
-        where it ends. Raises Refusal, Stopped."""
+        """Yields name, offset and bytes of every part up to `end`. A part comes after the parts in
+        it. A parent without a size ends before the first part that may not stand in it. Returns
+        its end. Raises Refusal, Stopped."""
         end, parent = min(end, window.size), parents[-1]
         if len(parents) > DEEPEST_PART:
             raise damaged(f"its parts are nested too deeply at byte {offset}")
         while offset < end:
-            if is_filler(window, offset, end):
-                return end
+            rest = end - offset
+            if rest <= MOST_FILLER and not window.at(offset, rest).strip(b"\0\r\n "):
+                return end  # a few zeros, line ends and spaces
             name, body, size = self.header(window, offset)
             if offset and name == self.first:
                 raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}")
@@ -4198,19 +4189,15 @@ class Container(NamedTuple):
         return offset
 
 
-def is_filler(window: Window, offset: int, end: int) -> bool:
-    """Returns whether all that is left up to `end` is a few zeros, line ends and spaces."""
-    return end - offset <= MOST_FILLER and not window.at(offset, end - offset).strip(b"\0\r\n ")
-
-
 def ebml_number(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length number with its length marker (RFC 8794, section 4), and where it ends."""
+    """Returns a variable-length number with its length marker (RFC 8794, section 4), and its
+    end."""
     end = at + 9 - big(data[at : at + 1]).bit_length()
     return big(data[at:end]), end
 
 
 def ebml_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
-    """Of an element (RFC 8794, section 6.1): its name, where its content begins, its size."""
+    """Returns name, offset of the content and size of an element (RFC 8794, section 6.1)."""
     head = window.at(offset, 12)
     identity, middle = ebml_number(head, 0)
     size, length = ebml_number(head, middle)
@@ -4221,8 +4208,8 @@ def ebml_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     return name, offset + length, None if is_open else size
 
 
-# Identity, name, and in what it may stand; `.` is the file. A cluster stands in another as
-# fix-webm-duration gives the first of them a size that spans all.
+# Identity and name of each element, and the elements in which it may stand; `.` is the file. A
+# cluster may stand in another, as fix-webm-duration gives the first of them a size that spans all.
 ELEMENTS = """
 1A45DFA3 EBML .
 18538067 Segment .
@@ -4270,8 +4257,7 @@ for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
     for parent in parents:
         MATROSKA.parts[parent] += f"|{name}"
 
-
-# What a copy would lose.
+# Elements that a copy would lose.
 LOST_ELEMENTS = {
     "Chapters": Refusal(Reason.CHAPTERS),
     "Attachments": Refusal(Reason.COVER),
@@ -4280,31 +4266,29 @@ LOST_ELEMENTS = {
 
 
 def walk_matroska(window: Window) -> Probe:
-    """WebM and Matroska (RFC 8794, RFC 9559). Raises Refusal."""
+    """Returns what is in a WebM or Matroska file (RFC 8794, RFC 9559). Raises Refusal."""
     values: dict[str, bytes] = defaultdict(bytes)
     found = Probe("matroska", "", 1, OPUS_RATE)
     tracks = []
     for name, body, size in MATROSKA.walk(window):
-        is_block = name in ("SimpleBlock", "Block")
         values[name] = content = window.at(body, min(size, 256))
-        if is_block:
+        if name in ("SimpleBlock", "Block"):
             add_block(found, values, content, body, size)
         elif name == "DiscardPadding":
-            # Nanoseconds that a decoder drops of this block; ffmpeg reckons at the track's rate,
-            # and drops nothing where it is told to drop more than the block.
+            # Nanoseconds of this block that a decoder drops. ffmpeg counts at the track's rate. If
+            # it should drop more than the block, it drops nothing.
             padding = round(abs(big(content, signed=True)) * rate_of(values) / 1e9)
             found.trimmed += padding if padding <= found.last else 0
         elif name == "TrackEntry":
             tracks.append(big(values["TrackType"]))
-            if len(tracks) > MOST_TRACKS:
-                raise Refusal(Reason.SEVERAL_STREAMS, f"more than {MOST_TRACKS} tracks")
+            del tracks[MOST_TRACKS:]
         elif name == "Tracks":
             if found.codec:
                 raise damaged("it has a second list of tracks")
             found = read_tracks(values, tracks)
         elif name in LOST_ELEMENTS:
             raise LOST_ELEMENTS[name]
-    # Chrome's header is 60 ms short or 1 ms in all; it is never behind what was really recorded.
+    # Chrome's header is 60 ms short, or says 1 ms; it never says more than was recorded.
     lasts = real(values["Duration"]) * tick_of(values)
     if lasts > found.end + 1.0:
         ends = f"it ends at {found.end:.1f} s"
@@ -4313,24 +4297,24 @@ def walk_matroska(window: Window) -> Probe:
 
 
 def real(content: bytes) -> float:
-    """The content of an element; 0 if that is no finite number."""
+    """Returns the number in an element, 0 if that is not finite."""
     form = {4: ">f", 8: ">d"}.get(len(content))
     number: float = struct.unpack(form, content)[0] if form else 0.0
     return number if math.isfinite(number) else 0.0
 
 
 def rate_of(values: Mapping[str, bytes]) -> float:
-    """Hz."""
+    """Returns the rate of the track in Hz."""
     return real(values["SamplingFrequency"]) or 8000
 
 
 def tick_of(values: Mapping[str, bytes]) -> float:
-    """Seconds that its stamps count in."""
+    """Returns the seconds of one tick of the stamps."""
     return (big(values["TimestampScale"]) or 1_000_000) / 1e9
 
 
 def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
-    """What its only track is, without a packet yet. Raises Refusal."""
+    """Returns a probe of the only track, without a packet yet. Raises Refusal."""
     if 1 in tracks:
         raise Refusal(Reason.VIDEO)
     if tracks != [2]:
@@ -4341,14 +4325,15 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
     channels = big(values["Channels"]) or 1
     if codec == "A_OPUS":
         delay = round(big(values["CodecDelay"]) * OPUS_RATE / 1e9)  # from nanoseconds
+        found = Probe("matroska", "opus", channels, OPUS_RATE, delay)
+        other = 0  # samples; servers of WebRTC write no header
         if "CodecPrivate" in values:
             found = opus_probe("matroska", values["CodecPrivate"])
-            decoders_skip = {found.pre_skip, delay or found.pre_skip}
-        else:  # as servers of WebRTC write it
-            found = Probe("matroska", "opus", channels, OPUS_RATE, delay)
-            decoders_skip = {0, delay}
-        # ffmpeg 9 follows the CodecDelay, ffmpeg 5 the OpusHead.
-        set_doubt(found, max(decoders_skip) - min(decoders_skip))
+            other = delay or found.pre_skip
+        # ffmpeg 9 follows the CodecDelay, ffmpeg 5 the header.
+        found.doubt = abs(found.pre_skip - other)
+        if found.doubt > LARGEST_DOUBT * OPUS_RATE:
+            raise unsupported(f"its headers contradict each other by {found.doubt} samples")
         return found
     if codec not in PCM_TAGS:
         raise unsupported(codec)
@@ -4356,19 +4341,9 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
     return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate_of(values))
 
 
-def set_doubt(found: Probe, samples: float) -> None:
-    """Notes by how many samples decoders differ. Raises Refusal where that is more than a tolerance
-    may hide."""
-    seconds = samples / found.rate
-    if seconds > LARGEST_DOUBT:
-        differ = f"players would begin or end it {seconds:.2f} s apart, as its headers contradict"
-        raise Refusal(Reason.UNSUPPORTED, differ)
-    found.doubt = math.ceil(samples)
-
-
 def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
-    """Adds the packet of a block (RFC 9559, section 10): track number, 16-bit time, flags, packet.
-    Raises Refusal."""
+    """Adds the packet of a block (RFC 9559, section 10). A block has the number of its track, a
+    16-bit time, flags, and the packet. Raises Refusal."""
     track = 0x80 | (big(values["TrackNumber"]) or 1) & 0x7F
     if size < 5 or not found.codec or data[0] != track:
         raise damaged(f"the block at byte {body} does not belong to its only track")
@@ -4383,17 +4358,17 @@ def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int,
     found.add(ticks * tick_of(values), samples, size - 4)
 
 
-STREAMED_FROM = 0x7FFFF000  # bytes; from here on a size says "to the end" (SoX, oboe, arecord)
-# Chunks that a copy does not miss: padding, peaks, and tags that ffmpeg copies.
+STREAMED_FROM = 0x7FFFF000  # bytes; such a size means "to the end" (SoX, oboe, arecord)
+# Chunks that a copy need not have: padding, peaks, and tags that ffmpeg copies.
 WAV_CHUNKS = re.compile(
     "(?i)RIFF|fmt |fact|data|PEAK|LIST|cue |bext|id3 |junk|pad |fllr|filr|minf|elm1"
 )
 
 
 def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
-    """Returns name, offset of the content and size of a chunk (RIFF, 1991). The outermost one goes
-    to the end, whatever its size says, and so do samples whose size was never filled in, or counts
-    the header."""
+    """Returns name, offset of the content and size of a chunk (RIFF, 1991). The outermost chunk
+    reaches to the end, whatever its size says. So do samples if their size was never filled in, or
+    if it counts the header too."""
     head = window.at(offset, 8)
     name, size = head[:4].decode("latin-1"), int.from_bytes(head[4:], "little")
     body = offset + 8
@@ -4411,7 +4386,7 @@ WAV = Container(riff_header, {".": "RIFF", "RIFF": "[ -~]{4}"}, first="RIFF", al
 
 
 def walk_wav(window: Window) -> Probe:
-    """WAV; its length is that of its samples. Raises Refusal."""
+    """Returns what is in a WAV. It is as long as its samples. Raises Refusal."""
     form = b""
     start = size = 0
     for name, body, length in WAV.walk(window):
@@ -4423,7 +4398,7 @@ def walk_wav(window: Window) -> Probe:
         elif name == "fmt ":
             form = content
         elif name == "cue ":
-            if any(content[:4]):  # some programs always write a list, of no marks
+            if any(content[:4]):  # some programs always write a list, even without marks
                 raise Refusal(Reason.CHAPTERS)
         elif name.lower() == "id3 " and find(window, b"APIC", body, length):
             raise Refusal(Reason.COVER)
@@ -4434,10 +4409,10 @@ def walk_wav(window: Window) -> Probe:
     if len(form) < 16:
         raise damaged("it does not tell the format of its samples")
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
-    if tag == 0xFFFE:  # extensible: the real tag begins a longer field
+    if tag == 0xFFFE:  # extensible: a longer field begins with the real tag
         tag = int.from_bytes(form[24:26], "little")
     found = pcm_probe("wav", tag, bits, channels, rate)
-    second = find(window, rb"RIFF.{4}WAVEfmt ", start, size)  # where samples go on to the end
+    second = find(window, rb"RIFF.{4}WAVEfmt ", start, size)  # samples may reach to the end
     if second:
         raise Refusal(Reason.APPENDED, f"a second one begins at byte {second}")
     samples, rest = divmod(size, channels * bits // 8)
@@ -4453,7 +4428,7 @@ def box_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     size, name, length = big(head[:4]), head[4:8].decode("latin-1"), 8
     if size == 1:
         size, length = big(head[8:]), 16
-    if name == "meta" and head[16:] == b"hdlr":  # not in QuickTime's
+    if name == "meta" and head[16:] == b"hdlr":  # QuickTime's has no version before it
         length += 4
     return name, offset + length, max(0, size - length) if size else None
 
@@ -4463,18 +4438,18 @@ MP4_FILE = "ftyp|styp|moov|moof|mdat|free|skip|wide|mfra|sidx|uuid|meta|pdin|prf
 MP4 = Container(
     box_header, {".": MP4_FILE, **dict.fromkeys(MP4_PARENTS.split(), "(?s:.{4})")}, first="ftyp"
 )
-# Boxes that a copy does not miss; those whose names begin with (C) are tags. Any other below moov
-# may hold marks, or what was said: Voice Memos keep the transcript in moov/trak/udta/tsrp.
+# Boxes that a copy need not have. Names that begin with (C) are tags. Any other box below moov may
+# hold marks or words: Voice Memos keep the transcript in moov/trak/udta/tsrp.
 MP4_BOXES = re.compile(
     "ftyp|styp|mdat|free|skip|wide|mfra|sidx|pdin|prft|moov|mvhd|iods|trak|tkhd|edts|elst|tref|mdia"
     "|mdhd|hdlr|elng|minf|smhd|dinf|stbl|stsd|stts|stsc|stsz|stz2|stco|co64|stss|sdtp|sgpd|sbgp"
     "|ctts|cslg|mvex|mehd|trex|trep|moof|mfhd|traf|tfhd|tfdt|trun|udta|meta|keys|ilst|\xa9..."
 )
-MP4_UNITS = {"opus": 120, "aac": 512}  # samples, of which each packet has a multiple
-OPUS_DELAY = 3_840  # samples, the longest pre-skip that an encoder of Opus writes
-# Samples before the sound and behind it, as iTunes notes them.
+MP4_UNITS = {"opus": 120, "aac": 512}  # samples; each packet has a multiple of them
+OPUS_DELAY = 3_840  # samples; no encoder of Opus writes a longer pre-skip
+# iTunes notes the samples before the sound and behind it.
 PADDING = re.compile(rb"iTunSMPB.{0,32} 0{8} ([0-9A-F]{8}) ([0-9A-F]{8}) ", re.DOTALL)
-# What ffmpeg says at the head of its framecrc output, a text that has not changed from 4 to 9.
+# The head of ffmpeg's framecrc output, which is the same from 4 to 9.
 LISTED_STREAM = re.compile(
     r"#media_type 0: audio\n#codec_id 0: (\w+)\n#sample_rate 0: (\d+)\n"
     r"(?:#channel_layout 0: .*\n)?#channel_layout_name 0: (.*)"
@@ -4482,7 +4457,7 @@ LISTED_STREAM = re.compile(
 
 
 def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
-    """MP4 and M4A, with one table of packets or in fragments. Raises Refusal."""
+    """Returns what is in an MP4 or M4A: one table of packets, or fragments. Raises Refusal."""
     movie = Movie(window)
     kinds: list[str] = []
     lost: set[str] = set()
@@ -4501,8 +4476,7 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
         elif name == "moov":
             movie.add_table()
         elif name == "tfdt":
-            length = 8 if window.at(body, 1) == b"\1" else 4
-            movie.clock = min(big(window.at(body + 4, length)), 1 << 62)
+            movie.clock = big(movie.content("tfdt", 12)[4:])
         elif name == "trun":
             movie.add_run()
     check_boxes(movie, kinds, lost, media)
@@ -4521,9 +4495,8 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
 
 
 def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int) -> None:
-    """Raises Refusal for an MP4 that is more than one track of sound, or of whose `media` bytes
-    some belong to no packet. `kinds` are its handlers, `lost` the boxes that a copy would lose."""
-    window = movie.window
+    """Checks that an MP4 is one track of sound, and that its `media` bytes all belong to packets.
+    `kinds` are its handlers, `lost` the boxes that a copy would lose. Raises Refusal."""
     if "moov" not in movie.places:
         raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
     tracks = [kind for kind in kinds if kind not in ("mdir", "mdta", "alis", "url ")]
@@ -4536,14 +4509,14 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
     if lost:
         raise Refusal(Reason.DATA, ", ".join(sorted(lost)))
     unplayed = media - sum(movie.sizes)
-    if unplayed > 0 and find(window, b"moof....mfhd", *movie.places["mdat"]):
-        # As OBS writes it: fragments, and in the end a table over them.
-        raise unsupported("an MP4 that lists its packets twice (hybrid)")
-    if unplayed > 0:
-        total = f"{unplayed} of its {window.size} bytes"
-        raise damaged(f"{total} belong to no packet that is played")
     if unplayed < 0:
         raise Refusal(Reason.TRUNCATED, f"its packets take {-unplayed} bytes more than it has")
+    if unplayed and find(movie.window, b"moof....mfhd", *movie.places["mdat"]):
+        # OBS writes fragments, and in the end a table over them.
+        raise unsupported("an MP4 that lists its packets twice (hybrid)")
+    if unplayed:
+        total = f"{unplayed} of its {movie.window.size} bytes"
+        raise damaged(f"{total} belong to no packet that is played")
 
 
 def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int]:
@@ -4557,30 +4530,31 @@ def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int
 
 @dataclass
 class Movie:
-    """The packets of an MP4, by the boxes that list them."""
+    """The packets of an MP4, from the boxes that list them."""
 
     window: Window
-    # Offset and bytes of the boxes met last.
+    # Offset and bytes of a box by its name; of several such boxes, those of the last.
     places: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    clock: int = 0  # ticks, where the next fragment begins
-    stamps: array.array[int] = dataclasses.field(default_factory=partial(array.array, "q"))
+    clock: int = 0  # ticks; the next packet begins there
+    stamps: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
     sizes: array.array[int] = dataclasses.field(default_factory=partial(array.array, "I"))
 
+    def content(self, name: str, most: int) -> bytes:
+        """Returns the first bytes of a box, none if there is no such box."""
+        offset, size = self.places.get(name, (0, 0))
+        return self.window.at(offset, min(size, most))
+
     def numbers(self, name: str, at: int, count: int) -> array.array[int]:
-        """Returns so many numbers of 32 bits from byte `at` of a box. Raises Refusal."""
-        self.check_count(count // 4)  # a packet has four numbers at most
+        """Returns `count` numbers of 32 bits from byte `at` of a box. Raises Refusal."""
         offset, size = self.places.get(name, (0, 0))
         if at + 4 * count > size:
             raise damaged(f"its box {name} is missing or too short")
+        if count > 4 * MOST_PACKETS:  # a packet has four numbers at most
+            raise unsupported(f"an MP4 of more than {MOST_PACKETS} packets ({name})")
         numbers = array.array("I", self.window.at(offset + at, 4 * count))
         if sys.byteorder == "little":
             numbers.byteswap()
         return numbers
-
-    def check_count(self, count: int) -> None:
-        """Raises Refusal for more packets than memory should hold."""
-        if len(self.sizes) + count > MOST_PACKETS:
-            raise unsupported(f"an MP4 of more than {MOST_PACKETS} packets")
 
     def scale(self, name: str) -> int:
         """Returns the ticks a second of the movie (mvhd) or the track (mdhd). Raises Refusal."""
@@ -4591,32 +4565,19 @@ class Movie:
         """Adds the packets that moov lists: their sizes (stsz), and runs of equal durations (stts).
         Raises Refusal."""
         if "stz2" in self.places:
-            raise unsupported("an MP4 whose packets' sizes are told in short (stz2)")
+            raise unsupported("an MP4 that lists sizes in short form (stz2)")
         size, count = self.numbers("stsz", 4, 2)
-        self.check_count(count)
-        self.sizes += array.array("I", [size]) * count if size else self.numbers("stsz", 12, count)
+        sizes = itertools.repeat(size, count) if size else self.numbers("stsz", 12, count)
         (runs,) = self.numbers("stts", 4, 1)
         table = self.numbers("stts", 8, 2 * runs)
-        for length, duration in zip(table[::2], table[1::2]):
-            self.add_stamps([duration] * min(length, count - len(self.stamps)))
-        if len(self.stamps) < count or (count and not self.clock):
+        durations = map(itertools.repeat, table[1::2], table[::2])
+        self.add(itertools.chain.from_iterable(durations), sizes)
+        if len(self.sizes) < count or (count and not self.clock):
             raise damaged("its packets have no times (stts)")
 
     def add_run(self) -> None:
         """Adds the packets of a fragment (trun), with the defaults of tfhd and trex. Raises
         Refusal."""
-        flags, count = self.numbers("trun", 0, 2)
-        self.check_count(count)
-        at = 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
-        fields = bin(flags & 0xF00).count("1")
-        table = self.numbers("trun", at, fields * count)
-        duration, size = self.defaults()
-        self.add_stamps(table[::fields] if flags & 0x100 else [duration] * count)
-        first = 1 if flags & 0x100 else 0
-        self.sizes += table[first::fields] if flags & 0x200 else array.array("I", [size]) * count
-
-    def defaults(self) -> tuple[int, int]:
-        """Returns duration and size of the packets of a fragment that does not list them."""
         duration, size = self.numbers("trex", 12, 2)
         (flags,) = self.numbers("tfhd", 0, 1)
         at = 8 + (8 if flags & 1 else 0) + (4 if flags & 2 else 0)
@@ -4625,16 +4586,30 @@ class Movie:
             at += 4
         if flags & 16:
             (size,) = self.numbers("tfhd", at, 1)
-        return duration, size
+        flags, count = self.numbers("trun", 0, 2)
+        at = 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
+        fields = bin(flags & 0xF00).count("1")
+        table = self.numbers("trun", at, fields * count)
+        durations: Iterable[int] = itertools.repeat(duration)
+        sizes: Iterable[int] = itertools.repeat(size, count)
+        if flags & 0x200:  # stands behind the duration, which stands first
+            sizes = table[1 if flags & 0x100 else 0 :: fields]
+        if flags & 0x100:
+            durations = table[::fields]
+        self.add(durations, sizes)
 
-    def add_stamps(self, durations: Iterable[int]) -> None:
-        for duration in durations:
+    def add(self, durations: Iterable[int], sizes: Iterable[int]) -> None:
+        """Adds a packet for each size. Raises Refusal for more packets than memory should hold."""
+        for duration, size in zip(durations, sizes):
             self.stamps.append(self.clock)
+            self.sizes.append(size)
             self.clock += duration
+            if len(self.sizes) > MOST_PACKETS:
+                raise unsupported(f"an MP4 of more than {MOST_PACKETS} packets")
 
     def play(self, found: Probe) -> None:
-        """Adds the packets to a probe, as ffmpeg plays them. How long each lasts is its codec's to
-        say, not its stamps', which jitter, leave gaps and overlap. Raises Refusal."""
+        """Adds the packets to a probe, as ffmpeg plays them. The codec says how long each lasts.
+        The stamps do not, as they jitter, leave gaps and overlap. Raises Refusal."""
         some, scale, unit = self.stamps[:10_000], self.scale("mdhd"), MP4_UNITS[found.codec]
         steps = sorted(after - before for before, after in zip(some, some[1:])) or [0]
         usual = max(1, round(steps[len(steps) // 2] * found.rate / scale / unit)) * unit
@@ -4643,8 +4618,7 @@ class Movie:
             found.add(lead + stamp / scale, usual, size)
         delay, has_fragments = 3 * usual, "trun" in self.places
         if found.codec == "opus":
-            offset, size = self.places.get("stsd", (0, 0))
-            head = re.search(rb"dOps..(..)", self.window.at(offset, min(size, 256)), re.DOTALL)
+            head = re.search(rb"dOps..(..)", self.content("stsd", 256), re.DOTALL)
             pre_skip = big(head[1]) if head else 0
             delay = max(OPUS_DELAY, pre_skip)
             start = pre_skip if has_fragments else start or pre_skip
@@ -4654,8 +4628,8 @@ class Movie:
             raise Refusal(Reason.HIDDEN, f"{first:.1f} s at the start, {last:.1f} s at the end")
         if found.overlap > COPY_OVERLAP:
             return  # `Job.input` has all of it played
-        # At the end ffmpeg 9 leaves out what is hidden, ffmpeg 5 only whole packets of it; at the
-        # start of AAC in fragments ffmpeg 5 leaves out nothing. Between them lies half of it.
+        # At the end ffmpeg 9 leaves out what is hidden, but ffmpeg 5 only whole packets of it. At
+        # the start of AAC in fragments ffmpeg 5 leaves out nothing. We expect half of each.
         unsure_start = start if found.codec == "aac" and has_fragments else 0
         unsure_end = behind % usual
         found.pre_skip = start - unsure_start // 2
@@ -4663,18 +4637,21 @@ class Movie:
         edges = (unsure_start + unsure_end) / 2 + found.rate / 1000  # edit lists count in ms
         if found.codec == "aac":
             edges += usual
-        set_doubt(found, min(edges, LARGEST_DOUBT * found.rate))
+        found.doubt = math.ceil(min(edges, LARGEST_DOUBT * found.rate))
 
     def edits(self, rate: int, length: int) -> tuple[float, int, int]:
-        """Returns the seconds of silence first, and from where to where, in samples, a track of
-        such `length` is played. Raises Refusal."""
+        """Returns the seconds of silence at the start. Returns also the first and the last sample
+        that is played of a track of such `length`. Raises Refusal."""
         start, end, lead = 0, length, 0.0
-        offset, size = self.places.get("udta", (0, 0))
-        padding = PADDING.search(self.window.at(offset, min(size, HEAD_BYTES)))
+        padding = PADDING.search(self.content("udta", HEAD_BYTES))
         if padding:
             start, behind = (int(number, 16) for number in padding.groups())
             end -= behind
-        parts = self.edit_list()
+        data = self.content("elst", 4_096)  # versions 0 and 1 have rows of different lengths
+        row = ">QqhH" if data[:1] == b"\1" else ">IihH"
+        step = struct.calcsize(row)
+        # Length, start (-1 for silence), and speed.
+        parts = [struct.unpack_from(row, data, at) for at in range(8, len(data) - step + 1, step)]
         while parts and parts[0][1] == -1:
             lead += parts.pop(0)[0] / self.scale("mvhd")
             hides_all = not parts and "trun" not in self.places
@@ -4683,24 +4660,14 @@ class Movie:
             raise Refusal(Reason.HIDDEN, "several parts, or another speed")
         for ticks, begin, *_ in parts:
             start = round(begin * rate / self.scale("mdhd"))
-            if "trun" not in self.places:  # there ffmpeg plays all
+            if "trun" not in self.places:  # ffmpeg plays all fragments
                 end = min(end, start + round(ticks * rate / self.scale("mvhd")))
         return lead, start, end
 
-    def edit_list(self) -> list[tuple[int, int, int, int]]:
-        """Returns the parts of elst: length, start (-1 for silence), speed. Raises Refusal."""
-        if "elst" not in self.places:
-            return []
-        offset, size = self.places["elst"]
-        data = self.window.at(offset, min(size, 4_096))
-        row = ">QqhH" if data[:1] == b"\1" else ">IihH"
-        rows = (len(data) - 8) // struct.calcsize(row) * struct.calcsize(row)
-        return list(struct.iter_unpack(row, data[8 : 8 + rows]))
-
 
 def ogg_checksum(page: bytes) -> int:
-    """The CRC of a page (RFC 3533, section 6) whose own field is zero. It is zlib's with every bit
-    the other way round."""
+    """Returns the CRC of a page (RFC 3533, section 6) whose own field is zero. It is zlib's with
+    every bit the other way round."""
     mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return big(mirrored.to_bytes(4, "little").translate(REVERSED_BITS))
 
@@ -4708,23 +4675,27 @@ def ogg_checksum(page: bytes) -> int:
 OGG_LOST = re.compile(rb"METADATA_BLOCK_PICTURE=|(CHAPTER\d{3}(?:NAME)?=)", re.IGNORECASE)
 
 
+def ogg_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
+    """Returns name, offset of the content and size of a page (RFC 3533, section 6)."""
+    head = window.at(offset, 282)
+    if not b"OggS".startswith(head[:4]):
+        return "no page", offset, 0
+    length = 27 + big(head[26:27])
+    return "page", offset + length, sum(head[27:length])
+
+
+OGG = Container(ogg_header, {".": "page"})
+
+
 def walk_ogg(window: Window) -> Probe:
-    """Ogg Opus (RFC 3533, RFC 7845): pages that are one whole stream, each with the content that
-    its checksum says. Raises Refusal."""
+    """Returns what is in Ogg Opus (RFC 3533, RFC 7845). Its pages must be one whole stream, and
+    each must fit its checksum. Raises Refusal."""
     found, headers = opus_probe("ogg", window.at(28, 19)), 2
     offset, packet, following, tags = 0, b"", (0, 0), b""
-    size = 0  # of a packet so far; of its content only the start is held
-    while offset < window.size:
-        if offset and is_filler(window, offset, window.size):
-            break
-        page = window.at(offset, LARGEST_PAGE)
-        at = 27 + big(page[26:27])  # of its content
-        lengths = page[27:at]
-        page = page[: at + sum(lengths)]
-        if not b"OggS".startswith(page[:4]):
-            raise damaged(f"no Ogg page where one should begin, at byte {offset}")
-        if len(page) < at + sum(lengths):
-            raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
+    size = flags = 0  # size of a packet so far; only its start is held in `packet`
+    for _, body, length in OGG.walk(window):
+        at = body - offset
+        page = window.at(offset, at + length)
         flags, granule, serial, sequence, checksum = struct.unpack_from("<BqIII", page, 5)
         if offset and flags & FIRST_PAGE:
             reason = Reason.SEVERAL_STREAMS if headers else Reason.APPENDED
@@ -4740,11 +4711,11 @@ def walk_ogg(window: Window) -> Probe:
                 raise Refusal(Reason.CHAPTERS if lost[1] else Reason.COVER)
             tags = page[-32:]
         packets = []
-        for length in lengths:
-            packet = packet or page[at : at + min(2, length)]
-            size += length
-            at += length
-            if length < 255:
+        for lacing in page[27:at]:
+            packet = packet or page[at : at + min(2, lacing)]
+            size += lacing
+            at += lacing
+            if lacing < 255:
                 packets.append((packet, size))
                 packet, size = b"", 0
         audio = packets[headers:]
@@ -4759,10 +4730,10 @@ def walk_ogg(window: Window) -> Probe:
 def add_ogg_packets(
     found: Probe, packets: list[tuple[bytes, int]], granule: int, is_last: bool, offset: int
 ) -> None:
-    """Adds the packets, each its start and its size, that end on the page at `offset`. They end at
-    its granule position (samples; -1: none ends on it). Only on the last page it may be less, and
-    trims the end. Raises Refusal."""
-    if is_last and packets[-1:] == [(b"", 0)]:  # some writers end a stream with an empty packet
+    """Adds the packets that end on the page at `offset`, each a start and a size. They end at the
+    page's granule position (in samples; -1: none ends on it). On the last page it may be less, and
+    then the end is trimmed. Raises Refusal."""
+    if is_last and packets[-1:] == [(b"", 0)]:  # some writers add an empty packet at the end
         packets.pop()
     lengths = [opus_packet_samples(start) for start, _ in packets]
     if 0 in lengths or (packets and granule < 0):
@@ -4779,58 +4750,59 @@ def add_ogg_packets(
 
 
 # ----------------------------------------------------------------------------------------- prove
-# One way through ffmpeg: decode plainly, take the levels before any filter of ours, insert silence
-# where the probe says, encode; walk the copy, decode it, compare it with the levels plus the same
-# silence, channel by channel. Writes into staged and level files only. Must never change the
-# library.
+# There is one way through ffmpeg. Decode plainly, take the levels before any filter of ours, insert
+# silence where the probe says, and encode. Then walk the copy, decode it, and compare it with the
+# levels plus the same silence, channel by channel. This section writes into staged and level files
+# only, and must never change the library.
 
-LEVEL_RATE = 4_000  # Hz; a twelfth of the samples is enough of the voice band to tell sounds apart
-LEVEL_WINDOW = 2_000  # samples, half a second: in it one lost word shows, and one lost packet
-LEVEL_PART = 40  # samples, 10 ms: a hole of 30 ms holds one with room around it, wherever it begins
-LEVEL_EDGE = 240  # samples, 60 ms: the longest packet of an encoder, so how far sound may spread
-LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: below it is what a codec or rounding adds
+LEVEL_RATE = 4_000  # Hz; a twelfth of the samples has enough of a voice to distinguish two
+LEVEL_WINDOW = 2_000  # samples, half a second: a lost word or a lost packet shows in it
+LEVEL_PART = 40  # samples, 10 ms: every hole of 30 ms holds one such part and some room around it
+LEVEL_EDGE = 240  # samples, 60 ms: sound may spread by the longest packet of an encoder
+LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: codecs and rounding add less than this
 LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
-QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may leave it to the other
-FAINT = 1e-5  # of the power within half a second, -50 dB: what a codec may leave out or smear
-COPY_OVERLAP = 0.001  # seconds; what we have made has no more than rounding
-MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside, then the run ends
+QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may drop a channel below it
+FAINT = 1e-5  # of the power within half a second, -50 dB: a codec may drop or smear what is below
+COPY_OVERLAP = 0.001  # seconds; our own copies overlap by rounding only
+MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside; then the run ends
 LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the same size and noise
-ENCODE_SHARE = 0.8  # of the time that a recording takes, the rest is its proof, measured
+ENCODE_SHARE = 0.8  # of the time that a recording takes; its proof takes the rest (measured)
 
-# What browsers record, and nothing that refers to other files (playlists, concat lists).
+# The formats that browsers record. None of them refers to other files, as playlists do.
 SAFE_INPUT = shlex.split(
     "-protocol_whitelist file -format_whitelist matroska,mov,ogg,wav -codec_whitelist opus,libopus,"
     "aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le "
     "-max_streams 16 -max_alloc 268435456"
 )
 QUIET = shlex.split("-hide_banner -nostdin -v level+warning -y")
-# Every sample, whatever its timestamp; encoders take out what is constant, a sound card's offset.
+# Every sample counts, whatever its stamp. Encoders remove the constant offset of a sound card.
 LEVEL_FILTER = (
     f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=fltp,highpass=f=30,"
     "aformat=sample_fmts=flt"
 )
 LEVEL_OUTPUT = shlex.split("-c:a pcm_f32le -f f32le")
-# NUT carries rate and channels along, but not whether one channel is mono.
+# NUT carries the rate and the number of channels, but not their layout.
 PIPED_OUTPUT = shlex.split("-c:a pcm_f32le -f nut pipe:1")
 PIPED_INPUT = shlex.split("-thread_queue_size 64 -guess_layout_max 0 -f nut -i pipe:0")
 
 
 class Tolerance(NamedTuple):
-    """What a codec may do to a part of 10 ms, in shares of power."""
+    """Says what a codec may do to a part of 10 ms, in shares of power."""
 
-    kilobits: float  # of a channel, from which this holds
-    faint: float  # of half a second's power; what is quieter may be lost
-    left: float  # of the part's power, at least
-    loud: float = math.inf  # of half a second's power; what is louder keeps its wave
-    gain: float = 0.0  # of the wave, at least
+    kilobits: float  # of a channel; this holds from here on
+    faint: float  # of half a second's power; a part below this may be lost
+    left: float  # of the part's power; at least this must remain
+    loud: float = math.inf  # of half a second's power; a part above this keeps its wave
+    gain: float = 0.0  # of the wave; at least this must remain
 
 
 # Measured on 1,459 good copies of 38 recordings (voices, music, noise; mono and stereo) at 24k to
-# 128k by ffmpeg 4.1, 5.1 and 9. Least power left of a part, and least gain, in the order below:
-# Opus 0.27 and 0.42; 0.20 and 0.51; 0.04. AAC 0.077 and 0.36; 0.011, all of ffmpeg 4.1.
-# (Not met: a sine sweep at 24k by ffmpeg 9, 0.005.) A hole of 30 ms leaves its emptiest part at
-# most 0.024 in Opus from 48k, 0.045 at 24k, 0.02 in AAC; a typical one leaves 0.0002.
+# 128k, by ffmpeg 4.1, 5.1 and 9. The least power left and the least gain of a part were, in the
+# order below: Opus 0.27 and 0.42; 0.20 and 0.51; 0.04. AAC 0.077 and 0.36; 0.011.
+# (A sine sweep at 24k by ffmpeg 9 fails with 0.005.)
+# The emptiest part of a hole of 30 ms had at most 0.024 in Opus from 48k, 0.045 at 24k, and 0.02
+# in AAC. A typical one had 0.0002.
 TOLERANCES = {
     "opus": (
         Tolerance(50, 5e-4, 0.1, 0.01, 0.3),
@@ -4843,8 +4815,8 @@ TOLERANCES = {
 
 @dataclass(eq=False)
 class Job:
-    """One proof. With `encodes` the copy is made first; else `copy` is one that is there already.
-    Left with `problem` None it is proven."""
+    """One proof. With `encodes` the copy is made first, else it is there already. A proven copy
+    leaves `problem` None."""
 
     source: str  # absolute path
     probe: Probe
@@ -4853,44 +4825,50 @@ class Job:
     encodes: bool
     source_levels: str
     copy_levels: str
-    most: float = math.inf  # bytes of a copy that is worth it
+    most: float = math.inf  # bytes; a larger copy is not worth it
     problem: Optional[Exception] = None
-    digest: str = ""  # SHA-256 of the copy's bytes that are or were decoded
-    is_heard: bool = False  # whether it was decoded while it was written
+    digest: str = ""  # SHA-256 of the copy as it was decoded
+    is_decoded: bool = False  # the copy was decoded while it was written
     slack: float = 0.0  # seconds by which the length of its copy may differ
-    tolerance: Tolerance = TOLERANCES["opus"][0]  # by the bit rate that its copy really has
+    tolerance: Tolerance = TOLERANCES["opus"][0]  # depends on the copy's real bit rate
 
     @property
     def frame(self) -> int:
-        """Bytes in its level files that all channels have at a time."""
+        """Returns the bytes of one sample of all channels in its level files."""
         return self.probe.channels * 4
+
+    def frames(self, levels: str) -> int:
+        """Returns the samples of each channel in a level file, 0 if there is no such file."""
+        with suppress(OSError):
+            return os.stat(levels).st_size // self.frame
+        return 0
 
     @property
     def share_done(self) -> float:
-        """Told by how far its level file has grown: while it is encoded."""
-        seconds = size_of(self.source_levels) / self.frame / LEVEL_RATE
+        """Returns the share of its work that is done, from the size of its level file."""
+        seconds = self.frames(self.source_levels) / LEVEL_RATE
         return min(1.0, ENCODE_SHARE * seconds / (self.probe.timeline or 1))
 
     def input(self) -> list[str]:
-        """Returns how ffmpeg is given the source. Where fragments of an MP4 overlap, it would leave
-        out sound; with this option it plays all of every packet (measured, 4.1 to 9)."""
+        """Returns ffmpeg's arguments for the source. Without this option it leaves out sound if
+        fragments of an MP4 overlap. With it, all of every packet is played (measured, 4.1 to 9)."""
         steps_back = self.probe.demuxer == "mov" and self.probe.overlap > COPY_OVERLAP
         plays_all = ["-flags2", "skip_manual"] if steps_back else []
         return [*plays_all, *input_arguments(self.source, self.probe.demuxer)]
 
 
 class Transcoder:
-    """Takes batches of jobs, many in one ffmpeg, one by one where that fails. Safe in threads."""
+    """Works on batches of jobs: all in one ffmpeg, or one by one if that fails. Safe in threads."""
 
     def __init__(self, tools: Tools, full: bool) -> None:
         self.tools, self.full = tools, full
-        self.hindered: Counter[str] = Counter()  # by task: recordings in a row
-        self.ended: Optional[ToolError] = None  # why nothing more is to be tried
+        self.hindered: Counter[str] = Counter()  # recordings in a row, by the name of the task
+        self.ended: Optional[ToolError] = None  # why nothing more is tried
 
     def process(self, jobs: Sequence[Job]) -> None:
-        """Leave every job proven or with its problem (Refusal, NotProven, OSError). Raises Stopped,
+        """Proves every job, or sets its problem (Refusal, NotProven, OSError). Raises Stopped,
         ServiceError."""
-        self.divide(jobs, self.pipe if len(jobs) == 1 else self.encode, self.encode)
+        self.divide(jobs, self.pipe, self.encode)
         self.divide(jobs, self.verify, self.verify)
 
     def divide(
@@ -4899,8 +4877,8 @@ class Transcoder:
         quick: Callable[[Sequence[Job]], None],
         task: Callable[[Sequence[Job]], None],
     ) -> None:
-        """Do a task for all in the quick way; if that fails or says anything, one by one, so that
-        each answers for itself."""
+        """Does a task for all jobs in the quick way. If that fails or there is any message, does it
+        for each alone, so that each gets its own problem."""
         jobs = [job for job in jobs if job.problem is None]
         if not jobs:
             return
@@ -4910,22 +4888,22 @@ class Transcoder:
             self.hindered[task.__name__] = 0
         for error in failures:
             reason = getattr(error, "reason", None)
-            if self.tools.stop.requested:  # which may have ended the tool too
+            if self.tools.stop.requested:  # the signal may have ended the tool too
                 raise Stopped from None
             if len(jobs) == 1 and quick == task:
                 jobs[0].problem = error
                 self.count_hindered(jobs[0], task.__name__)
                 return
             if reason is Reason.TOOL_HUNG:
-                try_ffmpeg(self.tools, jobs[0].target)  # or each would take its time
+                try_ffmpeg(self.tools, jobs[0].target)  # or every job would wait as long
             for job in jobs:
                 if self.ended:
                     job.problem = Stopped()
                 self.divide([job], task, task)
 
     def count_hindered(self, job: Job, task: str) -> None:
-        """At the third recording in a row whose ffmpeg was ended from outside, nothing more is
-        tried. Raises ToolError if it does not work at all."""
+        """Notes that nothing more is tried, after the third recording in a row whose ffmpeg was
+        ended from outside. Raises ToolError if ffmpeg does not work at all."""
         if getattr(job.problem, "reason", None) is not Reason.TOOL_KILLED:
             self.hindered[task] = 0
             return
@@ -4939,7 +4917,7 @@ class Transcoder:
             )
 
     def encode(self, jobs: Sequence[Job]) -> None:
-        """One decode of each source, into its copy and its level file."""
+        """Decodes each source once, into its copy and its level file."""
         arguments: list[str] = []
         for job in jobs:
             arguments += job.input()
@@ -4949,11 +4927,11 @@ class Transcoder:
         self.run(arguments, jobs)
 
     def pipe(self, jobs: Sequence[Job]) -> None:
-        """Decode one recording, encode it and decode the copy in three processes at once: 0.7 of
-        the time of one process that only transcodes, where one after the other takes 1.3. If
-        anything is wrong, one after the other is to tell."""
-        (job,) = jobs
-        if not (self.full and job.encodes and job.target.form.muxer == "ogg"):
+        """Decodes one recording, encodes it and decodes the copy in three processes at once. This
+        takes 0.7 of the time of one process that only transcodes. (One after the other takes 1.3.)
+        If anything is wrong, `encode` and `verify` find out what it is."""
+        job, is_ogg = jobs[0], jobs[0].target.form.muxer == "ogg"
+        if len(jobs) > 1 or not (self.full and job.encodes and is_ogg):
             self.encode(jobs)
             return
         layout = ("mono", "stereo")[job.probe.channels - 1]
@@ -4965,21 +4943,22 @@ class Transcoder:
         ]
         commands = [[self.tools.ffmpeg, *QUIET, *words] for words in commands]
         job.digest = self.tools.pipe(commands, job.probe.timeline, job.copy)[0]
-        job.is_heard = True
+        job.is_decoded = True
 
     def verify(self, jobs: Sequence[Job]) -> None:
-        """Walk the copies, decode them in full, from disk, and compare. Raises Refusal, OSError,
+        """Walks the copies, decodes them in full from disk, and compares. Raises Refusal, OSError,
         Stopped."""
         for job in jobs:
             job.digest = job.digest or digest_of(job.copy, stop=self.tools.stop)
             check_structure(job, self.tools)
-        heard = [job for job in jobs if self.full or not job.encodes]  # what was there is anything
-        self.hear([job for job in heard if not job.is_heard])
-        for job in heard:
+        # A copy that was there already is always decoded, as it may hold any sound.
+        compared = [job for job in jobs if self.full or not job.encodes]
+        self.decode_copies([job for job in compared if not job.is_decoded])
+        for job in compared:
             compare_audio(job, self.tools.stop)
 
-    def hear(self, jobs: Sequence[Job]) -> None:
-        """Decode the copies in full, from disk, into their level files. Raises NotProven."""
+    def decode_copies(self, jobs: Sequence[Job]) -> None:
+        """Decodes the copies in full, from disk, into their level files. Raises NotProven."""
         arguments: list[str] = []
         for job in jobs:
             arguments += input_arguments(job.copy, job.target.form.demuxer)
@@ -4993,7 +4972,8 @@ class Transcoder:
             raise NotProven("a decode without a message", refusal.detail) from None
 
     def run(self, arguments: Sequence[str], jobs: Sequence[Job]) -> None:
-        """Raises Refusal, also for what ffmpeg says of them, Stopped, ServiceError."""
+        """Runs ffmpeg for the jobs. Raises Refusal, also for any message of it, Stopped,
+        ServiceError."""
         seconds = sum(job.probe.timeline for job in jobs)
         if jobs:
             _, messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
@@ -5006,53 +4986,45 @@ class Transcoder:
         for path, found in copies.items():
             target = Target(FORMAT_OF[splitext(path)[1]], 0)
             jobs.append(Job("", found, target, path, False, "", ""))
-        self.divide(jobs, self.hear, self.hear)
+        self.divide(jobs, self.decode_copies, self.decode_copies)
         return {job.copy: job.problem for job in jobs if job.problem}
 
     def copy_arguments(self, number: int, job: Job) -> list[str]:
-        """Returns how input `number` is encoded: with its tags, from container and stream, and our
-        own two (Ogg keeps the first of them, M4A the second, measured)."""
+        """Returns ffmpeg's arguments to encode input `number`, with the tags of its container and
+        its stream. Ogg keeps the first of our own two tags, M4A the second (measured)."""
         form, found = job.target.form, job.probe
         rate = min(job.target.bitrate, CHANNEL_RATE * found.channels)
         arguments = ["-c:a", form.encoder, "-b:a", str(rate), *form.options]
         if form.codec == "opus" and found.timeline >= LONG_PACKETS_FROM:
             arguments += ["-frame_duration", "60"]
-        tags = [f"{name}={job.target.tag}" for name in ("encoded_by", "encoding_tool")]
-        for tag in tags:
-            arguments += ["-metadata", tag]
+        for tag in ("encoded_by", "encoding_tool"):
+            arguments += ["-metadata", f"{tag}={job.target.tag}"]
         arguments += ["-map_metadata", str(number), "-map_metadata", f"{number}:s:a:0"]
         return [*arguments, "-map_chapters", "-1", "-f", form.muxer]
 
 
-def size_of(path: str) -> int:
-    """Bytes, 0 where there is no such file."""
-    with suppress(OSError):
-        return os.stat(path).st_size
-    return 0
-
-
 def input_arguments(path: str, demuxer: str) -> list[str]:
-    """One input, its format named: nothing is guessed from its content, and no name of it can be
-    taken for an option."""
+    """Returns ffmpeg's arguments for one input. Its format is named, so that ffmpeg guesses nothing
+    from its content. `file:` keeps any name from being an option or another protocol."""
     return [*SAFE_INPUT, "-f", demuxer, "-i", "file:" + path]
 
 
 def timeline_filter(found: Probe) -> str:
-    """Puts silence into the gaps of a source and nothing anywhere else: every frame is stamped by
-    the samples before it, its own stamps play no part, so that nothing can be trimmed or moved. A
-    gap begins a millisecond early, as a frame that begins late would be put before it; frames are
-    indivisible, and none is shorter than 2.5 ms."""
+    """Returns a filter that puts silence into the gaps of a source and nowhere else. The samples
+    before a frame make its stamp. Its own stamp plays no part, so nothing is trimmed or moved. A
+    gap begins a millisecond early, or a frame that begins late would stand before it. This is safe,
+    as frames are indivisible and none is shorter than 2.5 ms."""
     early = found.rate // 1000
     terms = ["N", *(f"{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)]
-    while len(terms) > 1:  # a tree: ffmpeg parses no more than a hundred terms in a row
+    while len(terms) > 1:  # makes a tree, as ffmpeg parses at most a hundred terms in a row
         terms = [f"({'+'.join(terms[at : at + 50])})" for at in range(0, len(terms), 50)]
     return f"asetpts='{terms[0]}/SR/TB',aresample=async=1:min_hard_comp=0.0005:first_pts=0"
 
 
 def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
-    """Outputs for input `number`: the copy, and from the same decode, before any filter of ours,
-    the source's levels. Nothing on the way is held in 16 bits, as decoders give peaks above full
-    scale too."""
+    """Returns ffmpeg's arguments for the outputs of input `number`: the copy, and from the same
+    decode the source's levels, before any filter of ours. No sample is held in 16 bits on the way,
+    as decoders also give peaks above full scale."""
     if not job.encodes:
         return level_arguments(number, job.source_levels)
     graph = f"[{number}:a:0]asplit[a{number}][b{number}]"
@@ -5063,7 +5035,8 @@ def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
 
 
 def level_arguments(number: int, path: str) -> list[str]:
-    """One output: input `number` decoded in full, as levels; without a path, for nothing."""
+    """Returns ffmpeg's arguments to decode input `number` in full, as levels. Without a path the
+    result is dropped."""
     output = ["-f", "null", "-"]
     if path:
         output = ["-af", LEVEL_FILTER, *LEVEL_OUTPUT, "file:" + path]
@@ -5071,9 +5044,9 @@ def level_arguments(number: int, path: str) -> list[str]:
 
 
 def check_structure(job: Job, tools: Tools) -> None:
-    """What can be told of a copy without decoding it: that it is one whole stream, of which codec
-    and channels, its length to the sample where the source's packets tell it and no rate is
-    converted, which may round one up, and that it is worth it. Raises Refusal, OSError."""
+    """Checks a copy without decoding it. It must be one whole stream with the right codec and
+    channels, and as long as the source's packets say, to the sample. (A converted rate may round
+    one up.) A new copy must also be small enough. Raises Refusal, NotProven, OSError."""
     source, form = job.probe, job.target.form
     try:
         made = probe_file(job.copy, tools)
@@ -5093,68 +5066,62 @@ def check_structure(job: Job, tools: Tools) -> None:
         steps = f"{len(made.gaps)} gaps, an overlap of {made.overlap:.3f} s"
         raise NotProven(asked, f"{made.samples} samples with {steps}")
     job.slack = form.slack / made.rate
-    job.tolerance = tolerance_of(made)
+    for tolerance in reversed(TOLERANCES[made.codec]):
+        if made.kilobits / made.channels >= tolerance.kilobits:
+            job.tolerance = tolerance
     size = getsize(job.copy)
     if job.encodes and size > job.most:
         sizes = f"its copy takes {size_text(size)}, where {size_text(job.most)} are worth it"
         raise Refusal(Reason.LITTLE_SAVING, sizes)
 
 
-def tolerance_of(made: Probe) -> Tolerance:
-    """Returns what a copy of this bit rate may do."""
-    for tolerance in TOLERANCES[made.codec]:
-        if made.kilobits / made.channels >= tolerance.kilobits:
-            break
-    return tolerance
-
-
 def compare_audio(job: Job, stop: Stop) -> None:
-    """Compare what was decoded: the source with its own packets, then the copy with the source, in
-    length and wave, window by window and channel by channel, with silence where the source has gaps
-    and nowhere else. Raises Refusal, NotProven, Stopped."""
+    """Compares the levels. The source must be as long as its own packets say. The copy must have
+    the length and the wave of the source, window by window and channel by channel. It has silence
+    where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
     found, scale = job.probe, LEVEL_RATE / job.probe.rate
-    source, copy = (size_of(path) // job.frame for path in (job.source_levels, job.copy_levels))
+    source, copy = job.frames(job.source_levels), job.frames(job.copy_levels)
     if abs(source - found.samples * scale) > 1 + found.doubt * scale:
         decoded = f"{source / LEVEL_RATE:.3f} s decoded from it"
         raise NotProven(f"{found.seconds:.3f} s by the source's packets", decoded)
-    expected, edges = source, list[int]()  # where silence begins and ends, in turn
+    expected, edges = source, list[int]()  # silence begins and ends there, in turn
     for at, length in found.gaps:
-        begin = round(at * scale) + expected - source
-        expected += round(length * scale)
-        edges += [begin, begin + round(length * scale)]
+        begin, pause = round(at * scale) + expected - source, round(length * scale)
+        edges += [begin, begin + pause]
+        expected += pause
     if abs(copy - expected) > 1 + job.slack * LEVEL_RATE:
         raise NotProven(f"{expected / LEVEL_RATE:.3f} s", f"{copy / LEVEL_RATE:.3f} s")
-    # All of about the same size, as a short tail could not be measured alone.
+    # All windows have about the same size, as a short tail could not be measured alone.
     count = max(1, round(expected / LEVEL_WINDOW))
     ends = [expected * number // count for number in range(count + 1)]
     sounds = windows(job, job.source_levels, ends[1:], edges)
     after = next(sounds)
-    loud = [0.0, max(map(mean_power, after))]
+    loud = deque([0.0, max(map(mean_power, after))], 3)  # of the windows before, now and after
     for begin, other in zip(ends, windows(job, job.copy_levels, ends[1:], ())):
         if stop.requested:
             raise Stopped
         sound, after = after, next(sounds, [[]])
-        loud = [*loud[-2:], max(map(mean_power, after))]  # before, now and after
+        loud.append(max(map(mean_power, after)))
         quiet = max(LEVEL_FLOOR**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
         spread = max(quiet, QUIET_CHANNEL * max(loud))
         for one, two in zip(sound, other):
             try:
-                compare_window(one, two, quiet, spread, begin)
-                compare_parts(one, two, quiet, begin, job.tolerance)
+                compare_window(one, two, begin, quiet, spread)
+                compare_parts(one, two, begin, quiet, job.tolerance)
             except NotProven:
-                # What is loud in the next window may reach a little way into this one.
-                edge = min(LEVEL_EDGE, len(one) // 4)
-                inner = slice(edge, len(one) - edge)
                 if mean_power(one) > spread:
                     raise
-                compare_window(one[inner], two[inner], quiet, spread, begin + edge)
-                compare_parts(one[inner], two[inner], quiet, begin + edge, job.tolerance)
+                # A loud sound of the next window may reach a little way into this one.
+                edge = min(LEVEL_EDGE, len(one) // 4)
+                inner = slice(edge, len(one) - edge)
+                compare_window(one[inner], two[inner], begin + edge, quiet, spread)
+                compare_parts(one[inner], two[inner], begin + edge, quiet, job.tolerance)
 
 
 def windows(
     job: Job, path: str, ends: Iterable[int], edges: Sequence[int]
 ) -> Iterator[list[list[float]]]:
-    """The sound in a level file by channel, up to each of `ends` (frames), with silence put in
+    """Yields the sound of a level file by channel, up to each of `ends` (frames). Silence is put
     between `edges` (begin, end, begin, ...)."""
     position = 0
     with open(path, "rb") as file:
@@ -5171,38 +5138,38 @@ def windows(
 
 
 def sounding_share(job: Job) -> float:
-    """Of the parts of 10 ms of a source that was decoded: silence takes next to nothing."""
-    ends = range(LEVEL_PART, size_of(job.source_levels) // job.frame, LEVEL_PART)
+    """Returns the share of a source's parts of 10 ms that are no silence. Silence takes almost no
+    bytes in a copy."""
+    ends = range(LEVEL_PART, job.frames(job.source_levels), LEVEL_PART)
     parts = windows(job, job.source_levels, ends, ())
     sounding = sum(max(map(mean_power, part)) > LEVEL_FLOOR**2 for part in parts)
     return sounding / (len(ends) or 1)
 
 
 def mean_power(samples: Sequence[float]) -> float:
-    """By math.hypot, in C: a third of the time that sums of products take."""
+    """Returns the mean square. math.hypot takes a third of the time of a sum of products."""
     return math.hypot(*samples) ** 2 / (len(samples) or 1)
 
 
 def compare_window(
-    source: Sequence[float], copy: Sequence[float], quiet: float, spread: float, begin: int
+    source: Sequence[float], copy: Sequence[float], begin: int, quiet: float, spread: float
 ) -> None:
-    """Compares half a second of one channel, from frame `begin` on: it is as loud in the copy and
-    is the same wave. Each channel is compared for itself: a mix of both hides
-    what is in one, or in their difference. Where the source has less power than `quiet`, the copy
-    has no more than `spread`, as codecs let loud sounds reach a little way into the silence around
-    them. Raises Refusal, NotProven."""
+    """Compares half a second of one channel, from frame `begin` on. The copy must be as loud and
+    have the same wave. A mix of both channels would hide what is in one, or in their difference.
+    If the source has less power than `quiet`, the copy may have `spread`: codecs let loud sounds
+    reach a little way into the silence around them. Raises Refusal, NotProven."""
     count = min(len(source), len(copy))
     a, b = source[:count], copy[:count]
     power_a, power_b = mean_power(a), mean_power(b)
-    if not math.isfinite(power_a):  # such a thing compares as equal to anything
+    if not math.isfinite(power_a):  # comparing NaN would find no difference
         raise damaged(f"it holds samples that are no numbers at {begin / LEVEL_RATE:.1f} s")
     if power_a <= quiet and power_b <= 2 * spread:
         return
     difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
-    if not abs(difference) <= LEVEL_TOLERANCE:  # nor where it is no number
+    if not abs(difference) <= LEVEL_TOLERANCE:  # also true if the difference is NaN
         place = f"the source's loudness at {begin / LEVEL_RATE:.1f} s"
         raise NotProven(place, f"{difference:+.1f} dB")
-    # By the law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
+    # The law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
     product = (power_a + power_b - math.dist(a, b) ** 2 / count) / 2
     correlation = product / math.sqrt(power_a * power_b or 1)
     if power_a > quiet and correlation < MIN_CORRELATION:
@@ -5211,14 +5178,13 @@ def compare_window(
 
 
 def compare_parts(
-    source: Sequence[float], copy: Sequence[float], quiet: float, begin: int, tolerance: Tolerance
+    source: Sequence[float], copy: Sequence[float], begin: int, quiet: float, tolerance: Tolerance
 ) -> None:
-    """Compares each part of 10 ms in half a second of one channel: it has not vanished, and a loud
-    one is the same wave. Raises NotProven."""
-    power = mean_power(source)
+    """Compares each part of 10 ms in half a second of one channel. No part may have vanished, and a
+    loud part must have the same wave. Raises NotProven."""
+    power, count = mean_power(source), min(len(source), len(copy))
     if power <= quiet:
         return
-    count = min(len(source), len(copy))
     parts = max(1, round(count / LEVEL_PART))
     faint = math.sqrt(max(quiet, tolerance.faint * power) * count / parts)
     loud = math.sqrt(max(quiet, tolerance.loud * power) * count / parts)
@@ -5234,7 +5200,7 @@ def compare_parts(
             if rest < left:
                 decibels = 20 * math.log10(max(rest, 1e-3))
                 raise NotProven(f"the source's loudness at {seconds:.1f} s", f"{decibels:.1f} dB")
-            if sound > loud:  # the share of the part's own wave that is in the copy
+            if sound > loud:  # `gain` is the share of the part's own wave in the copy
                 gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
                 if gain < tolerance.gain:
                     raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
@@ -7743,41 +7709,52 @@ def command_serve(config: Config, report: Report) -> None:
 
 
 # ----------------------------------------------------------------------------------------- tools
-# The one place that starts a process: ffmpeg, rclone, the user's notify_command. Each has a process
-# group, low priority, a deadline in proportion to its work, and an end when we are asked to stop.
+# The one place that starts a process: ffmpeg, rclone, the user's notify_command. Each gets a
+# process group, low priority and a deadline in proportion to its work. It is killed when we stop.
 
 GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that must spin up
 PACE = 1.0  # seconds allowed for a second of audio; ffmpeg needs 0.02
-NICENESS = 10  # of every tool: a server transcribing beside us comes first
-MOST_MESSAGES = 1 << 20  # bytes, after which a tool is stopped: it reads nothing sound
-MOST_OUTPUT = 256 << 20  # bytes, likewise: ten times the list of packets of a long recording
+NICENESS = 10  # of every tool: a server that transcribes beside us comes first
+MOST_MESSAGES = 1 << 20  # bytes; after these a tool is stopped, as its input cannot be sound
+MOST_OUTPUT = 256 << 20  # bytes; after these a tool is stopped, as no list of ours is so long
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
 TOOL_PATH = (
     "/opt/homebrew/bin:/usr/local/bin:/opt/local/bin:/usr/bin:/bin:/snap/bin"
     ":/home/linuxbrew/.linuxbrew/bin"
 )
-# Lines that ffmpeg itself has tagged; those of a wrapper or of the dynamic linker are no word on a
-# recording. The second pattern is said of sound files too: every WAV without a channel mask; what
-# no header says and packets tell; what fix-webm-duration has mended, and was walked byte by byte.
+# Lines that ffmpeg itself has tagged. Those of a wrapper or of the dynamic linker say nothing about
+# a recording.
 TAGGED = re.compile(rb"^(?:\[[^\]\n]*\] )*\[(?:warning|error|fatal|panic)\] .*", re.MULTILINE)
+# Messages about sound files, one pattern a line: every WAV without a channel mask; a staged file
+# without .m4a; the trial by ffmpeg 4; a tag that M4A cannot hold; ffmpeg 9 behind the cause itself;
+# AAC below 16 kHz; ffmpeg 9 about a gap in Ogg, whose stamps we ignore; a gap, which is one long
+# frame; a decoder that waits for the encoder behind the pipe. All others are about files that end
+# oddly or that fix-webm-duration mended: every byte is accounted for, and the sound is compared.
 SAID_OF_SOUND_FILES = re.compile(
-    rb"Guessed Channel Layout"
-    rb"|extension is not .m4a nor .m4v"  # staged files have another
-    rb"|EOF timestamp not reliable"  # of the sound of our own, by ffmpeg 4
-    rb"|Estimating duration from bitrate"
-    rb"|malformed location metadata"  # a tag that M4A has no place for
-    rb"|Task finished with error code"  # ffmpeg 9, behind what it said of the cause
-    rb"|Too many bits \S+ > \d+ per frame requested"  # AAC below 16 kHz: it takes what it may
-    rb"|timestamp discontinuity"  # ffmpeg 9, of an Ogg gap beyond 10 s; stamps play no part
-    rb"|\d+ buffers queued in"  # a long gap is a long frame
-    rb"|Thread message queue blocking"  # a decoder that waits for the encoder behind the pipe
-    # Of files that end oddly: every packet is counted, and its sound compared.
-    rb"|Ignoring maximum wav data size|Packet corrupt|corrupt input packet"
-    rb"|Packet processing failed|Error during demuxing"
-    rb"|\[error\] file:.*: Invalid data found when processing input"
-    rb"|Unknown-sized element at \S+ inside parent with finite size"
-    rb"|File extends beyond end of segment|Read error at pos\.|Invalid EBML number size tag"
-    rb"|an EBML number's first byte|invalid as first byte of an EBML number"
+    rb"""
+Guessed Channel Layout
+Estimating duration from bitrate
+extension is not .m4a nor .m4v
+EOF timestamp not reliable
+malformed location metadata
+Task finished with error code
+Too many bits \S+ > \d+ per frame requested
+timestamp discontinuity
+\d+ buffers queued in
+Thread message queue blocking
+Ignoring maximum wav data size
+Packet corrupt
+corrupt input packet
+Packet processing failed
+Error during demuxing
+\[error\] file:.*: Invalid data found when processing input
+Unknown-sized element at \S+ inside parent with finite size
+File extends beyond end of segment
+Read error at pos\.
+Invalid EBML number size tag
+an EBML number's first byte
+invalid as first byte of an EBML number
+""".strip().replace(b"\n", b"|")
 )
 
 # The words that ffmpeg puts before a message.
@@ -7785,19 +7762,20 @@ EMBELLISHMENT = re.compile(
     r" @ 0x[0-9a-f]+(?=\])|\[(?:info|warning|error|fatal|panic)\] "
     r"|Error (?:while decoding stream \S+|submitting packet to decoder:) "
 )
-# How ffmpeg ends by itself over a content: with 1 before 6.1; later with the low byte of its error,
-# as EINVAL 234, ERANGE 222, EDOM 223, ENOSYS 218, invalid data 183, not implemented 176, unknown
-# 171, end of file 187; with 69 after too many errors. Measured with 4.1, 5.1 and 9.
+# Exit codes of an ffmpeg that gave up a content by itself. Before 6.1 it is 1. Later it is the low
+# byte of its error: EINVAL 234, ERANGE 222, EDOM 223, ENOSYS 218, invalid data 183. It is 176 for
+# not implemented, 171 for unknown, 187 for the end of the file, and 69 after too many errors.
+# Measured with 4.1, 5.1 and 9.
 CONTENT_CODES = frozenset((1, 69, 171, 176, 183, 187, 218, 222, 223, 234))
 CRASHES = frozenset(
     (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGTRAP)
 )
-# What strerror says of a content too: ffmpeg has these errors, and -1, which is EPERM, for it.
+# Errors of the system that ffmpeg also reports for a content (its -1 reads as EPERM).
 OF_CONTENT = (errno.EPERM, errno.EINVAL, errno.EDOM, errno.ERANGE, errno.ENOSYS)
 OF_THE_SYSTEM = "|".join(
     re.escape(os.strerror(code)) for code in errno.errorcode if code not in OF_CONTENT
 )
-# What is said of a machine, whatever the exit code: no word on a recording.
+# Messages about the machine, with any exit code. They say nothing about a recording.
 FAULTS_OF_THE_MACHINE = {
     Reason.NO_SPACE: rb"No space left on device|Disk quota exceeded",
     Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
@@ -7809,10 +7787,10 @@ FAULTS_OF_THE_MACHINE = {
 
 @dataclass
 class Stop:
-    """Set by a signal; everything that may take long looks at it."""
+    """The flag that a signal sets. Everything that may take long looks at it."""
 
     signal: int = 0
-    is_over: bool = False  # an error ends the run: what is at work is dropped
+    is_over: bool = False  # an error ended the run: work that is not finished is dropped
 
     @property
     def requested(self) -> bool:
@@ -7821,8 +7799,8 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """While inside, SIGHUP, SIGINT and SIGTERM only set a flag: no state of the library depends on
-    when they come. One that was ignored when we were started (nohup) stays ignored."""
+    """Lets SIGHUP, SIGINT and SIGTERM only set a flag meanwhile, so that they never come at a bad
+    moment. A signal that was ignored when we were started (nohup) stays ignored."""
     stop, before = Stop(), {}
 
     def note(number: int, _: object) -> None:
@@ -7835,32 +7813,36 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            # Once stopped we are on our way out, however often it is pressed.
+            # After a stop we are ending already: pressing it again changes nothing.
             signal.signal(number, signal.SIG_IGN if stop.signal else handler)
 
 
 class Tools:
-    """ffmpeg and whatever else is run, found on PATH and where package managers put them."""
+    """Finds and runs ffmpeg and other programs, on PATH and where package managers put them."""
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
     @cached_property
     def ffmpeg(self) -> str:
-        """Absolute path; one that lacks an encoder is passed over for a later one. Raises
-        ToolError."""
+        """Returns the absolute path of the first that has our encoders, or else of the last.
+        Raises ToolError."""
         *others, last = self.find("ffmpeg")
-        return next(filter(self.has_encoders, others), last)
+        for path in others:
+            if self.has_encoders(path):
+                return path
+        return last
 
     def has_encoders(self, ffmpeg: str) -> bool:
-        """Returns whether it lists our encoders. One that lists nothing is tried all the same."""
+        """Returns whether it lists our encoders, or lists nothing at all: then it is tried."""
         listed = ""
         with suppress(Refusal, ToolError):
             listed, _ = self.run([ffmpeg, *QUIET, "-encoders"], 0)
         return not listed or all(form.encoder in listed for form in FORMATS.values())
 
     def find(self, name: str) -> list[str]:
-        """Absolute paths, the first on PATH first. Raises ToolError with how to install it."""
+        """Returns absolute paths, the first on PATH first. Raises ToolError with how to install
+        the program."""
         named = filter(None, (*os.get_exec_path(), *TOOL_PATH.split(":")))
         folders = dict.fromkeys(map(realpath, named))
         found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
@@ -7876,31 +7858,29 @@ class Tools:
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
     ) -> tuple[str, str]:
-        """Run a command that works on `seconds` of audio, in a folder. Returns its output, and what
-        it said at warning or above, by ffmpeg's own tags. Raises Refusal (failed, hung, complains
-        without end, no space), Stopped, ToolError."""
+        """Runs a command that works on `seconds` of audio, in a folder. Returns its output and
+        ffmpeg's warnings and errors. Raises Refusal (failed, hung, complains without end, no
+        space), Stopped, ToolError."""
         with self.started(command, stdin, stdout, folder) as process:
             output, messages = self.hear(process, seconds)
         return output.decode("utf-8", "replace"), judge([process], messages)
 
     def digest(self, command: Sequence[str], seconds: float) -> str:
-        """Returns the SHA-256 of what a command puts out, hashed as it comes. Raises as `run`
-        does."""
-        null = open_to_write(os.devnull)
-        with ThreadPoolExecutor(1) as pool, self.started(command, subprocess.DEVNULL) as process:
-            output, process.stdout = process.stdout, None
-            digest = pool.submit(copy_through, output, null, null)
-            judge([process], self.hear(process, seconds)[1])
-            return digest.result()
+        """Returns the SHA-256 of a command's output, without keeping it. Raises as `run` does."""
+        digest = hashlib.sha256()
+        with self.started(command, subprocess.DEVNULL) as process:
+            _, messages = self.hear(process, seconds, digest.update)
+        judge([process], messages)
+        return digest.hexdigest()
 
     def pipe(
         self, commands: Sequence[Sequence[str]], seconds: float, copy: str
     ) -> tuple[str, bytes]:
-        """Run three commands at once: the output of the first goes into the second, that of the
-        second into the staged file `copy` and the third. Returns the SHA-256 of what the third was
-        given, and its output. Raises as `run` does, and Refusal for any message."""
+        """Runs three commands at once. The second reads the output of the first. The third, and
+        the staged file `copy`, get the output of the second. Returns the SHA-256 of that, and the
+        output of the third. Raises as `run` does, and Refusal for any message."""
         with ExitStack() as ended:
-            # Last of all it waits for its threads, which end with the processes.
+            # It stands first, so that it waits last for its threads, which end with the processes.
             pool = ended.enter_context(Threads(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
             encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
@@ -7909,7 +7889,7 @@ class Tools:
             assert encode.stdin
             encode.stdin.close()
             digest = pool.submit(copy_through, encode.stdout, verify.stdin, open_to_write(copy))
-            encode.stdin = encode.stdout = verify.stdin = None  # so that hearing leaves them alone
+            encode.stdin = encode.stdout = verify.stdin = None  # so that `hear` leaves them alone
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
             messages = judge(processes, b"\n".join(said for _, said in heard))
             if messages:
@@ -7920,7 +7900,7 @@ class Tools:
     def started(
         self, command: Sequence[str], stdin: int, stdout: Any = subprocess.PIPE, folder: str = "/"
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """A process; at the end whatever is left of it and its children is killed."""
+        """Starts a process. At the end it and its children are killed. Raises ToolError."""
         try:
             process = subprocess.Popen(
                 command,
@@ -7946,9 +7926,14 @@ class Tools:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def hear(self, process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes]:
-        """The output and the messages of a process, heard until it ends, says too much, takes too
-        long, or the run is to stop. Raises as `run` does."""
+    def hear(
+        self,
+        process: subprocess.Popen[bytes],
+        seconds: float,
+        take: Optional[Callable[[bytes], object]] = None,
+    ) -> tuple[bytes, bytes]:
+        """Reads a process until it ends. Returns its output and its messages. `take` gets the
+        output instead, part by part. Raises as `run` does."""
         limit = GRACE + seconds * PACE
         deadline = monotonic() + limit
         output, messages = bytearray(), bytearray()
@@ -7964,18 +7949,19 @@ class Tools:
                 raise Refusal(Reason.TOOL_FAILED, "output without end")
 
         with selectors.DefaultSelector() as streams:
-            for stream, heard in ((process.stdout, output), (process.stderr, messages)):
+            takers = ((process.stdout, take or output.extend), (process.stderr, messages.extend))
+            for stream, taker in takers:
                 if stream:
-                    streams.register(stream, selectors.EVENT_READ, heard)
+                    streams.register(stream, selectors.EVENT_READ, taker)
             has_ended, is_quiet = False, False
-            # A grandchild may hold its streams as long as it likes.
+            # A grandchild may keep the streams open for ever.
             while streams.get_map() and not (has_ended and is_quiet):
-                has_ended = process.poll() is not None  # what it said before is still to be heard
+                has_ended = process.poll() is not None  # its last words are still to be read
                 events = streams.select(0 if has_ended else 0.2)
                 is_quiet = not events
                 for key, _ in events:
                     data = os.read(key.fd, 1 << 16)
-                    key.data.extend(data)
+                    key.data(data)
                     if not data:
                         streams.unregister(key.fileobj)
                 check()
@@ -7987,7 +7973,7 @@ class Tools:
 
 
 class Threads(ThreadPoolExecutor):
-    """A pool that raises ServiceError if the system starts no more threads."""
+    """A pool that raises ServiceError if the system refuses another thread."""
 
     def submit(self, *task: Any, **options: Any) -> Future[Any]:
         try:
@@ -8000,16 +7986,16 @@ class Threads(ThreadPoolExecutor):
 
 
 def end_with_us() -> None:
-    """Called in a new process before it becomes a tool, as one that outlives a killed run could
-    still write. Linux ends it with the thread that started it; macOS has nothing of the kind."""
+    """Makes Linux end a new process with the thread that started it. A tool that outlives a killed
+    run could still write. macOS cannot do this."""
     if PRCTL:
         PRCTL(PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
-    """Returns what ffmpeg says of the recordings where all ended well: its own warnings and errors,
-    without those that it has for sound files too. Raises Refusal: how a process ended says nothing
-    of a recording, only what ffmpeg says of the content after it ended by itself."""
+    """Returns ffmpeg's warnings and errors, without those about sound files, if all ended well.
+    Otherwise raises Refusal. How a process ended says nothing about a recording, unless ffmpeg
+    ended by itself."""
     codes = [process.returncode for process in processes if process.returncode]
     lines = TAGGED.findall(messages)
     said = tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
@@ -8018,35 +8004,29 @@ def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
             raise Refusal(reason, tail(messages))
     if not codes:
         return said
-    found = f"{ending_of(codes[0])}, {said or tail(messages) or 'without a message'}"
-    # A shell around it says 128 and the signal. 255 is ffmpeg's own after SIGTERM and SIGINT.
+    code = codes[0]
+    ending = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+    # A shell around it adds 128 to the signal. ffmpeg itself ends with 255 after SIGTERM or SIGINT.
     signals = {-code if code < 0 else code - 128 for code in codes}
     reason = Reason.TOOL_KILLED
     if CONTENT_CODES.issuperset(codes):
         reason = Reason.TOOL_REFUSED
     elif max(signals) <= 0 or not CRASHES.isdisjoint(signals):
         reason = Reason.TOOL_FAILED
-    raise Refusal(reason, found)
-
-
-def ending_of(code: int) -> str:
-    """How a process ended, for people."""
-    if code >= 0:
-        return f"exit code {code}"
-    return f"ended by {signal.Signals(-code).name}"
+    raise Refusal(reason, f"{ending}, {said or tail(messages) or 'without a message'}")
 
 
 def tail(messages: bytes) -> str:
-    """The last few messages on one printable line."""
+    """Returns the last few messages on one printable line."""
     text = messages[-2000:].decode("utf-8", "replace")
     lines = EMBELLISHMENT.sub("", text).split("\n")
     return printable("; ".join(filter(None, map(str.strip, lines[-4:]))))
 
 
 def copy_through(source: Any, listener: Any, file: IO[bytes]) -> str:
-    """Copy a stream to its end into both; its SHA-256. Raises OSError."""
+    """Copies a stream to its end into both. Returns its SHA-256. Raises OSError."""
     digest = hashlib.sha256()
-    with file, listener, source:  # closed after any error, so that nobody waits for us
+    with file, listener, source:  # closed after any error, or the other processes would wait
         while data := os.read(source.fileno(), 1 << 16):
             digest.update(data)
             listener.write(data)
@@ -8061,27 +8041,27 @@ INSTALL = (
 
 
 # ----------------------------------------------------------------------------------------- files
-# The one place that writes durably: staged beside its target, flushed, given its attributes, put in
-# place without ever overwriting, or exchanged. An fsync that failed is never retried. Follows no
-# symlink, waits for no FIFO.
+# The one place that writes durably. A file is staged beside its target, flushed and given its
+# attributes. Then it gets its name, never over another file, or two files exchange their names. An
+# fsync that failed is never retried. This section follows no symlink and waits for no FIFO.
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PRCTL = getattr(LIBC, "prctl", None)  # looked up here, as a process just forked must not
+PRCTL = getattr(LIBC, "prctl", None)  # looked up here, as a forked process must not
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-# rename's flags: not over another, and both names at once.
+# Flags of rename: never over another file, and exchange both names.
 RENAME, NO_REPLACE = ("renameatx_np", 4) if sys.platform == "darwin" else ("renameat2", 1)
 EXCHANGE = 2
-WORKING_FOLDER = -100  # AT_FDCWD; of absolute paths it is not asked
-# What a system or file system says that cannot do a thing at all.
+WORKING_FOLDER = -100  # AT_FDCWD; it plays no part for absolute paths
+# Errors of a system or a file system that cannot do a thing at all.
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
 # Android's storage says EACCES, a union of several disks EXDEV, `rclone mount` EIO; old containers
 # say EPERM for renameat2.
 NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EXDEV, errno.EIO)
-# CIFS and DrvFs flush no folders (rocksdb#2929, borg#1287, WSL#2557), others take none to flush.
+# CIFS and DrvFs flush no folders (rocksdb#2929, borg#1287, WSL#2557). Others cannot open one.
 NO_FLUSH = (*NOT_HERE, errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES)
 ACCESS_LIST = "system.posix_acl_access"
 COPYFILE_ACL = 1
-OWNING_GROUP = 4  # tag of its entry in such a list
+OWNING_GROUP = 4  # tag of the entry of a file's group in an access list
 READ, READ_WRITE = 4, 6  # permission bits
 OWNER_ADVICE = (
     "Files of {} cannot be worked on, who could not use what is made of them: run this as that "
@@ -8092,8 +8072,8 @@ BLOCK = 1 << 20  # bytes read at a time
 
 
 class Staging:
-    """Everything unfinished of one run: `.compression-TOKEN-N.part` beside its target, and level
-    files in our own folder; each made by us (O_EXCL, 0600) before a tool writes into it."""
+    """The unfinished files of one run: `.compression-TOKEN-N.part` beside its target, and level
+    files in our own folder. We make each (O_EXCL, 0600) before a tool writes into it."""
 
     numbers = itertools.count()
 
@@ -8103,16 +8083,17 @@ class Staging:
         self.made: set[str] = set()  # paths
 
     def __enter__(self) -> Staging:
-        with suppress(OSError):  # not ours to look into: it is no harm
+        with suppress(OSError):  # leftovers in a folder that we cannot read do no harm
             self.sweep(self.library.folder(OWN_FOLDER))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what is left of this run."""
+        """Removes the unfinished files of this run."""
         remove_all(self.made)
 
     def beside(self, target: str) -> str:
-        """A new empty staged file in the target's folder; absolute paths. Raises OSError."""
+        """Returns a new empty staged file in the target's folder; absolute paths. Raises
+        OSError."""
         name = STAGED_NAME.format(self.token, next(self.numbers))
         staged = join(dirname(target), name)
         descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
@@ -8125,7 +8106,8 @@ class Staging:
         return self.beside(self.library.own("levels"))
 
     def write(self, data: bytes, like: str) -> str:
-        """A flushed file beside another, with its mode and owner. Raises Refusal, OSError."""
+        """Returns a new flushed file beside `like`, with its mode and owner. Raises Refusal,
+        OSError."""
         staged = self.beside(like)
         with open_to_write(staged) as file, open_regular(like) as source:
             file.write(data)
@@ -8135,38 +8117,38 @@ class Staging:
         return staged
 
     def discard(self, staged: str) -> None:
-        """Does nothing for a file that we did not make."""
+        """Removes a staged file. Does nothing for a file that we did not make."""
         if staged in self.made:
             self.made.remove(staged)
             remove_all([staged])
 
     def sweep(self, folder: Folder) -> None:
-        """Removes the leftovers of runs that ended. Only while the lock is held."""
+        """Removes the leftovers of earlier runs. Needs the lock."""
         remove_all(self.library.path(folder.path, name) for name in folder.leftovers)
 
 
 def remove_all(paths: Iterable[str]) -> None:
-    """Files of ours; one that cannot be removed is a leftover for the next run."""
+    """Removes files of ours. One that cannot be removed is left for the next run."""
     for path in paths:
         with suppress(OSError):
             os.unlink(path)
 
 
 def place(staged: str, final: str) -> None:
-    """Give a staged file its name, never over another: link, or rename without replacing, or a
-    rename under a check where neither exists. Raises FileExistsError, OSError."""
+    """Gives a staged file its name, never over another file: by a link, or by a rename that does
+    not replace. If both are missing, it looks first. Raises FileExistsError, OSError."""
     if link(staged, final):
         os.unlink(staged)
     elif not rename_with(NO_REPLACE, staged, final):
         if lexists(final):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
+            raise system_error(errno.EEXIST, final)
         os.rename(staged, final)
 
 
 def exchange(staged: str, final: str) -> str:
-    """Put a staged file in a name's place at once; returns where the displaced file now is: under
-    the staged name, "" where neither names can be exchanged nor files linked, and one rename has
-    replaced it. Raises OSError."""
+    """Puts a staged file in the place of another at once. Returns the path of the displaced file:
+    the staged name. Where names can neither be exchanged nor linked, the displaced file is lost,
+    and it returns "". Raises OSError."""
     if rename_with(EXCHANGE, staged, final):
         return staged
     begin, _, number = staged.rpartition("-")
@@ -8179,7 +8161,8 @@ def exchange(staged: str, final: str) -> str:
 
 
 def link(source: str, target: str) -> bool:
-    """False where the file system has no links. Raises OSError."""
+    """Links a file to a second name. Returns False if the file system has no links. Raises
+    OSError."""
     with tolerated(NO_LINKS):
         os.link(source, target)
         return True
@@ -8187,22 +8170,28 @@ def link(source: str, target: str) -> bool:
 
 
 def rename_with(flag: int, source: str, target: str) -> bool:
-    """False where the system or the file system cannot. Raises OSError."""
+    """Renames a file with a flag. Returns False if the system or the file system cannot. Raises
+    OSError."""
     rename = getattr(LIBC, RENAME, None)
     if rename is None:  # a C library from before 2018
         return False
     old, new = map(os.fsencode, (source, target))
     failed = rename(WORKING_FOLDER, old, WORKING_FOLDER, new, flag)
     code = ctypes.get_errno()
-    if failed and code not in NO_LINKS:  # a plain rename then says why it cannot be
-        raise OSError(code, os.strerror(code), source, None, target)
+    if failed and code not in NO_LINKS:  # after one of these a plain rename gives the cause
+        raise system_error(code, source, None, target)
     return not failed
 
 
+def system_error(code: int, *details: Any) -> OSError:
+    """Returns the error that the system raises with this code, of the class that fits."""
+    return OSError(code, os.strerror(code), *details)
+
+
 def give_attributes(source: int, staged: int, times: bool) -> None:
-    """Owner, then mode, then access list, and with `times` the mtime, of one open file to another.
-    Where the owner cannot be given, no bit is added and the former owner must still be able to read
-    (and write documents). Raises Refusal(OWNER), OSError."""
+    """Gives an open file the owner, then the mode, then the access list of another, and with
+    `times` its mtime. If the owner cannot be given, no bit is added. The former owner must still be
+    able to read audio, and to write documents. Raises Refusal(OWNER), OSError."""
     before = os.fstat(source)
     acl = access_list(source)
     for owner in (before.st_uid, -1):  # at least the group
@@ -8212,7 +8201,7 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
     now = os.fstat(staged)
     needed = READ if times else READ_WRITE
     mode = mode_without_owner(before, now.st_uid, now.st_gid, acl, needed)
-    if mode != stat.S_IMODE(now.st_mode):  # which not every file system can change
+    if mode != stat.S_IMODE(now.st_mode):  # not every file system can change a mode
         os.fchmod(staged, mode)
     if sys.platform == "darwin":
         LIBC.fcopyfile(source, staged, None, COPYFILE_ACL)
@@ -8225,7 +8214,7 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
 
 
 def access_list(descriptor: int) -> bytes:
-    """Returns the access list in Linux's form (acl(5)), empty if there is none."""
+    """Returns the access list in Linux's form (acl(5)), empty if the file has none."""
     if sys.platform == "linux":
         with suppress(OSError):
             return os.getxattr(descriptor, ACCESS_LIST)
@@ -8233,14 +8222,14 @@ def access_list(descriptor: int) -> bytes:
 
 
 def mode_without_owner(before: os.stat_result, uid: int, gid: int, acl: bytes, needed: int) -> int:
-    """The mode of a file that has this owner and group instead of those `before`: no bit more than
-    it had for anybody. Raises Refusal(OWNER) if its former owner could do less than what
-    is `needed`, or its list would let in another group."""
+    """Returns the mode for a file that gets this owner and group instead of those `before`. Nobody
+    gets a bit more. Raises Refusal(OWNER) if the former owner would lose a `needed` bit, or if its
+    access list would let in another group."""
     mode = stat.S_IMODE(before.st_mode)
     group = mode >> 3 & 7
     others = mode & 7
     for tag, bits, _ in struct.iter_unpack("<HHI", acl[4:]):
-        if tag == OWNING_GROUP:  # the mode then shows the mask
+        if tag == OWNING_GROUP:  # the group bits of the mode are the list's mask then
             group &= bits
     is_other_group = gid != before.st_gid
     if is_other_group:
@@ -8264,7 +8253,7 @@ def is_in_group(uid: int, gid: int) -> bool:
 
 
 def open_regular(path: str) -> IO[bytes]:
-    """A regular file, to be read. Raises OSError for anything else."""
+    """Opens a regular file to read it. Raises OSError for anything else."""
     descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -8273,28 +8262,28 @@ def open_regular(path: str) -> IO[bytes]:
 
 
 def open_to_write(path: str) -> IO[bytes]:
-    """A file of ours, made private where it is not there yet. Raises OSError."""
+    """Opens a file of ours to write it. A new one is private. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     return open(os.open(path, flags, 0o600), "wb")
 
 
 def read_regular(path: str) -> bytes:
-    """At most LARGEST_JSON. Raises OSError."""
+    """Returns the bytes of a regular file of at most LARGEST_JSON. Raises OSError."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > LARGEST_JSON:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+            raise system_error(errno.EFBIG, path)
         return file.read()
 
 
 def file_at(path: str) -> File:
-    """As a walk would see it. Raises OSError."""
+    """Returns a file as a walk would see it. Raises OSError."""
     status = os.lstat(path)
     return File(basename(path), status.st_size, status.st_mtime_ns)
 
 
 def flush(descriptor: int, not_here: Collection[int] = NOT_HERE) -> None:
-    """Writes to the disk itself, where its file system can do that. Raises OSError."""
-    if sys.platform == "darwin":  # where fsync alone stops at the drive's cache
+    """Flushes to the disk itself, if its file system can do that. Raises OSError."""
+    if sys.platform == "darwin":  # its fsync alone stops at the drive's cache
         with tolerated(NOT_HERE):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
@@ -8304,7 +8293,7 @@ def flush(descriptor: int, not_here: Collection[int] = NOT_HERE) -> None:
 
 @contextmanager
 def tolerated(codes: Collection[int]) -> Iterator[None]:
-    """Passes over an OSError with one of these codes: what a disk does not have is done without."""
+    """Passes over an OSError with one of these codes: a disk need not have everything."""
     try:
         yield
     except OSError as error:
@@ -8313,7 +8302,7 @@ def tolerated(codes: Collection[int]) -> Iterator[None]:
 
 
 def flush_folder(path: str) -> None:
-    """So that the names in it survive a power cut. Raises OSError."""
+    """Flushes a folder, so that its names survive a power cut. Raises OSError."""
     descriptor = os.open(path, os.O_DIRECTORY)
     try:
         flush(descriptor, NO_FLUSH)
@@ -8322,14 +8311,15 @@ def flush_folder(path: str) -> None:
 
 
 def digest_of(path: str, size: int = sys.maxsize, stop: Optional[Stop] = None) -> str:
-    """Returns the SHA-256 of a regular file, of so many bytes at most. Raises OSError, Stopped."""
+    """Returns the SHA-256 of a regular file, or of its first `size` bytes. Raises OSError,
+    Stopped."""
     with open_regular(path) as file:
         return digest_from(file, size, stop)
 
 
 def digest_from(file: IO[bytes], size: int = sys.maxsize, stop: Optional[Stop] = None) -> str:
-    """Returns the SHA-256 of an open file from its beginning, of so many bytes at most. Raises
-    OSError, Stopped."""
+    """Returns the SHA-256 of an open file, or of its first `size` bytes. Raises OSError,
+    Stopped."""
     digest = hashlib.sha256()
     file.seek(0)
     while block := file.read(min(size, BLOCK)):

@@ -127,7 +127,7 @@ class Structure(LibraryCase):
     def test_a_cut_inside_a_page_is_noticed(self) -> None:
         copy = encode(self.folder / "a.opus")
         copy.write_bytes(copy.read_bytes()[:-100])
-        self.refused(copy, "inside a page")
+        self.refused(copy, "short of the end")
 
     def test_one_other_byte_is_noticed_by_the_checksum_of_its_page(self) -> None:
         copy = encode(self.folder / "a.opus")
