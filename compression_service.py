@@ -5428,7 +5428,8 @@ class Committer:
             if folder.path in met:
                 recordings += self.run.recordings_in(folder)
         for stem, past in losses(self.library).items():
-            copies += past.size - size_of(self.library.path(stem + past.suffix))
+            path = self.library.path(stem + past.suffix)
+            copies += past.size - (getsize(path) if isfile(path) else 0)
         index = Catalogue(recordings, self.ids)
         edit = partial(
             edit_index,
