@@ -3884,9 +3884,7 @@ class Reread(Move):
         return self.after or super().past_after(now)
 
     def told(self) -> dict[str, Any]:
-        past, told = self.take.past, super().told()
-        told.update(original_size=past.first_size, compressed_size=past.size)
-        return told if self.copy else {**told, "file": None}
+        return {**super().told(), "file": self.path if self.copy else None}
 
 
 RANKS = {kind.name: kind.rank for kind in (Compress, Adopt, Smaller, Free, Store, Delete)}
@@ -6845,14 +6843,15 @@ LOST_ADVICE = (
 
 def losses(library: Library) -> dict[str, Past]:
     """Returns the pasts, by stem, of the lost copies on record that are still missing. Raises
-    OSError."""
-    found = {}
-    lines, history = library.history.lines, library.history
-    for path in sorted(history.folders(history.lossy)) if lines else ():
-        here = library.folder(path).takes if isdir(library.path(path)) else {}
-        for stem, past in history.in_folder(path).items():
-            if past.is_lost and here.get(basename(stem), Take(stem, past=past)).lost_copy:
-                found[stem] = past
+    OSError if the history cannot be read."""
+    history, found = library.history, {}
+    for path in sorted(history.folders(history.lossy if history.lines else ())):
+        with suppress(OSError, UsageError):  # a folder that cannot be read tells nothing
+            here = library.folder(path).takes if isdir(library.path(path)) else {}
+            for stem, past in history.in_folder(path).items():
+                take = here.get(basename(stem), Take(stem, past=past))
+                if past.is_lost and take.lost_copy:
+                    found[stem] = past
     return found
 
 
@@ -6881,7 +6880,6 @@ class Losses:
         self.run, self.library, self.report = run, run.library, run.report
         self.met: dict[str, int] = {}  # number of files, by folder
         self.doubtful: dict[str, Reread] = {}  # by stem
-        self.forgotten = 0
         self.is_cut = False  # nothing more is to be read
 
     def doubt(self, recording: Recording) -> None:
@@ -6959,8 +6957,10 @@ class Losses:
         for path, problem in self.run.transcoder.decode(found).items():
             by_path[path].refuse(problem)
         for move in by_path.values():
-            if move.reason is Reason.NOT_PROVEN or move.reason.action is Action.KEPT:
-                move.outcome = Outcome(Reason.BAD_COPY, move.told()["reason"])
+            reason, detail, _ = move.outcome or Outcome(move.done)
+            if reason is Reason.NOT_PROVEN or reason.action is Action.KEPT:
+                detail = detail or reason.sentence.format("")
+                move.outcome = Outcome(Reason.BAD_COPY, detail)
         return list(by_path.values())
 
     def settle(self, moves: Sequence[Reread]) -> bool:
@@ -6973,16 +6973,15 @@ class Losses:
         pasts = history.pasts if is_odd else {}
         stems = {past.sha256: stem for stem, past in pasts.items()}
         for move in moves:
-            if move.is_other and move.copy_seen and move.copy_seen.sha256 in stems:
-                twin = stems[move.copy_seen.sha256]
+            twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
+            if twin and move.is_other:
                 move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
         bad = [move for move in moves if move.outcome and not move.take.originals]
         places = self.find_bytes(bad)
-        gone = [move for move in bad if not (move.copy or move.take.past.lost)]
-        left = [move for move in gone if move.take.past.sha256 not in places]
+        gone = [move.take.past for move in bad if move.reason is Reason.MISSING]
+        new = [past for past in gone if not past.lost and past.sha256 not in places]
         known = sum(past.has_copy and not past.lost for past in pasts.values())
-        is_most = known >= FEWEST and 2 * len(left) > known
-        self.forgotten = 0
+        is_most = known >= FEWEST and 2 * len(new) > known
         changed = list[Reread]()
         for move in moves:
             there = places.get(move.take.past.sha256, "")
@@ -6990,14 +6989,12 @@ class Losses:
         if run.is_locked and changed:
             run.committer.attempt((), history.append, changed, run.now)
             run.committer.folders.update(move.take.folder for move in changed)
-            run.committer.ids.update(*(move.past_after(run.now).ids for move in changed))
-        lost = [move for move in changed if move.reason.action is Action.LOST and not move.after]
-        for move in lost:
-            report.outcome(move)
-        if lost:
-            report.once(LOST_ADVICE)
-        if self.forgotten:
-            report.once(f"Forgotten, as no document names them any more: {self.forgotten}.")
+        for move in changed:
+            if not move.after:
+                report.outcome(move)
+        forgotten = [move for move in changed if move.after and move.after.lost == FORGOTTEN]
+        if forgotten:
+            report.once(f"Forgotten, as no document names them any more: {len(forgotten)}.")
         return run.is_locked and bool(changed)
 
     def sound(self, move: Reread) -> list[Reread]:
@@ -7045,7 +7042,6 @@ class Losses:
         is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
         if is_gone and not is_named and past.lost != Reason.VANISHED.code:
             if past.lost or not is_most:
-                self.forgotten += 1
                 move.after = past._replace(lost=FORGOTTEN)
                 return [move]
             reason = Reason.VANISHED
@@ -7135,9 +7131,9 @@ def check_all(run: Run) -> str:
                 away.append((recording, take))
     run.losses.settle(run.losses.read(copies))
     lost, unread = report.counts[Action.LOST] + report.missed, report.errors
-    data = check_documents(run, recordings)
+    check_documents(run, recordings)
     untrue = report.errors
-    check_places(run, away, data.decode("utf-8", "replace"))
+    check_places(run, away)
     report.exit_code = report.exit_code or int(lost > 0)
     documents = sum(len(recording.sidecars) for recording in recordings)
     verdict = "something is wrong" if report.exit_code else "all sound"
@@ -7159,10 +7155,10 @@ def answering_for(run: Run, what: str) -> Iterator[None]:
         run.report.error(f"{what}: {explain(error)}")
 
 
-def check_documents(run: Run, recordings: Sequence[Recording]) -> bytes:
+def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     """Reports documents that do not say what their recordings are, and names of files that are
-    neither here nor archived. Returns the index."""
-    report, data = run.report, b"{}"
+    neither here nor archived."""
+    report = run.report
     for recording in recordings:
         for take in recording.takes:
             if take.state is State.MISSING and not recording.location:
@@ -7178,10 +7174,9 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> bytes:
         data = read_regular(run.library.path(INDEX_NAME))
         for id_ in index_differs(data, index.facts, index.meant):
             report.once(f"{INDEX_NAME} does not say what the recording {id_} is. {RUN_CORRECTS}")
-    return data
 
 
-def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -> None:
+def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
     """Reports archived files that are not there, or are other files by their size or, with
     `--archive`, by their hash. One that neither a sidecar nor the index names was deleted by its
     owner."""
@@ -7197,9 +7192,7 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
             with answering_for(run, take.stem):
                 place = take.past.place or lead(archive, recording, take)
                 there, size = archive.find(take.folder, place, recording.location)
-                words = (place.name, *take.past.ids)
-                said = [word for word in words if word in index or json.dumps(word) in index]
-                is_named = bool(said or recording.sidecars)
+                is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
                     missing += [take.stem] if is_named else []
                 elif place.size not in (0, size):
@@ -8544,6 +8537,8 @@ class Report:
         lost = self.counts[Action.LOST]
         if lost > NAMED:
             self.say(f"and {lost - NAMED:,} more lost copies; the log names each")
+        if lost:
+            self.say(LOST_ADVICE)
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
             self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
