@@ -49,6 +49,7 @@ The way of one recording, and the sections of this file in the same order:
     documents       JSON edited as text; what it must say           JsonText, facts_of(), rewrite()
     archive         where old recordings go, proven to be there     Archive
     restore         a recording comes back as a whole               command_restore()
+    losses          copies on record that are lost, moved or back   Losses
     check           the library against its records                 command_check()
     history         what became of every take                       History
     statistics      what it takes and what was saved; the page      storage_stats()
@@ -57,9 +58,9 @@ The way of one recording, and the sections of this file in the same order:
     report          the one place that prints and logs              Report
     set-up          doctor, schedule, demo
 
-Exit codes: 0 done or nothing to do; 1 something failed (its original is kept); 2 wrong usage or
-configuration, or no such library; 3 another run is at work; 4 a needed program is missing or does
-not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
+Exit codes: 0 done or nothing to do; 1 something failed (its original is kept), or a copy is lost;
+2 wrong usage or configuration, or no such library; 3 another run is at work; 4 a needed program is
+missing or does not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ from os.path import (
     exists,
     getsize,
     isdir,
+    isfile,
     islink,
     join,
     lexists,
@@ -157,6 +159,7 @@ INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
 ID_NAME = "id"  # in our own folder; a copy of it marks the archive as this library's
 RESTORING = "restoring"  # the code of a restore that is not finished
+FORGOTTEN = "forgotten"  # in place of the code of a loss: its owner deleted the recording
 DELETING = "deleting"  # and of a deletion
 # A staged file beside its target, also with what rclone appends to such a name.
 STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
@@ -244,6 +247,7 @@ class Action(str, enum.Enum):
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
     WOULD_RESTORE = "would-restore"
+    LOST = "lost"
     DELETED = "deleted"
     WOULD_DELETE = "would-delete"
 
@@ -274,6 +278,7 @@ class Reason(enum.Enum):
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
     FREED = "freed: its days are over, and its copy was proven again{}"
     FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
+    SOUND = "compressed: its copy was read again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     DELETED = "deleted: by the tier of {} days"
@@ -305,6 +310,11 @@ class Reason(enum.Enum):
     NO_SIDECAR = "kept: no tier deletes it, as no sidecar owns it{}"
     NO_TRANSCRIPT = "kept: no tier deletes it, as no sidecar has its transcript{}"
     INCOMPLETE = "kept: no tier deletes it, as a part of it is lost or not here yet: {}"
+
+    MISSING = "lost: its copy is missing: {}"
+    VANISHED = "lost: its copy is missing, as most copies are: {}"
+    BAD_COPY = "lost: its copy is damaged: {}"
+    ROTTEN = "lost: its copy has the size and time on record, and other bytes: {}"
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
     TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
@@ -490,6 +500,9 @@ class Past(NamedTuple):
     deleted: float = 0.0  # when a tier deleted it, since the epoch
     back: float = 0.0  # when its owner brought it back since; its age counts from then
     stays: str = ""  # the code of the reason why no tier deletes it
+    sha256: str = ""  # of the copy, "" where nobody has noted it
+    freed: float = 0.0  # when its original was deleted, since the epoch
+    lost: str = ""  # why its copy is lost: the reason's code, or FORGOTTEN
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
@@ -517,11 +530,24 @@ class Past(NamedTuple):
     def proves(self, file: File) -> bool:
         """Returns whether a file of its take is the copy that is on record as proven."""
         is_its = self.suffix != "" and file.suffix == self.suffix
-        return is_its and file.is_on_record(self.size, self.mtime_ns)
+        return (
+            is_its
+            and self.lost != Reason.ROTTEN.code
+            and file.is_on_record(self.size, self.mtime_ns)
+        )
 
     def speaks_of(self, file: File) -> bool:
         sizes = (self.first_size, self.size)
         return any(file.is_on_record(size, self.mtime_ns) for size in sizes)
+
+    @property
+    def has_copy(self) -> bool:
+        """Returns whether a copy is on record that should be here."""
+        return self.suffix != "" and self.size > 0 and not (self.place or self.deleted)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost not in ("", FORGOTTEN)
 
     @property
     def is_settled(self) -> bool:
@@ -609,6 +635,28 @@ class Take(NamedTuple):
         return copy if copy and self.past.proves(copy) else None
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Returns whether its copy may be lost. It makes no move before `Losses` has seen to it."""
+        past = self.past
+        if self.originals or not past.has_copy:
+            return False
+        if past.lost == FORGOTTEN:
+            return any(file.suffix == past.suffix for file in self.files)
+        return past.is_lost or self.proven_copy is None
+
+    @property
+    def is_missing(self) -> bool:
+        """Returns whether it is neither here, nor archived, nor deleted by a tier."""
+        return self.state is State.MISSING or self.lost_copy is not None
+
+    @property
+    def lost_copy(self) -> Optional[File]:
+        """Returns its copy as it was on record, if that is lost."""
+        past = self.past
+        is_lost = self.is_in_doubt and not self.proven_copy and (past.lost or not self.copy)
+        return File(self.name + past.suffix, past.size, past.mtime_ns) if is_lost else None
+
+    @property
     def bitrate(self) -> int:
         """Returns the bit/s that its copy was asked for, by record or tag; 0 where neither says."""
         if self.proven_copy or not self.copy:
@@ -637,7 +685,7 @@ class Take(NamedTuple):
         if not self.original:
             away = State.ARCHIVED if self.past.place else State.MISSING
             away = State.DELETED if self.past.deleted else away
-            return State.COMPRESSED if self.copy else away
+            return State.COMPRESSED if self.copy or self.lost_copy else away
         if not self.is_known:
             return State.WAITING
         if self.past.is_restored:
@@ -648,14 +696,19 @@ class Take(NamedTuple):
 
     @property
     def file(self) -> Optional[File]:
-        """The file that stands for it in every document; None where nothing is here."""
+        """Returns the file that stands for it; None where nothing is here."""
         return self.copy if self.state is State.COMPRESSED else self.original
+
+    @property
+    def said(self) -> File | Place | None:
+        """Returns what stands for it in documents. A lost copy counts as it was on record."""
+        return self.lost_copy or self.file or self.past.place
 
     def name_now(self, name: str) -> str:
         """Returns the name a document should use now for the file it calls `name`. Names change
         only between the original and the copy that stands for it, or back after a restore. The name
         of another file stays."""
-        named, file, state = File(name, 0, 0), self.file or self.past.place, self.state
+        named, file, state = File(name, 0, 0), self.said, self.state
         is_other = any(each.name == name for each in self.originals[1:])
         is_left = state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
         is_back = state is State.RESTORED and named.suffix == self.past.suffix
@@ -825,7 +878,7 @@ class Recording(NamedTuple):
     def is_witnessed(self) -> bool:
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
-        is_missing = any(take.state is State.MISSING for take in self.takes)
+        is_missing = any(take.is_missing for take in self.takes)
         is_said = self.location or any(sidecar.is_deleted for sidecar in self.sidecars)
         return is_missing and bool(is_said)
 
@@ -1004,9 +1057,10 @@ def explain(error: Exception) -> str:
 # and nowhere else. Must never touch the library, and never leave by sys.exit from below main().
 
 EXIT_CODES = (
-    "Exit codes: 0 done or nothing to do; 1 something failed, its original is kept; 2 wrong usage "
-    "or configuration, or no such library; 3 another run is at work; 4 a needed program is missing "
-    "or does not work; 5 too little disk space; 129, 130, 143 stopped by a signal."
+    "Exit codes: 0 done or nothing to do; 1 something failed (its original is kept), or a copy is "
+    "lost; 2 wrong usage or configuration, or no such library; 3 another run is at work; 4 a "
+    "needed program is missing or does not work; 5 too little disk space; 129, 130, 143 stopped by "
+    "a signal."
 )
 
 
@@ -1347,6 +1401,7 @@ class Config:
     )
     keep_originals_days: float = setting(0, DAYS)
     verify_before_delete: bool = setting(True, check_boolean)
+    check_days: int = setting(30, number(0, 65_535, whole=True))
     min_saving_percent: float = setting(5, number(0, 99))
     jobs: int = setting(
         0, number(0, 999, whole=True), "-j --jobs N: recordings at work at once; 0 is one a core"
@@ -1380,6 +1435,7 @@ class Config:
     paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
     last_run: bool = flag(False, check_boolean, "--last-run: all that the last run has changed")
     off: bool = flag(False, check_boolean, "--off: let runs work on these again")
+    archive: bool = flag(False, check_boolean, "--archive: read archived files too")
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
@@ -1552,6 +1608,7 @@ class Run:
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Compress, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
+        self.losses = Losses(self)
 
     @property
     def history(self) -> History:
@@ -1596,7 +1653,10 @@ class Run:
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
-                    self.work(self.plan())
+                    groups = self.plan()
+                    if self.losses.find():  # copies that are known again may be due
+                        groups = self.plan()
+                    self.work(groups)
                     self.announce()
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
@@ -1642,18 +1702,23 @@ class Run:
         is_true = not self.committer.ids and not self.report.exit_code
         index = self.committer.index_digest if is_true else ""
         record: dict[str, Any] = {"type": self.config.command}
-        record.update(python=sys.executable, index=index)
+        record.update(python=sys.executable, index=index, checked=self.losses.checked)
         if self.is_complete:
             tier = self.config.delete_tier
             record["announced"] = tier.after_days if tier else None
         self.history.note([{**summary, **record}], self.now)
 
     @property
+    def is_part(self) -> bool:
+        config = self.config
+        selection = (config.only, config.language, config.since, config.until)
+        return any(selection) or config.limit is not None
+
+    @property
     def is_complete(self) -> bool:
         """Returns whether this run does all that the settings ask for, as far as it is now."""
         config, report = self.config, self.report
-        is_part = config.only or config.language or config.since or config.until or config.limit
-        is_whole = config.command == "run" and config.delete_originals and not is_part
+        is_whole = config.command == "run" and config.delete_originals and not self.is_part
         return bool(is_whole and self.is_locked and not report.exit_code and not report.left)
 
     @cached_property
@@ -1709,7 +1774,7 @@ class Run:
         config, report, is_found = self.config, self.report, False
         report.found = report.young = report.links = report.ahead = report.held = 0
         ahead: list[str] = []
-        for folder in self.library.walk(report.error, report.once):
+        for folder in every_folder(self.library, report.error, report.once):
             report.found += len(folder.audio)
             report.links += folder.links
             report.young += sum(self.is_young(file) for file in folder.audio if file.is_original)
@@ -1719,9 +1784,11 @@ class Run:
                     ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
             if self.is_locked:
                 self.staging.sweep(folder)
+            self.losses.met[folder.path] = len(folder.audio)
             if self.is_at_rest(folder):
                 continue
             for recording in self.recordings_in(folder):
+                self.losses.doubt(recording)
                 moves: list[Move] = []
                 with boundary(partial(report.defect, f"{recording.key} was kept")):
                     if not self.is_doomed(recording):
@@ -1759,6 +1826,8 @@ class Run:
         if not self.history.in_folder(folder.path) and all(map(self.is_young, folder.audio)):
             return True
         if self.note_on(folder) and not self.config.retry:
+            return True
+        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
         mount = read_only_mount(self.library, folder.path)
         if mount:
@@ -1803,6 +1872,7 @@ class Run:
         with self.finishing():
             self.compress(singles)
             self.carry_out(wholes)
+            self.losses.read_share()
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -2690,12 +2760,12 @@ def give_to_owner(target: int | str, like: str, mask: int) -> None:
 
 def resolve_recordings(folder: Folder) -> list[Recording]:
     """Returns the recordings of a folder, from its documents. They include files that a document
-    names or the archive has, and that are not here. Time is linear in the documents."""
+    names or the history knows, and that are not here. Time is linear in the documents."""
     library, documents = folder.library, sorted(folder.documents.items())
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     pasts = library.history.in_folder(folder.path)
     takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
-    archived = [name for name, take in takes.items() if take.past.place]
+    away = [name for name, take in takes.items() if take.past.place or take.past.has_copy]
     takes.update(folder.takes)
     names = Names(library.root, folder.path, takes)
     flaws = flaws_of(read, names)
@@ -2704,7 +2774,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     sidecars = [with_names(sidecar, names, called) for sidecar in read]
     lists = {each for sidecar in sidecars for each in (sidecar.files, sidecar.own)}
     named = frozenset[str]().union(*lists)
-    stems = sorted({*folder.takes, *archived, *map(stem_of, named)})
+    stems = sorted({*folder.takes, *away, *map(stem_of, named)})
     recordings = []
     for group, those in grouped(sidecars, stems):
         unreadable = next((flaws[name] for name in group if name in flaws), "")
@@ -2951,7 +3021,7 @@ SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, 
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
 FOLDER_SETTINGS = (
     "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
-    "delete_originals keep_originals_days tiers"
+    "delete_originals keep_originals_days tiers check_days"
 )
 
 
@@ -3013,19 +3083,20 @@ class Asked(NamedTuple):
 
     def is_settled(self, move: Move) -> bool:
         """Returns whether a move is not to be tried again, as long as its settings hold: its own
-        last outcome stays, or a move of a higher rank was tried since."""
-        tried = RANKS.get(self.take.past.move, 1)
-        is_last = tried == move.rank and self.take.past.is_settled
-        return self.holds and (tried > move.rank or is_last)
+        last outcome stays, or a move of a higher rank was tried since, and its copy is here."""
+        take, tried = self.take, RANKS.get(self.take.past.move, 1)
+        is_last = tried == move.rank and take.past.is_settled
+        is_later = tried > move.rank and bool(take.proven_copy or not take.past.has_copy)
+        return self.holds and (is_later or is_last)
 
 
 def asked_of(
     take: Take, policy: Optional[Policy], config: Config, moment: Moment
 ) -> Optional[Asked]:
-    """Returns what is asked of a take, None if it is young, restored or not here."""
+    """Returns what is asked of a take, None if it is young, restored, in doubt or not here."""
     past, wish = take.past, policy or NO_POLICY
     file = take.original or take.copy or next(iter(take.strangers), None)
-    if file is None:
+    if file is None or take.is_in_doubt:
         return None
     is_known = past.speaks_of(file) and not config.retry
     age = moment.age(file)
@@ -3059,7 +3130,9 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     if original and (taken or copy is None):
         yield asked.move(Compress, original, removes, problem)
         return
-    if original and not is_proven:
+    if original and copy and take.past.lost == Reason.ROTTEN.code:
+        yield asked.move(Smaller, original, removes, problem)
+    elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
         yield asked.move(Adopt, original, () if is_large else removes, problem)
     elif copy and is_large:
@@ -3177,7 +3250,7 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
     """Returns what keeps a recording from being deleted by age, if anything does."""
     owners = [sidecar for sidecar in recording.sidecars if sidecar.is_owner]
     owned = {stem_of(name) for sidecar in owners for name in sidecar.own}
-    missing = [take.stem for take in recording.takes if take.state is State.MISSING]
+    missing = [take.stem for take in recording.takes if take.is_missing]
     if not owned.issuperset(take.name for take in recording.takes):
         return Outcome(Reason.NO_SIDECAR)
     if not any(sidecar.has_text for sidecar in owners):
@@ -3211,10 +3284,12 @@ def count_held(recording: Recording, config: Config, moment: Moment, clock: Mome
 
 def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str, Any]]:
     """Returns the note on a folder whose documents are true: what it rests on, and until when;
-    nothing where something is left to be tried now."""
+    nothing where something is left to be tried now, or a copy is lost."""
     until = math.inf
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
+    if any(past.is_lost for _, past in pasts):
+        return []
     for take in (*away, *folder.takes.values()):
         if move_at_most(take, config, clock):
             return []
@@ -3389,7 +3464,7 @@ class Move:
     @property
     def path(self) -> str:
         """Returns the path of the source below the library."""
-        source = self.source or self.take.past.place or self.take.file
+        source = self.source or self.take.past.place or self.take.said
         return join(self.take.folder, source.name if source else self.take.name)
 
     @property
@@ -3463,8 +3538,15 @@ class Move:
         """Compares what it rests on with what was seen. Raises Refusal, OSError."""
         if self.source:
             expect(is_same(library.path(self.path), self.source_seen))
+            expect(self.source_seen is not None and self.is_on_record(self.source_seen.sha256))
         if self.staged and self.copy:  # some disks make inode numbers up anew
             expect(file_at(self.staged)[1:] == self.copy[1:])
+
+    def is_on_record(self, sha256: str) -> bool:
+        """Returns whether its source is the copy on record, if it should be. A hash on record
+        decides."""
+        is_copy = self.source is not None and self.source == self.take.proven_copy
+        return not is_copy or self.take.past.sha256 in ("", sha256)
 
     def put(self, library: Library) -> None:
         """Puts in place what is staged, never over another file. Raises Refusal, OSError."""
@@ -3492,6 +3574,8 @@ class Move:
         a copy that it had stay when a later step is kept or fails. A failure under the same
         settings counts one attempt more, unless its reason `is_environment`."""
         source, last = self.source, self.take.past
+        if self.reason.action is Action.LOST:
+            return last._replace(lost=self.reason.code)
         known = last if source is None or last.speaks_of(source) else NO_PAST
         attempts = 0
         if self.reason.action is Action.FAILED:
@@ -3573,6 +3657,9 @@ class Compress(Move):
             identity = run.library.identity(file)
             self.source_seen = Witness(identity)
             expect(source is not None and identity[-2:] == source[1:])
+            is_copy = source == self.take.proven_copy
+            if is_copy and not self.is_on_record(digest_from(file, stop=run.stop)):
+                raise Refusal(Reason.ROTTEN, since_when(self.take.past))
             self.probe = probe(file.fileno(), path, run.tools)
             name = folded(self.take.name)
             recorded = [sidecar.durations.get(name, 0.0) for sidecar in self.recording.sidecars]
@@ -3636,6 +3723,9 @@ class Compress(Move):
             mtime_ns=self.copy.mtime_ns,
             bitrate=self.target.bitrate,
             compressed=now,
+            sha256=self.copy_seen.sha256 if self.copy_seen else "",
+            freed=now if self.take.original in self.removes else past.freed,
+            lost="",
         )
 
 
@@ -3682,7 +3772,9 @@ class Smaller(Compress):
 
     @property
     def size_before(self) -> int:
-        return self.take.copy.size if self.take.copy else self.source_size
+        """Returns the bytes of the copy before. A damaged one says nothing."""
+        copy = None if self.take.past.lost else self.take.copy
+        return copy.size if copy else self.source_size
 
     def examine(self, run: Run) -> None:
         super().examine(run)
@@ -3853,6 +3945,27 @@ class BringBack(Restore, Adopt):
         in its place is unproven."""
         is_going = self.outcome is None and self.removes
         return past if is_going else past._replace(size=0)
+
+
+class Reread(Move):
+    """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
+
+    name, rank, done, due = "check", 0, Reason.SOUND, Reason.SOUND
+    after: Optional[Past] = None  # what the history is to say, unless it is lost
+
+    @property
+    def is_other(self) -> bool:
+        """Returns whether it is another file than the one on record. Without a hash on record, size
+        and mtime decide."""
+        past, seen = self.take.past, self.copy_seen
+        is_known = past.sha256 == seen.sha256 if past.sha256 and seen else self.take.proven_copy
+        return not (self.outcome or is_known)
+
+    def past_after(self, now: float) -> Past:
+        return self.after or super().past_after(now)
+
+    def told(self) -> dict[str, Any]:
+        return {**super().told(), "file": self.path if self.copy else None}
 
 
 RANKS = {kind.name: kind.rank for kind in (Compress, Adopt, Smaller, Free, Store, Delete)}
@@ -4946,15 +5059,14 @@ class Transcoder:
             if messages:
                 raise damaged(messages)
 
-    def decode(self, copies: Mapping[str, Probe]) -> dict[str, str]:
-        """Decodes copies in full, for `check`. Returns what is wrong, by the absolute path of the
-        copy."""
+    def decode(self, copies: Mapping[str, Probe]) -> dict[str, Exception]:
+        """Returns what a full decode finds wrong, by the copy's absolute path."""
         jobs = []
         for path, found in copies.items():
             target = Target(FORMAT_OF[splitext(path)[1]], 0)
             jobs.append(Job("", found, target, path, False, "", ""))
         self.divide(jobs, self.decode_copies, self.decode_copies)
-        return {job.copy: explain(job.problem) for job in jobs if job.problem}
+        return {job.copy: job.problem for job in jobs if job.problem}
 
     def copy_arguments(self, number: int, job: Job) -> list[str]:
         """Returns ffmpeg's arguments to encode input `number`, with the tags of its container and
@@ -5394,6 +5506,9 @@ class Committer:
             copies += sum(file.size for file in folder.audio if file.format)
             if folder.path in met:
                 recordings += self.run.recordings_in(folder)
+        for stem, past in losses(self.library).items():
+            path = self.library.path(stem + past.suffix)
+            copies += past.size - (getsize(path) if isfile(path) else 0)
         index = Catalogue(recordings, self.ids)
         edit = partial(
             edit_index,
@@ -5429,13 +5544,15 @@ class Committer:
     def finish_folder(self, path: str) -> list[dict[str, Any]]:
         """Makes all documents of a folder true. Returns the note on it, if it has one. Raises
         OSError, UsageError."""
-        folder = self.library.folder(path)
+        is_gone = not isdir(self.library.path(path))
+        folder = Folder(path, self.library) if is_gone else self.library.folder(path)
         recordings = self.run.recordings_in(folder)
         if folder.is_unread:  # nothing shows when it can be read: it is looked at every night
             return []
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
-        flush_folder(self.library.path(path))
+        if not is_gone:
+            flush_folder(self.library.path(path))
         is_true = bool(recordings) and all(true)
         return folder_note(folder, self.run.config, self.run.clock) if is_true else []
 
@@ -5744,12 +5861,13 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         original, past = take.original, take.past
         states.add(take.state)
         firsts.append(original.size if original else past.first_size or None)
-        file = take.file or past.place
+        file = take.said
         if take.state is State.DELETED:  # it counts as it was
             name = take.name + (past.suffix or SOURCE_SUFFIX)
             file = File(name, past.size if past.suffix else past.first_size, past.mtime_ns)
         standing += file.size if file else 0
-        on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
+        here = (*take.originals, take.lost_copy or take.copy)
+        on_disk += sum(each.size for each in here if each)
         if file and file.name.endswith(COPY_SUFFIXES):
             date = max(date or 0.0, past.compressed)
         deleted = max(deleted, past.deleted)
@@ -6614,16 +6732,17 @@ def asked_for(run: Run) -> Iterator[Recording]:
         run.report.error(f"{asked[inside]}: no recording of {library.root}, here or on record")
 
 
-def every_folder(library: Library, problem: Callable[[str], object]) -> Iterator[Folder]:
-    """Yields the folders of the library, and then those that are gone, as all in them is
-    archived."""
-    pasts = library.history.pasts.items()
-    gone = {dirname(stem) for stem, past in pasts if past.place}
-    for folder in library.walk(problem):
+def every_folder(
+    library: Library, problem: Callable[[str], object], passed_over: Callable[[str], object] = str
+) -> Iterator[Folder]:
+    """Yields the folders of the library, and then those on record that are gone."""
+    gone = library.history.folders(library.history.lines)
+    for folder in library.walk(problem, passed_over):
         gone.discard(folder.path)
         yield folder
     for path in sorted(gone):
-        yield Folder(path, library)
+        if not isdir(library.path(path)):
+            yield Folder(path, library)
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -6788,45 +6907,322 @@ def prove_again(run: Run, move: BringBack) -> None:
     move.is_proven = True
 
 
-# ----------------------------------------------------------------------------------------- check
-# The compressed library against its records: every copy decoded, every document derived anew and
-# compared with what it says, what should be in the archive asked for there. Changes nothing.
+# ---------------------------------------------------------------------------------------- losses
+# Finds the copies on record that are lost, moved or back, and reads a share of all copies every
+# night. Writes nothing but the history, and that only while the library is locked. A copy whose
+# original is here is never lost: it is made again.
 
 LENGTH_TOLERANCE = 0.15  # seconds, between what the history says of a copy and what is in it
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP)  # the last two: no plain file
+LARGE_FOLDER = 1000  # files; with more, a share is made of files instead of folders
+FEWEST = 10  # copies on record; more than half of so many never vanish by their owner's wish
+LOST_ADVICE = (
+    "Bring lost copies back from a backup: the next run recognises each by its hash. To forget "
+    "one, remove it from its sidecar and from the index."
+)
+
+
+def losses(library: Library) -> dict[str, Past]:
+    """Returns the pasts, by stem, of the lost copies on record that are still missing. Raises
+    OSError if the history cannot be read."""
+    history, found = library.history, {}
+    for path in sorted(history.folders(history.lossy if history.lines else ())):
+        with suppress(OSError, UsageError):  # a folder that cannot be read tells nothing
+            here = library.folder(path).takes if isdir(library.path(path)) else {}
+            for stem, past in history.in_folder(path).items():
+                take = here.get(basename(stem), Take(stem, past=past))
+                if past.is_lost and take.lost_copy:
+                    found[stem] = past
+    return found
+
+
+def since_when(past: Past) -> str:
+    """Returns what became of the original of a lost copy."""
+    if past.freed:
+        return f"its original was deleted on {local_time(past.freed)[:10]}"
+    return "its original is not here"
+
+
+def share_of(path: str, every: int) -> int:
+    """Returns in which of so many nights a folder or file is read again."""
+    return zlib.crc32(os.fsencode(path)) % every
+
+
+def reread(take: Take, recording: Recording) -> Reread:
+    """Returns the move that reads a copy: the file that is here, or the one on record."""
+    source = take.lost_copy or take.copy
+    return Reread(take, Target("", 0), take.past.settings, source, recording=recording)
+
+
+class Losses:
+    """Looks at copies on record, and puts on record what became of them."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.library, self.report = run, run.library, run.report
+        self.met: dict[str, int] = {}  # number of files, by folder
+        self.doubtful: dict[str, Reread] = {}  # by stem
+        self.is_cut = False  # nothing more is to be read
+
+    def doubt(self, recording: Recording) -> None:
+        """Notes the copies that `find` is to look at."""
+        for take in recording.takes:
+            if take.is_in_doubt:
+                self.doubtful[take.stem] = reread(take, recording)
+
+    def find(self) -> bool:
+        """Settles what became of the copies in doubt. Returns whether anything was put on record.
+        Raises Stopped, ServiceError."""
+        return self.settle(self.read(list(self.doubtful.values())))
+
+    @cached_property
+    def checked(self) -> int:
+        """Returns the day, since the epoch, up to which shares were read."""
+        day, today = int(finite(self.run.last.get("checked"))), int(self.run.now // DAY)
+        return day if 0 < day <= today else today - 1
+
+    def read_share(self) -> None:
+        """Reads the copies whose turn it is. Raises Stopped, ServiceError."""
+        every, today = self.run.config.check_days, int(self.run.now // DAY)
+        if self.run.is_part or not every or not self.run.is_locked:
+            return
+        days = {day % every for day in range(max(self.checked, today - every) + 1, today + 1)}
+        moves = []
+        for path, count in self.met.items():
+            is_large = count > LARGE_FOLDER
+            if not is_large and share_of(path, every) not in days:
+                continue
+            with suppress(OSError, UsageError):
+                for take in self.library.folder(path).takes.values():
+                    is_due = not is_large or share_of(take.stem, every) in days
+                    if is_due and take.proven_copy:
+                        moves.append(reread(take, Recording(path, (take,))))
+        found = self.read(moves, self.run.must_end)
+        # What went meanwhile is for the next run, which asks the documents.
+        self.settle([move for move in found if move.reason is not Reason.MISSING])
+        self.checked = self.checked if self.is_cut else today
+
+    def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
+        """Returns moves with what was found. Raises Stopped, ServiceError."""
+        batches = [moves[at : at + BATCH_FILES] for at in range(0, len(moves), BATCH_FILES)]
+        found: list[Reread] = []
+        with Threads(self.run.workers) as pool:
+            for batch in pool.map(self.read_batch, batches):
+                found += batch
+                self.report.progress(len(found), len(moves))
+                self.is_cut = self.is_cut or must_end()
+        if self.run.transcoder.ended:
+            raise self.run.transcoder.ended
+        return found
+
+    def read_batch(self, moves: Sequence[Reread]) -> list[Reread]:
+        """Hashes copies, and decodes those with other bytes or without a hash on record: in a
+        thread. Raises Stopped, ServiceError."""
+        by_path = {self.library.path(move.path): move for move in moves if not self.is_cut}
+        found: dict[str, Probe] = {}
+        for path, move in by_path.items():
+            past = move.take.past
+            try:
+                move.copy_seen = seen = self.library.witness(path, self.run.stop)
+                move.copy = file = File(basename(path), *seen.identity[-2:])
+                if seen.sha256 == past.sha256:
+                    continue
+                if past.sha256 and file.is_on_record(past.size, past.mtime_ns):
+                    raise Refusal(Reason.ROTTEN)
+                made = probe_file(path, self.run.tools)
+                if past.seconds and abs(made.timeline - past.seconds) > LENGTH_TOLERANCE:
+                    raise NotProven(f"{past.seconds:.2f} s", f"{made.timeline:.2f} s")
+                found[path] = made
+            except (Refusal, OSError) as error:
+                is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
+                move.refuse(Refusal(Reason.MISSING) if is_gone else error)
+        for path, problem in self.run.transcoder.decode(found).items():
+            by_path[path].refuse(problem)
+        for move in by_path.values():
+            reason, detail, _ = move.outcome or Outcome(move.done)
+            if reason is Reason.NOT_PROVEN or reason.action is Action.KEPT:
+                detail = detail or reason.sentence.format("")
+                move.outcome = Outcome(Reason.BAD_COPY, detail)
+        return list(by_path.values())
+
+    def settle(self, moves: Sequence[Reread]) -> bool:
+        """Puts on record what became of copies, and reports it. Returns whether anything was put on
+        record. Raises ServiceError."""
+        run, history, report = self.run, self.library.history, self.report
+        if any(move.reason is Reason.BAD_COPY for move in moves):  # or ffmpeg is to blame
+            try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
+        is_odd = any(move.outcome or move.is_other for move in moves)
+        pasts = history.pasts if is_odd else {}
+        stems = {past.sha256: stem for stem, past in pasts.items()}
+        for move in moves:
+            twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
+            if twin and move.is_other:
+                move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
+        bad = [move for move in moves if move.outcome and not move.take.originals]
+        places = self.find_bytes(bad)
+        gone = [move.take.past for move in bad if move.reason is Reason.MISSING]
+        new = [past for past in gone if not past.lost and past.sha256 not in places]
+        known = sum(past.has_copy and not past.lost for past in pasts.values())
+        is_most = known >= FEWEST and 2 * len(new) > known
+        changed = list[Reread]()
+        for move in moves:
+            there = places.get(move.take.past.sha256, "")
+            changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
+        if run.is_locked and changed:
+            run.committer.attempt((), history.append, changed, run.now)
+            run.committer.folders.update(move.take.folder for move in changed)
+        for move in changed:
+            if not move.after:
+                report.outcome(move)
+        forgotten = [move for move in changed if move.after and move.after.lost == FORGOTTEN]
+        if forgotten:
+            report.once(f"Forgotten, as no document names them any more: {len(forgotten)}.")
+        return run.is_locked and bool(changed)
+
+    def sound(self, move: Reread) -> list[Reread]:
+        """Returns the move if its record has to change. Its copy plays in full."""
+        past, file, seen = move.take.past, move.copy, move.copy_seen
+        if not (past.has_copy and file and seen):
+            return []
+        move.after = past._replace(sha256=seen.sha256, lost="")
+        if not move.take.originals:
+            after = move.after._replace(suffix=file.suffix, size=file.size)
+            move.after = after._replace(mtime_ns=file.mtime_ns)
+        if past.is_lost:
+            self.news(f"{move.path} is back.")
+        elif move.is_other:
+            rate = provenance(self.library.path(move.path))
+            move.after = move.after._replace(bitrate=rate or past.bitrate)
+            self.news(
+                f"{move.path} is another file than the one on record. It decodes in full and lasts "
+                "as long, so it is recorded anew."
+            )
+        return [move] if move.after != past else []
+
+    def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
+        """Returns what goes on record of a copy that is not sound. Its bytes may be `there`.
+        `is_most` tells whether most copies are missing at once."""
+        take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
+        is_gone = reason is Reason.MISSING
+        if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
+            return []  # a link; or archived or deleted, by the word of its sidecar
+        if not past.has_copy or reason.action is Action.FAILED:
+            self.report.error(f"{move.path}: {move.told()['reason']}")
+            return []
+        if take.originals:
+            self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
+            move.after = past._replace(lost=Reason.ROTTEN.code)
+            return [move]
+        stem, suffix = splitext(there)
+        if suffix in FORMAT_OF and stem not in self.library.history.in_folder(dirname(stem)):
+            self.news(f"{move.path} was moved to {there}. Its record moves too.")
+            new = reread(take._replace(stem=stem), recording)
+            mtime_ns = file_at(self.library.path(there)).mtime_ns
+            new.after = past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
+            move.after = NO_PAST
+            return [new, move]  # in this order, as a kill may come in between
+        is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
+        if is_gone and not is_named and past.lost != Reason.VANISHED.code:
+            if past.lost or not is_most:
+                move.after = past._replace(lost=FORGOTTEN)
+                return [move]
+            reason = Reason.VANISHED
+        if past.is_lost:
+            self.report.missed += 1
+            return []
+        hint = f"its bytes are in {there}" if there else ""
+        found = move.outcome.detail if move.outcome else ""
+        details = (found, since_when(past), hint)
+        move.outcome = Outcome(reason, "; ".join(filter(None, details)))
+        return [move]
+
+    def news(self, text: str) -> None:
+        self.report.has_news = True
+        self.report.once(text)
+
+    def find_bytes(self, moves: Sequence[Reread]) -> dict[str, str]:
+        """Returns the paths of files that may be copies from other places, by their SHA-256."""
+        sizes = {move.take.past.size for move in moves}
+        found = {}
+        for folder in self.library.walk(str) if moves else ():
+            for file in folder.audio:
+                if file.size in sizes and folder.takes[stem_of(file.name)].proven_copy != file:
+                    path = join(folder.path, file.name)
+                    with suppress(OSError):
+                        found[digest_of(self.library.path(path))] = path
+        return found
+
+    def is_in_index(self, take: Take) -> bool:
+        """Returns whether the index has an id or a name of it, or is not understood."""
+        words = self.index_words
+        return words is None or not words.isdisjoint({*take.past.ids, self.end_of(take.stem)})
+
+    def end_of(self, path: str) -> str:
+        """Returns the last two parts of a path below the library, as names are compared."""
+        return "/".join(folded(join(self.library.name, plain_path(path))).split("/")[-2:])
+
+    @cached_property
+    def index_words(self) -> Optional[set[str]]:
+        """Returns the ids and the ends of names in the index, None if it is not understood."""
+        try:
+            document = JsonText(read_regular(self.library.path(INDEX_NAME)))
+            ids = {id_ for _, id_, _ in entries(document)}
+            names = document.names(document.root)
+            return ids.union(self.end_of(stem_of(text)) for _, text, _ in names)
+        except FileNotFoundError:
+            return set()
+        except (Flaw, OSError):
+            return None
+
+
+# ----------------------------------------------------------------------------------------- check
+# The library against its records: every copy by its hash, every document derived anew and compared
+# with what it says, every archived file. Changes nothing but the record of what is lost.
+
+RUN_CORRECTS = "A run corrects that."
 
 
 def command_check(config: Config, report: Report) -> None:
-    run = Run(config, report)
+    """`check`, also with `--archive`."""
+    run, message = Run(config, report), ""
+    report.open_log()
     run.library.require(config.log_file)
-    takes: list[Take] = []
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.open(locks=isdir(run.library.own(""))))
+        except ServiceError as error:
+            report.once(f"What is lost cannot be put on record: {error}")
+            stack.enter_context(run.open(locks=False))
+        message = check_all(run)
+    report.once(message)
+    notify(config, report, report.summary(message))
+
+
+def check_all(run: Run) -> str:
+    """Reports all that is wrong. Returns how many of what. Raises Stopped, ServiceError."""
+    report = run.report
     recordings: list[Recording] = []
     for folder in every_folder(run.library, report.error):
         recordings += run.recordings_in(folder)
-    away: list[tuple[Recording, Take]] = []
+    copies, away = [], []
     for recording in recordings:
-        check_documents(run, recording)
-        takes += recording.takes
         for take in recording.takes:
-            if not take.files and (take.past.place or recording.location):
+            if take.copy or take.is_in_doubt:
+                copies.append(reread(take, recording))
+            elif not take.files and (take.past.place or recording.location):
                 away.append((recording, take))
-    index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
-    data = b"{}"
-    with answering_for(run, INDEX_NAME):
-        data = read_regular(run.library.path(INDEX_NAME))
-        for id_ in index_differs(data, index.facts, index.meant):
-            report.error(f"{INDEX_NAME} does not say what the recording {id_} is")
-    copies = {  # seconds on record, by absolute path
-        run.library.path(take.folder, take.copy.name): take.past.seconds
-        for take in takes
-        if take.copy
-    }
-    with run.open(locks=False):
-        check_places(run, away, data.decode("utf-8", "replace"))
-        check_copies(run, copies)
+    run.losses.settle(run.losses.read(copies))
+    lost, unread = report.counts[Action.LOST] + report.missed, report.errors
+    check_documents(run, recordings)
+    untrue = report.errors
+    check_places(run, away)
+    report.exit_code = report.exit_code or int(lost > 0)
+    documents = sum(len(recording.sidecars) for recording in recordings)
     verdict = "something is wrong" if report.exit_code else "all sound"
-    message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
-    report.say(message)
-    notify(config, report, report.summary(message))
+    return (
+        f"Checked {len(copies)} copies: {lost} lost, {unread} unsound or not read; "
+        f"{documents} documents: {untrue - unread} wrong; "
+        f"{len(away)} archived files: {report.errors - untrue} wrong. In all: {verdict}."
+    )
 
 
 @contextmanager
@@ -6840,25 +7236,34 @@ def answering_for(run: Run, what: str) -> Iterator[None]:
         run.report.error(f"{what}: {explain(error)}")
 
 
-def check_documents(run: Run, recording: Recording) -> None:
-    """Every document says what its takes are, and every file that it names is here or archived."""
-    for take in recording.takes:
-        if take.state is State.MISSING and not recording.location:
-            run.report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
-    if recording.policy.unreadable:
-        run.report.error(recording.policy.unreadable)
-    for path, edit in edits(run.library, recording, {}):
-        with answering_for(run, path):
-            if edit(read_regular(run.library.path(path))):
-                run.report.error(f"{path} does not say what its recording is")
+def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
+    """Reports documents that do not say what their recordings are, and names of files that are
+    neither here nor archived."""
+    report = run.report
+    for recording in recordings:
+        for take in recording.takes:
+            if take.state is State.MISSING and not recording.location:
+                report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
+        if recording.policy.unreadable:
+            report.error(recording.policy.unreadable)
+        for path, edit in edits(run.library, recording, {}):
+            with answering_for(run, path):
+                if edit(read_regular(run.library.path(path))):
+                    report.once(f"{path} does not say what its recording is. {RUN_CORRECTS}")
+    index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
+    with answering_for(run, INDEX_NAME):
+        data = read_regular(run.library.path(INDEX_NAME))
+        for id_ in index_differs(data, index.facts, index.meant):
+            report.once(f"{INDEX_NAME} does not say what the recording {id_} is. {RUN_CORRECTS}")
 
 
-def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -> None:
-    """Reports archived files that are not there, or have another size. One that neither a sidecar
-    nor the index names was deleted by its owner."""
-    archive = run.archive
+def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
+    """Reports archived files that are not there, or are other files by their size or, with
+    `--archive`, by their hash. One that neither a sidecar nor the index names was deleted by its
+    owner."""
+    archive, report = run.archive, run.report
     if away and not archive:
-        run.report.error(f"{len(away)} files are archived, and no archive is configured")
+        report.error(f"{len(away)} files are archived, and no archive is configured")
     if not away or not archive:
         return
     missing = []
@@ -6868,42 +7273,20 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
             with answering_for(run, take.stem):
                 place = take.past.place or lead(archive, recording, take)
                 there, size = archive.find(take.folder, place, recording.location)
-                words = (place.name, *take.past.ids)
-                said = [word for word in words if word in index or json.dumps(word) in index]
-                if size is None and (said or recording.sidecars):
-                    missing.append(take.stem)
-                elif size is not None and place.size not in (0, size):
+                is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
+                if size is None:
+                    missing += [take.stem] if is_named else []
+                elif place.size not in (0, size):
                     known = f"{place.size} are on record"
-                    run.report.error(f"{there} has {size} bytes in the archive, {known}")
+                    report.error(f"{there} has {size} bytes in the archive, {known}")
+                elif run.config.archive and archive.digest(there) != place.sha256:
+                    report.error(f"{there} in the archive is not the file that went there")
+                elif not is_named:
+                    report.once(f"{there} is in the archive, and no document names it.")
         if len(missing) == len(away):  # perhaps it is not the files that are not there
             archive.answer()
         for stem in missing:
-            run.report.error(f"{stem} is not in the archive any more")
-
-
-def check_copies(run: Run, copies: Mapping[str, float]) -> None:
-    """Each is walked, decoded in full, and as long as on record."""
-    paths = sorted(copies)
-    batches = [paths[at : at + BATCH_FILES] for at in range(0, len(paths), BATCH_FILES)]
-
-    def problems(batch: Sequence[str]) -> dict[str, str]:
-        found, wrong = {}, {}
-        for path in batch:
-            try:
-                found[path] = probe_file(path, run.tools)
-                lasts = found[path].timeline
-                recorded = copies[path]
-                if recorded and abs(lasts - recorded) > LENGTH_TOLERANCE:
-                    wrong[path] = f"lasts {lasts:.2f} s, {recorded:.2f} are on record"
-            except (Refusal, OSError) as error:
-                wrong[path] = explain(error)
-        return {**run.transcoder.decode(found), **wrong}
-
-    with Threads(run.workers) as pool:
-        for number, wrong in enumerate(pool.map(problems, batches), 1):
-            run.report.progress(number * BATCH_FILES, len(paths))
-            for path, text in wrong.items():
-                run.report.error(f"{relpath(path, run.library.root)}: {text}")
+            report.error(f"{stem} is not in the archive any more")
 
 
 # --------------------------------------------------------------------------------------- history
@@ -6917,6 +7300,7 @@ NOTE = b'{"type": "folder"'  # begins such a line
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
 NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
+LOST = b'"lost": "'  # in the line of a take whose copy is lost or forgotten
 
 
 class History:
@@ -6925,6 +7309,7 @@ class History:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.known: dict[str, dict[str, Past]] = {}  # by folder and stem
+        self.lossy: set[Optional[bytes]] = set()  # folders with copies that are or were lost
         self.checksums: dict[Optional[bytes], int] = {}  # of its lines without notes, by folder
 
     @cached_property
@@ -6949,6 +7334,8 @@ class History:
         """Returns the folder of a line, as `lines` names it."""
         match = LINE.match(line)
         folder = match[1] or b"" if match else None
+        if LOST in line:
+            self.lossy.add(folder)
         if not line.startswith(NOTE):
             self.checksums[folder] = zlib.crc32(line, self.checksums.get(folder, 0))
         return folder
@@ -6976,22 +7363,24 @@ class History:
                 with suppress(*ODD):
                     stem = record["take"]
                     if "\0" not in stem and NO_NAMES.isdisjoint(stem.split("/")):
-                        pasts[stem] = Past.of(record["past"])
+                        remember(pasts, stem, Past.of(record["past"]))
         return self.known[folder]
-
-    @property
-    def folders(self) -> Iterator[str]:
-        """Yields the folders that it remembers."""
-        for folder in self.lines:
-            with suppress(ValueError):
-                if folder is not None:
-                    yield json.loads(b'"%s"' % folder[:-1])
 
     @property
     def pasts(self) -> Mapping[str, Past]:
         """Returns all, by stem."""
-        known = [self.in_folder(folder) for folder in self.folders]
+        known = [self.in_folder(folder) for folder in self.folders(self.lines)]
         return {stem: past for pasts in known for stem, past in pasts.items()}
+
+    def folders(self, keys: Iterable[Optional[bytes]]) -> set[str]:
+        """Returns the paths of folders, by their names in `lines`."""
+        paths = {""}
+        for key in filter(None, keys):
+            with suppress(ValueError):
+                path = json.loads(b'"%s"' % key[:-1])
+                if "\0" not in path and NO_NAMES.isdisjoint(path.split("/")):
+                    paths.add(path)
+        return paths
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
@@ -7021,7 +7410,7 @@ class History:
             records.append({**move.told(), **about})
         self.write(records)
         for move, past in zip(moves, pasts):
-            self.in_folder(move.take.folder)[move.take.stem] = past
+            remember(self.in_folder(move.take.folder), move.take.stem, past)
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
@@ -7046,6 +7435,13 @@ class History:
             flush(descriptor)
         for line in lines:
             self.add_to_checksum(line)
+
+
+def remember(pasts: dict[str, Past], stem: str, past: Past) -> None:
+    """Notes the past of a take. One whose record was moved has none any more."""
+    pasts[stem] = past
+    if past == NO_PAST:
+        del pasts[stem]
 
 
 def as_json(folder: str) -> bytes:
@@ -7093,6 +7489,9 @@ def gather_stats(config: Config) -> dict[str, Any]:
     for key, value in sorted(add_up(run, problems).items()):
         group, _, name = key.partition("/")
         groups[group][name] = value
+    for stem, past in losses(library).items():
+        key = f"{Action.LOST.value} {past.lost}"
+        groups["named"].setdefault(key, []).append(stem + past.suffix)
     totals, due, was, made = (groups[name] for name in ("all", "due", "was", "made"))
     share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
     due["estimated_saving"] = max(0, round(due["size"] - due.pop("asked") * share))
@@ -7118,7 +7517,7 @@ def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
     """Returns the sums of all folders, also of those that are gone, as all in them is archived. The
     note on a folder has them while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
-    gone = (Folder(path, run.library) for path in run.history.folders)
+    gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
     seen = set[str]()
     for folder in itertools.chain(run.library.walk(problems.append), gone):
         if folder.path in seen:
@@ -8188,6 +8587,8 @@ class Report:
     exit_code = 0
     announcement = ""  # of a deletion; sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
+    missed = 0  # lost copies that earlier runs reported
+    errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
 
@@ -8251,6 +8652,7 @@ class Report:
         """On stderr and in the log, once; the gravest error's code is the run's."""
         self.exit_code = max(self.exit_code, code)
         if text not in self.told:
+            self.errors += 1
             self.told.add(text)
             self.log(text, "ERROR")
             self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
@@ -8296,7 +8698,7 @@ class Report:
     def outcome(self, move: Move) -> None:
         """Counts and reports what became of one take: called once for each."""
         action, told = move.reason.action, move.told()
-        is_failed = action is Action.FAILED
+        is_failed = action in (Action.FAILED, Action.LOST)
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
         self.has_news = self.has_news or action is not Action.KEPT
@@ -8330,7 +8732,9 @@ class Report:
 
     def show(self, line: str, told: Mapping[str, Any], is_failed: bool) -> None:
         self.write_json(told)
-        if is_failed and self.config.quiet:
+        if told["action"] is Action.LOST and self.counts[Action.LOST] > NAMED:
+            pass  # the log has it
+        elif is_failed and self.config.quiet:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
@@ -8392,6 +8796,11 @@ class Report:
         self.order.clear()
         self.show_lines()
         text = "" if message and not self.counts else self.sentence()
+        lost = self.counts[Action.LOST]
+        if lost > NAMED:
+            self.say(f"and {lost - NAMED:,} more lost copies; the log names each")
+        if lost:
+            self.say(LOST_ADVICE)
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
             self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
@@ -8401,6 +8810,7 @@ class Report:
             "type": "summary",
             **{action.value: self.counts[action] for action in Action},
             **{name: getattr(self, name) for name in SUMMED.split()},
+            "lost": lost + self.missed,
             "elapsed_seconds": round(monotonic() - self.started, 3),
             "message": f"{message} {text}".strip(),
         }
@@ -8410,7 +8820,7 @@ class Report:
     @property
     def left(self) -> int:
         """Returns how many recordings are due still."""
-        return max(0, self.due - sum(self.counts.values()))
+        return max(0, self.due - sum(self.counts.values()) + self.counts[Action.LOST])
 
     def sentence(self) -> str:
         """Returns the end of a run in words."""
@@ -8433,6 +8843,8 @@ class Report:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
         if self.held:
             parts.append(f"Waiting until another run confirms the clock: {self.held}")
+        if self.missed:
+            parts.append(f"Lost before, and still missing: {self.missed}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
         parts.append(self.announcement)
@@ -8574,6 +8986,13 @@ def obstacles(config: Config) -> Iterator[Finding]:
     if word and not is_known_to_shell(word, dirname(config.file)):
         text = f"The notify_command begins with {word}. No program on PATH has this name."
         yield Finding(text, 1)
+    with suppress(ServiceError, OSError):
+        lost = losses(Library(config.recordings_dir)).items()
+        paths = [stem + past.suffix for stem, past in lost]
+        if paths:
+            more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
+            text = f"Lost copies: {', '.join(paths[:NAMED])}{more}. {LOST_ADVICE}"
+            yield Finding(text, 1)
     try:
         index = join(config.recordings_dir, INDEX_NAME)
         read_whole(index, lambda data: next(entries(JsonText(data)), None))
@@ -8880,7 +9299,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "check": Command(
         "fully verify the compressed library against its records",
-        "jobs json quiet verbose progress",
+        "archive jobs json quiet verbose progress",
         command_check,
     ),
     "restore": Command(
