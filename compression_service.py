@@ -2169,7 +2169,8 @@ class Trials:
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
         """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
         in its place. Raises OSError."""
-        whole, folder = self.library.path(path), self.library.path(dirname(path))
+        whole = self.library.path(path)
+        folder = dirname(whole)
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
         with open_regular(whole) as file:
             before, acl = os.fstat(file.fileno()), access_list(file.fileno())
@@ -3420,7 +3421,7 @@ class Window:
         if self.stop.requested:
             raise Stopped
         begin = offset - self.start
-        if not 0 <= begin <= begin + length <= len(self.data):
+        if not 0 <= begin <= len(self.data) - length:
             self.start, begin = offset, 0
             self.data = os.pread(self.descriptor, max(length, HEAD_BYTES), offset)
         return self.data[begin : begin + length]
@@ -3667,8 +3668,8 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
         return found
     if codec not in PCM_TAGS:
         raise unsupported(codec)
-    bits = big(values["BitDepth"])
-    return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate_of(values))
+    tag, bits = PCM_TAGS[codec], big(values["BitDepth"])
+    return pcm_probe("matroska", tag, bits, channels, rate_of(values))
 
 
 def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
@@ -3917,7 +3918,7 @@ class Movie:
         if flags & 16:
             (size,) = self.numbers("tfhd", at, 1)
         flags, count = self.numbers("trun", 0, 2)
-        at = 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
+        at = 8 + 4 * bin(flags & 5).count("1")  # two fields may stand before the table
         fields = bin(flags & 0xF00).count("1")
         table = self.numbers("trun", at, fields * count)
         durations: Iterable[int] = itertools.repeat(duration)
@@ -3980,18 +3981,20 @@ class Movie:
         data = self.content("elst", 4_096)  # versions 0 and 1 have rows of different lengths
         row = ">QqhH" if data[:1] == b"\1" else ">IihH"
         step = struct.calcsize(row)
-        # Length, start (-1 for silence), and speed.
         parts = [struct.unpack_from(row, data, at) for at in range(8, len(data) - step + 1, step)]
-        while parts and parts[0][1] == -1:
-            lead += parts.pop(0)[0] / self.scale("mvhd")
-            hides_all = not parts and "trun" not in self.places
-            end = 0 if hides_all else end
-        if len(parts) > 1 or (parts and parts[0][2:] != (1, 0)):
-            raise Refusal(Reason.HIDDEN, "several parts, or another speed")
-        for ticks, begin, *_ in parts:
+        is_played = False
+        for ticks, begin, *speed in parts:
+            if begin == -1 and not is_played:  # silence before the sound
+                lead += ticks / self.scale("mvhd")
+                continue
+            if is_played or speed != [1, 0]:
+                raise Refusal(Reason.HIDDEN, "several parts, or another speed")
+            is_played = True
             start = round(begin * rate / self.scale("mdhd"))
             if "trun" not in self.places:  # ffmpeg plays all fragments
                 end = min(end, start + round(ticks * rate / self.scale("mvhd")))
+        if parts and not (is_played or "trun" in self.places):
+            end = 0
         return lead, start, end
 
 
@@ -4516,14 +4519,12 @@ def compare_parts(
     power, count = mean_power(source), min(len(source), len(copy))
     if power <= quiet:
         return
-    parts = max(1, round(count / LEVEL_PART))
-    faint = math.sqrt(max(quiet, tolerance.faint * power) * count / parts)
-    loud = math.sqrt(max(quiet, tolerance.loud * power) * count / parts)
+    faint = math.sqrt(max(quiet, tolerance.faint * power) * LEVEL_PART)
+    loud = math.sqrt(max(quiet, tolerance.loud * power) * LEVEL_PART)
     left = math.sqrt(tolerance.left)
-    at = 0
-    for number in range(1, parts + 1):
-        end = count * number // parts
-        part, other = source[at:end], copy[at:end]
+    # A hole of 30 ms holds a whole part, also if it covers the rest of less than 10 ms.
+    for at in range(0, count - LEVEL_PART + 1, LEVEL_PART):
+        part, other = source[at : at + LEVEL_PART], copy[at : at + LEVEL_PART]
         sound = math.hypot(*part)
         if sound > faint:
             seconds = (begin + at) / LEVEL_RATE
@@ -4535,7 +4536,6 @@ def compare_parts(
                 gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
                 if gain < tolerance.gain:
                     raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
-        at = end
 
 
 # ---------------------------------------------------------------------------------------- commit
@@ -6991,12 +6991,11 @@ class Tools:
             for stream, taker in takers:
                 if stream:
                     streams.register(stream, selectors.EVENT_READ, taker)
-            has_ended, is_quiet = False, False
-            # A grandchild may keep the streams open for ever.
-            while streams.get_map() and not (has_ended and is_quiet):
+            while streams.get_map():
                 has_ended = process.poll() is not None  # its last words are still to be read
                 events = streams.select(0 if has_ended else 0.2)
-                is_quiet = not events
+                if has_ended and not events:
+                    break  # a grandchild may keep the streams open for ever
                 for key, _ in events:
                     data = os.read(key.fd, 1 << 16)
                     key.data(data)
