@@ -2128,12 +2128,14 @@ class Trials:
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
+        self.trying = threading.Lock()  # so that each folder is tried once
 
     def foresee(self, work: Work) -> None:
         """Raises Refusal if a commit could not make, give away, replace or remove a file. Raises
         OSError."""
         take, plan, folder = work.take, work.plan, work.take.folder
-        problem = self.folder_problem(folder)
+        with self.trying:
+            problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         displaced = take.copy if plan.move is Move.SMALLER else None
@@ -2310,11 +2312,11 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
     lines = (
         f"-f lavfi -i sine=duration=1:sample_rate={OPUS_RATE} -f nut pipe:1",
         f"-f nut -i pipe:0 {codec} -f matroska pipe:1",
-        "-f matroska -i pipe:0 -ac 1 -c:a pcm_u8 -f u8 pipe:1",
+        "-f matroska -i pipe:0 -c:a pcm_f32le -f f32le pipe:1",
     )
     commands = [[tools.ffmpeg, *QUIET, *line.split()] for line in lines]
     try:
-        samples = len(tools.pipe(commands, 1, os.devnull)[1])  # of one byte each
+        samples = len(tools.pipe(commands, 1, os.devnull)[1]) // 4  # bytes each
         problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
     except (Refusal, OSError) as error:
         problem = explain(error)
@@ -3705,11 +3707,10 @@ def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     body = offset + 8
     if name == "RIFF":
         return name, body + 4, None
-    is_counted_in = 0 < body + size - window.size <= body
-    is_beyond = body + size > window.size
-    is_streamed = size == 0 or is_counted_in or (is_beyond and size >= STREAMED_FROM)
-    if is_beyond and not WAV_CHUNKS.fullmatch(name):
+    beyond = body + size - window.size
+    if beyond > 0 and not WAV_CHUNKS.fullmatch(name):
         return "no chunk\n", body, size
+    is_streamed = size == 0 or (beyond > 0 and (beyond <= body or size >= STREAMED_FROM))
     return name, body, None if name == "data" and is_streamed else size
 
 
@@ -3728,9 +3729,8 @@ def walk_wav(window: Window) -> Probe:
             start, size = body, length
         elif name == "fmt ":
             form = content
-        elif name == "cue ":
-            if any(content[:4]):  # some programs always write a list, even without marks
-                raise Refusal(Reason.CHAPTERS)
+        elif name == "cue " and any(content[:4]):  # some programs write a list without marks
+            raise Refusal(Reason.CHAPTERS)
         elif name.lower() == "id3 " and find(window, b"APIC", body, length):
             raise Refusal(Reason.COVER)
         elif name == "LIST" and content[:4] != b"INFO":
@@ -3846,8 +3846,8 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
         # OBS writes fragments, and in the end a table over them.
         raise unsupported("an MP4 that lists its packets twice (hybrid)")
     if unplayed:
-        total = f"{unplayed} of its {movie.window.size} bytes"
-        raise damaged(f"{total} belong to no packet that is played")
+        size = movie.window.size
+        raise damaged(f"{unplayed} of its {size} bytes belong to no packet that is played")
 
 
 def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int]:
