@@ -3590,13 +3590,6 @@ for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
     for parent in parents:
         MATROSKA.parts[parent] += f"|{name}"
 
-# Elements that a copy would lose.
-LOST_ELEMENTS = {
-    "Chapters": Refusal(Reason.CHAPTERS),
-    "Attachments": Refusal(Reason.COVER),
-    "BlockAdditions": Refusal(Reason.DATA, "BlockAdditions"),
-}
-
 
 def walk_matroska(window: Window) -> Probe:
     """Returns what is in a WebM or Matroska file (RFC 8794, RFC 9559). Raises Refusal."""
@@ -3619,8 +3612,12 @@ def walk_matroska(window: Window) -> Probe:
             if found.codec:
                 raise damaged("it has a second list of tracks")
             found = read_tracks(values, tracks)
-        elif name in LOST_ELEMENTS:
-            raise LOST_ELEMENTS[name]
+        elif name == "Chapters":
+            raise Refusal(Reason.CHAPTERS)
+        elif name == "Attachments":
+            raise Refusal(Reason.COVER)
+        elif name == "BlockAdditions":
+            raise Refusal(Reason.DATA, name)
     # Chrome's header is 60 ms short, or says 1 ms; it never says more than was recorded.
     lasts = real(values["Duration"]) * tick_of(values)
     if lasts > found.end + 1.0:
@@ -6931,7 +6928,7 @@ class Tools:
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
             messages = judge(processes, b"\n".join(said for _, said in heard))
             if messages:
-                raise Refusal(Reason.DAMAGED, messages)
+                raise damaged(messages)
             return digest.result(), heard[-1][0]
 
     @contextmanager
@@ -6982,7 +6979,7 @@ class Tools:
             if monotonic() > deadline:
                 raise Refusal(Reason.TOOL_HUNG, f"no end after {limit:.0f} s")
             if len(messages) > MOST_MESSAGES:
-                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(bytes(messages))}")
+                raise damaged(f"complaints without end: {tail(bytes(messages))}")
             if len(output) > MOST_OUTPUT:
                 raise Refusal(Reason.TOOL_FAILED, "output without end")
 
