@@ -3433,6 +3433,10 @@ def damaged(found: str) -> Refusal:
     return Refusal(Reason.DAMAGED, found)
 
 
+def truncated(found: str) -> Refusal:
+    return Refusal(Reason.TRUNCATED, found)
+
+
 def unsupported(found: str) -> Refusal:
     return Refusal(Reason.UNSUPPORTED, found)
 
@@ -3515,8 +3519,8 @@ class Container(NamedTuple):
                 reached = yield from self.walk(window, body, stop, inner, size is None)
             short = max(body, stop) - window.size
             if short > 0:
-                end_of = f"{short} bytes short of the end of a part that begins at byte {offset}"
-                raise Refusal(Reason.TRUNCATED, f"it ends {end_of}")
+                end_of = f"the end of a part that begins at byte {offset}"
+                raise truncated(f"it ends {short} bytes short of {end_of}")
             yield name, body, stop - body
             offset = reached + reached % self.alignment
         return offset
@@ -3622,7 +3626,7 @@ def walk_matroska(window: Window) -> Probe:
     lasts = real(values["Duration"]) * tick_of(values)
     if lasts > found.end + 1.0:
         ends = f"it ends at {found.end:.1f} s"
-        raise Refusal(Reason.TRUNCATED, f"its header says {lasts:.1f} s, but {ends}")
+        raise truncated(f"its header says {lasts:.1f} s, but {ends}")
     return found
 
 
@@ -3745,7 +3749,7 @@ def walk_wav(window: Window) -> Probe:
         raise Refusal(Reason.APPENDED, f"a second one begins at byte {second}")
     samples, rest = divmod(size, channels * bits // 8)
     if rest:
-        raise Refusal(Reason.TRUNCATED, f"it ends inside a sample, after {samples / rate:.1f} s")
+        raise truncated(f"it ends inside a sample, after {samples / rate:.1f} s")
     found.add(0.0, samples, size - rest)
     return found
 
@@ -3826,7 +3830,7 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
     """Checks that an MP4 is one track of sound, and that its `media` bytes all belong to packets.
     `kinds` are its handlers, `lost` the boxes that a copy would lose. Raises Refusal."""
     if "moov" not in movie.places:
-        raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
+        raise truncated("its index (moov) was never written")
     tracks = [kind for kind in kinds if kind not in ("mdir", "mdta", "alis", "url ")]
     if "vide" in tracks:
         raise Refusal(Reason.VIDEO)
@@ -3838,7 +3842,7 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
         raise Refusal(Reason.DATA, ", ".join(sorted(lost)))
     unplayed = media - sum(movie.sizes)
     if unplayed < 0:
-        raise Refusal(Reason.TRUNCATED, f"its packets take {-unplayed} bytes more than it has")
+        raise truncated(f"its packets take {-unplayed} bytes more than it has")
     if unplayed and find(movie.window, b"moof....mfhd", *movie.places["mdat"]):
         # OBS writes fragments, and in the end a table over them.
         raise unsupported("an MP4 that lists its packets twice (hybrid)")
@@ -3950,7 +3954,7 @@ class Movie:
             pre_skip = big(head[1]) if head else 0
             delay = max(OPUS_DELAY, pre_skip)
             start = pre_skip if has_fragments else start or pre_skip
-        behind = max(0, found.length - end)
+        behind = found.length - end
         if start > delay or behind > 2 * usual:
             first, last = start / found.rate, behind / found.rate
             raise Refusal(Reason.HIDDEN, f"{first:.1f} s at the start, {last:.1f} s at the end")
@@ -4053,7 +4057,7 @@ def walk_ogg(window: Window) -> Probe:
         add_ogg_packets(found, audio, granule, bool(flags & LAST_PAGE), offset)
         offset += at
     if not flags & LAST_PAGE:
-        raise Refusal(Reason.TRUNCATED, "its last page does not end the stream")
+        raise truncated("its last page does not end the stream")
     return found
 
 
