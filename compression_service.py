@@ -2328,12 +2328,14 @@ class Trials:
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
+        self.trying = threading.Lock()  # so that each folder is tried once
 
     def foresee(self, move: Move) -> None:
         """Raises Refusal if a commit could not make, give away, replace or remove a file. Raises
         OSError."""
         folder = move.take.folder
-        problem = self.folder_problem(folder)
+        with self.trying:
+            problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         replaced = {file.name for file in (*move.removes, move.displaces) if file}
@@ -2368,7 +2370,8 @@ class Trials:
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
         """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
         in its place. Raises OSError."""
-        whole, folder = self.library.path(path), self.library.path(dirname(path))
+        whole = self.library.path(path)
+        folder = dirname(whole)
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
         with open_regular(whole) as file:
             before, acl = os.fstat(file.fileno()), access_list(file.fileno())
@@ -2508,11 +2511,11 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
     lines = (
         f"-f lavfi -i sine=duration=1:sample_rate={OPUS_RATE} -f nut pipe:1",
         f"-f nut -i pipe:0 {codec} -f matroska pipe:1",
-        "-f matroska -i pipe:0 -ac 1 -c:a pcm_u8 -f u8 pipe:1",
+        "-f matroska -i pipe:0 -c:a pcm_f32le -f f32le pipe:1",
     )
     commands = [[tools.ffmpeg, *QUIET, *line.split()] for line in lines]
     try:
-        samples = len(tools.pipe(commands, 1, os.devnull)[1])  # of one byte each
+        samples = len(tools.pipe(commands, 1, os.devnull)[1]) // 4  # bytes each
         problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
     except (Refusal, OSError) as error:
         problem = explain(error)
@@ -4276,7 +4279,7 @@ class Window:
         if self.stop.requested:
             raise Stopped
         begin = offset - self.start
-        if not 0 <= begin <= begin + length <= len(self.data):
+        if not 0 <= begin <= len(self.data) - length:
             self.start, begin = offset, 0
             self.data = os.pread(self.descriptor, max(length, HEAD_BYTES), offset)
         return self.data[begin : begin + length]
@@ -4284,6 +4287,10 @@ class Window:
 
 def damaged(found: str) -> Refusal:
     return Refusal(Reason.DAMAGED, found)
+
+
+def truncated(found: str) -> Refusal:
+    return Refusal(Reason.TRUNCATED, found)
 
 
 def unsupported(found: str) -> Refusal:
@@ -4368,8 +4375,8 @@ class Container(NamedTuple):
                 reached = yield from self.walk(window, body, stop, inner, size is None)
             short = max(body, stop) - window.size
             if short > 0:
-                end_of = f"{short} bytes short of the end of a part that begins at byte {offset}"
-                raise Refusal(Reason.TRUNCATED, f"it ends {end_of}")
+                end_of = f"the end of a part that begins at byte {offset}"
+                raise truncated(f"it ends {short} bytes short of {end_of}")
             yield name, body, stop - body
             offset = reached + reached % self.alignment
         return offset
@@ -4443,13 +4450,6 @@ for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
     for parent in parents:
         MATROSKA.parts[parent] += f"|{name}"
 
-# Elements that a copy would lose.
-LOST_ELEMENTS = {
-    "Chapters": Refusal(Reason.CHAPTERS),
-    "Attachments": Refusal(Reason.COVER),
-    "BlockAdditions": Refusal(Reason.DATA, "BlockAdditions"),
-}
-
 
 def walk_matroska(window: Window) -> Probe:
     """Returns what is in a WebM or Matroska file (RFC 8794, RFC 9559). Raises Refusal."""
@@ -4472,13 +4472,17 @@ def walk_matroska(window: Window) -> Probe:
             if found.codec:
                 raise damaged("it has a second list of tracks")
             found = read_tracks(values, tracks)
-        elif name in LOST_ELEMENTS:
-            raise LOST_ELEMENTS[name]
+        elif name == "Chapters":
+            raise Refusal(Reason.CHAPTERS)
+        elif name == "Attachments":
+            raise Refusal(Reason.COVER)
+        elif name == "BlockAdditions":
+            raise Refusal(Reason.DATA, name)
     # Chrome's header is 60 ms short, or says 1 ms; it never says more than was recorded.
     lasts = real(values["Duration"]) * tick_of(values)
     if lasts > found.end + 1.0:
         ends = f"it ends at {found.end:.1f} s"
-        raise Refusal(Reason.TRUNCATED, f"its header says {lasts:.1f} s, but {ends}")
+        raise truncated(f"its header says {lasts:.1f} s, but {ends}")
     return found
 
 
@@ -4523,8 +4527,8 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
         return found
     if codec not in PCM_TAGS:
         raise unsupported(codec)
-    bits = big(values["BitDepth"])
-    return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate_of(values))
+    tag, bits = PCM_TAGS[codec], big(values["BitDepth"])
+    return pcm_probe("matroska", tag, bits, channels, rate_of(values))
 
 
 def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
@@ -4560,11 +4564,10 @@ def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     body = offset + 8
     if name == "RIFF":
         return name, body + 4, None
-    is_counted_in = 0 < body + size - window.size <= body
-    is_beyond = body + size > window.size
-    is_streamed = size == 0 or is_counted_in or (is_beyond and size >= STREAMED_FROM)
-    if is_beyond and not WAV_CHUNKS.fullmatch(name):
+    beyond = body + size - window.size
+    if beyond > 0 and not WAV_CHUNKS.fullmatch(name):
         return "no chunk\n", body, size
+    is_streamed = size == 0 or (beyond > 0 and (beyond <= body or size >= STREAMED_FROM))
     return name, body, None if name == "data" and is_streamed else size
 
 
@@ -4583,9 +4586,8 @@ def walk_wav(window: Window) -> Probe:
             start, size = body, length
         elif name == "fmt ":
             form = content
-        elif name == "cue ":
-            if any(content[:4]):  # some programs always write a list, even without marks
-                raise Refusal(Reason.CHAPTERS)
+        elif name == "cue " and any(content[:4]):  # some programs write a list without marks
+            raise Refusal(Reason.CHAPTERS)
         elif name.lower() == "id3 " and find(window, b"APIC", body, length):
             raise Refusal(Reason.COVER)
         elif name == "LIST" and content[:4] != b"INFO":
@@ -4603,7 +4605,7 @@ def walk_wav(window: Window) -> Probe:
         raise Refusal(Reason.APPENDED, f"a second one begins at byte {second}")
     samples, rest = divmod(size, channels * bits // 8)
     if rest:
-        raise Refusal(Reason.TRUNCATED, f"it ends inside a sample, after {samples / rate:.1f} s")
+        raise truncated(f"it ends inside a sample, after {samples / rate:.1f} s")
     found.add(0.0, samples, size - rest)
     return found
 
@@ -4684,7 +4686,7 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
     """Checks that an MP4 is one track of sound, and that its `media` bytes all belong to packets.
     `kinds` are its handlers, `lost` the boxes that a copy would lose. Raises Refusal."""
     if "moov" not in movie.places:
-        raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
+        raise truncated("its index (moov) was never written")
     tracks = [kind for kind in kinds if kind not in ("mdir", "mdta", "alis", "url ")]
     if "vide" in tracks:
         raise Refusal(Reason.VIDEO)
@@ -4696,13 +4698,13 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
         raise Refusal(Reason.DATA, ", ".join(sorted(lost)))
     unplayed = media - sum(movie.sizes)
     if unplayed < 0:
-        raise Refusal(Reason.TRUNCATED, f"its packets take {-unplayed} bytes more than it has")
+        raise truncated(f"its packets take {-unplayed} bytes more than it has")
     if unplayed and find(movie.window, b"moof....mfhd", *movie.places["mdat"]):
         # OBS writes fragments, and in the end a table over them.
         raise unsupported("an MP4 that lists its packets twice (hybrid)")
     if unplayed:
-        total = f"{unplayed} of its {movie.window.size} bytes"
-        raise damaged(f"{total} belong to no packet that is played")
+        size = movie.window.size
+        raise damaged(f"{unplayed} of its {size} bytes belong to no packet that is played")
 
 
 def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int]:
@@ -4773,7 +4775,7 @@ class Movie:
         if flags & 16:
             (size,) = self.numbers("tfhd", at, 1)
         flags, count = self.numbers("trun", 0, 2)
-        at = 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
+        at = 8 + 4 * bin(flags & 5).count("1")  # two fields may stand before the table
         fields = bin(flags & 0xF00).count("1")
         table = self.numbers("trun", at, fields * count)
         durations: Iterable[int] = itertools.repeat(duration)
@@ -4808,7 +4810,7 @@ class Movie:
             pre_skip = big(head[1]) if head else 0
             delay = max(OPUS_DELAY, pre_skip)
             start = pre_skip if has_fragments else start or pre_skip
-        behind = max(0, found.length - end)
+        behind = found.length - end
         if start > delay or behind > 2 * usual:
             first, last = start / found.rate, behind / found.rate
             raise Refusal(Reason.HIDDEN, f"{first:.1f} s at the start, {last:.1f} s at the end")
@@ -4836,18 +4838,20 @@ class Movie:
         data = self.content("elst", 4_096)  # versions 0 and 1 have rows of different lengths
         row = ">QqhH" if data[:1] == b"\1" else ">IihH"
         step = struct.calcsize(row)
-        # Length, start (-1 for silence), and speed.
         parts = [struct.unpack_from(row, data, at) for at in range(8, len(data) - step + 1, step)]
-        while parts and parts[0][1] == -1:
-            lead += parts.pop(0)[0] / self.scale("mvhd")
-            hides_all = not parts and "trun" not in self.places
-            end = 0 if hides_all else end
-        if len(parts) > 1 or (parts and parts[0][2:] != (1, 0)):
-            raise Refusal(Reason.HIDDEN, "several parts, or another speed")
-        for ticks, begin, *_ in parts:
+        is_played = False
+        for ticks, begin, *speed in parts:
+            if begin == -1 and not is_played:  # silence before the sound
+                lead += ticks / self.scale("mvhd")
+                continue
+            if is_played or speed != [1, 0]:
+                raise Refusal(Reason.HIDDEN, "several parts, or another speed")
+            is_played = True
             start = round(begin * rate / self.scale("mdhd"))
             if "trun" not in self.places:  # ffmpeg plays all fragments
                 end = min(end, start + round(ticks * rate / self.scale("mvhd")))
+        if parts and not (is_played or "trun" in self.places):
+            end = 0
         return lead, start, end
 
 
@@ -4909,7 +4913,7 @@ def walk_ogg(window: Window) -> Probe:
         add_ogg_packets(found, audio, granule, bool(flags & LAST_PAGE), offset)
         offset += at
     if not flags & LAST_PAGE:
-        raise Refusal(Reason.TRUNCATED, "its last page does not end the stream")
+        raise truncated("its last page does not end the stream")
     return found
 
 
@@ -5371,14 +5375,12 @@ def compare_parts(
     power, count = mean_power(source), min(len(source), len(copy))
     if power <= quiet:
         return
-    parts = max(1, round(count / LEVEL_PART))
-    faint = math.sqrt(max(quiet, tolerance.faint * power) * count / parts)
-    loud = math.sqrt(max(quiet, tolerance.loud * power) * count / parts)
+    faint = math.sqrt(max(quiet, tolerance.faint * power) * LEVEL_PART)
+    loud = math.sqrt(max(quiet, tolerance.loud * power) * LEVEL_PART)
     left = math.sqrt(tolerance.left)
-    at = 0
-    for number in range(1, parts + 1):
-        end = count * number // parts
-        part, other = source[at:end], copy[at:end]
+    # A hole of 30 ms holds a whole part, also if it covers the rest of less than 10 ms.
+    for at in range(0, count - LEVEL_PART + 1, LEVEL_PART):
+        part, other = source[at : at + LEVEL_PART], copy[at : at + LEVEL_PART]
         sound = math.hypot(*part)
         if sound > faint:
             seconds = (begin + at) / LEVEL_RATE
@@ -5390,7 +5392,6 @@ def compare_parts(
                 gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
                 if gain < tolerance.gain:
                     raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
-        at = end
 
 
 # ---------------------------------------------------------------------------------------- commit
@@ -8243,7 +8244,7 @@ class Tools:
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
             messages = judge(processes, b"\n".join(said for _, said in heard))
             if messages:
-                raise Refusal(Reason.DAMAGED, messages)
+                raise damaged(messages)
             return digest.result(), heard[-1][0]
 
     @contextmanager
@@ -8294,7 +8295,7 @@ class Tools:
             if monotonic() > deadline:
                 raise Refusal(Reason.TOOL_HUNG, f"no end after {limit:.0f} s")
             if len(messages) > MOST_MESSAGES:
-                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(bytes(messages))}")
+                raise damaged(f"complaints without end: {tail(bytes(messages))}")
             if len(output) > MOST_OUTPUT:
                 raise Refusal(Reason.TOOL_FAILED, "output without end")
 
@@ -8303,12 +8304,11 @@ class Tools:
             for stream, taker in takers:
                 if stream:
                     streams.register(stream, selectors.EVENT_READ, taker)
-            has_ended, is_quiet = False, False
-            # A grandchild may keep the streams open for ever.
-            while streams.get_map() and not (has_ended and is_quiet):
+            while streams.get_map():
                 has_ended = process.poll() is not None  # its last words are still to be read
                 events = streams.select(0 if has_ended else 0.2)
-                is_quiet = not events
+                if has_ended and not events:
+                    break  # a grandchild may keep the streams open for ever
                 for key, _ in events:
                     data = os.read(key.fd, 1 << 16)
                     key.data(data)
