@@ -3384,7 +3384,7 @@ class Move:
     @property
     def path(self) -> str:
         """Returns the path of the source below the library."""
-        source = self.source or self.take.past.place or self.take.said
+        source = self.source or self.take.past.place or self.take.file
         return join(self.take.folder, source.name if source else self.take.name)
 
     @property
@@ -6660,8 +6660,12 @@ def every_folder(
         gone.discard(folder.path)
         yield folder
     for path in sorted(gone):
-        if not isdir(library.path(path)):
+        try:
+            os.stat(library.path(path))
+        except (FileNotFoundError, NotADirectoryError):
             yield Folder(path, library)
+        except OSError:  # the walk has reported it
+            pass
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -6900,25 +6904,29 @@ class Losses:
         return day if 0 < day <= today else today - 1
 
     def read_share(self) -> None:
-        """Reads the copies whose turn it is. Raises Stopped, ServiceError."""
+        """Reads the copies whose turn it is, day after day. Raises Stopped, ServiceError."""
         every, today = self.run.config.check_days, int(self.run.now // DAY)
         if self.run.is_part or not every or not self.run.is_locked:
             return
-        days = {day % every for day in range(max(self.checked, today - every) + 1, today + 1)}
-        moves = []
+        for day in range(max(self.checked, today - every) + 1, today + 1):
+            found = self.read(list(self.share(day % every, every)), self.run.must_end)
+            # What went meanwhile is for the next run, which asks the documents.
+            self.settle([move for move in found if move.reason is not Reason.MISSING])
+            if self.is_cut:
+                return
+            self.checked = day
+
+    def share(self, number: int, every: int) -> Iterator[Reread]:
+        """Yields the moves that read one of so many shares."""
         for path, count in self.met.items():
             is_large = count > LARGE_FOLDER
-            if not is_large and share_of(path, every) not in days:
+            if not is_large and share_of(path, every) != number:
                 continue
             with suppress(OSError, UsageError):
                 for take in self.library.folder(path).takes.values():
-                    is_due = not is_large or share_of(take.stem, every) in days
+                    is_due = share_of(take.stem if is_large else path, every) == number
                     if is_due and take.proven_copy:
-                        moves.append(reread(take, Recording(path, (take,))))
-        found = self.read(moves, self.run.must_end)
-        # What went meanwhile is for the next run, which asks the documents.
-        self.settle([move for move in found if move.reason is not Reason.MISSING])
-        self.checked = self.checked if self.is_cut else today
+                        yield reread(take, Recording(path, (take,)))
 
     def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
         """Returns moves with what was found. Raises Stopped, ServiceError."""
