@@ -6994,12 +6994,12 @@ class Losses:
         for move in moves:
             there = places.get(move.take.past.sha256, "")
             changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
-        if run.is_locked and changed:
-            run.committer.attempt((), history.append, changed, run.now)
-            run.committer.folders.update(move.take.folder for move in changed)
         for move in changed:
             if not move.after:
                 report.outcome(move)
+        if run.is_locked and changed:  # after that: reported twice is better than never
+            run.committer.attempt((), history.append, changed, run.now)
+            run.committer.folders.update(move.take.folder for move in changed)
         forgotten = [move for move in changed if move.after and move.after.lost == FORGOTTEN]
         if forgotten:
             report.once(f"Forgotten, as no document names them any more: {len(forgotten)}.")
