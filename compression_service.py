@@ -241,12 +241,12 @@ class Action(str, enum.Enum):
     WOULD_COMPRESS = "would-compress"
     KEPT = "kept"
     FAILED = "failed"
+    FREED = "freed"
+    WOULD_FREE = "would-free"
     ARCHIVED = "archived"
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
     WOULD_RESTORE = "would-restore"
-    FREED = "freed"
-    WOULD_FREE = "would-free"
     LOST = "lost"
     DELETED = "deleted"
     WOULD_DELETE = "would-delete"
@@ -1062,7 +1062,6 @@ EXIT_CODES = (
     "needed program is missing or does not work; 5 too little disk space; 129, 130, 143 stopped by "
     "a signal."
 )
-NO_RUN = re.compile(r"[^-]|(-h|--help|--version)$")  # a first word that is no option of a run
 
 
 class Command(NamedTuple):
@@ -1077,7 +1076,7 @@ class Parser(argparse.ArgumentParser):
     """Reports wrong usage in one sentence instead of a page. Raises UsageError."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. '{PROGRAM} run --help' tells more, as --help of any command.")
+        raise UsageError(f"{message}. '{self.prog} --help' says more.")
 
 
 def main(args: Optional[Sequence[str]] = None) -> int:
@@ -1114,31 +1113,85 @@ def prepare_streams() -> None:
 def parse_words(words: Sequence[str]) -> argparse.Namespace:
     """Returns what the command line asks for, as fields of Config. Without a command it is a run.
     Raises UsageError."""
+    if words and words[0] in ("-h", "--help", "--version"):
+        front_page().parse_args(words[:1])
+    at = place_of_command(words)
+    name = words[at] if at < len(words) else "run"
+    if name not in COMMANDS:
+        near = nearest(name, COMMANDS)
+        front_page().error(f"There is no command '{name}'; the nearest is '{near}'")
+    about = COMMANDS[name].help
+    parser = Parser(
+        prog=f"{PROGRAM} {name}", description=about, epilog=EXIT_CODES, allow_abbrev=False
+    )
+    for each in settings_of_command(name):
+        add_flag(parser, SETTINGS[each])
+    found, unknown = parser.parse_known_args([*words[:at], *words[at + 1 :]])
+    if unknown:
+        parser.error(f"'{name}' takes no {unknown[0]}{flag_meant(name, unknown[0])}")
+    found.command = name
+    return found
+
+
+def front_page() -> Parser:
+    """Returns what `--help` without a command shows."""
+    commands = [f"  {name:<10}{command.help}" for name, command in COMMANDS.items()]
     parser = Parser(
         prog=PROGRAM,
-        description="Make voice recordings smaller, without ever losing a second of one. "
-        "Options stand behind the command; without a command, it is run.",
-        epilog="COMMAND --help tells its options and exit codes.",
+        usage=f"{PROGRAM} [COMMAND] [options]",
+        description=FRONT.format("\n".join(commands)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        told = command.help
-        sub = commands.add_parser(
-            name, help=told, description=told, epilog=EXIT_CODES, allow_abbrev=False
-        )
-        for each in f"file recordings_dir {command.settings}".split():
-            add_flag(sub, SETTINGS[each])
-    has_command = words and NO_RUN.match(words[0])
-    return parser.parse_args(words if has_command else ["run", *words])
+    return parser
+
+
+FRONT = """Make voice recordings smaller, without ever losing a second of one.
+
+Commands (without one, it is run):
+{}
+
+COMMAND --help lists its options and exit codes. Options may stand before it."""
+
+
+def place_of_command(words: Sequence[str]) -> int:
+    """Returns where the first word stands that is neither an option nor an option's value; the
+    number of words if there is none."""
+    before = ""
+    for at, word in enumerate(words):
+        if word == "--":
+            break
+        if not word.startswith("-") and before not in VALUED:
+            return at
+        before = "" if before in VALUED else word
+    return len(words)
+
+
+def settings_of_command(name: str) -> list[str]:
+    return f"file recordings_dir {COMMANDS[name].settings}".split()
+
+
+def flag_meant(name: str, word: str) -> str:
+    """Returns the nearest flag to an unknown one, and whose it is if not of this command."""
+    flags = {}
+    for command in (*COMMANDS, name):
+        for each in settings_of_command(command):
+            flags.update(dict.fromkeys(flags_of(SETTINGS[each]), command))
+    if not word.startswith("-"):
+        return ""
+    near = nearest(word.partition("=")[0], flags)
+    return f"; the nearest is {near}" + ("" if flags[near] == name else f" of '{flags[near]}'")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(word.lower(), known, 1, 0)[0]
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
     """One setting's flags, or the words that stand without one; its help also tells its key in the
     config file, and the default."""
     kind, declared, has_key = field.metadata.values()
-    words, _, text = declared.partition(": ")
-    flags = words.split()
+    flags, text = flags_of(field), declared.partition(": ")[2]
     options: dict[str, Any] = {"dest": field.name, "help": text}
     if kind is check_boolean:
         options["action"] = BOOLEAN_ACTIONS[field.default]
@@ -1149,6 +1202,11 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> 
     if has_key:
         options["help"] += f" (config key: {field.name}, default: {json.dumps(field.default)})"
     parser.add_argument(*flags, default=None, **options)
+
+
+def flags_of(field: dataclasses.Field[Any]) -> list[str]:
+    """Returns the flags of a setting, and what stands behind them unless it is a boolean."""
+    return str(field.metadata["flags"]).partition(": ")[0].split()
 
 
 def from_text(kind: Kind, text: str) -> Any:
@@ -1199,7 +1257,8 @@ def choice(*words: str) -> Kind:
     def check(value: Any) -> Any:
         if value in words:
             return value
-        raise ValueError(f"expected {' or '.join(words)}")
+        near = nearest(str(value), words)
+        raise ValueError(f"expected {' or '.join(words)} (the nearest is {near})")
 
     return check
 
@@ -1222,19 +1281,10 @@ def check_text(value: Any) -> Any:
         with suppress(UnicodeEncodeError):  # half of a surrogate pair is no text
             os.fsencode(value)
             return value
-    raise ValueError("expected a text that is not empty")
+    raise ValueError("expected a text or a path that is not empty")
 
 
-def check_word(value: Any) -> Any:
-    """One of several texts."""
-    return check_text(value)
-
-
-def check_path(value: Any) -> Any:
-    """The same; a path from the folder where the setting was written."""
-    with suppress(ValueError):
-        return check_text(value)
-    raise ValueError("expected a path")
+check_path = partial(check_text)  # from the folder where the setting was written
 
 
 def check_page(value: Any) -> Any:
@@ -1282,14 +1332,14 @@ BOOLEAN_ACTIONS: Mapping[Any, Any] = {
 }
 DAYS = number(0, 999_999)
 FORMAT = choice(*FORMATS)
-TEXTS = check_word  # any number of them
-POLICY_KINDS = {
+TEXTS = partial(check_text)  # any number of them
+POLICY_KINDS: Mapping[str, Kind] = {
     "keep": check_boolean,
     "bitrate": check_bitrate,
     "after_days": DAYS,
     "format": FORMAT,
 }
-TIER_KINDS = {
+TIER_KINDS: Mapping[str, Kind] = {
     "after_days": DAYS,
     "bitrate": check_bitrate,
     "archive": check_path,
@@ -1304,8 +1354,7 @@ def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     members = {}
     for key, member in value.items():
         if key not in kinds:
-            nearest = difflib.get_close_matches(key, kinds, 1, 0)[0]
-            raise ValueError(f'there is no key "{key}"; the nearest is "{nearest}"')
+            raise ValueError(f'there is no key "{key}"; the nearest is "{nearest(key, kinds)}"')
         try:
             members[key] = kinds[key](member)
         except ValueError as error:
@@ -1420,6 +1469,12 @@ class Config:
 
 
 SETTINGS = {field.name: field for field in dataclasses.fields(Config) if field.metadata}
+VALUED = {  # flags with a value behind them
+    flag
+    for field in SETTINGS.values()
+    if field.metadata["kind"] is not check_boolean
+    for flag in flags_of(field)
+}
 FILE_KINDS: Mapping[str, Kind] = {
     name: field.metadata["kind"] for name, field in SETTINGS.items() if field.metadata["key"]
 }
@@ -1484,19 +1539,23 @@ def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def check_steps(config: Config) -> None:
     """Raises ValueError where a tier is no step on from what was before it. The first step may be
     written as a tier too."""
-    before = Tier(config.age_threshold_days - 1e-6, config.target_bitrate + 1)
+    days, age = config.age_threshold_days - 1e-6, "age_threshold_days"
+    rate, size = config.target_bitrate + 1, "target_bitrate"
     for tier in config.tiers:
-        is_older = tier.after_days > before.after_days
-        # An archive comes after bit rates, deletion last.
-        is_smaller = (tier.bitrate or -tier.delete) < (before.bitrate or -before.delete)
-        if not (is_older and is_smaller):
-            raise ValueError(
-                'expected for "tiers" ages that rise and bit rates that fall, from '
-                '"age_threshold_days" and "target_bitrate" on, then an archive, deletion last'
-            )
-        before = tier
-    if before.delete and not config.delete_originals:
-        raise ValueError('a tier that deletes needs "delete_originals" to be true')
+        # An archive is a step on from all bit rates, and deletion from an archive.
+        step = tier.bitrate or -int(tier.delete)
+        if tier.after_days <= days:
+            found = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
+            raise ValueError(f'"tiers": {found}')
+        if step >= rate and rate <= 0:
+            raise ValueError('"tiers": expected bit rates first, then an archive, deletion last')
+        if step >= rate:
+            less = f"{step // 1000}k must be below {size}, which is {rate // 1000}k"
+            raise ValueError(f'"tiers": bitrate {less}')
+        days, age = tier.after_days, "that of the tier before"
+        rate, size = step, age
+    if rate < 0 and not config.delete_originals:
+        raise ValueError('"tiers": one that deletes needs "delete_originals" to be true')
 
 
 def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") -> Policy:
@@ -1764,10 +1823,9 @@ class Run:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
-        note = self.history.note_on(folder.path)
-        until = note.get("until") or math.inf
-        is_valid = note and self.now < until and not self.config.retry
-        if is_valid and note["rest"] == fingerprint(folder, self.config):
+        if not self.history.in_folder(folder.path) and all(map(self.is_young, folder.audio)):
+            return True
+        if self.note_on(folder) and not self.config.retry:
             return True
         if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
@@ -1775,6 +1833,13 @@ class Run:
         if mount:
             self.report.once(f"{mount} is mounted read-only, and was passed over.")
         return bool(mount)
+
+    def note_on(self, folder: Folder) -> Mapping[str, Any]:
+        """Returns the note on a folder, empty if it does not hold any more."""
+        note = self.history.note_on(folder.path)
+        is_over = self.now >= (note.get("until") or math.inf)
+        holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
+        return note if holds else {}
 
     def check_clock(self) -> None:
         """Raises ServiceError where the clock cannot be true. That run is on record with its own
@@ -2484,6 +2549,8 @@ class Library:
         it holds nothing, not even our folder, and the log names it: a disk that is not mounted; and
         where our folder is a link, which may lead anywhere."""
         advice = "Is its disk mounted? Else name it with --recordings or recordings_dir."
+        if exists(self.root) and not isdir(self.root):
+            raise UsageError(f"{self.root} is a file. Name the folder that it is in.")
         if not isdir(self.root):
             raise UsageError(f"There is no recordings folder {self.root}. {advice}")
         if islink(self.path(OWN_FOLDER)):
@@ -2522,21 +2589,24 @@ class Library:
                     return True
         return False
 
-    def paused(self, now: float) -> str:
-        """Returns a sentence on the pause that holds, with its end; "" without one. Our file
-        `paused` makes it. If that holds a time (seconds since the epoch), the pause ends then."""
-        path, since, end = self.own("paused"), now, "'resume'"
+    def paused_until(self, now: float) -> float:
+        """Returns when a pause ends, in seconds since the epoch; infinity if only `resume` ends it,
+        and 0 without a pause. The end stands in our file `paused`."""
         try:
-            since = os.lstat(path).st_mtime
-            over = float(read_regular(path))
-            if not now < over:
-                return ""
-            end = f"{local_time(over)} or {end}"
+            until = float(read_regular(self.own("paused")))
+            return until if now < until else 0.0
         except (FileNotFoundError, NotADirectoryError):
-            return ""
-        except (OSError, ValueError):  # no time in it, as after `pause` alone
-            pass
-        return f"Paused since {local_time(since)}, until {end}: runs leave {self.root} alone."
+            return 0.0
+        except (OSError, ValueError):
+            return math.inf
+
+    def paused(self, now: float) -> str:
+        """Returns a sentence on the pause that holds, "" without one."""
+        until, since = self.paused_until(now), now
+        with suppress(OSError):
+            since = os.lstat(self.own("paused")).st_mtime
+        about = f"Paused since {local_time(since)}, until {until_text(until)}"
+        return f"{about}: runs leave {self.root} alone." if until else ""
 
     @contextmanager
     def lock(self) -> Iterator[Callable[[str], None]]:
@@ -3224,12 +3294,15 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
         if move_at_most(take, config, clock):
             return []
         until = min(until, next_step(take, config, clock.now))
+    sums = count_folder(folder, config, clock)
     return [
         {
             "type": "folder",
             "path": join(folder.path, ""),
             "rest": fingerprint(folder, config),
             "until": until if until < LATEST else None,
+            "sums": sums,
+            "seal": seal(sums),
         }
     ]
 
@@ -3253,19 +3326,26 @@ def next_step(take: Take, config: Config, now: float) -> float:
     return min((time for time in times if time > now), default=math.inf)
 
 
-def move_at_most(take: Take, config: Config, clock: Moment) -> bool:
-    """Returns whether a take may have a move by the clock, if every file in a copy's format were
+def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
+    """Returns the move that a take may have by the clock, if every file in a copy's format were
     ours. Its documents and its tag say whose it is, and those have not been read."""
-    tier = config.delete_tier
-    alone = Recording(take.folder, (take,))
-    is_over = tier is not None and is_old(alone, clock.careful - tier.after_days * DAY)
-    if take.is_half_restored or take.is_half_deleted or (is_over and not take.past.stays):
-        return True
     if not take.originals and not take.copies:
         rates = {file.name: 0 for file in take.strangers}
         take = take_of(take.stem, take.files, take.past, rates)
-    stored = archiving([take], None, config, clock)
-    return bool(stored or next_move(take, None, config, clock))
+    return likely_move(take, config, clock)
+
+
+def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
+    """Returns the move that a take makes by the clock, alone or with its recording, if its sidecars
+    say the same as before. They have not been read."""
+    alone, tier = Recording(take.folder, (take,)), config.delete_tier
+    moves = moves_back(alone, config) if take.is_half_restored else []
+    is_over = tier is not None and is_old(alone, clock.careful - tier.after_days * DAY)
+    if take.is_half_deleted or (is_over and not take.past.stays):
+        moves.append(Delete(take, Target("", 0), "", take.file))
+    alone_next = next_move(take, None, config, clock)
+    moves += [alone_next] if alone_next else archiving([take], None, config, clock)
+    return moves[0] if moves else None
 
 
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
@@ -3587,7 +3667,8 @@ class Compress(Move):
             lasts = max(recorded, default=0.0)
             self.estimate = decide(self.probe, self.size_before, lasts, self.target, saving)
             run.trials.foresee(self)
-            if run.config.dry_run:
+            if run.config.dry_run and source:
+                self.copy = File(basename(self.target_path), self.estimate, source.mtime_ns)
                 self.outcome = Outcome(self.due)
                 return
             # Only now, because a sparse file may be larger than the disk.
@@ -7295,7 +7376,7 @@ class History:
 
     @property
     def pasts(self) -> Mapping[str, Past]:
-        """All, by stem."""
+        """Returns all, by stem."""
         known = [self.in_folder(folder) for folder in self.folders(self.lines)]
         return {stem: past for pasts in known for stem, past in pasts.items()}
 
@@ -7377,21 +7458,22 @@ def as_json(folder: str) -> bytes:
 
 
 # ------------------------------------------------------------------------------------ statistics
-# One walk and the history, added up; asks next_move what is due. Takes no lock, reads no sidecar,
-# writes nothing but the page it was asked for. Serves this machine alone unless told otherwise.
+# Adds up one walk and the history, or the sums that the notes on folders carry; asks next_move what
+# is due. Reads no sidecar and no audio, and writes nothing but the page it was asked for. Lists
+# what is wrong for doctor, terminal and page alike. Serves this machine alone by default.
 
 USUAL_RATE = 8 * BYTES_PER_SECOND  # bit/s, of a recording whose own nobody has measured
 NAMED = 50  # recordings that a table names; --json has all
 LISTED = 10  # runs, likewise
-COUNTED = {  # what is added up, by group
-    "totals": "original_size compressed_size recordings originals compressed young unrecorded",
-    "compressed": "before after",  # bytes of what is nothing but a copy now, and was when recorded
-    "due": "count size estimated_saving",
-    "archived": "count size",
-    "deleted": "count size",
-    "recorded_by_month": "",
-    "savings_by_month": "",
-}
+LATE = 2 * DAY  # since the last run, after which a schedule is taken to have failed
+# What is added up, by `group/name`. `made` and `due/asked` serve the saving to expect: bytes, times
+# the bit/s that their copies were or will be asked for.
+SUMMED_UP = (
+    "all/original_size all/compressed_size all/recordings all/originals all/compressed all/young "
+    "all/unrecorded due/count due/size due/asked archived/count archived/size deleted/count "
+    "deleted/size was/before was/after made/size made/asked"
+)
+GROUPS = ("due", "due_by_move", "archived", "deleted", "recorded_by_month", "savings_by_month")
 SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
 
 
@@ -7407,53 +7489,171 @@ def storage_stats(recordings_dir: str) -> dict[str, Any]:
 
 
 def gather_stats(config: Config) -> dict[str, Any]:
-    """The object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
-    library = library_of(config)
-    problems: list[str] = []
-    now = time.time()
-    sums = {group: Counter(dict.fromkeys(names.split(), 0)) for group, names in COUNTED.items()}
-    words: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for folder in library.walk(problems.append):
-        for take in folder.takes.values():
-            # As a run asks, but without sidecars, which may still say otherwise.
-            add_take(sums, take, next_move(take, None, config, Moment(now, now)))
-            if take.file and (take.is_known or take.proven_copy):
-                path = join(folder.path, take.file.name)
-                words[take.past.action, take.past.code].append(path)
-    for past in library.history.pasts.values():
+    """Returns the object of `stats --json`; sizes in bytes. Raises OSError, ServiceError."""
+    run, problems = Run(config, Report(config)), list[str]()
+    library = run.library
+    library.require(config.log_file)
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in sorted(add_up(run, problems).items()):
+        group, _, name = key.partition("/")
+        groups[group][name] = value
+    for stem, past in losses(library).items():
+        key = f"{Action.LOST.value} {past.lost}"
+        groups["named"].setdefault(key, []).append(stem + past.suffix)
+    totals, due, was, made = (groups[name] for name in ("all", "due", "was", "made"))
+    share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
+    due["estimated_saving"] = max(0, round(due["size"] - due.pop("asked") * share))
+    room, until = free_space(library), library.paused_until(run.now)
+    stats = {
+        "total_size": totals["original_size"] + totals["compressed_size"],
+        **totals,
+        "savings": was["before"] - was["after"],
+        "compression_ratio": round(was["after"] / was["before"], 4) if was["before"] else None,
+        "free_space": room if room < math.inf else None,
+        "paused": until > 0,
+        **{name: groups[name] for name in GROUPS},
+        "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
+        "runs": run.history.runs,
+        "at_work": library.at_work(),
+        "problems": problems,
+    }
+    stats["findings"] = [finding._asdict() for finding in findings(run, stats)]
+    return stats
+
+
+def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
+    """Returns the sums of all folders, also of those that are gone, as all in them is archived. The
+    note on a folder has them while it holds."""
+    sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
+    gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
+    seen = set[str]()
+    for folder in itertools.chain(run.library.walk(problems.append), gone):
+        if folder.path in seen:
+            continue
+        seen.add(folder.path)
+        note = run.note_on(folder)
+        counted = note.get("sums", {})
+        if note.get("seal") != seal(counted):
+            counted = count_folder(folder, run.config, run.clock)
+        for key, value in counted.items():
+            sums.setdefault(key, type(value)())
+            sums[key] += value
+    return sums
+
+
+def seal(sums: Any) -> int:
+    """Returns a checksum, so that odd sums in the history are not believed."""
+    return zlib.crc32(json.dumps(sums).encode())
+
+
+def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, Any]:
+    """Returns the sums of a folder from its files and pasts. A list has the paths of what was kept
+    or failed, by action and code."""
+    sums, names = Counter[str](), defaultdict[str, list[str]](list)
+    for take in folder.takes.values():
+        past, file = take.past, take.file
+        # As a run asks, but without sidecars, which may still say otherwise.
+        add_take(sums, take, likely_move(take, config, moment))
+        if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
+            names[f"named/{past.action} {past.code}"].append(join(folder.path, file.name))
+            sums["made/size"] += file.size
+            sums["made/asked"] += file.size * config.target_bitrate
+    for past in folder.library.history.in_folder(folder.path).values():
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
         if past.place or past.deleted:
-            sums[group].update(count=1, size=size)
+            sums[f"{group}/count"] += 1
+            sums[f"{group}/size"] += size
             add_saving(sums, past, size)
-    for stem, past in losses(library).items():
-        words[Action.LOST.value, past.lost].append(stem + past.suffix)
-    totals, compressed = sums.pop("totals"), sums.pop("compressed")
-    before, after = compressed["before"], compressed["after"]
-    return {
-        "total_size": totals["original_size"] + totals["compressed_size"],
-        **totals,
-        "savings": before - after,
-        "compression_ratio": round(after / before, 4) if before else None,
-        **{group: dict(sorted(counter.items())) for group, counter in sums.items()},
-        "kept": [
-            {
-                "action": action,
-                "code": code,
-                "reason": SENTENCES.get(code, code),
-                "count": len(paths),
-                "paths": sorted(paths),
-            }
-            for (action, code), paths in sorted(words.items())
-            if action in (Action.KEPT, Action.FAILED, Action.LOST)
-        ],
-        "paused": bool(library.paused(now)),
-        "findings": list(findings(config)),
-        "runs": library.history.runs,
-        "at_work": library.at_work(),
-        "problems": problems,
-    }
+    return {**sums, **names}
+
+
+def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
+    """Adds the files of a take, and what is due for it."""
+    past, copy, source = take.past, take.proven_copy, move and move.source
+    originals = [file.size for file in take.files if file.is_original]
+    copies = [file.size for file in take.files if not file.is_original]
+    sums["all/recordings"] += max(1, len(originals))
+    sums["all/originals"] += len(originals)
+    sums["all/original_size"] += sum(originals)
+    sums["all/compressed"] += len(copies)
+    sums["all/compressed_size"] += sum(copies)
+    sums["all/unrecorded"] += len(copies) - bool(copy)
+    if copy and not originals:
+        add_saving(sums, past, copy.size)
+    else:  # a copy saves nothing while its original is here
+        add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), sum(originals or copies))
+    if copy:
+        sums["made/size"] += copy.size
+        sums["made/asked"] += past.first_size * past.bitrate
+    if move:
+        sums[f"due_by_move/{move.name}"] += 1
+    elif take.original and take.state is State.WAITING:
+        sums["all/young"] += 1
+    if move and source and move.encodes:
+        sums["due/count"] += 1
+        sums["due/size"] += source.size
+        first_size = source.size if take.original else past.first_size
+        sums["due/asked"] += first_size * move.target.bitrate
+
+
+def add_saving(sums: Counter[str], past: Past, size: int) -> None:
+    """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
+    before = past.first_size or size
+    sums[f"recorded_by_month/{month_of(past.mtime_ns // QUARTER)}"] += before
+    if past.suffix:
+        month = month_of(int(past.compressed) * 10**9 // QUARTER)
+        sums[f"savings_by_month/{month}"] += before - size
+        sums["was/before"] += before
+        sums["was/after"] += size
+
+
+QUARTER = 900 * 10**9  # of an hour in ns: time zones differ by such
+
+
+@memoized
+def month_of(quarters: int) -> str:
+    """Returns YYYY-MM, from quarters of an hour since the epoch."""
+    return local_time(quarters * 900)[:7]
+
+
+def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
+    """Returns an object on what was kept or failed for one reason, by action and code."""
+    action, code = key.split(" ", 1)
+    reason = SENTENCES.get(code, code)
+    about = {"action": action, "code": code, "reason": reason}
+    return {**about, "count": len(paths), "paths": sorted(paths)}
+
+
+class Finding(NamedTuple):
+    """A sentence on the state of a library. `code` is doctor's exit code, 0 if nothing is wrong."""
+
+    text: str
+    code: int = 0
+
+
+def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yields the sentences that doctor, terminal and page say first."""
+    yield from obstacles(run.config)
+    failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
+    if failed:
+        yield Finding(f"{failed:,} failed, and 'stats' names them. Their originals are kept.", 1)
+    for problem in stats["problems"]:
+        yield Finding(problem, 1)
+    if not stats["recordings"]:
+        yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
+    if run.last:
+        when, said = run.last["time"], run.last.get("message")
+        yield Finding(f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code"))))
+        if run.now - when > LATE and not stats["paused"]:
+            ago = duration_text(run.now - when)
+            yield Finding(f"That is {ago} ago. Is the schedule at work?", 1)
+        python = str(run.last.get("python") or "/")
+        if not lexists(python):
+            yield Finding(f"Its {python} is gone: print the schedule anew.", 1)
+    else:
+        yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
 
 
 def library_of(config: Config) -> Library:
@@ -7463,39 +7663,9 @@ def library_of(config: Config) -> Library:
     return library
 
 
-def add_take(sums: Mapping[str, Counter[str]], take: Take, move: Optional[Move]) -> None:
-    """Adds the files of a take, and what is due for it."""
-    totals, copy, source = sums["totals"], take.proven_copy, move and move.source
-    others = (*take.copies, *take.strangers)
-    copies = sum(file.size for file in others)
-    originals = size_on_disk(take) - copies
-    totals.update(
-        recordings=max(1, len(take.originals)),
-        originals=len(take.originals),
-        original_size=originals,
-        compressed=len(others),
-        compressed_size=copies,
-        unrecorded=len(others) - bool(copy),
-    )
-    if copy and not take.originals:
-        add_saving(sums, take.past, copy.size)
-    else:  # a copy saves nothing while its original is here
-        add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), originals or copies)
-    if move and source and move.encodes:
-        rate = take.bitrate if source == take.copy else USUAL_RATE
-        saving = max(0.0, 1 - move.target.bitrate / (rate or USUAL_RATE))
-        sums["due"].update(count=1, size=source.size, estimated_saving=round(source.size * saving))
-    elif take.original and not move and take.state is State.WAITING:
-        totals["young"] += 1
-
-
-def add_saving(sums: Mapping[str, Counter[str]], past: Past, size: int) -> None:
-    """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
-    before = past.first_size or size
-    sums["recorded_by_month"][local_time(past.mtime_ns // 10**9)[:7]] += before
-    if past.suffix:
-        sums["compressed"].update(before=before, after=size)
-        sums["savings_by_month"][local_time(past.compressed)[:7]] += before - size
+def until_text(seconds: float) -> str:
+    """Returns when a pause ends."""
+    return f"{local_time(seconds)} or 'resume'" if seconds < math.inf else "'resume'"
 
 
 def local_time(seconds: float) -> str:
@@ -7503,94 +7673,148 @@ def local_time(seconds: float) -> str:
     return f"{datetime.fromtimestamp(min(max(0, seconds), LATEST)):%Y-%m-%d %H:%M}"
 
 
-def stats_tables(stats: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Returns rows by title, for terminal and page."""
+def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
+    """Returns the state of a library in some sentences, and whether something is wrong."""
+    wrong = [each["text"] for each in stats["findings"] if each["code"]]
+    said = wrong or ["All well."]
+    said += [each["text"] for each in stats["findings"] if not each["code"]]
+    room = stats["free_space"]
+    free = "" if room is None else f", {size_text(room)} free"
+    return " ".join([*said, f"{saved_percent(stats)} % saved{free}."]), wrong != []
+
+
+def saved_percent(stats: Mapping[str, Any]) -> Any:
+    """Returns the share that was saved of what the recordings would take."""
+    saved, now = stats["savings"], stats["total_size"] + stats["archived"]["size"]
+    return round(100 * float(saved) / max(1, saved + now))
+
+
+NEXT = {  # what is due, by move
+    "compress": "to compress",
+    "adopt": "copies to prove again",
+    "smaller": "copies to make smaller",
+    "free": "originals to delete, as their days are over",
+    "archive": "to archive",
+    "delete": "to delete for good",
+}
+Rows = list[tuple[str, str]]
+
+
+def storage_rows(stats: Mapping[str, Any]) -> Rows:
+    """Returns sizes with counts, without what is nothing."""
+    archived, deleted = stats["archived"], stats["deleted"]
+    rows = [
+        ("originals still here", f"{size_text(stats['original_size'])} ({stats['originals']:,})"),
+        ("copies", f"{size_text(stats['compressed_size'])} ({stats['compressed']:,})"),
+        ("saved", f"{size_text(stats['savings'])} ({saved_percent(stats)} %)"),
+        ("archived", f"{size_text(archived['size'])} ({archived['count']:,})"),
+        ("deleted", f"{size_text(deleted['size'])} ({deleted['count']:,})"),
+        ("not old enough yet", f"{stats['young']:,}"),
+        ("copies without a record", f"{stats['unrecorded']:,}"),
+    ]
+    return [row for row in rows if not row[1].startswith("0")]
+
+
+def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
+    """Returns the rows that terminal and page show, by title."""
+    due, recorded, saved = stats["due"], stats["recorded_by_month"], stats["savings_by_month"]
+    to_do = [(NEXT.get(move, move), f"{count:,}") for move, count in stats["due_by_move"].items()]
+    if due["count"]:
+        saving = size_text(due["estimated_saving"])
+        to_do.append(("to encode", f"{size_text(due['size'])}, saves about {saving}"))
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
+    months = []
+    for month in sorted({*recorded, *saved}):
+        sizes = size_text(recorded.get(month, 0)), size_text(saved.get(month, 0))
+        months.append((month, "{} recorded, {} saved".format(*sizes)))
     tables = {
-        "problems": [(problem, "") for problem in (*stats["findings"], *stats["problems"])],
-        "at work now": [(stats["at_work"], "")] * bool(stats["at_work"]),
-        "storage": figures(stats),
-        "due": figures(stats["due"]),
-        "archived": figures(stats["archived"]),
-        "deleted": figures(stats["deleted"]),
-        "last runs": runs[-LISTED:],
+        "storage": storage_rows(stats),
+        "at work now": [(stats["at_work"], "")] if stats["at_work"] else [],
+        "next run": to_do,
         "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
+        "last runs": [*reversed(runs[-LISTED:])],
         "failed or kept, by name": named,
-        "savings by month": figures(stats["savings_by_month"]),
-        "recorded by month": figures(stats["recorded_by_month"]),
+        "by month": months,
     }
     return {title: rows for title, rows in tables.items() if rows}
 
 
-def figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every number but zeros by its name; what is a size, or a month's, in its unit."""
-    rows = []
-    for name, value in stats.items():
-        if value and type(value) in (int, float):  # true is no figure
-            is_size = re.search(r"size|saving|\d", name)
-            rows.append((name.replace("_", " "), size_text(value) if is_size else f"{value:,}"))
-    return rows
-
-
 def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
-    """For a terminal of 80 columns."""
-    for title, rows in stats_tables(stats).items():
-        yield title
-        for label, text in rows:
-            row = f"  {printable(label):<24}  {printable(text)}"
-            yield from textwrap.wrap(row, 80, subsequent_indent=" " * 28)
+    """Yields lines for a terminal of 80 columns."""
+    yield from textwrap.wrap(printable(verdict(stats)[0]), 80, break_on_hyphens=False)
+    tables = stats_tables(stats)
+    yield " · ".join(map(" ".join, tables.pop("storage", ())))
+    for title, rows in tables.items():
+        yield f"{title}:"
+        label, value = (max(map(len, column)) for column in zip(*rows))
+        width = min(label, max(44, 76 - value))
+        for label_, text in rows:
+            row = f"  {printable(label_):<{width}}  {printable(text)}"
+            yield from textwrap.wrap(row, 80, subsequent_indent=" " * (width + 4))
 
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--paper:#f6f7f9;--card:#fff;
---line:#dfe3e8;--with:#1769c2;--without:#8b96a3}
+--line:#dfe3e8;--with:#1769c2;--without:#b9c4d0;--well:#e3f3e6;--wrong:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#e8ebef;--soft:#a3adb8;--paper:#111418;
---card:#1b2027;--line:#323943;--with:#62a8f5;--without:#7f8b98}}
+--card:#1b2027;--line:#323943;--with:#62a8f5;--without:#46515d;--well:#1d3325;--wrong:#b3261e}}
 body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.45 system-ui,sans-serif;
 color:var(--ink);background:var(--paper)}
 h1{font-size:1.4rem}h2:first-letter{text-transform:uppercase}
 h2{font-size:1.05rem;margin:0 0 .6rem}
 p{margin:.3rem 0;color:var(--soft)}
+.verdict{margin:0 0 1rem;padding:.8rem 1rem;border-radius:.6rem;color:var(--ink);
+background:var(--well);overflow-wrap:anywhere}
+.wrong{color:#fff;background:var(--wrong)}
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;
 margin:0 0 1rem}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:anywhere}
-td:last-child{padding-right:0}.runs th{white-space:nowrap}
-.storage td,.month td,.due td,.archived td,.kept td{text-align:right;white-space:nowrap}
+th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:break-word}
+th{font-weight:normal;color:var(--soft)}td:last-child{padding-right:0}
+.runs th,.storage td,.month *,.kept td{white-space:nowrap}.runs th{width:9.5rem}
+.storage td,.next td,.month td,.kept td{text-align:right}
+.name th,.name td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 tr+tr>*{border-top:1px solid var(--line)}
-@media(max-width:30rem){.runs th,.runs td,.name th,.name td{display:block;padding-right:0}
-.runs td,.name td{border:0;padding-top:0}}
-svg{display:block;width:100%;height:12rem;border-bottom:1px solid var(--line)}
-.area{fill:var(--with)}.line{fill:none;stroke:var(--without);stroke-width:2;
-vector-effect:non-scaling-stroke}
+@media(max-width:40rem){.runs,.month{font-size:.85rem}.runs{table-layout:fixed}
+.runs th{width:7.6rem}
+.runs td{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.name th,.name td{display:block;padding-right:0}.name td{border:0;padding-top:0}}
+.chart{display:grid;grid-template-columns:auto 1fr;gap:.3rem .5rem;margin:0;color:var(--soft);
+font-size:.8rem;fill:currentColor}
+.scale{display:flex;flex-direction:column;justify-content:space-between;text-align:right}
+.scale span{line-height:0}
+svg{display:block;width:100%;height:12rem}.months{overflow:visible;height:1.1rem;grid-column:2}
+.plot{border-bottom:1px solid var(--soft);border-top:1px solid var(--line)}
+.hit{fill:transparent}g:hover .hit{fill:var(--line)}
+.without{fill:var(--without)}.with{fill:var(--with)}
+.key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
+.key.with{margin-left:0;background:var(--with)}.key.without{background:var(--without)}
 """
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<title>Storage of the recordings</title><style>{}</style></head><body>
-<h1>Storage of the recordings</h1>
-<section><h2>Size over time</h2>{}</section>
-{}<p>As of {}.</p></body></html>
-"""
-CHART = """<svg viewBox="0 -{height} {width} {height}" preserveAspectRatio="none" role="img"
-aria-label="{text}"><path class="area" d="M0,0{compressed}V0Z"/>
-<path class="line" d="M0,0{without}"/></svg>
-<p>{text} The line is the size without compression, the area with it.</p>
-"""
+MONTH_LABELS = 5  # as many as a telephone has room for
 
 
 def stats_page(stats: Mapping[str, Any]) -> str:
-    """Complete in itself, without a script; the numbers of its picture stand in its tables."""
+    """Returns a page that is complete in itself, without a script. The numbers of its picture stand
+    in its tables."""
     sections = ""
     for title, rows in stats_tables(stats).items():
         lines = (f'<tr><th scope="row">{shown(a)}<td>{shown(b)}' for a, b in rows)
         table = f'<table class="{title}">{"".join(lines)}</table>'
         sections += f"<section><h2>{title}</h2>{table}</section>\n"
-    return PAGE.format(STYLE, size_chart(stats), sections, local_time(time.time()))
+    text, is_wrong = verdict(stats)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Storage of the recordings</title><style>{STYLE}</style></head><body>
+<h1>Storage of the recordings</h1>
+<p class="verdict {"wrong" if is_wrong else "well"}" role="status">{shown(text)}</p>
+<section><h2>Size over time</h2>{size_chart(stats)}</section>
+{sections}<p>As of {local_time(time.time())}.</p></body></html>
+"""
 
 
 def shown(text: str) -> str:
@@ -7598,26 +7822,39 @@ def shown(text: str) -> str:
 
 
 def size_chart(stats: Mapping[str, Any]) -> str:
-    """Returns a chart of the library's size by month, in kB. A recording counts from the month it
-    was recorded in, its saving from the month it was compressed in."""
+    """Returns a chart of the library's size by month, with a title for each month. A recording
+    counts from the month it was recorded in, its saving from the month it was compressed in."""
     recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
     months = sorted({*recorded, *saved})
     if not months:
         return "<p>No recordings yet.</p>"
-    without, compressed, size, less = "", "", 0, 0
-    for number, month in enumerate(months, 1):
+    count, size, less, columns, labels = len(months), 0, 0, "", ""
+    top = round_up(sum(recorded.values()))
+    for x, month in enumerate(months):
         size += recorded.get(month, 0)
         less += saved.get(month, 0)
-        without += f"V{-size / 1000:.2f}H{number}"
-        compressed += f"V{(less - size) / 1000:.2f}H{number}"
-    sizes = f"{size_text(size)} without compression, {size_text(size - less)} with it"
-    return CHART.format(
-        height=size / 1000,
-        width=len(months),
-        text=f"Until {months[-1]}: {sizes}.",
-        without=without,
-        compressed=compressed,
-    )
+        words = f"{month}: {size_text(size - less)} with compression, {size_text(size)} without"
+        without, used = 100 * size / top, 100 * (size - less) / top
+        columns += f"""<g role="img"><title>{words}</title>
+<rect class="hit" x="{x}" width="1" height="100"/>
+<rect class="without" x="{x}.1" y="{100 - without:.2f}" width=".8" height="100"/>
+<rect class="with" x="{x}.1" y="{100 - used:.2f}" width=".8" height="100"/></g>"""
+        if (count - 1 - x) % math.ceil(count / MONTH_LABELS) == 0:
+            middle = 100 * (x + 0.5) / count
+            labels += f'<text x="{middle:.2f}%" y="1em" text-anchor="middle">{month}</text>'
+    return f"""<figure class="chart"><div class="scale"><span>{size_text(top)}</span>
+<span>{size_text(top / 2)}</span><span>0</span></div><svg class="plot" viewBox="0 0 {count} 100"
+preserveAspectRatio="none" role="group" aria-label="Until {words}.">{columns}</svg>
+<svg class="months" aria-hidden="true">{labels}</svg></figure>
+<p><i class="key with"></i>with compression<i class="key without"></i>without</p>
+<p>Until {words}.</p>
+"""
+
+
+def round_up(size: float) -> float:
+    """Returns the next larger number that begins with 1, 2 or 5, and zeros."""
+    power = 10.0 ** math.floor(math.log10(max(1, size)))
+    return min(power * first for first in (1, 2, 5, 10) if power * first >= size)
 
 
 def command_stats(config: Config, report: Report) -> None:
@@ -7630,7 +7867,7 @@ def command_stats(config: Config, report: Report) -> None:
             file.write(stats_page(stats))
         report.say(f"Written: {config.html}")
     elif not config.json:
-        for line in list(stats_lines(stats)) or ["No recordings yet."]:
+        for line in stats_lines(stats):
             report.say(line)
     for problem in stats["problems"]:
         report.error(problem)
@@ -7849,7 +8086,8 @@ class Tools:
         folders = dict.fromkeys(map(realpath, named))
         found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
         if not found:
-            raise ToolError(f"{name} is not installed. {INSTALL.format(name=name)}")
+            places = ", ".join(folders)
+            raise ToolError(f"{name} is in none of {places}. {INSTALL.format(name=name)}")
         return found
 
     def run(
@@ -8352,8 +8590,8 @@ class Report:
     found = young = links = due = 0  # as the plan counts them
     ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
-    beside = waiting = 0  # bytes: of copies beside an original that stays; saved once it goes
-    expected = ""  # how long it may take
+    seconds = 0.0  # of audio that is due
+    workers = 1
     exit_code = 0
     announcement = ""  # of a deletion; sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
@@ -8367,6 +8605,8 @@ class Report:
         self.started = self.drawn = monotonic()
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
+        self.order: deque[str] = deque()  # paths, in which a dry run reports
+        self.lines: dict[str, Callable[[], None]] = {}  # that wait for their turn
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -8445,46 +8685,67 @@ class Report:
         return text
 
     def begin(self, moves: Sequence[Move], workers: int) -> None:
-        """Reports what is due: how much, and about how long it takes."""
-        self.due = len(moves)
-        size = sum(move.source_size for move in moves if not move.is_whole)
-        audio = size / BYTES_PER_SECOND
-        if size:
-            self.expected = f"A run may take {duration_text(audio / SPEED / workers)}"
-            much = f"about {duration_text(audio)} of audio, {size_text(size)}"
-            self.say(f"Due: {self.due}, {much}. {self.expected}.")
+        """Reports what is due: how much, and how long it may take."""
+        self.due, self.workers = len(moves), workers
+        if self.config.dry_run:  # which measures, and reports in this order
+            self.order.extend(move.path for move in moves)
+            return
+        proofs = [move for move in moves if not move.is_whole]
+        size = size_text(sum(move.source_size for move in proofs))
+        known = [seconds_known(move) for move in proofs]
+        guessed = (seconds or move.guessed_seconds for seconds, move in zip(known, proofs))
+        self.seconds = sum(guessed)
+        much = f", {duration_text(self.seconds)} of audio" if all(known) else ""
+        if proofs:
+            self.say(f"Due: {self.due}, {size}{much}. {self.expected}.")
+
+    @property
+    def expected(self) -> str:
+        return f"A run may take {duration_text(self.seconds / SPEED / self.workers)}"
 
     def outcome(self, move: Move) -> None:
-        """Prints, logs and counts what became of one take: called once for each."""
+        """Counts and reports what became of one take: called once for each."""
         action, told = move.reason.action, move.told()
         is_failed = action in (Action.FAILED, Action.LOST)
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
         self.has_news = self.has_news or action is not Action.KEPT
-        take, left = move.take, move.take_after(0)
-        self.saved += size_on_disk(take) - size_on_disk(left)
+        is_foreseen = self.config.dry_run and action not in (Action.KEPT, Action.FAILED)
+        end = dataclasses.replace(move, outcome=None) if is_foreseen else move
+        self.saved += size_on_disk(move.take) - size_on_disk(end.take_after(0))
+        if is_foreseen and not move.is_whole:
+            self.seconds += told["seconds"] or move.guessed_seconds
         before, after = told["original_size"], move.copy.size if move.copy else move.estimate
         sizes = size_text(before) if before else ""
         if action in COMPRESSING:
             self.original_size += before
             self.compressed_size += after
-            sizes = self.change(before, after)
-            if action is Action.COMPRESSED and left.originals:
-                self.beside += after
-                self.waiting += before - after
+            less = f"{100 * (before - after) / before:.0f} %" if before > after else "no"
+            sizes = f"{self.change(before, after)} ({less} less)"
         line = self.line(move, sizes, told["reason"])
         trace = move.outcome.trace if move.outcome else ""
         self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        self.lines[move.path] = partial(self.show, line, told, is_failed)
+        self.show_lines()
+        advice = advice_on(move)
+        if advice:
+            self.error(advice)
+
+    def show_lines(self) -> None:
+        """Shows each line whose turn has come; all of them where no order is left."""
+        while self.order and self.order[0] in self.lines:
+            self.lines.pop(self.order.popleft())()
+        while self.lines and not self.order:
+            self.lines.pop(next(iter(self.lines)))()
+
+    def show(self, line: str, told: Mapping[str, Any], is_failed: bool) -> None:
         self.write_json(told)
-        if action is Action.LOST and self.counts[action] > NAMED:
+        if told["action"] is Action.LOST and self.counts[Action.LOST] > NAMED:
             pass  # the log has it
         elif is_failed and self.config.quiet:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
-        advice = advice_on(move)
-        if advice:
-            self.error(advice)
 
     def line(self, move: Move, sizes: str, why: str) -> str:
         """Returns the line on a recording: what was done or why not, with sizes."""
@@ -8501,8 +8762,7 @@ class Report:
 
     def change(self, before: int, after: int) -> str:
         about = "about " if self.config.dry_run else ""
-        less = f"{100 * (before - after) / before:.0f} % less" if before > after else "no less"
-        return f"{size_text(before)} -> {about}{size_text(after)} ({less})"
+        return f"{size_text(before)} -> {about}{size_text(after)}"
 
     def progress(self, done: float, due: float) -> str:
         """Seconds of audio, what is staged counted in: a bar on a terminal; elsewhere, if it was
@@ -8539,8 +8799,10 @@ class Report:
             self.write(json.dumps(told), sys.stdout)
 
     def summary(self, message: str = "") -> dict[str, Any]:
-        """Tell and log the end of a run, also of one that could not begin: then `message` is why,
-        and has been told. Returns the object of `--json`, with a `message` for people."""
+        """Reports and logs the end of a run, also of one that could not begin: then `message` is
+        why, and has been reported. Returns the object of `--json`, with a `message` for people."""
+        self.order.clear()
+        self.show_lines()
         text = "" if message and not self.counts else self.sentence()
         lost = self.counts[Action.LOST]
         if lost > NAMED:
@@ -8565,30 +8827,26 @@ class Report:
 
     @property
     def left(self) -> int:
-        """Recordings that are due still."""
+        """Returns how many recordings are due still."""
         return max(0, self.due - sum(self.counts.values()) + self.counts[Action.LOST])
 
     def sentence(self) -> str:
-        """The end of a run in words."""
-        config, gain = self.config, self.original_size - self.compressed_size - self.waiting
-        done = [action for action in Action if self.counts[action]]
-        text = ", ".join(f"{self.counts[action]} {action.value}" for action in done)
-        if not done:
+        """Returns the end of a run in words."""
+        config, size = self.config, size_text(abs(self.saved))
+        text = ", ".join(self.phrase(action) for action in Action if self.counts[action])
+        if text and config.dry_run:
+            text = f"Dry run, nothing was changed: {text}"
+        elif not text and config.command == "run" and not self.found:
+            text = f"No recordings (*{SOURCE_SUFFIX}) below {config.recordings_dir}"
+        elif not text:
             text = "Nothing was done" if self.left or self.exit_code else "Nothing to do"
-        elif config.dry_run:
-            text = "Dry run, nothing was changed: " + text.replace("would-", "to ")
         if self.left:
             text += f", {self.left} left for the next run"
         parts = [text if config.command == "run" else f"{config.command}: {text}"]
-        if self.original_size:
-            parts.append(self.change(self.original_size, self.compressed_size))
-        if self.beside:
-            copies, waiting = size_text(self.beside), size_text(self.waiting)
-            parts.append(f"Copies take {copies}; saves {waiting} once the originals go")
-        freed = self.saved + self.beside
-        if freed > 0:
-            # An earlier run reported this saving. Removing the original does not save it again.
-            parts.append(f"{size_text(freed)} {'freed' if freed > gain else 'saved'}")
+        if self.saved > 0:
+            parts.append(f"The disk {'would have' if config.dry_run else 'has'} {size} more free")
+        elif self.saved < 0 and self.counts[Action.COMPRESSED]:
+            parts.append(f"The copies take {size} until the originals are deleted")
         if self.young:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
         if self.held:
@@ -8598,9 +8856,24 @@ class Report:
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
         parts.append(self.announcement)
-        took = f"Took {duration_text(monotonic() - self.started)}" if done else ""
-        parts.append(self.expected if config.dry_run else took)
+        if self.seconds and config.dry_run:
+            parts.append(f"{duration_text(self.seconds)} of audio. {self.expected}")
+        elif self.counts:
+            parts.append(f"Took {duration_text(monotonic() - self.started)}")
         return ". ".join(filter(None, parts)) + "."
+
+    def phrase(self, action: Action) -> str:
+        """Returns how often something was done, and how much it made of how much."""
+        sizes = self.change(self.original_size, self.compressed_size)
+        count, days = self.counts[action], self.config.keep_originals_days
+        originals, their = ("original", "its") if count == 1 else ("originals", "their")
+        words = {
+            Action.COMPRESSED: f"compressed ({sizes})",
+            Action.WOULD_COMPRESS: f"to compress ({sizes})",
+            Action.FREED: f"{originals} deleted after {their} {days:g} days",
+            Action.WOULD_FREE: f"{originals} to delete after {their} {days:g} days",
+        }
+        return f"{count} {words.get(action) or action.value.replace('would-', 'to ')}"
 
 
 def advice_on(move: Move) -> str:
@@ -8638,6 +8911,13 @@ def rotate(path: str) -> None:
             RotatingFileHandler(path, backupCount=OLD_LOGS, delay=True).doRollover()
 
 
+def seconds_known(move: Move) -> float:
+    """Returns the length of a recording by its record or its sidecars, 0 if they do not say."""
+    name = folded(move.take.name)
+    noted = [sidecar.durations.get(name, 0.0) for sidecar in move.recording.sidecars]
+    return move.take.past.seconds or max(noted, default=0.0)
+
+
 def size_on_disk(take: Take) -> int:
     """Bytes of all its files here."""
     return sum(file.size for file in take.files)
@@ -8654,7 +8934,9 @@ def printable(text: str) -> str:
 
 
 def size_text(size: float) -> str:
-    """kB, MB, GB, TB in powers of ten, three digits."""
+    """Returns bytes, or kB, MB, GB, TB in powers of ten with three digits."""
+    if size < 1000:
+        return f"{size:.0f} B"
     steps = sum(size >= 999_500 * 1000**step for step in range(3))
     number = f"{size / 1000 ** (steps + 1):#.3g}".rstrip(".")
     return f"{number} {'kMGT'[steps]}B"
@@ -8676,23 +8958,24 @@ def iso(seconds: float) -> str:
 # Commands that are used seldom. Doctor runs the trials and reports all that it finds. Schedule
 # prints an entry for a run every night. Demo does the whole job in a temporary folder.
 
-LATE = 2 * DAY  # since the last run, after which a schedule is taken to have failed
-
 
 def command_doctor(config: Config, report: Report) -> None:
-    """One line a check; the exit code is that of the gravest thing found."""
+    """Reports each finding once; the exit code is that of the gravest."""
     run = Run(config, report)
-    for finding in findings(config):
-        report.say(f"PROBLEM  {finding}")
-        report.exit_code = 1
-    report.say(f"ok       Python {sys.version.split()[0]} at {sys.executable}")
+    found = [*obstacles(config), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_state)
     with run.open(locks=False):
-        for check in (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_runs):
+        for check in checks:
             try:
-                report.say(f"ok       {check(run)}")
+                found += check(run)
             except (ServiceError, Refusal, OSError) as error:
-                report.say(f"PROBLEM  {explain(error)}")
-                report.exit_code = max(report.exit_code, exit_code_of(error))
+                found.append(Finding(explain(error), exit_code_of(error)))
+    said: list[str] = []
+    for text, code in found:
+        if not any(each in text for each in said):
+            report.say(f"{'PROBLEM' if code else 'ok':<9}{text}")
+            report.exit_code = max(report.exit_code, code)
+            said.append(text)
     report.say(f"         settings, from {config.file or 'nowhere: all are defaults'}:")
     settings = {name: getattr(config, name) for name in FILE_KINDS}
     settings["tiers"] = [tier._asdict() for tier in config.tiers]
@@ -8700,30 +8983,32 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
-def findings(config: Config) -> Iterator[str]:
-    """Yields a sentence on each thing that keeps runs from their work, or their owner from hearing
-    of it."""
+def obstacles(config: Config) -> Iterator[Finding]:
+    """Yields what keeps runs from their work, or their owner from hearing of it."""
     pause = Library(config.recordings_dir).paused(time.time())
     if pause:
-        yield pause
+        yield Finding(pause, 1)
     if config.dry_run:
-        yield f'"dry_run" is set in {config.file}: no run changes anything.'
+        yield Finding(f'"dry_run" is set in {config.file}: no run changes anything.', 1)
     word = first_word(config.notify_command or "")
     if word and not is_known_to_shell(word, dirname(config.file)):
-        yield f"The notify_command begins with {word}. No program on PATH has this name."
+        text = f"The notify_command begins with {word}. No program on PATH has this name."
+        yield Finding(text, 1)
     with suppress(ServiceError, OSError):
         lost = losses(Library(config.recordings_dir)).items()
         paths = [stem + past.suffix for stem, past in lost]
         if paths:
             more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
-            yield f"Lost copies: {', '.join(paths[:NAMED])}{more}. {LOST_ADVICE}"
+            text = f"Lost copies: {', '.join(paths[:NAMED])}{more}. {LOST_ADVICE}"
+            yield Finding(text, 1)
     try:
         index = join(config.recordings_dir, INDEX_NAME)
         read_whole(index, lambda data: next(entries(JsonText(data)), None))
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (Flaw, OSError) as error:
-        yield f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
+        text = f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
+        yield Finding(text, 1)
 
 
 def first_word(command: str) -> str:
@@ -8746,38 +9031,36 @@ def is_known_to_shell(word: str, folder: str) -> bool:
 FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
 
 
-def examine_ffmpeg(run: Run) -> str:
+def examine_ffmpeg(run: Run) -> Iterator[Finding]:
     target = Target(run.config.target_format, run.config.target_bitrate)
     try_ffmpeg(run.tools, target)
-    return f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again"
+    yield Finding(f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again")
 
 
-def examine_library(run: Run) -> str:
-    """All that its commits need; tried, where our own folder is there to be locked."""
+def examine_library(run: Run) -> Iterator[Finding]:
+    """Tries all that its commits need, if our own folder is there to be locked."""
     library = run.library
     library.require(run.config.log_file)
     moves = list(itertools.chain(*run.plan()))
     read_signs(library)
-    for move in moves[:1]:
-        run.try_ffmpeg_on(move)
     with ExitStack() as stack:
         if isdir(library.own("")):
             try:
                 stack.enter_context(library.lock())
             except BusyError as busy:
-                return str(busy)
+                yield Finding(str(busy))
+                return
             try_commits(library)
         problems = foresee_all(run, moves)
-    if problems:
-        raise ServiceError(" ".join(problems))
-    free = free_space(library)
-    room = f"{size_text(free)} free" if free < math.inf else "free space unknown"
-    return f"the library {library.root} can be written to, {room}; due: {len(moves)}"
+    yield from problems
+    if not problems:
+        yield Finding(f"the library {library.root} can be written to; due: {len(moves)}")
+    for move in moves[:1]:
+        run.try_ffmpeg_on(move)
 
 
-def foresee_all(run: Run, moves: Sequence[Move]) -> list[str]:
-    """Tries in each folder what its commits need; returns what a run would say of that, each
-    sentence once."""
+def foresee_all(run: Run, moves: Sequence[Move]) -> list[Finding]:
+    """Tries in each folder what its commits need; returns what a run would say of that."""
     problems: dict[str, None] = {}
     staging = Staging(run.library)
     trials = Trials(run.library, staging)
@@ -8789,41 +9072,34 @@ def foresee_all(run: Run, moves: Sequence[Move]) -> list[str]:
                 why = f"{move.path}: {move.told()['reason']}."
                 problems[advice_on(move) or why] = None
     remove_all(staging.made)
-    return list(problems)[:NAMED]
+    return [Finding(problem, 1) for problem in problems][:NAMED]
 
 
-def examine_archive(run: Run) -> str:
+def examine_archive(run: Run) -> Iterator[Finding]:
     archive = run.archive
-    if not archive:
-        return "no archive is configured"
-    archive.try_it()
-    archive.try_upload()
-    return f"the archive {archive.target} answers and takes files"
+    if archive:
+        archive.try_it()
+        archive.try_upload()
+        yield Finding(f"the archive {archive.target} answers and takes files")
 
 
-def examine_log(run: Run) -> str:
-    """Without making it: doctor changes nothing."""
+def examine_log(run: Run) -> Iterator[Finding]:
+    """Does not make it, as doctor changes nothing."""
     place = path = run.config.log_file
     check_links(path)
     while not lexists(place):
         place = dirname(place)
     read_sign(place)
-    return f"the log {path} can be written to"
+    yield Finding(f"the log {path} can be written to")
 
 
-def examine_runs(run: Run) -> str:
-    last = run.last
-    if not last:
-        return f"no run yet; '{PROGRAM} schedule cron' prints what makes one every night"
-    ago, code = run.now - last["time"], last.get("exit_code")
-    text = f"the last run was {duration_text(ago)} ago: {last.get('message', '')}"
-    is_late = ago > LATE and not run.library.paused(run.now)
-    if is_late or code:
-        advice = "Is the schedule at work?" if is_late else "The log has more."
-        raise ServiceError(f"{text} (exit code {code}) {advice}")
-    if not lexists(last.get("python") or "/"):
-        raise ServiceError(f"{text} Its {last['python']} is gone: print the schedule anew.")
-    return text
+def examine_state(run: Run) -> Iterator[Finding]:
+    """Yields what statistics and page say too."""
+    stats = gather_stats(run.config)
+    for each in stats["findings"]:
+        yield Finding(**each)
+    if stats["free_space"] is not None:
+        yield Finding(f"{size_text(stats['free_space'])} free")
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -8925,6 +9201,15 @@ DEMO_FILES = {
     "recordings/2025-10-27/14-30-45-chunk-1.json": '{"id": "2025-10-27T14:30:45Z", '
     '"chunks": [{"file": "14-30-45-chunk-1.webm"}]}',
 }
+DEMO_BEGINS = """\
+This makes a library of two recordings in a temporary folder; one of them is cut short. Then it
+shows what a run would do, a run, another run that finds nothing left to do, and the statistics.
+Nothing of yours is touched. Lines with --- are the commands."""
+DEMO_ENDS = f"""\
+The good recording is its copy now. The broken one is as it was, with the reason. Next, on your own:
+  {PROGRAM} --dry-run --recordings FOLDER    what a run would do; changes nothing
+  {PROGRAM} doctor --recordings FOLDER       whether a night would work
+  {PROGRAM} schedule cron                    a line that makes a run every night"""
 DEMO_SOUND = (
     "-f lavfi -i anoisesrc=duration=6:color=brown:sample_rate=48000:amplitude=0.3,tremolo=f=3:d=0.9"
     " -c:a libopus -b:a 130k -frame_duration 60 -f webm"
@@ -8933,6 +9218,8 @@ DEMO_SOUND = (
 
 def command_demo(config: Config, report: Report) -> None:
     """Does the whole job on a library of its own, in a folder that is removed afterwards."""
+    for line in DEMO_BEGINS.splitlines():
+        report.say(line)
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
         day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
@@ -8948,16 +9235,18 @@ def command_demo(config: Config, report: Report) -> None:
             report.say(f"--- {PROGRAM} {words} ---")
             code = main([*words.split(), "-c", join(folder, "config.json")])
             report.exit_code = max(report.exit_code, code)
+    for line in DEMO_ENDS.splitlines():
+        report.say(line)
 
 
 def command_pause(config: Config, report: Report) -> None:
     """Runs do nothing until resumed, or until a time that our file `paused` then holds."""
     library = library_of(config)
     library.make_own()
-    end = "" if config.pause_for is None else str(time.time() + config.pause_for)
+    until = math.inf if config.pause_for is None else time.time() + config.pause_for
     try:
         with open(library.open_own("paused", os.O_WRONLY | os.O_TRUNC), "w") as file:
-            file.write(end)
+            file.write(str(until))
     except OSError:  # an empty file would be a pause without an end
         remove_all([library.own("paused")])
         raise

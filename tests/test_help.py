@@ -94,7 +94,7 @@ class Doctor(LibraryCase):
     def test_a_sound_place_is_ok_and_nothing_is_made(self) -> None:
         self.add("chunk_0", "a.webm")
         out = self.doctor(0)
-        self.assertIn("no run yet", out)
+        self.assertIn("No run yet", out)
         self.assertIn("due: 1", out)
         self.assertNotIn("PROBLEM", out)
         self.assertRegex(out, r'recordings_dir +"' + str(self.library))
@@ -130,7 +130,7 @@ class Doctor(LibraryCase):
                 "message": "3 compressed.",
             }
             (own / "history.jsonl").write_bytes(json.dumps(run).encode() + b"\n" + torn)
-            self.assertRegex(self.doctor(ends), r"last run was [\w ]+ ago: 3 compressed")
+            self.assertRegex(self.doctor(ends), r"Last run [-:\d ]+: 3 compressed")
         self.assertIn("Is the schedule at work?", self.doctor(1))
 
     def test_a_forgotten_pause_is_a_problem(self) -> None:

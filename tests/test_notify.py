@@ -70,7 +70,7 @@ class When(NotifyCase):
     def test_a_watcher_hears_of_idle_paused_and_busy_runs(self) -> None:
         self.listen(notify_on="always")
         self.assertEqual(self.run_here("run").code, 0)
-        self.assertEqual(self.told()[1], "Nothing to do.")
+        self.assertIn("No recordings", self.told()[1])
         with service.Library(str(self.library)).lock():
             (self.library / ".compression/history.jsonl").write_text("")
             ran = self.run_here("run")
@@ -192,7 +192,7 @@ class Pause(NotifyCase):
 
     def found(self) -> dict[str, Any]:
         config = service.resolve_config(service.parse_words(["stats", "-c", str(self.config)]))
-        return {"findings": list(service.findings(config))}
+        return {"findings": [each._asdict() for each in service.obstacles(config)]}
 
     def test_a_forgotten_pause_is_the_first_line_of_doctor_and_no_fault_of_the_schedule(
         self,
@@ -207,14 +207,14 @@ class Pause(NotifyCase):
     def test_it_ends_by_itself(self) -> None:
         self.put_pause(8, str(time.time() - 1))
         self.assertNotIn("Paused", self.run_here("doctor").out)
-        self.assertEqual(self.run_here("run").out, "Nothing to do.\n")
+        self.assertIn("No recordings", self.run_here("run").out)
 
 
 class Findings(NotifyCase):
     def found(self, **settings: Any) -> list[str]:
         self.configure(**settings)
         config = service.resolve_config(service.parse_words(["doctor", "-c", str(self.config)]))
-        return list(service.findings(config))
+        return [each.text for each in service.obstacles(config)]
 
     def test_a_sound_library_has_none(self) -> None:
         self.add_json("index.json", {"recordings": []})

@@ -149,7 +149,7 @@ class NoHarm(RestoreCase):
         self.assertIn("typo.webm: no recording of", ran.err)
         ran = self.run_cli("doctor")
         self.assertEqual(ran.code, 0, ran.out)
-        self.assertIn("ok       the last run was", ran.out)
+        self.assertIn("ok       Last run", ran.out)
 
     def test_of_a_folder_only_what_is_done_is_told(self) -> None:
         self.add("chunk_0", "young.webm", age=time.time())

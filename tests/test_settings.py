@@ -223,8 +223,14 @@ class OddTiers(LibraryCase):
             ([{"bitrate": "64k"}], "after_days"),
             ([{"after_days": 30}], "bitrate"),
             ([{"after_days": 30, "bitrate": "64k", "archive": "/x"}], "one of"),
-            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 30, "bitrate": "32k"}], "rise"),
-            ([{"after_days": 30, "bitrate": "64k"}, {"after_days": 90, "bitrate": "70k"}], "fall"),
+            (
+                [{"after_days": 30, "bitrate": "64k"}, {"after_days": 30, "bitrate": "32k"}],
+                "which is 30",
+            ),
+            (
+                [{"after_days": 30, "bitrate": "64k"}, {"after_days": 90, "bitrate": "70k"}],
+                "which is 64k",
+            ),
             (
                 [{"after_days": 30, "archive": "/x"}, {"after_days": 90, "bitrate": "32k"}],
                 "deletion last",
