@@ -278,7 +278,6 @@ class Reason(enum.Enum):
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
     FREED = "freed: its days are over, and its copy was proven again{}"
     FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
-    SOUND = "compressed: its copy was read again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     DELETED = "deleted: by the tier of {} days"
@@ -3950,16 +3949,9 @@ class BringBack(Restore, Adopt):
 class Reread(Move):
     """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
 
-    name, rank, done, due = "check", 0, Reason.SOUND, Reason.SOUND
+    name, rank, done, due = "check", 0, Reason.ADOPTED, Reason.ADOPT_DUE
     after: Optional[Past] = None  # what the history is to say, unless it is lost
-
-    @property
-    def is_other(self) -> bool:
-        """Returns whether it is another file than the one on record. Without a hash on record, size
-        and mtime decide."""
-        past, seen = self.take.past, self.copy_seen
-        is_known = past.sha256 == seen.sha256 if past.sha256 and seen else self.take.proven_copy
-        return not (self.outcome or is_known)
+    is_other = False  # it plays in full, but is another file than the one on record
 
     def past_after(self, now: float) -> Past:
         return self.after or super().past_after(now)
@@ -7040,6 +7032,8 @@ class Losses:
                 if past.seconds and abs(made.timeline - past.seconds) > LENGTH_TOLERANCE:
                     raise NotProven(f"{past.seconds:.2f} s", f"{made.timeline:.2f} s")
                 found[path] = made
+                # Without a hash on record, size and mtime decide.
+                move.is_other = bool(past.sha256) or not move.take.proven_copy
             except (Refusal, OSError) as error:
                 is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
                 move.refuse(Refusal(Reason.MISSING) if is_gone else error)
@@ -7063,7 +7057,7 @@ class Losses:
         stems = {past.sha256: stem for stem, past in pasts.items()}
         for move in moves:
             twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
-            if twin and move.is_other:
+            if twin and move.is_other and not move.outcome:
                 move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
         bad = [move for move in moves if move.outcome and not move.take.originals]
         places = self.find_bytes(bad)
@@ -8998,9 +8992,7 @@ def obstacles(config: Config) -> Iterator[Finding]:
         lost = losses(Library(config.recordings_dir)).items()
         paths = [stem + past.suffix for stem, past in lost]
         if paths:
-            more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
-            text = f"Lost copies: {', '.join(paths[:NAMED])}{more}. {LOST_ADVICE}"
-            yield Finding(text, 1)
+            yield Finding(f"Lost copies: {', '.join(paths)}. {LOST_ADVICE}", 1)
     try:
         index = join(config.recordings_dir, INDEX_NAME)
         read_whole(index, lambda data: next(entries(JsonText(data)), None))
