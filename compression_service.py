@@ -278,7 +278,6 @@ class Reason(enum.Enum):
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
     FREED = "freed: its days are over, and its copy was proven again{}"
     FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
-    SOUND = "compressed: its copy was read again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     DELETED = "deleted: by the tier of {} days"
@@ -3574,7 +3573,7 @@ class Move:
     @property
     def path(self) -> str:
         """Returns the path of the source below the library."""
-        source = self.source or self.take.past.place or self.take.said
+        source = self.source or self.take.past.place or self.take.file
         return join(self.take.folder, source.name if source else self.take.name)
 
     @property
@@ -4060,16 +4059,9 @@ class BringBack(Restore, Adopt):
 class Reread(Move):
     """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
 
-    name, rank, done, due = "check", 0, Reason.SOUND, Reason.SOUND
+    name, rank, done, due = "check", 0, Reason.ADOPTED, Reason.ADOPT_DUE
     after: Optional[Past] = None  # what the history is to say, unless it is lost
-
-    @property
-    def is_other(self) -> bool:
-        """Returns whether it is another file than the one on record. Without a hash on record, size
-        and mtime decide."""
-        past, seen = self.take.past, self.copy_seen
-        is_known = past.sha256 == seen.sha256 if past.sha256 and seen else self.take.proven_copy
-        return not (self.outcome or is_known)
+    is_other = False  # it plays in full, but is another file than the one on record
 
     def past_after(self, now: float) -> Past:
         return self.after or super().past_after(now)
@@ -6849,8 +6841,12 @@ def every_folder(
         gone.discard(folder.path)
         yield folder
     for path in sorted(gone):
-        if not isdir(library.path(path)):
+        try:
+            os.stat(library.path(path))
+        except (FileNotFoundError, NotADirectoryError):
             yield Folder(path, library)
+        except OSError:  # the walk has reported it
+            pass
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -7096,25 +7092,29 @@ class Losses:
         return day if 0 < day <= today else today - 1
 
     def read_share(self) -> None:
-        """Reads the copies whose turn it is. Raises Stopped, ServiceError."""
+        """Reads the copies whose turn it is, day after day. Raises Stopped, ServiceError."""
         every, today = self.run.config.check_days, int(self.run.now // DAY)
         if self.run.is_part or not every or not self.run.is_locked:
             return
-        days = {day % every for day in range(max(self.checked, today - every) + 1, today + 1)}
-        moves = []
+        for day in range(max(self.checked, today - every) + 1, today + 1):
+            found = self.read(list(self.share(day % every, every)), self.run.must_end)
+            # What went meanwhile is for the next run, which asks the documents.
+            self.settle([move for move in found if move.reason is not Reason.MISSING])
+            if self.is_cut:
+                return
+            self.checked = day
+
+    def share(self, number: int, every: int) -> Iterator[Reread]:
+        """Yields the moves that read one of so many shares."""
         for path, count in self.met.items():
             is_large = count > LARGE_FOLDER
-            if not is_large and share_of(path, every) not in days:
+            if not is_large and share_of(path, every) != number:
                 continue
             with suppress(OSError, UsageError):
                 for take in self.library.folder(path).takes.values():
-                    is_due = not is_large or share_of(take.stem, every) in days
+                    is_due = share_of(take.stem if is_large else path, every) == number
                     if is_due and take.proven_copy:
-                        moves.append(reread(take, Recording(path, (take,))))
-        found = self.read(moves, self.run.must_end)
-        # What went meanwhile is for the next run, which asks the documents.
-        self.settle([move for move in found if move.reason is not Reason.MISSING])
-        self.checked = self.checked if self.is_cut else today
+                        yield reread(take, Recording(path, (take,)))
 
     def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
         """Returns moves with what was found. Raises Stopped, ServiceError."""
@@ -7147,6 +7147,8 @@ class Losses:
                 if past.seconds and abs(made.timeline - past.seconds) > LENGTH_TOLERANCE:
                     raise NotProven(f"{past.seconds:.2f} s", f"{made.timeline:.2f} s")
                 found[path] = made
+                # Without a hash on record, size and mtime decide.
+                move.is_other = bool(past.sha256) or not move.take.proven_copy
             except (Refusal, OSError) as error:
                 is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
                 move.refuse(Refusal(Reason.MISSING) if is_gone else error)
@@ -7170,7 +7172,7 @@ class Losses:
         stems = {past.sha256: stem for stem, past in pasts.items()}
         for move in moves:
             twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
-            if twin and move.is_other:
+            if twin and move.is_other and not move.outcome:
                 move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
         bad = [move for move in moves if move.outcome and not move.take.originals]
         places = self.find_bytes(bad)
@@ -7182,12 +7184,12 @@ class Losses:
         for move in moves:
             there = places.get(move.take.past.sha256, "")
             changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
-        if run.is_locked and changed:
-            run.committer.attempt((), history.append, changed, run.now)
-            run.committer.folders.update(move.take.folder for move in changed)
         for move in changed:
             if not move.after:
                 report.outcome(move)
+        if run.is_locked and changed:  # after that: reported twice is better than never
+            run.committer.attempt((), history.append, changed, run.now)
+            run.committer.folders.update(move.take.folder for move in changed)
         forgotten = [move for move in changed if move.after and move.after.lost == FORGOTTEN]
         if forgotten:
             report.once(f"Forgotten, as no document names them any more: {len(forgotten)}.")
@@ -9117,9 +9119,7 @@ def obstacles(config: Config) -> Iterator[Finding]:
         lost = losses(Library(config.recordings_dir)).items()
         paths = [stem + past.suffix for stem, past in lost]
         if paths:
-            more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
-            text = f"Lost copies: {', '.join(paths[:NAMED])}{more}. {LOST_ADVICE}"
-            yield Finding(text, 1)
+            yield Finding(f"Lost copies: {', '.join(paths)}. {LOST_ADVICE}", 1)
     try:
         index = join(config.recordings_dir, INDEX_NAME)
         read_whole(index, lambda data: next(entries(JsonText(data)), None))

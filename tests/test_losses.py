@@ -141,6 +141,57 @@ class Lost(LossCase):
         (self.folder / "away").rename(self.library / "d")
         self.assert_sound()
 
+    def test_many_are_logged_and_the_first_of_them_named(self) -> None:
+        for name in "abc":
+            self.copy(name).unlink()
+        with unittest.mock.patch.object(service, "NAMED", 2):
+            ran = self.run_cli("-q")
+            told = [line for line in ran.err.splitlines() if line.startswith("lost ")]
+            self.assertEqual((ran.code, len(told)), (1, 2))
+        log = (self.folder / "logs/compression.log").read_text()
+        self.assertEqual(log.count(" - ERROR - lost "), 3)
+        document = json.loads(self.history().read_text().splitlines()[-1])
+        self.assertEqual((document["type"], document["lost"]), ("run", 3))
+
+    def test_a_lost_part_keeps_a_recording_from_the_archive_and_from_deletion(self) -> None:
+        cold = self.folder / "cold"
+        (cold / "archive-of-recordings").mkdir(parents=True)
+        self.add_json("d/a.json", sidecar("d/a", ["a.opus", "b.opus"]))
+        (self.library / "d/b.json").unlink()
+        self.copy().unlink()
+        self.put_run_on_record()
+        for tier in ({"archive": str(cold)}, {"delete": True}):
+            self.configure(tiers=[{"after_days": 20, **tier}])
+            for _ in range(3):
+                self.run_cli()
+            self.assertTrue(self.copy("b").exists(), tier)
+        self.assertFalse((cold / "archive-of-recordings/d/b.opus").exists())
+
+    def test_a_rotten_copy_is_not_archived(self) -> None:
+        cold = self.folder / "cold"
+        (cold / "archive-of-recordings").mkdir(parents=True)
+        self.configure(check_days=0, tiers=[{"after_days": 20, "archive": str(cold)}])
+        before = self.copy().stat()
+        data = bytearray(self.copy().read_bytes())
+        data[-1] ^= 1
+        self.copy().write_bytes(data)
+        os.utime(self.copy(), ns=(before.st_mtime_ns, before.st_mtime_ns))
+        self.put_run_on_record()
+        self.assertEqual(self.run_cli().code, 1)
+        self.assertTrue(self.copy().exists())
+        self.assertFalse(self.copy("b").exists())
+
+    def test_a_copy_in_aac_is_lost_and_found_alike(self) -> None:
+        self.configure(target_format="m4a")
+        self.add("chunk_0", "m/a.webm")
+        self.run_json(0)
+        copy = self.library / "m/a.m4a"
+        data = copy.read_bytes()
+        copy.write_bytes(data[:-900])
+        self.assertEqual(list(self.lost(self.run_json(1))), ["m/a.m4a"])
+        copy.write_bytes(data)
+        self.assertIn("m/a.m4a is back", self.run_json(0).err)
+
     def test_a_dry_run_names_it_and_writes_nothing(self) -> None:
         self.copy().unlink()
         before = self.history().read_bytes()
