@@ -1886,9 +1886,9 @@ class Run:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
-        if not self.history.in_folder(folder.path) and all(map(self.is_young, folder.audio)):
-            return True
         if self.note_on(folder) and not self.config.retry:
+            return True
+        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
         if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
