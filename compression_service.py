@@ -782,6 +782,11 @@ class Recording(NamedTuple):
         """Returns a name for it. Compression does not change this name."""
         return min(take.stem for take in self.takes)
 
+    def seconds_of(self, take: Take) -> float:
+        """Returns the length of a take by the sidecars, 0 if they do not say."""
+        name = folded(take.name)
+        return max((sidecar.durations.get(name, 0.0) for sidecar in self.sidecars), default=0.0)
+
     @property
     def location(self) -> str:
         """Returns where its sidecars say that it is archived; "" if they do not."""
@@ -1218,7 +1223,11 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
         add_flag(parser, SETTINGS[each])
     found, unknown = parser.parse_known_args([*words[:at], *words[at + 1 :]])
     if unknown:
-        parser.error(f"'{name}' takes no {unknown[0]}{flag_meant(name, unknown[0])}")
+        flags = {flag: each for each in (*COMMANDS, name) for flag in flags_of_command(each)}
+        near = nearest(unknown[0].partition("=")[0], flags)
+        whose = "" if flags[near] == name else f" of '{flags[near]}'"
+        said = f"; the nearest is {near}{whose}" if unknown[0].startswith("-") else ""
+        parser.error(f"'{name}' takes no {unknown[0]}{said}")
     found.command = name
     return found
 
@@ -1261,16 +1270,9 @@ def settings_of_command(name: str) -> list[str]:
     return f"file recordings_dir {COMMANDS[name].settings}".split()
 
 
-def flag_meant(name: str, word: str) -> str:
-    """Returns the nearest flag to an unknown one, and whose it is if not of this command."""
-    flags = {}
-    for command in (*COMMANDS, name):
-        for each in settings_of_command(command):
-            flags.update(dict.fromkeys(flags_of(SETTINGS[each]), command))
-    if not word.startswith("-"):
-        return ""
-    near = nearest(word.partition("=")[0], flags)
-    return f"; the nearest is {near}" + ("" if flags[near] == name else f" of '{flags[near]}'")
+def flags_of_command(name: str) -> Iterator[str]:
+    for each in settings_of_command(name):
+        yield from flags_of(SETTINGS[each])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1925,9 +1927,7 @@ class Run:
             if source is None or identity[-2:] != source[1:]:
                 raise Refusal(Reason.CHANGED)
             work.probe = probe(file.fileno(), path, self.tools)
-            name = folded(work.take.name)
-            recorded = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
-            lasts = max(recorded, default=0.0)
+            lasts = work.recording.seconds_of(work.take)
             saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
             work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
             self.trials.foresee(work)
@@ -6685,21 +6685,11 @@ def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
 def add_saving(sums: Counter[str], past: Past, size: int) -> None:
     """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
     before = past.first_size or size
-    sums[f"recorded_by_month/{month_of(past.mtime_ns // QUARTER)}"] += before
+    sums[f"recorded_by_month/{local_time(past.mtime_ns // 10**9)[:7]}"] += before
     if past.suffix:
-        month = month_of(int(past.compressed) * 10**9 // QUARTER)
-        sums[f"savings_by_month/{month}"] += before - size
+        sums[f"savings_by_month/{local_time(past.compressed)[:7]}"] += before - size
         sums["was/before"] += before
         sums["was/after"] += size
-
-
-QUARTER = 900 * 10**9  # of an hour in ns: time zones differ by such
-
-
-@memoized
-def month_of(quarters: int) -> str:
-    """Returns YYYY-MM, from quarters of an hour since the epoch."""
-    return local_time(quarters * 900)[:7]
 
 
 def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
@@ -6914,7 +6904,7 @@ def size_chart(stats: Mapping[str, Any]) -> str:
     if not months:
         return "<p>No recordings yet.</p>"
     count, size, less, columns, labels = len(months), 0, 0, "", ""
-    top = round_up(sum(recorded.values()))
+    top = max(1, sum(recorded.values()))
     for x, month in enumerate(months):
         size += recorded.get(month, 0)
         less += saved.get(month, 0)
@@ -6934,12 +6924,6 @@ preserveAspectRatio="none" role="group" aria-label="Until {words}.">{columns}</s
 <p><i class="key with"></i>with compression<i class="key without"></i>without</p>
 <p>Until {words}.</p>
 """
-
-
-def round_up(size: float) -> float:
-    """Returns the next larger number that begins with 1, 2 or 5, and zeros."""
-    power = 10.0 ** math.floor(math.log10(max(1, size)))
-    return min(power * first for first in (1, 2, 5, 10) if power * first >= size)
 
 
 def command_stats(config: Config, report: Report) -> None:
@@ -7652,7 +7636,7 @@ class Report:
     found = young = links = due = 0  # as the plan counts them
     ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
-    seconds = 0.0  # of audio that is due
+    seconds = 0.0  # of audio that a dry run found to be due
     workers = 1
     exit_code = 0
     bar = ""  # what stands on the terminal's last line
@@ -7664,7 +7648,7 @@ class Report:
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
         self.order: deque[str] = deque()  # paths, in which a dry run reports
-        self.lines: dict[str, Callable[[], None]] = {}  # that wait for their turn
+        self.lines: dict[str, tuple[str, Mapping[str, Any]]] = {}  # that wait for their turn
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -7742,22 +7726,15 @@ class Report:
         return text
 
     def begin(self, works: Sequence[Work], workers: int) -> None:
-        """Reports what is due: how much, and how long it may take."""
+        """Reports what is due, with its length where that is known. A dry run measures it."""
         self.due, self.workers = len(works), workers
-        size = size_text(sum(work.source_size for work in works))
-        if self.config.dry_run:  # which measures, and reports in this order
+        if self.config.dry_run:
             self.order.extend(work.path for work in works)
-            return
-        known = [seconds_known(work) for work in works]
-        guessed = (seconds or work.guessed_seconds for seconds, work in zip(known, works))
-        self.seconds = sum(guessed)
-        much = f", {duration_text(self.seconds)} of audio" if all(known) else ""
-        if works:
-            self.say(f"Due: {self.due}, {size}{much}. {self.expected}.")
-
-    @property
-    def expected(self) -> str:
-        return f"A run may take {duration_text(self.seconds / SPEED / self.workers)}"
+        elif works:
+            size = size_text(sum(work.source_size for work in works))
+            known = [work.seconds or work.recording.seconds_of(work.take) for work in works]
+            much = f", {duration_text(sum(known))} of audio" if all(known) else ""
+            self.say(f"Due: {self.due}, {size}{much}.")
 
     def outcome(self, work: Work) -> None:
         """Counts and reports what became of one take: called once for each."""
@@ -7779,7 +7756,7 @@ class Report:
             sizes = f"{self.change(before, after)} ({less} less)"
         line = self.line(work, sizes, told["reason"])
         self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
-        self.lines[work.path] = partial(self.show, line, told, is_failed)
+        self.lines[work.path] = (line, told)
         self.show_lines()
         advice = advice_on(work)
         if advice:
@@ -7788,13 +7765,13 @@ class Report:
     def show_lines(self) -> None:
         """Shows each line whose turn has come; all of them where no order is left."""
         while self.order and self.order[0] in self.lines:
-            self.lines.pop(self.order.popleft())()
+            self.show(*self.lines.pop(self.order.popleft()))
         while self.lines and not self.order:
-            self.lines.pop(next(iter(self.lines)))()
+            self.show(*self.lines.popitem()[1])
 
-    def show(self, line: str, told: Mapping[str, Any], is_failed: bool) -> None:
+    def show(self, line: str, told: Mapping[str, Any]) -> None:
         self.write_json(told)
-        if is_failed and self.config.quiet:
+        if self.config.quiet and told["action"] is Action.FAILED:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
@@ -7900,8 +7877,9 @@ class Report:
             parts.append(f"Waiting until another run confirms the clock: {self.held}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
-        if self.seconds and config.dry_run:
-            parts.append(f"{duration_text(self.seconds)} of audio. {self.expected}")
+        if self.seconds and config.command == "run":
+            took = duration_text(self.seconds / SPEED / self.workers)
+            parts.append(f"{duration_text(self.seconds)} of audio. A run may take {took}")
         elif self.counts:
             parts.append(f"Took {duration_text(monotonic() - self.started)}")
         return ". ".join(parts) + "."
@@ -7957,13 +7935,6 @@ def rotate(path: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if getsize(path) > LARGEST_LOG:
             RotatingFileHandler(path, backupCount=OLD_LOGS, delay=True).doRollover()
-
-
-def seconds_known(work: Work) -> float:
-    """Returns the length of a recording by its record or its sidecars, 0 if they do not say."""
-    name = folded(work.take.name)
-    noted = [sidecar.durations.get(name, 0.0) for sidecar in work.recording.sidecars]
-    return work.take.past.seconds or max(noted, default=0.0)
 
 
 def size_on_disk(take: Take) -> int:
@@ -8218,8 +8189,7 @@ DEMO_SOUND = (
 
 def command_demo(config: Config, report: Report) -> None:
     """Does the whole job on a library of its own, in a folder that is removed afterwards."""
-    for line in DEMO_BEGINS.splitlines():
-        report.say(line)
+    report.write(DEMO_BEGINS, sys.stdout)
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
         day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
@@ -8235,8 +8205,7 @@ def command_demo(config: Config, report: Report) -> None:
             report.say(f"--- {PROGRAM} {words} ---")
             code = main([*words.split(), "-c", join(folder, "config.json")])
             report.exit_code = max(report.exit_code, code)
-    for line in DEMO_ENDS.splitlines():
-        report.say(line)
+    report.write(DEMO_ENDS, sys.stdout)
 
 
 def command_pause(config: Config, report: Report) -> None:

@@ -233,9 +233,9 @@ class Expected(FrontCase):
 
     def test_a_length_that_a_sidecar_has_is_no_guess(self) -> None:
         self.add_bytes(b"x" * 32_000, "d/a.webm")
-        self.assertIn("Due: 1, 32.0 kB. A run", self.run_cli().out)
+        self.assertIn("Due: 1, 32.0 kB.\n", self.run_cli().out)
         self.add_json("d/a.json", sidecar("x", ["a.webm"], 1200.0))
-        self.assertIn("Due: 1, 32.0 kB, 20 min of audio. A run", self.run_cli("--retry").out)
+        self.assertIn("Due: 1, 32.0 kB, 20 min of audio.\n", self.run_cli("--retry").out)
 
     def test_what_was_freed_is_counted_by_itself(self) -> None:
         self.add("chunk_0", "d/a.webm")
