@@ -1668,7 +1668,6 @@ class Run:
     committer: Committer
     transcoder: Transcoder
     trials: Trials
-    tell_holder: Callable[[str], object] = str  # how far it is, to whoever asks the lock
 
     def __init__(self, config: Config, report: Report) -> None:
         self.config, self.report = config, report
@@ -1752,7 +1751,7 @@ class Run:
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
             self.trials = Trials(self.library)
             if locks:
-                self.tell_holder = stack.enter_context(self.library.lock())
+                stack.enter_context(self.library.lock())
                 self.staging = stack.enter_context(Staging(self.library))
                 self.trials = Trials(self.library, self.staging)
                 self.library.history = History(self.library)  # another run may have been faster
@@ -1842,7 +1841,7 @@ class Run:
                     if self.transcoder.ended:
                         raise self.transcoder.ended
                 done = self.seconds_done + self.seconds_at_work()
-                self.tell_holder(self.report.progress(done, queue.seconds))
+                self.report.progress(done, queue.seconds)
         except BaseException:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
@@ -2563,10 +2562,10 @@ class Library:
         return self.paused_until(now) > 0
 
     @contextmanager
-    def lock(self) -> Iterator[Callable[[str], None]]:
-        """flock on our file `lock`, which is never unlinked and says who holds it; yields what adds
-        how far that is. Doctor and statistics hold it for an instant, so it is waited for. Raises
-        BusyError, ServiceError where it cannot be locked."""
+    def lock(self) -> Iterator[None]:
+        """Holds our file `lock`, which is never unlinked and says who holds it since when. Doctor
+        and statistics hold it for an instant, so it is waited for. Raises BusyError, and
+        ServiceError if it cannot be locked."""
         with ExitStack() as stack:
             try:
                 self.make_own()
@@ -2583,14 +2582,10 @@ class Library:
             except OSError as error:
                 raise failed_trial(self.own("lock"), error) from None
             we = f"process {os.getpid()} on {socket.gethostname()} since {local_time(time.time())}"
-
-            def tell(how_far: str) -> None:
-                with suppress(OSError):  # a full disk is found by what writes more
-                    os.pwrite(descriptor, f"{we}, {how_far}".ljust(HOLDER_BYTES).encode(), 0)
-
-            tell("just begun")
+            with suppress(OSError):  # a full disk is found by what writes more
+                os.pwrite(descriptor, we.ljust(HOLDER_BYTES).encode(), 0)
             self.clock_ahead = os.fstat(descriptor).st_mtime - time.time()
-            yield tell
+            yield
 
     def at_work(self) -> str:
         """Returns who locks the library now, "" if nobody does or that cannot be found out."""
@@ -2599,8 +2594,8 @@ class Library:
         return ""
 
     def holder(self, file: IO[bytes], kind: int = fcntl.LOCK_SH) -> str:
-        """Who locks the library, since when and how far it is, by its own word; "" where nobody
-        does, and then `file` has the lock. Raises OSError."""
+        """Returns who locks the library since when, by its own word. Returns "" if nobody does;
+        then `file` has the lock. Raises OSError."""
         told = os.pread(file.fileno(), HOLDER_BYTES, 0)
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -6643,12 +6638,11 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         add_take(sums, take, next_move(take, None, config, moment))
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             names[f"named/{past.action} {past.code}"].append(join(folder.path, file.name))
-            sums["made/size"] += file.size
-            sums["made/asked"] += file.size * config.target_bitrate
+            as_before = {"made/size": file.size, "made/asked": file.size * config.target_bitrate}
+            sums.update(as_before)
     for past in folder.library.history.in_folder(folder.path).values():
         if past.place:
-            sums["archived/count"] += 1
-            sums["archived/size"] += past.place.size
+            sums.update({"archived/count": 1, "archived/size": past.place.size})
             add_saving(sums, past, past.place.size)
     return {**sums, **names}
 
@@ -6658,28 +6652,29 @@ def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
     past, copy, source = take.past, take.proven_copy, plan and plan.source
     originals = [file.size for file in take.files if file.is_original]
     copies = [file.size for file in take.files if not file.is_original]
-    sums["all/recordings"] += max(1, len(originals))
-    sums["all/originals"] += len(originals)
-    sums["all/original_size"] += sum(originals)
-    sums["all/compressed"] += len(copies)
-    sums["all/compressed_size"] += sum(copies)
-    sums["all/unrecorded"] += len(copies) - bool(copy)
+    sums.update(
+        {
+            "all/recordings": max(1, len(originals)),
+            "all/originals": len(originals),
+            "all/original_size": sum(originals),
+            "all/compressed": len(copies),
+            "all/compressed_size": sum(copies),
+            "all/unrecorded": len(copies) - bool(copy),
+        }
+    )
     if copy and not originals:
         add_saving(sums, past, copy.size)
     else:  # a copy saves nothing while its original is here
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), sum(originals or copies))
     if copy:
-        sums["made/size"] += copy.size
-        sums["made/asked"] += past.first_size * past.bitrate
+        sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
     if plan:
         sums[f"due_by_move/{plan.move.value}"] += 1
     elif take.original and take.state is State.WAITING:
         sums["all/young"] += 1
     if plan and source and plan.encodes:
-        sums["due/count"] += 1
-        sums["due/size"] += source.size
-        first_size = source.size if take.original else past.first_size
-        sums["due/asked"] += first_size * plan.target.bitrate
+        asked = (source.size if take.original else past.first_size) * plan.target.bitrate
+        sums.update({"due/count": 1, "due/size": source.size, "due/asked": asked})
 
 
 def add_saving(sums: Counter[str], past: Past, size: int) -> None:
@@ -6688,8 +6683,7 @@ def add_saving(sums: Counter[str], past: Past, size: int) -> None:
     sums[f"recorded_by_month/{local_time(past.mtime_ns // 10**9)[:7]}"] += before
     if past.suffix:
         sums[f"savings_by_month/{local_time(past.compressed)[:7]}"] += before - size
-        sums["was/before"] += before
-        sums["was/after"] += size
+        sums.update({"was/before": before, "was/after": size})
 
 
 def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
@@ -6762,8 +6756,9 @@ def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
 
 def saved_percent(stats: Mapping[str, Any]) -> int:
     """Returns the share that was saved of what the recordings would take."""
-    saved, now = stats["savings"], stats["total_size"] + stats["archived"]["size"]
-    return round(100 * float(saved) / max(1, saved + now))
+    saved: int = stats["savings"]
+    now: int = stats["total_size"] + stats["archived"]["size"]
+    return round(100 * saved / max(1, saved + now))
 
 
 NEXT = {  # what is due, by move
@@ -6802,18 +6797,21 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
     if len(named) > NAMED:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
-    months = []
-    for month in sorted({*recorded, *saved}):
-        sizes = size_text(recorded.get(month, 0)), size_text(saved.get(month, 0))
-        months.append((month, "{} recorded, {} saved".format(*sizes)))
     tables = {
         "storage": storage_rows(stats),
         "at work now": [(stats["at_work"], "")] if stats["at_work"] else [],
         "next run": to_do,
-        "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
+        "failed or kept": [(f"{len(paths):,}", text) for text, paths in kept],
         "last runs": [*reversed(runs[-LISTED:])],
         "failed or kept, by name": named,
-        "by month": months,
+        "by month": [
+            (
+                month,
+                f"{size_text(recorded.get(month, 0))} recorded, "
+                f"{size_text(saved.get(month, 0))} saved",
+            )
+            for month in sorted({*recorded, *saved})
+        ],
     }
     return {title: rows for title, rows in tables.items() if rows}
 
@@ -6825,10 +6823,9 @@ def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     yield " · ".join(map(" ".join, tables.pop("storage", ())))
     for title, rows in tables.items():
         yield f"{title}:"
-        label, value = (max(map(len, column)) for column in zip(*rows))
-        width = min(label, max(44, 76 - value))
-        for label_, text in rows:
-            row = f"  {printable(label_):<{width}}  {printable(text)}"
+        width = min(44, max(len(label) for label, _ in rows))
+        for label, text in rows:
+            row = f"  {printable(label):<{width}}  {printable(text)}"
             yield from textwrap.wrap(row, 80, subsequent_indent=" " * (width + 4))
 
 
@@ -6850,9 +6847,9 @@ margin:0 0 1rem}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:break-word}
 th{font-weight:normal;color:var(--soft)}td:last-child{padding-right:0}
-.runs th,.storage td,.month *,.kept td{white-space:nowrap}.runs th{width:9.5rem}
-.storage td,.next td,.month td,.kept td{text-align:right}
-.name th,.name td{text-align:left;white-space:normal;overflow-wrap:anywhere}
+.runs th,.storage td,.month *{white-space:nowrap}.runs th{width:9.5rem}
+.storage td,.next td,.month td{text-align:right}.kept th{width:1%;text-align:right}
+.name th,.name td{width:auto;text-align:left;white-space:normal;overflow-wrap:anywhere}
 tr+tr>*{border-top:1px solid var(--line)}
 @media(max-width:40rem){.runs,.month{font-size:.85rem}.runs{table-layout:fixed}
 .runs th{width:7.6rem}
@@ -7794,18 +7791,17 @@ class Report:
         return f"{size_text(before)} -> {about}{size_text(after)}"
 
     def progress(self, done: float, due: float) -> str:
-        """Seconds of audio, what is staged counted in: a bar on a terminal; elsewhere, if it was
-        asked for, a line a minute. Returns it."""
-        asked = self.config.progress
+        """Returns how far a run is, by seconds of audio, and shows that: in a bar on a terminal;
+        elsewhere, if it was asked for, by a line a minute."""
+        asked, pause = self.config.progress, 0 if self.is_terminal else PROGRESS_PAUSE
         is_asked = self.is_terminal if asked is None else asked
         now, share = monotonic(), min(1.0, done / (due or 1))
         text = f"{sum(self.counts.values())} of {self.due}, {100 * share:.0f} %"
         if share > 0.02:
             left = (now - self.started) * (1 - share) / share
             text += f", about {duration_text(left)} left"
-        is_time = self.is_terminal or now - self.drawn >= PROGRESS_PAUSE
-        is_shown = is_asked and not self.config.quiet
-        if is_shown and is_time and text != self.bar:
+        is_time = now - self.drawn >= pause and text != self.bar
+        if is_asked and is_time and not self.config.quiet:
             self.drawn = now
             self.write(text, sys.stderr, "\r" if self.is_terminal else "\n")
             self.bar = text
