@@ -1221,7 +1221,11 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     )
     for each in settings_of_command(name):
         add_flag(parser, SETTINGS[each])
-    found, unknown = parser.parse_known_args([*words[:at], *words[at + 1 :]])
+    others = [*words[:at], *words[at + 1 :]]
+    if "--" in others:  # the intermixed parser forgets it
+        end = others.index("--")
+        others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
+    found, unknown = parser.parse_known_intermixed_args(others)
     if unknown:
         flags = {flag: each for each in (*COMMANDS, name) for flag in flags_of_command(each)}
         near = nearest(unknown[0].partition("=")[0], flags)
@@ -1254,8 +1258,8 @@ COMMAND --help lists its options and exit codes. Options may stand before it."""
 
 
 def place_of_command(words: Sequence[str]) -> int:
-    """Returns where the first word stands that is neither an option nor an option's value; the
-    number of words if there is none."""
+    """Returns where the first word stands that is neither an option nor an option's value, or how
+    many words there are."""
     before = ""
     for at, word in enumerate(words):
         if word == "--":
@@ -1280,8 +1284,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
-    """One setting's flags, or the words that stand without one; its help also tells its key in the
-    config file, and the default."""
+    """Adds the flags of a setting, or the words that stand without one. Its help also names its key
+    in the config file, and the default."""
     kind, declared, has_key = field.metadata.values()
     flags, text = flags_of(field), declared.partition(": ")[2]
     options: dict[str, Any] = {"dest": field.name, "help": text}
@@ -1302,8 +1306,8 @@ def flags_of(field: dataclasses.Field[Any]) -> list[str]:
 
 
 def from_text(kind: Kind, text: str) -> Any:
-    """A flag's value: its text, a path from where we are, or what it is as JSON. Raises what
-    argparse tells."""
+    """Returns the value of a flag: its text, a path from where we are, or what it is as JSON.
+    Raises what argparse reports."""
     try:
         value = kind(text)
     except ValueError as error:
@@ -1331,7 +1335,7 @@ flag = partial(setting, key=False)  # only the command line sets it
 
 
 def number(least: float, most: float, whole: bool = False) -> Kind:
-    """Returns a checker of numbers in a range. JSON's true is none."""
+    """Returns a checker of numbers in a range. JSON's true is not a number."""
     what = "a whole number" if whole else "a number"
 
     def check(value: Any) -> Any:
@@ -2669,7 +2673,8 @@ def other_library(root: str) -> str:
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
-    for folder in (*map(str, PurePath(root).parents[:2]), *below):
+    above = list(PurePath(root).parents)[:2]  # no slice of parents before Python 3.10
+    for folder in (*map(str, above), *below):
         if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
             return folder
     return ""
@@ -6604,8 +6609,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
 
 
 def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
-    """Returns the sums of all folders, also of those that are gone, as all in them is archived. The
-    note on a folder has them while it holds."""
+    """Returns the sums of all folders. A folder that was removed still counts what is archived. The
+    note on a folder has its sums while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
     gone = (Folder(path, run.library) for path in run.history.folders)
     seen = set[str]()
@@ -6689,9 +6694,13 @@ def add_saving(sums: Counter[str], past: Past, size: int) -> None:
 def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
     """Returns an object on what was kept or failed for one reason, by action and code."""
     action, code = key.split(" ", 1)
-    reason = SENTENCES.get(code, code)
-    about = {"action": action, "code": code, "reason": reason}
-    return {**about, "count": len(paths), "paths": sorted(paths)}
+    return {
+        "action": action,
+        "code": code,
+        "reason": SENTENCES.get(code, code),
+        "count": len(paths),
+        "paths": sorted(paths),
+    }
 
 
 class Finding(NamedTuple):

@@ -69,10 +69,12 @@ class Words(FrontCase):
         found = service.parse_words(["--only", "check", "-n", "run"])
         self.assertEqual((found.command, found.only, found.dry_run), ("run", ["check"], True))
         self.assertEqual(service.parse_words(["-n", "restore", "run"]).paths, ["run"])
+        found = service.parse_words(["restore", "x", "-n", "y", "--json", "z"])
+        self.assertEqual((found.paths, found.dry_run), (["x", "y", "z"], True))
 
     def test_a_path_with_a_dash_stands_behind_two(self) -> None:
         found = service.parse_words(["restore", "-n", "--", "-x.webm"])
-        self.assertEqual((found.paths, found.dry_run), (["-x.webm"], True))
+        self.assertEqual((found.paths, found.dry_run), (["./-x.webm"], True))
 
     def test_the_nearest_is_named_with_the_help_of_the_command_at_hand(self) -> None:
         for words, near, command in (
