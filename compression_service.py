@@ -2543,7 +2543,7 @@ class Library:
         by that of an earlier version."""
         found = rb"(compressed|kept|failed|archived|restored)\b|Found: [1-9]|Younger than"
         root = re.escape(printable(self.root)).encode()
-        pattern = re.compile(rb" - INFO - %b: .*?(?:%b)" % (root, found))
+        pattern = re.compile(rb" - INFO - %b: (?!No recordings).*?(?:%b)" % (root, found))
         for number in range(OLD_LOGS + 1):
             name = f"{log_file}.{number}" if number else log_file
             with suppress(OSError), open_regular(realpath(name)) as log:
@@ -6714,7 +6714,7 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields the sentences that doctor, terminal and page say first."""
     failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
     if failed:
-        yield Finding(f"{failed:,} failed, and 'stats' names them. Their originals are kept.", 1)
+        yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
     for problem in stats["problems"]:
         yield Finding(problem, 1)
     if not stats["recordings"]:
@@ -7773,7 +7773,7 @@ class Report:
         while self.order and self.order[0] in self.lines:
             self.show(*self.lines.pop(self.order.popleft()))
         while self.lines and not self.order:
-            self.show(*self.lines.popitem()[1])
+            self.show(*self.lines.pop(next(iter(self.lines))))
 
     def show(self, line: str, told: Mapping[str, Any]) -> None:
         self.write_json(told)

@@ -117,6 +117,14 @@ class State(FrontCase):
             self.assertEqual(ran.code, 0, ran.err)
             self.assertIn(f"No recordings (*.webm) below {self.library}", " ".join(ran.out.split()))
 
+    def test_an_empty_library_stays_one_whatever_its_folder_is_called(self) -> None:
+        self.library = self.folder / "kept" / "recordings"
+        self.library.mkdir(parents=True)
+        for _ in range(2):
+            ran = self.run_here("run", "--recordings", str(self.library))
+            self.assertEqual((ran.code, ran.err), (0, ""))
+            self.assertIn("No recordings (*.webm) below", ran.out)
+
     def test_doctor_says_one_thing_once_and_where_it_looked_for_ffmpeg(self) -> None:
         self.add("chunk_0", "a.webm")
         with (
@@ -136,7 +144,7 @@ class State(FrontCase):
         said = self.run_here("doctor").out
         text, is_wrong = service.verdict(self.stats())
         self.assertTrue(is_wrong)
-        self.assertTrue(text.startswith("1 failed, and 'stats' names them."), text)
+        self.assertTrue(text.startswith("1 failed and stayed as they were;"), text)
         page = service.stats_page(self.stats())
         self.assertIn('<p class="verdict wrong"', page)
         for words in ("1 failed", ": Bad.", "That is 3 d ago. Is the schedule at work?"):
