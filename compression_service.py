@@ -6629,8 +6629,8 @@ def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
 
 
 def seal(sums: Any) -> int:
-    """Returns a checksum, so that odd sums in the history are not believed."""
-    return zlib.crc32(json.dumps(sums).encode("ascii"))
+    """Returns a checksum, so that sums of another version, or odd ones, are not believed."""
+    return zlib.crc32(json.dumps([SUMMED_UP, sums]).encode("ascii"))
 
 
 def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, Any]:
@@ -6734,6 +6734,9 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
         # One without an end may have been forgotten.
         is_endless = stats["paused"] == until_text(math.inf)
         yield Finding(f"Paused: no run does anything until {stats['paused']}.", int(is_endless))
+    room = stats["free_space"]
+    free = "" if room is None else f", {size_text(room)} free"
+    yield Finding(f"{saved_percent(stats)} % saved{free}.")
 
 
 def library_of(config: Config) -> Library:
@@ -6756,11 +6759,8 @@ def local_time(seconds: float) -> str:
 def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
     """Returns the state of a library in some sentences, and whether something is wrong."""
     wrong = [each["text"] for each in stats["findings"] if each["code"]]
-    said = wrong or ["All well."]
-    said += [each["text"] for each in stats["findings"] if not each["code"]]
-    room = stats["free_space"]
-    free = "" if room is None else f", {size_text(room)} free"
-    return " ".join([*said, f"{saved_percent(stats)} % saved{free}."]), wrong != []
+    calm = [each["text"] for each in stats["findings"] if not each["code"]]
+    return " ".join([*(wrong or ["All well."]), *calm]), wrong != []
 
 
 def saved_percent(stats: Mapping[str, Any]) -> int:
@@ -8071,11 +8071,8 @@ def examine_log(run: Run) -> Iterator[Finding]:
 
 def examine_state(run: Run) -> Iterator[Finding]:
     """Yields what statistics and page say too."""
-    stats = gather_stats(run.config)
-    for each in stats["findings"]:
+    for each in gather_stats(run.config)["findings"]:
         yield Finding(**each)
-    if stats["free_space"] is not None:
-        yield Finding(f"{size_text(stats['free_space'])} free")
 
 
 def command_schedule(config: Config, report: Report) -> None:

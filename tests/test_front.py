@@ -160,7 +160,8 @@ class State(FrontCase):
             for hours, text in ((30, "Older."), (2, "1 compressed."))
         ]
         self.remember(past_of("d/a"), *runs)
-        stats = self.stats()
+        with mock.patch.object(service, "free_space", return_value=30e9):
+            stats = self.stats()
         when = service.local_time(now - 7200)
         text = f"All well. Last run {when}: 1 compressed. 40 % saved, 30.0 GB free."
         self.assertEqual(service.verdict(stats), (text, False))
