@@ -1619,21 +1619,21 @@ def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def check_steps(config: Config) -> None:
     """Raises ValueError where a tier is no step on from what was before it. The first step may be
     written as a tier too."""
-    days, age = config.age_threshold_days - 1e-6, "age_threshold_days"
-    rate, size = config.target_bitrate + 1, "target_bitrate"
+    before = Tier(config.age_threshold_days - 1e-6, config.target_bitrate + 1)
+    age, rate = "age_threshold_days", "target_bitrate"
     for tier in config.tiers:
+        problem, days, bits = "", before.after_days, before.bitrate or 0
         if tier.after_days <= days:
-            found = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
-            raise ValueError(f'"tiers": {found}')
-        if not rate:
-            raise ValueError('"tiers": expected the archive last')
-        if tier.bitrate and tier.bitrate >= rate:
-            found = (
-                f"bitrate {tier.bitrate // 1000}k must be below {size}, which is {rate // 1000}k"
-            )
-            raise ValueError(f'"tiers": {found}')
-        days, age = tier.after_days, "that of the tier before"
-        rate, size = tier.bitrate or 0, age
+            problem = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
+        elif not bits:
+            problem = "expected the archive last"
+        elif tier.bitrate and tier.bitrate >= bits:
+            asked = f"{tier.bitrate // 1000}k"
+            problem = f"bitrate {asked} must be below {rate}, which is {bits // 1000}k"
+        if problem:
+            raise ValueError(f'"tiers": {problem}')
+        before = tier
+        age = rate = "that of the tier before"
 
 
 def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") -> Policy:
@@ -6857,7 +6857,8 @@ table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:break-word}
 th{font-weight:normal;color:var(--soft)}td:last-child{padding-right:0}
 .runs th,.storage td,.month *{white-space:nowrap}.runs th{width:9.5rem}
-.storage td,.next td,.month td{text-align:right}.kept th{width:1%;text-align:right}
+.storage td,.next td,.month td{text-align:right}.next th{width:45%}
+.kept th{width:1%;text-align:right}
 .name th,.name td{width:auto;text-align:left;white-space:normal;overflow-wrap:anywhere}
 tr+tr>*{border-top:1px solid var(--line)}
 @media(max-width:40rem){.runs,.month{font-size:.85rem}.runs{table-layout:fixed}
@@ -7777,7 +7778,7 @@ class Report:
 
     def show(self, line: str, told: Mapping[str, Any]) -> None:
         self.write_json(told)
-        if self.config.quiet and told["action"] is Action.FAILED:
+        if self.config.quiet and told["action"] == Action.FAILED:
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
