@@ -6671,7 +6671,7 @@ def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
         add_saving(sums, past, copy.size)
     else:  # a copy saves nothing while its original is here
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), sum(originals or copies))
-    if copy:
+    if copy and past.first_size:
         sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
     if plan:
         sums[f"due_by_move/{plan.move.value}"] += 1
@@ -6829,7 +6829,8 @@ def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     """Yields lines for a terminal of 80 columns."""
     yield from textwrap.wrap(printable(verdict(stats)[0]), 80, break_on_hyphens=False)
     tables = stats_tables(stats)
-    yield " · ".join(map(" ".join, tables.pop("storage", ())))
+    if stats["recordings"]:
+        yield " · ".join(map(" ".join, tables.pop("storage")))
     for title, rows in tables.items():
         yield f"{title}:"
         width = min(44, max(len(label) for label, _ in rows))
