@@ -6829,8 +6829,9 @@ def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     """Yields lines for a terminal of 80 columns."""
     yield from textwrap.wrap(printable(verdict(stats)[0]), 80, break_on_hyphens=False)
     tables = stats_tables(stats)
-    if stats["recordings"]:
-        yield " · ".join(map(" ".join, tables.pop("storage")))
+    storage = tables.pop("storage", [])
+    if storage:
+        yield " · ".join(map(" ".join, storage))
     for title, rows in tables.items():
         yield f"{title}:"
         width = min(44, max(len(label) for label, _ in rows))

@@ -170,6 +170,16 @@ class State(FrontCase):
         runs_of_page = page[page.index('class="last runs"') :]
         self.assertLess(runs_of_page.index("1 compressed."), runs_of_page.index("Older."))
 
+    def test_a_library_of_an_empty_file_has_statistics_and_a_page(self) -> None:
+        self.add_bytes(b"", "d/a.webm")
+        for _ in range(2):
+            ran = self.run_here("stats")
+            self.assertEqual((ran.code, ran.err), (0, ""))
+            self.assertNotIn("\n\n", ran.out)
+            self.assertIn("<title>2025-10: 0 B with", service.stats_page(self.stats()))
+            self.assertEqual(self.run_cli().code, 0)
+        self.assertIn("1  kept: the file is empty", ran.out)
+
     def test_a_pause_says_until_when(self) -> None:
         self.run_here("pause", "--for", "2h")
         until = service.local_time(time.time() + 7200)[:10]
