@@ -6642,7 +6642,8 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         # As a run asks, but without sidecars, which may still say otherwise.
         add_take(sums, take, next_move(take, None, config, moment))
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
-            names[f"named/{past.action} {past.code}"].append(join(folder.path, file.name))
+            action = Action(past.action).value  # of a run that has just ended, it is a member
+            names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
             as_before = {"made/size": file.size, "made/asked": file.size * config.target_bitrate}
             sums.update(as_before)
     for past in folder.library.history.in_folder(folder.path).values():
