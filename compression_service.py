@@ -18,7 +18,8 @@ Documents are derived, not tracked. The members of a sidecar or an index entry a
 of the takes after a move (`facts_of`, `sidecar_members`). Making them true is one step that can be
 repeated: for every move, after a kill, and where a server has overwritten them.
 
-Every change is a move. `next_move` is pure and picks the row, `Committer.commit` carries it out:
+Every change is a move. `moves_of` is pure and picks the row, the row's class carries it out, and
+`Committer.commit` keeps the order:
 
     move      when                                 placed                        removed last
     compress  an original, old enough, no copy     staged -> x.opus, never over  x.webm
@@ -40,13 +41,15 @@ The way of one recording, and the sections of this file in the same order:
     run             one run's work, start to summary                Run, Queue
     trials          what a run needs, tried before it                try_commits(), try_ffmpeg()
     library         the walk; sidecars, takes, recordings           Library, resolve_recordings()
-    plan            which move is next, pure                        next_move(), decide()
+    plan            which moves are next, pure                      moves_of(), decide()
+    moves           each row of the table carries itself out        Move
     probe           what is in a file, every byte accounted for     probe(), provenance()
     prove           encode, walk, decode, compare                   Transcoder, compare_audio()
     commit          the only section that changes the library       Committer
     documents       JSON edited as text; what it must say           JsonText, facts_of(), rewrite()
     archive         where old recordings go, proven to be there     Archive
     restore         a recording comes back as a whole               command_restore()
+    losses          copies on record that are lost, moved or back   Losses
     check           the library against its records                 command_check()
     history         what became of every take                       History
     statistics      what it takes and what was saved; the page      storage_stats()
@@ -55,9 +58,9 @@ The way of one recording, and the sections of this file in the same order:
     report          the one place that prints and logs              Report
     set-up          doctor, schedule, demo
 
-Exit codes: 0 done or nothing to do; 1 something failed (its original is kept); 2 wrong usage or
-configuration, or no such library; 3 another run is at work; 4 a needed program is missing or does
-not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
+Exit codes: 0 done or nothing to do; 1 something failed (its original is kept), or a copy is lost;
+2 wrong usage or configuration, or no such library; 3 another run is at work; 4 a needed program is
+missing or does not work; 5 too little disk space; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
 """
 
 from __future__ import annotations
@@ -117,6 +120,7 @@ from os.path import (
     exists,
     getsize,
     isdir,
+    isfile,
     islink,
     join,
     lexists,
@@ -130,6 +134,7 @@ from typing import (
     IO,
     Any,
     Callable,
+    ClassVar,
     ContextManager,
     NamedTuple,
     NoReturn,
@@ -144,17 +149,19 @@ DAY = 86_400  # seconds
 memoized = lru_cache(maxsize=1 << 14)  # for what many documents say alike
 
 # ------------------------------------------------------------------------- constants and formats
-# A number stands here if more than one section uses it or a reader may want to change it. Each
-# says where it comes from. Other constants stand at the head of their section.
+# A number stands here if several sections use it, or if a reader may want to change it. Each has
+# its source. Other constants stand at the head of their section.
 
 SOURCE_SUFFIX = ".webm"
 SIDECAR_SUFFIX = ".json"
-BACKUP_SUFFIX = ".bak"  # behind a sidecar's name: as it was before our first change
+BACKUP_SUFFIX = ".bak"  # behind the name of a sidecar: its text before our first change
 INDEX_NAME = "index.json"
 OWN_FOLDER = ".compression"  # in the library: history.jsonl, paused, lock, id, level files
-ID_NAME = "id"  # in our own folder and, as the library's mark, in such a folder of its archive
+ID_NAME = "id"  # in our own folder; a copy of it marks the archive as this library's
 RESTORING = "restoring"  # the code of a restore that is not finished
-# Beside its target, and what rclone makes of such a name.
+FORGOTTEN = "forgotten"  # in place of the code of a loss: its owner deleted the recording
+DELETING = "deleting"  # and of a deletion
+# A staged file beside its target, also with what rclone appends to such a name.
 STAGED = re.compile(r"\.compression-[0-9a-f]{8}-\d+\.part.*", re.DOTALL)
 STAGED_NAME = ".compression-{}-{}.part"  # its token is the run's, so that others are leftovers
 
@@ -162,9 +169,9 @@ OPUS_RATE = 48_000  # Hz; the clock of every Opus stream (RFC 7845, section 4)
 BYTES_PER_SECOND = 16_000  # of a browser's default recording: a first guess at length from size
 BATCH_FILES = 25  # 100 three-second files: 8 a process 7.0 s, 25 a process 4.9 s, measured
 BATCH_SECONDS = 600.0  # audio in one process; longer files gain nothing from sharing a start
-CHANNEL_RATE = 256_000  # bit/s, the most that libopus takes for each channel
-SPACE_MARGIN = 2 << 20  # bytes left free beside what a batch may need: sidecars, index, log
-LARGEST_JSON = 64 << 20  # bytes; what is longer counts as a document that cannot be read
+CHANNEL_RATE = 256_000  # bit/s; libopus takes no more for each channel
+SPACE_MARGIN = 2 << 20  # bytes that a batch leaves free for sidecars, index and log
+LARGEST_JSON = 64 << 20  # bytes; a longer document cannot be read
 ATTEMPTS = 3  # a failure is tried again by the next two runs, then remembered
 
 
@@ -172,8 +179,8 @@ class Format(NamedTuple):
     """A kind of copy: how it is made, and what its length and size may be.
 
     `payload` is the share of the asked bit rate that the encoder really uses on speech (measured).
-    `slack` is how many samples, at its own rate, its length may differ from what went in: none for
-    Opus (RFC 7845 trims to the sample), two frames for AAC.
+    `slack` is the samples, at its own rate, by which its length may differ from its source. Opus
+    has none, as RFC 7845 trims to the sample. AAC has two frames.
     """
 
     suffix: str
@@ -185,7 +192,7 @@ class Format(NamedTuple):
     payload: float
     header: int  # bytes
     slack: int  # samples
-    sample_bits: float  # that its encoder uses at most
+    sample_bits: float  # its encoder uses no more
     rates: tuple[int, int]  # bit/s, lowest and highest
 
 
@@ -223,8 +230,8 @@ COPY_SUFFIXES = tuple(FORMAT_OF)
 AUDIO_SUFFIXES = (SOURCE_SUFFIX, *COPY_SUFFIXES)
 
 # ------------------------------------------------------------------------------------ vocabulary
-# The words that appear in output, log and history, and the errors by which sections speak to each
-# other. Strings stand here and nowhere else: everything below compares members, never texts.
+# The words that appear in output, log and history, and the errors that sections raise for each
+# other. These strings stand here only: everything below compares members, never texts.
 
 
 class Action(str, enum.Enum):
@@ -240,34 +247,26 @@ class Action(str, enum.Enum):
     WOULD_ARCHIVE = "would-archive"
     RESTORED = "restored"
     WOULD_RESTORE = "would-restore"
-
-
-class Move(str, enum.Enum):
-    """The ways a take can change; the table is in the docstring of this file."""
-
-    __hash__ = str.__hash__  # the word in the history finds the same entry of a table
-    COMPRESS = "compress"
-    ADOPT = "adopt"
-    SMALLER = "smaller"
-    FREE = "free"
-    ARCHIVE = "archive"
-    RESTORE = "restore"
+    LOST = "lost"
+    DELETED = "deleted"
+    WOULD_DELETE = "would-delete"
 
 
 class State(enum.Enum):
-    """The states of a take, from its files and its past alone."""
+    """The states of a take, which follow from its files and its past alone."""
 
     WAITING = "waiting"  # an original, still to be compressed (or too young yet)
     RESTING = "resting"  # an original that stays one, for a reason on record
-    COMPRESSED = "compressed"  # a proven copy stands for it, whether or not the original is here
-    RESTORED = "restored"  # its original came back, and stands for it again
-    ARCHIVED = "archived"  # nothing here, and a place where it is
-    MISSING = "missing"  # nothing here, and no place: not synchronised yet, or deleted by its owner
+    COMPRESSED = "compressed"  # it has a proven copy; the original may be here too
+    RESTORED = "restored"  # its original came back and counts again
+    ARCHIVED = "archived"  # no file here, but a place in the archive
+    DELETED = "deleted"  # no file here, as a tier of its owner asked for
+    MISSING = "missing"  # no file and no place: not synchronised yet, or deleted by its owner
 
 
 class Reason(enum.Enum):
-    """Why: the action, and the sentence for the user, in which `{}` stands for what was found in
-    this file."""
+    """Why a recording had its outcome: the action, and the sentence for the user. The detail that
+    was found in this file replaces `{}`."""
 
     def __init__(self, text: str) -> None:
         action, self.sentence = text.split(": ", 1)
@@ -279,8 +278,11 @@ class Reason(enum.Enum):
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
     FREED = "freed: its days are over, and its copy was proven again{}"
     FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
+    SOUND = "compressed: its copy was read again{}"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
+    DELETED = "deleted: by the tier of {} days"
+    DELETE_DUE = "would-delete: by the tier of {} days"
     RESTORED = "restored: {}; --retry lets runs take it up again"
     RESTORE_DUE = "would-restore: {}"
 
@@ -305,6 +307,14 @@ class Reason(enum.Enum):
     POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
     POLICY_INVALID = "kept: its sidecar's compression_policy cannot be followed: {}"
     SIDECAR = "kept: its sidecar cannot be edited: {}"
+    NO_SIDECAR = "kept: no tier deletes it, as no sidecar owns it{}"
+    NO_TRANSCRIPT = "kept: no tier deletes it, as no sidecar has its transcript{}"
+    INCOMPLETE = "kept: no tier deletes it, as a part of it is lost or not here yet: {}"
+
+    MISSING = "lost: its copy is missing: {}"
+    VANISHED = "lost: its copy is missing, as most copies are: {}"
+    BAD_COPY = "lost: its copy is damaged: {}"
+    ROTTEN = "lost: its copy has the size and time on record, and other bytes: {}"
 
     SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
     TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
@@ -319,6 +329,7 @@ class Reason(enum.Enum):
     OWNER = "failed: its copy could not be given to its owner: {}"
     ARCHIVE_REFUSED = "failed: cannot be archived: {}"
     NOT_RESTORED = "failed: cannot be restored: {}"
+    NOT_DELETED = "failed: cannot be deleted: {}"
     CHANGED = "failed: the recording changed while it was being worked on{}"
     NO_SPACE = "failed: no space left: {}"
     INPUT_OUTPUT = "failed: cannot be read or written: {}"
@@ -330,7 +341,7 @@ class Reason(enum.Enum):
 
     @property
     def is_environment(self) -> bool:
-        """Whether the cause lies outside the recording, so that it must not count against it."""
+        """Returns whether the cause is outside the recording. Then it does not count against it."""
         return self in (
             Reason.FORESEEN,
             Reason.OWNER,
@@ -341,7 +352,7 @@ class Reason(enum.Enum):
 
     @property
     def may_be_ffmpeg(self) -> bool:
-        """Whether ffmpeg may be to blame: then it is tried on a sound of our own (trials)."""
+        """Returns whether ffmpeg may be the cause. Then it is tried on a sound of our own."""
         return self in (
             Reason.DAMAGED,
             Reason.TOOL_REFUSED,
@@ -353,7 +364,7 @@ class Reason(enum.Enum):
 
 
 class ServiceError(Exception):
-    """Ends the run with its own exit code and a sentence that says what to do."""
+    """Ends the run with an exit code of its own and a sentence that says what to do."""
 
     exit_code = 1
 
@@ -377,11 +388,11 @@ class NoSpaceError(ServiceError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop while a tool was at work; whatever it wrote is dropped."""
+    """The run was asked to stop while a tool was at work. The files of that tool are dropped."""
 
 
 class Refusal(Exception):
-    """This take stays as it is: the reason, and what was found."""
+    """A take stays as it is: the reason, and the detail that was found."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason.sentence.format(detail))
@@ -396,7 +407,7 @@ class NotProven(Refusal):
 
 
 class Flaw(Exception):
-    """A JSON document that cannot be read, or not be edited without a guess; says why."""
+    """A JSON document cannot be read, or cannot be edited without a guess. Says why."""
 
 
 # --------------------------------------------------------------------------------------- records
@@ -419,6 +430,11 @@ class File(NamedTuple):
     @property
     def is_original(self) -> bool:
         return self.suffix.lower() == SOURCE_SUFFIX
+
+    @property
+    def format(self) -> Optional[str]:
+        """Returns the format of a copy, by its name; None for any other file."""
+        return FORMAT_OF.get(self.suffix)
 
     def is_on_record(self, size: int, mtime_ns: int) -> bool:
         """Returns whether a record speaks of this file: same size, and mtime equal to the second.
@@ -481,6 +497,12 @@ class Past(NamedTuple):
     compressed: float = 0.0  # when its copy was proven, since the epoch
     ids: tuple[str, ...] = ()  # of its recording: by these the index finds its folder
     place: Optional[Place] = None  # in the archive, until it has come back
+    deleted: float = 0.0  # when a tier deleted it, since the epoch
+    back: float = 0.0  # when its owner brought it back since; its age counts from then
+    stays: str = ""  # the code of the reason why no tier deletes it
+    sha256: str = ""  # of the copy, "" where nobody has noted it
+    freed: float = 0.0  # when its original was deleted, since the epoch
+    lost: str = ""  # why its copy is lost: the reason's code, or FORGOTTEN
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
@@ -491,7 +513,8 @@ class Past(NamedTuple):
         past = remembered(cls(), said)
         is_plain = basename(place.name) == place.name not in (".", "..")
         is_suffix = past.suffix in ("", *COPY_SUFFIXES)
-        is_time = all(0 <= moment < LATEST for moment in (past.compressed, place.time))
+        times = (past.compressed, past.deleted, past.back, place.time)
+        is_time = all(0 <= moment < LATEST for moment in times)
         if not (is_plain and is_suffix and is_time) or "\0" in place.location + place.name:
             raise ValueError("an odd name or time")
         place = place._replace(mode=place.mode & 0o666)  # no text gives a file more than that
@@ -504,9 +527,27 @@ class Past(NamedTuple):
             values["place"] = self.place._asdict()
         return values
 
+    def proves(self, file: File) -> bool:
+        """Returns whether a file of its take is the copy that is on record as proven."""
+        is_its = self.suffix != "" and file.suffix == self.suffix
+        return (
+            is_its
+            and self.lost != Reason.ROTTEN.code
+            and file.is_on_record(self.size, self.mtime_ns)
+        )
+
     def speaks_of(self, file: File) -> bool:
         sizes = (self.first_size, self.size)
         return any(file.is_on_record(size, self.mtime_ns) for size in sizes)
+
+    @property
+    def has_copy(self) -> bool:
+        """Returns whether a copy is on record that should be here."""
+        return self.suffix != "" and self.size > 0 and not (self.place or self.deleted)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost not in ("", FORGOTTEN)
 
     @property
     def is_settled(self) -> bool:
@@ -518,7 +559,7 @@ class Past(NamedTuple):
     @property
     def is_at_rest(self) -> bool:
         """Kept, given up or archived: no run compresses it, as long as its settings hold."""
-        return self.is_settled or self.move == Move.ARCHIVE
+        return self.is_settled or self.move == Store.name
 
     @property
     def is_restored(self) -> bool:
@@ -548,18 +589,14 @@ ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 class Take(NamedTuple):
-    """One stem in one folder: the files it has, which copies are ours, and its past.
-
-    `ours` holds the copies that carry our tag (with its bit rate) or that a sidecar calls by name
-    (with 0); one that is on record needs neither. Any other file in a copy's format is a
-    stranger's.
-    """
+    """One stem in one folder: its files by their roles (see `take_of`), and its past."""
 
     stem: str  # path below the library, without a suffix: the key of the history
-    originals: tuple[File, ...] = ()  # more than one is a clash: x.webm beside x.WEBM
-    copies: tuple[File, ...] = ()
+    originals: tuple[File, ...] = ()  # first the one on record; several are a clash
+    copies: tuple[File, ...] = ()  # ours; first the one on record as proven
+    strangers: tuple[File, ...] = ()  # other files in a copy's format
     past: Past = NO_PAST
-    ours: Mapping[str, int] = {}
+    rates: Mapping[str, int] = {}  # copies without a record: bit/s by their tag, 0 without a tag
 
     @property
     def folder(self) -> str:
@@ -572,49 +609,69 @@ class Take(NamedTuple):
 
     @property
     def files(self) -> tuple[File, ...]:
-        return (*self.originals, *self.copies)
+        return (*self.originals, *self.copies, *self.strangers)
 
     def with_files(self, files: Iterable[File]) -> Take:
         """Returns this take with other files."""
-        files = tuple(files)
-        return self._replace(
-            originals=tuple(file for file in files if file.is_original),
-            copies=tuple(file for file in files if file.suffix in FORMAT_OF),
-        )
+        return take_of(self.stem, files, self.past, self.rates)
 
     @property
     def original(self) -> Optional[File]:
-        """The one that its past speaks of, if there are several."""
-        known = (file for file in self.originals if self.past.speaks_of(file))
-        return next(known, self.originals[0] if self.originals else None)
+        return self.originals[0] if self.originals else None
 
     @property
     def is_known(self) -> bool:
-        """Whether its past speaks of the original that is here, and not of an earlier one."""
+        """Returns whether its past speaks of the original that is here, not of an earlier one."""
         return self.original is not None and self.past.speaks_of(self.original)
 
     @property
-    def proven_copy(self) -> Optional[File]:
-        """The copy that is on record as proven, by size and mtime."""
-        past = self.past
-        for file in self.copies:
-            is_known = file.is_on_record(past.size, past.mtime_ns)
-            if past.suffix and file.name == self.name + past.suffix and is_known:
-                return file
-        return None
+    def copy(self) -> Optional[File]:
+        return self.copies[0] if self.copies else None
 
     @property
-    def copy(self) -> Optional[File]:
-        """The copy that is ours: the proven one, else one that says it is."""
-        ours = (file for file in self.copies if file.name in self.ours)
-        return self.proven_copy or next(ours, None)
+    def proven_copy(self) -> Optional[File]:
+        """Returns the copy that is on record as proven."""
+        copy = self.copy
+        return copy if copy and self.past.proves(copy) else None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Returns whether its copy may be lost. It makes no move before `Losses` has seen to it."""
+        past = self.past
+        if self.originals or not past.has_copy:
+            return False
+        if past.lost == FORGOTTEN:
+            return any(file.suffix == past.suffix for file in self.files)
+        return past.is_lost or self.proven_copy is None
+
+    @property
+    def is_missing(self) -> bool:
+        """Returns whether it is neither here, nor archived, nor deleted by a tier."""
+        return self.state is State.MISSING or self.lost_copy is not None
+
+    @property
+    def lost_copy(self) -> Optional[File]:
+        """Returns its copy as it was on record, if that is lost."""
+        past = self.past
+        is_lost = self.is_in_doubt and not self.proven_copy and (past.lost or not self.copy)
+        return File(self.name + past.suffix, past.size, past.mtime_ns) if is_lost else None
 
     @property
     def bitrate(self) -> int:
         """Returns the bit/s that its copy was asked for, by record or tag; 0 where neither says."""
         if self.proven_copy or not self.copy:
             return self.past.bitrate
-        return self.ours[self.copy.name]
+        return self.rates.get(self.copy.name, 0)
+
+    @property
+    def is_half_deleted(self) -> bool:
+        """Returns whether its deletion is on record as begun and not as finished."""
+        return self.past.code == DELETING
+
+    @property
+    def was_brought_back(self) -> bool:
+        """Returns whether files are here of a take that was deleted."""
+        return self.past.deleted > 0 and bool(self.files) and not self.is_half_deleted
 
     @property
     def is_half_restored(self) -> bool:
@@ -627,7 +684,8 @@ class Take(NamedTuple):
     def state(self) -> State:
         if not self.original:
             away = State.ARCHIVED if self.past.place else State.MISSING
-            return State.COMPRESSED if self.copy else away
+            away = State.DELETED if self.past.deleted else away
+            return State.COMPRESSED if self.copy or self.lost_copy else away
         if not self.is_known:
             return State.WAITING
         if self.past.is_restored:
@@ -638,19 +696,45 @@ class Take(NamedTuple):
 
     @property
     def file(self) -> Optional[File]:
-        """The file that stands for it in every document; None where nothing is here."""
+        """Returns the file that stands for it; None where nothing is here."""
         return self.copy if self.state is State.COMPRESSED else self.original
+
+    @property
+    def said(self) -> File | Place | None:
+        """Returns what stands for it in documents. A lost copy counts as it was on record."""
+        return self.lost_copy or self.file or self.past.place
 
     def name_now(self, name: str) -> str:
         """Returns the name a document should use now for the file it calls `name`. Names change
         only between the original and the copy that stands for it, or back after a restore. The name
         of another file stays."""
-        suffix, file, state = splitext(name)[1], self.file or self.past.place, self.state
-        is_other = any(each.name == name for each in self.originals if each != self.original)
-        is_original = suffix.lower() == SOURCE_SUFFIX and not is_other
-        is_left = state in (State.COMPRESSED, State.ARCHIVED) and is_original
-        is_back = state is State.RESTORED and suffix == self.past.suffix
-        return file.name if file and (is_left or is_back) else name
+        named, file, state = File(name, 0, 0), self.said, self.state
+        is_other = any(each.name == name for each in self.originals[1:])
+        is_left = state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
+        is_back = state is State.RESTORED and named.suffix == self.past.suffix
+        return file.name if file and not is_other and (is_left or is_back) else name
+
+
+def take_of(
+    stem: str, files: Iterable[File], past: Past = NO_PAST, rates: Mapping[str, int] = {}
+) -> Take:
+    """Returns the take that these files are. `rates` names those that are copies of ours although
+    they are not on record."""
+    originals, strangers = list[File](), list[File]()
+    proven, copies = list[File](), list[File]()
+    for file in files:
+        if file.is_original:
+            originals.insert(0 if past.speaks_of(file) else len(originals), file)
+        elif past.proves(file):
+            proven.append(file)
+        elif file.name in rates:
+            copies.append(file)
+        elif file.format:
+            strangers.append(file)
+    if proven:  # then no other copy matters
+        strangers += copies
+        copies = proven
+    return Take(stem, tuple(originals), tuple(copies), tuple(strangers), past, rates)
 
 
 class Policy(NamedTuple):
@@ -755,6 +839,9 @@ class Sidecar(NamedTuple):
     language: Optional[str] = None
     policy: Any = None  # as it stands there, not checked yet
     location: str = ""  # where it says that its recording is archived
+    has_text: bool = False  # a transcript
+    is_owner: bool = False  # of its files by `chunks` or by its stem, not just by naming one
+    is_deleted: bool = False  # whether it says that a tier deleted its recording
     flaw: str = ""  # why it cannot be edited
     is_unread: bool = False  # then it may name any file in its folder
 
@@ -796,8 +883,12 @@ class Recording(NamedTuple):
     def is_witnessed(self) -> bool:
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
-        is_missing = any(take.state is State.MISSING for take in self.takes)
-        return is_missing and self.location != ""
+        is_missing = any(take.is_missing for take in self.takes)
+        is_said = self.location or any(sidecar.is_deleted for sidecar in self.sidecars)
+        return is_missing and bool(is_said)
+
+
+NO_RECORDING = Recording("", ())
 
 
 class Folder:
@@ -822,7 +913,7 @@ class Folder:
         takes, pasts = {}, self.library.history.in_folder(self.path)
         for name, group in files.items():
             stem = join(self.path, name)
-            takes[name] = Take(stem, past=pasts.get(stem, NO_PAST)).with_files(group)
+            takes[name] = take_of(stem, group, pasts.get(stem, NO_PAST))
         return takes
 
 
@@ -843,27 +934,13 @@ class Target(NamedTuple):
 
 
 class Tier(NamedTuple):
-    """A further step, for what is at least `after_days` old: a lower bit rate, or an archive."""
+    """A further step, for what is at least `after_days` old: a lower bit rate, an archive, or
+    deletion."""
 
     after_days: float
     bitrate: Optional[int] = None
     archive: Optional[str] = None  # an absolute folder, or an rclone remote `name:path`
-
-
-class Plan(NamedTuple):
-    """One row of the table of moves, for one take; with a `refusal` that it is kept, and why."""
-
-    move: Move
-    source: Optional[File]  # what is encoded, proven against or archived; None: to be fetched
-    target: Target
-    settings: str  # that this rests on
-    goes: tuple[File, ...] = ()  # removed last
-    refusal: Optional[Refusal] = None
-
-    @property
-    def encodes(self) -> bool:
-        """Whether a copy is made. Otherwise the one that is here is proven."""
-        return self.move in (Move.COMPRESS, Move.SMALLER)
+    delete: bool = False
 
 
 class Moment(NamedTuple):
@@ -971,176 +1048,6 @@ LARGEST_STEP_BACK = 1.0  # seconds; more is no backlog of a frozen tab but damag
 MOST_GAPS = 1000  # each is a term of an expression that ffmpeg evaluates for every frame
 
 
-@dataclass(eq=False)
-class Work:
-    """One move of one take on its way through a run; filled in from section to section."""
-
-    take: Take
-    recording: Recording
-    plan: Plan
-    source_seen: Optional[Witness] = None  # when it was probed
-    copy_seen: Optional[Witness] = None  # when it had been proven
-    displaced_seen: Optional[Witness] = None  # the copy that `smaller` replaces
-    probe: Optional[Probe] = None
-    estimate: int = 0  # bytes that the copy will have
-    staged: str = ""  # absolute path; "" where nothing is to be placed
-    copy: Optional[File] = None  # what stands for the take afterwards, once proven
-    place: Optional[Place] = None  # in the archive, once it is proven to be there
-    reason: Optional[Reason] = None  # set once: what became of it
-    detail: str = ""
-    trace: str = ""  # of a defect, for the log
-
-    @property
-    def path(self) -> str:
-        """Returns the path of the source below the library."""
-        source = self.plan.source or self.take.past.place or self.take.file
-        return join(self.take.folder, source.name if source else self.take.name)
-
-    @property
-    def source_size(self) -> int:
-        """Bytes; 0 where the source is to be fetched."""
-        return self.plan.source.size if self.plan.source else 0
-
-    @property
-    def guessed_seconds(self) -> float:
-        """Returns a guess at the seconds of audio, from the size alone."""
-        return self.source_size / BYTES_PER_SECOND
-
-    @property
-    def target_path(self) -> str:
-        """Returns the path of the copy below the library."""
-        is_fetched = self.plan.move is Move.RESTORE and self.plan.source is None
-        return self.path if is_fetched else self.take.stem + self.plan.target.form.suffix
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it is proven, and only the commit is left."""
-        return self.reason is None and (self.copy is not None or self.place is not None)
-
-    @property
-    def outcome_reason(self) -> Reason:
-        """Returns the reason it has, or will have after its commit."""
-        return self.reason or REASON_OF[self.plan.move]
-
-    def refuse(self, error: Exception) -> None:
-        """Set reason and detail for whatever kept it from going on: a Refusal's own; of an OSError
-        by its errno (no space, name too long, else input/output); of anything else a defect."""
-        # The report names its path.
-        self.detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
-        if isinstance(error, Refusal):
-            self.reason, self.detail = error.reason, error.detail
-        elif isinstance(error, OSError):
-            self.reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
-        elif isinstance(error, MemoryError):
-            self.reason, self.detail = Reason.TOOL_KILLED, "memory is short"
-        else:
-            self.reason = Reason.DEFECT
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            self.trace = "".join(lines)
-
-    def past_after(self, now: float) -> Past:
-        """What the history will say of the take: pure. Sizes, bit rate and `compressed` of a copy
-        that it had stay when a later step is kept or fails; a failure under the same settings
-        counts one attempt more unless its reason `is_environment`. A failed restore changes
-        nothing."""
-        reason, plan, last = self.outcome_reason, self.plan, self.take.past
-        source, action = plan.source, reason.action
-        if plan.move is Move.RESTORE and action is not Action.RESTORED:
-            return last
-        known = last if source is None or last.speaks_of(source) else NO_PAST
-        is_begun = plan.move is Move.RESTORE and not self.reason
-        attempts = 0
-        if action is Action.FAILED:
-            is_again = (known.move, known.settings) == (plan.move, plan.settings)
-            attempts = known.attempts * is_again + (not reason.is_environment)
-        past = known._replace(
-            action=action,
-            code=RESTORING if is_begun else reason.code,
-            move=plan.move,
-            settings=plan.settings,
-            attempts=attempts,
-            time=now,
-            seconds=self.seconds,
-            ids=self.recording.ids or last.ids,
-            place=self.place or (None if plan.move is Move.RESTORE else last.place),
-        )
-        if source:
-            first_size = source.size if source.is_original else known.first_size
-            past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
-        if action in (Action.COMPRESSED, Action.FREED) and self.copy:
-            # A copy that was here already keeps the rate and date on record or in its tag.
-            return past._replace(
-                suffix=self.copy.suffix,
-                size=self.copy.size,
-                mtime_ns=self.copy.mtime_ns,
-                bitrate=plan.target.bitrate if plan.encodes else self.take.bitrate,
-                compressed=now if plan.encodes else known.compressed or now,
-            )
-        if action is Action.RESTORED and source and not (is_begun and plan.goes):
-            # The copy is gone, or stays as it did not prove to be the original's: from now on any
-            # file in its place is unproven.
-            return past._replace(size=0)
-        return past
-
-    @property
-    def seconds(self) -> float:
-        return round(self.probe.timeline, 3) if self.probe else self.take.past.seconds
-
-    def take_after(self, now: float) -> Take:
-        """The take as it will be once the move is through: its files and `past_after`. From these,
-        and from nothing else, commit derives the documents."""
-        take = self.take._replace(past=self.past_after(now))
-        if self.outcome_reason.action not in DONE_ACTIONS:
-            return take
-        new = (self.copy,) if self.copy else ()
-        gone = {file.name for file in (*self.plan.goes, *new)}
-        return take.with_files((*(file for file in take.files if file.name not in gone), *new))
-
-    def outcome(self) -> dict[str, Any]:
-        """The object of `--json`, which is also the head of its line in the history."""
-        reason, place = self.outcome_reason, self.place
-        is_done = reason.action in DONE_ACTIONS
-        copy = self.copy if is_done else None
-        file = join(self.take.folder, copy.name) if copy else self.path
-        outcome = {
-            "type": "recording",
-            "path": self.path,
-            "file": join(place.location, place.name) if place and not copy else file,
-            "action": reason.action,
-            "reason": reason.sentence.format(self.detail),
-            "original_size": self.source_size,
-            "compressed_size": copy.size if copy else None,
-            "seconds": self.seconds,
-        }
-        if reason.action is Action.WOULD_COMPRESS:
-            outcome["estimated_size"] = self.estimate
-        return outcome
-
-
-DONE_ACTIONS = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED, Action.RESTORED)
-REASON_OF = {
-    Move.COMPRESS: Reason.DONE,
-    Move.ADOPT: Reason.ADOPTED,
-    Move.SMALLER: Reason.DONE,
-    Move.FREE: Reason.FREED,
-    Move.ARCHIVE: Reason.ARCHIVED,
-    Move.RESTORE: Reason.RESTORED,
-}
-DUE_REASON_OF = {
-    Move.COMPRESS: Reason.DUE,
-    Move.ADOPT: Reason.ADOPT_DUE,
-    Move.SMALLER: Reason.DUE,
-    Move.FREE: Reason.FREE_DUE,
-}
-REASON_OF_ERRNO = {
-    errno.ENOSPC: Reason.NO_SPACE,
-    errno.EDQUOT: Reason.NO_SPACE,
-    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
-    errno.ELOOP: Reason.CHANGED,  # a link where a file was: we follow none
-    errno.EEXIST: Reason.NAME_TAKEN,
-}
-
-
 def explain(error: Exception) -> str:
     """Returns a sentence on an error, with the file if the system named one."""
     if not isinstance(error, OSError):
@@ -1155,9 +1062,10 @@ def explain(error: Exception) -> str:
 # and nowhere else. Must never touch the library, and never leave by sys.exit from below main().
 
 EXIT_CODES = (
-    "Exit codes: 0 done or nothing to do; 1 something failed, its original is kept; 2 wrong usage "
-    "or configuration, or no such library; 3 another run is at work; 4 a needed program is missing "
-    "or does not work; 5 too little disk space; 129, 130, 143 stopped by a signal."
+    "Exit codes: 0 done or nothing to do; 1 something failed (its original is kept), or a copy is "
+    "lost; 2 wrong usage or configuration, or no such library; 3 another run is at work; 4 a "
+    "needed program is missing or does not work; 5 too little disk space; 129, 130, 143 stopped by "
+    "a signal."
 )
 
 
@@ -1185,7 +1093,9 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         report = Report(resolve_config(parse_words(words)))
         COMMANDS[report.config.command].run(report.config, report)
     except Exception as error:  # so that no command ends in silence
-        report.summary(report.failed(error))
+        summary = report.summary(report.failed(error))
+        if report.config.command == "check":
+            notify(report.config, report, summary)
     except KeyboardInterrupt:  # by a command that changes nothing, and so has no need to stop well
         return 128 + signal.SIGINT
     finally:
@@ -1365,6 +1275,12 @@ def check_boolean(value: Any) -> Any:
     raise ValueError("expected true or false")
 
 
+def check_true(value: Any) -> Any:
+    if value is True:
+        return value
+    raise ValueError("expected true")
+
+
 def check_text(value: Any) -> Any:
     """A string with something in it that an operating system can be given."""
     if isinstance(value, str) and value.strip() and "\0" not in value:
@@ -1433,6 +1349,7 @@ TIER_KINDS: Mapping[str, Kind] = {
     "after_days": DAYS,
     "bitrate": check_bitrate,
     "archive": check_path,
+    "delete": check_true,
 }
 
 
@@ -1458,7 +1375,7 @@ def check_tiers(value: Any) -> tuple[Tier, ...]:
     tiers = [check_members(each, TIER_KINDS) for each in value]
     for tier in tiers:
         if len(tier) != 2 or "after_days" not in tier:
-            raise ValueError('expected "after_days", and either "bitrate" or "archive"')
+            raise ValueError('expected "after_days", and one of "bitrate", "archive", "delete"')
     return tuple(sorted((Tier(**tier) for tier in tiers), key=lambda tier: tier.after_days))
 
 
@@ -1490,6 +1407,7 @@ class Config:
     )
     keep_originals_days: float = setting(0, DAYS)
     verify_before_delete: bool = setting(True, check_boolean)
+    check_days: int = setting(30, number(0, 65_535, whole=True))
     min_saving_percent: float = setting(5, number(0, 99))
     jobs: int = setting(
         0, number(0, 999, whole=True), "-j --jobs N: recordings at work at once; 0 is one a core"
@@ -1519,8 +1437,11 @@ class Config:
     )
     tiers: tuple[Tier, ...] = setting((), check_tiers)
     notify_command: Optional[str] = setting(None, or_none(check_text))
+    notify_on: str = setting("work", choice("problem", "work", "always"))
     paths: Sequence[str] = flag((), TEXTS, "PATH: a kept original, its copy, a sidecar, a folder")
     last_run: bool = flag(False, check_boolean, "--last-run: all that the last run has changed")
+    off: bool = flag(False, check_boolean, "--off: let runs work on these again")
+    archive: bool = flag(False, check_boolean, "--archive: read archived files too")
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
@@ -1535,8 +1456,13 @@ class Config:
 
     @property
     def archive_tier(self) -> Optional[Tier]:
-        """At most one, and the last."""
+        """Returns the tier that archives; there is at most one."""
         return next((tier for tier in self.tiers if tier.archive), None)
+
+    @property
+    def delete_tier(self) -> Optional[Tier]:
+        """Returns the tier that deletes, if any; it is the last."""
+        return next((tier for tier in self.tiers if tier.delete), None)
 
     def tier_rate(self, age: float) -> Optional[int]:
         """Bit/s that the last tier asks for what is `age` days old; None where none does."""
@@ -1619,21 +1545,23 @@ def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def check_steps(config: Config) -> None:
     """Raises ValueError where a tier is no step on from what was before it. The first step may be
     written as a tier too."""
-    before = Tier(config.age_threshold_days - 1e-6, config.target_bitrate + 1)
-    age, rate = "age_threshold_days", "target_bitrate"
+    days, age = config.age_threshold_days - 1e-6, "age_threshold_days"
+    rate, size = config.target_bitrate + 1, "target_bitrate"
     for tier in config.tiers:
-        problem, days, bits = "", before.after_days, before.bitrate or 0
+        # An archive is a step on from all bit rates, and deletion from an archive.
+        step = tier.bitrate or -int(tier.delete)
         if tier.after_days <= days:
-            problem = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
-        elif not bits:
-            problem = "expected the archive last"
-        elif tier.bitrate and tier.bitrate >= bits:
-            asked = f"{tier.bitrate // 1000}k"
-            problem = f"bitrate {asked} must be below {rate}, which is {bits // 1000}k"
-        if problem:
-            raise ValueError(f'"tiers": {problem}')
-        before = tier
-        age = rate = "that of the tier before"
+            found = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
+            raise ValueError(f'"tiers": {found}')
+        if step >= rate and rate <= 0:
+            raise ValueError('"tiers": expected bit rates first, then an archive, deletion last')
+        if step >= rate:
+            less = f"{step // 1000}k must be below {size}, which is {rate // 1000}k"
+            raise ValueError(f'"tiers": bitrate {less}')
+        days, age = tier.after_days, "that of the tier before"
+        rate, size = step, age
+    if rate < 0 and not config.delete_originals:
+        raise ValueError('"tiers": one that deletes needs "delete_originals" to be true')
 
 
 def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") -> Policy:
@@ -1659,6 +1587,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
 DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
+LONGEST_MESSAGE = 1000  # characters for a notify_command; in JSON, one may take twelve bytes
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
 
 
@@ -1679,11 +1608,12 @@ class Run:
         self.now, self.started = time.time(), monotonic()
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
-        self.through: list[Work] = []  # proven or refused, still to be committed
+        self.finished: list[Move] = []  # proven or refused, still to be committed
+        self.doomed: Counter[str] = Counter()  # what the next run will delete, if it is announced
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
-        self.jobs: dict[Work, Job] = {}  # at work just now
-        self.foreseen: dict[str, Take] = {}  # by a dry run, after what it would do; by stem
+        self.jobs: dict[Compress, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
+        self.losses = Losses(self)
 
     @property
     def history(self) -> History:
@@ -1723,26 +1653,29 @@ class Run:
         try:
             self.report.open_log()
             self.library.require(self.config.log_file)
-            if self.library.paused(self.now):
-                message = f"Paused: {self.library.root} is left alone; 'resume' lets runs go on."
+            message = self.library.paused(self.now)
+            if message:
                 self.report.once(message)
             elif self.config.dry_run or self.is_begun():
                 with self.open(locks=not self.config.dry_run):
-                    self.work(plan_run(self))
+                    groups = self.plan()
+                    if self.losses.find():  # copies that are known again may be due
+                        groups = self.plan()
+                    self.work(groups)
+                    self.announce()
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
         if self.is_locked:
             self.note(summary)
-        if not self.config.dry_run and (message or self.report.has_news):
-            self.notify(summary)
+        notify(self.config, self.report, summary)
 
     def is_begun(self) -> bool:
         """Returns whether a run did something here before, or has something to do now. Our own
         folder is made only then."""
         if lexists(self.library.own("history.jsonl")):
             return True
-        is_due = next(due_works(self), None) or next(plan_archive(self), None)
+        is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
         return bool(is_due or self.report.held or self.report.ahead > 1)
 
@@ -1773,30 +1706,178 @@ class Run:
         SHA-256 of the index."""
         is_true = not self.committer.ids and not self.report.exit_code
         index = self.committer.index_digest if is_true else ""
-        self.history.note(
-            [{**summary, "type": self.config.command, "python": sys.executable, "index": index}],
-            self.now,
+        record: dict[str, Any] = {"type": self.config.command}
+        record.update(python=sys.executable, index=index, checked=self.losses.checked)
+        if self.is_complete:
+            tier = self.config.delete_tier
+            record["announced"] = tier.after_days if tier else None
+        self.history.note([{**summary, **record}], self.now)
+
+    @property
+    def is_part(self) -> bool:
+        config = self.config
+        selection = (config.only, config.language, config.since, config.until)
+        return any(selection) or config.limit is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Returns whether this run does all that the settings ask for, as far as it is now."""
+        config, report = self.config, self.report
+        is_whole = config.command == "run" and config.delete_originals and not self.is_part
+        return bool(is_whole and self.is_locked and not report.exit_code and not report.left)
+
+    @cached_property
+    def is_announced(self) -> bool:
+        """Returns whether the last complete run has announced what the tier that deletes deletes
+        now. A dry run need not wait for that."""
+        tier = self.config.delete_tier
+        told = [run["announced"] for run in self.history.runs if "announced" in run]
+        return not tier or self.config.dry_run or told[-1:] == [tier.after_days]
+
+    def is_doomed(self, recording: Recording) -> bool:
+        """Returns whether a recording waits for its deletion to be announced, and counts it."""
+        if self.is_announced:
+            return False
+        moves = deleting(recording, self.config, self.clock)
+        problems = [move.outcome.reason for move in moves if move.outcome]
+        self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
+        if problems or not moves or moves[0].take.is_half_deleted:
+            return False
+        self.doomed["recordings"] += 1
+        self.doomed["bytes"] += sum(file.size for move in moves for file in move.removes)
+        return True
+
+    def announce(self) -> None:
+        """Reports what the tier that deletes will delete from the next run on."""
+        tier, doomed = self.config.delete_tier, self.doomed
+        if self.is_announced or not tier or not self.is_complete:
+            return
+        self.report.announcement = (
+            f"The tier of {tier.after_days:g} days is new: the next run deletes "
+            f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
+            f"{doomed['stay']} files without a sidecar stay"
         )
 
-    def work(self, works: list[Work]) -> None:
-        """All that a run has to do. The list is emptied: what is through is to take no memory, and
-        the packets of a recording alone may take 40 kB."""
-        begun = len(works)
-        self.report.begin(works, self.workers)
-        if works and self.config.dry_run:
-            read_signs(self.library)
-            self.try_ffmpeg_on(works[0])
-        elif works:
-            try_commits(self.library)
-        begun_before = {
-            work.recording.key: work.recording for work in works if work.plan.move is Move.RESTORE
-        }
+    def plan(self) -> list[list[Move]]:
+        """Returns every move of this run in groups, oldest recording first, cut to --limit between
+        two groups. A whole recording is one group, any other move another. Where the index is not
+        as we left it, that too is looked into. Raises ServiceError where the clock cannot be
+        true."""
+        self.check_clock()
+        groups = sorted(self.due_groups(), key=place_in_line)
         if self.is_locked:
-            bring_back(self, begun_before.values())
-        works[:] = [work for work in works if work.plan.move is not Move.RESTORE]
+            self.committer.attempt((), self.committer.look_at_index)
+        counts = itertools.accumulate(map(len, groups), initial=0)  # before each group
+        limit = self.config.limit or math.inf
+        return [group for group, before in zip(groups, counts) if before < limit]
+
+    def due_groups(self) -> Iterator[list[Move]]:
+        """Yields these groups folder by folder, and counts what the walk meets.
+
+        Documents are read except in a folder whose note still holds. A run that may write makes all
+        that it has read true at the end."""
+        config, report, is_found = self.config, self.report, False
+        report.found = report.young = report.links = report.ahead = report.held = 0
+        ahead: list[str] = []
+        for folder in every_folder(self.library, report.error, report.once):
+            report.found += len(folder.audio)
+            report.links += folder.links
+            report.young += sum(self.is_young(file) for file in folder.audio if file.is_original)
+            for file in folder.audio:
+                if self.clock.age(file) < -1:
+                    report.ahead += 1
+                    ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
+            if self.is_locked:
+                self.staging.sweep(folder)
+            self.losses.met[folder.path] = len(folder.audio)
+            if self.is_at_rest(folder):
+                continue
+            for recording in self.recordings_in(folder):
+                self.losses.doubt(recording)
+                moves: list[Move] = []
+                with boundary(partial(report.defect, f"{recording.key} was kept")):
+                    if not self.is_doomed(recording):
+                        moves = moves_of(recording, self.planned, self.moment)
+                    report.held += count_held(recording, config, self.moment, self.clock)
+                is_found = is_found or bool(moves)
+                if moves and moves[0].is_whole:
+                    yield moves
+                else:
+                    yield from ([move] for move in moves)
+            if self.is_locked:
+                self.committer.folders.add(folder.path)
+        for path in () if is_most(vars(report)) else ahead:
+            report.once(f"{path} is dated in the future: no run touches it until then.")
+        is_selective = config.only or config.language or config.since or config.until
+        if is_selective and not is_found:
+            report.once(
+                "The selection fits nothing that is due. "
+                "Paths for --only are such as '2025-10-27/*'."
+            )
+
+    @cached_property
+    def planned(self) -> Config:
+        """Returns the settings to plan with: without a tier that is still to be announced."""
+        tiers = tuple(tier for tier in self.config.tiers if self.is_announced or not tier.delete)
+        return dataclasses.replace(self.config, tiers=tiers)
+
+    def is_young(self, file: File) -> bool:
+        return self.clock.age(file) < self.config.age_threshold_days
+
+    def is_at_rest(self, folder: Folder) -> bool:
+        """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
+        all is as a run has left it. So a night with nothing to do reads no document, and little of
+        the history."""
+        if not self.history.in_folder(folder.path) and all(map(self.is_young, folder.audio)):
+            return True
+        if self.note_on(folder) and not self.config.retry:
+            return True
+        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
+            return True
+        mount = read_only_mount(self.library, folder.path)
+        if mount:
+            self.report.once(f"{mount} is mounted read-only, and was passed over.")
+        return bool(mount)
+
+    def note_on(self, folder: Folder) -> Mapping[str, Any]:
+        """Returns the note on a folder, empty if it does not hold any more."""
+        note = self.history.note_on(folder.path)
+        is_over = self.now >= (note.get("until") or math.inf)
+        holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
+        return note if holds else {}
+
+    def check_clock(self) -> None:
+        """Raises ServiceError where the clock cannot be true. That run is on record with its own
+        time, and with how many recordings are dated ahead of it, so that the next run works
+        again."""
+        last, why = self.last, ""
+        if last and self.now < last["time"] - DAY:
+            why = f"the last run was at {local_time(last['time'])}"
+        elif is_most(vars(self.report)) and not is_most(last):
+            why = f"of {self.report.found} recordings, {self.report.ahead} are dated later"
+        if why:
+            raise ServiceError(
+                f"The clock cannot be true: it says {local_time(self.now)}, and {why}. Nothing was "
+                "done by age. If it is true after all, run again."
+            )
+
+    def work(self, groups: list[list[Move]]) -> None:
+        """Carries out all that a run has to do: moves of single takes, then those of whole
+        recordings, so that an archive that is not mounted stops no compression. The list is
+        emptied, because the packets of one recording may take 40 kB."""
+        self.report.begin(list(itertools.chain(*groups)), self.workers)
+        singles, wholes = by_round(groups)
+        if groups and self.config.dry_run:
+            read_signs(self.library)
+        elif groups:
+            try_commits(self.library)
+        if singles and self.config.dry_run:
+            self.try_ffmpeg_on(singles[0])
+        groups.clear()
         with self.finishing():
-            self.compress(works)
-            self.archive(begun)
+            self.compress(singles)
+            self.carry_out(wholes)
+            self.losses.read_share()
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -1811,12 +1892,12 @@ class Run:
             if self.is_locked:
                 self.committer.finish()
 
-    def compress(self, works: list[Work]) -> None:
-        """Keep every worker busy with batches, and commit what comes back; where an error ends it,
-        what was proven before is brought to its end."""
-        self.through += [work for work in works if work.reason]
-        queue = Queue([work for work in works if not work.reason], self.workers)
-        works.clear()
+    def compress(self, moves: deque[Compress]) -> None:
+        """Keeps every worker busy with batches, and commits what comes back; where an error ends
+        it, what was proven before is brought to its end."""
+        self.finished += [move for move in moves if move.outcome]
+        queue = Queue([move for move in moves if not move.outcome], self.workers)
+        moves.clear()
         try:
             with Threads(self.workers) as pool:
                 self.transcode_all(queue, pool)
@@ -1824,7 +1905,7 @@ class Run:
             self.commit()
 
     def transcode_all(self, queue: Queue, pool: Executor) -> None:
-        running: dict[Future[None], Sequence[Work]] = {}
+        running: dict[Future[None], Sequence[Compress]] = {}
         try:
             while True:
                 while len(running) < self.workers:
@@ -1838,10 +1919,10 @@ class Run:
                 for future in wait(running, 0.5, FIRST_COMPLETED).done:
                     batch = running.pop(future)
                     future.result()
-                    self.through += [work for work in batch if work.is_ready]
+                    self.finished += [move for move in batch if move.is_ready]
                     self.find_cause(batch)
-                    self.through += [work for work in batch if work.reason]
-                    self.seconds_done += sum(work.guessed_seconds for work in batch)
+                    self.finished += [move for move in batch if move.outcome]
+                    self.seconds_done += sum(move.guessed_seconds for move in batch)
                     if self.transcoder.ended:
                         raise self.transcoder.ended
                 done = self.seconds_done + self.seconds_at_work()
@@ -1850,42 +1931,87 @@ class Run:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
 
-    def next_batch(self, queue: Queue, at_work: Iterable[Work]) -> Sequence[Work]:
-        """Returns works that the disk has room for beside those at work. Returns none to wait for
+    def carry_out(self, groups: Iterable[Sequence[Move]]) -> None:
+        """Carries out the moves of whole recordings, and commits as `compress` does. Raises
+        Stopped, ServiceError."""
+        try:
+            for group in groups:
+                if self.must_end():
+                    break
+                for move in group:
+                    if not move.outcome:
+                        with boundary(move.refuse):
+                            self.carry(move)
+                keep_together(group)
+                self.finished += group
+                if self.archive and self.archive.refusal:
+                    raise ServiceError(self.archive.refusal)
+                self.commit_in_time()
+        finally:  # what was proven before is brought to its end
+            self.commit()
+
+    def carry(self, move: Move) -> None:
+        """Does all of a move but its commit. Raises Refusal, OSError, Stopped, ServiceError."""
+        if self.stop.requested:
+            raise Stopped
+        if self.config.dry_run:
+            move.outcome = Outcome(move.due, move.foresee(self))
+        else:
+            move.carry(self)
+
+    @cached_property
+    def archive(self) -> Optional[Archive]:
+        """Returns the archive that tiers name."""
+        tier = self.config.archive_tier
+        if not (tier and tier.archive):
+            return None
+        kind = FolderArchive if os.path.isabs(tier.archive) else RemoteArchive
+        return kind(tier.archive, self)
+
+    @cached_property
+    def answering_archive(self) -> Archive:
+        """Returns the archive, once it has been tried. Raises ServiceError."""
+        if self.archive is None:
+            raise ServiceError("tiers name no archive.")
+        self.archive.try_it()
+        return self.archive
+
+    def next_batch(self, queue: Queue, at_work: Iterable[Compress]) -> Sequence[Compress]:
+        """Returns moves that the disk has room for beside those at work. Returns none to wait for
         these, or at the end."""
         if not queue.waiting or self.must_end():
             return ()
-        reserved = SPACE_MARGIN + sum(map(space_needed, at_work))
+        reserved = SPACE_MARGIN + sum(move.space_needed for move in at_work)
         batch = queue.take(free_space(self.library) - reserved)
         if batch or reserved > SPACE_MARGIN:
             return batch
         self.commit()  # which gives space back
         room = free_space(self.library) - reserved
-        return queue.take(room) or [queue.waiting.popleft()]  # which is reported in prepare
+        return queue.take(room) or [queue.waiting.popleft()]  # which is reported by `stage`
 
     def commit_in_time(self) -> None:
-        """So seldom that it takes little of the time, as many sidecars of one recording are dear to
-        write."""
-        recordings = {work.recording.key: work.recording for work in self.through}
+        """Commits so seldom that it takes little of the time, as many sidecars of one recording are
+        dear to write."""
+        recordings = {move.recording.key: move.recording for move in self.finished}
         documents = sum(len(recording.sidecars) for recording in recordings.values())
-        cost = DOCUMENT_SECONDS * documents if documents > len(self.through) else 0
+        cost = DOCUMENT_SECONDS * documents if documents > len(self.finished) else 0
         if monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
             self.commit()
 
     def commit(self) -> None:
-        """All that is through; only the main thread comes here."""
-        works, self.through = self.through, []
-        begun = monotonic()
+        """Commits all that is finished; only the main thread comes here."""
+        moves, self.finished = self.finished, []
+        started = monotonic()
         if self.is_locked:
-            self.committer.commit(works)
+            self.committer.commit(moves)
         else:
-            for work in works:
-                self.report.outcome(work)
+            for move in moves:
+                self.report.outcome(move)
         self.committed = monotonic()
-        self.cost = self.committed - begun
+        self.cost = self.committed - started
 
-    def no_space(self, work: Work, detail: str) -> NoSpaceError:
-        folder = self.library.path(work.take.folder)
+    def no_space(self, move: Move, detail: str) -> NoSpaceError:
+        folder = self.library.path(move.take.folder)
         done = "What is not done is as it was; make room and run again."
         return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
 
@@ -1897,146 +2023,58 @@ class Run:
 
     def seconds_at_work(self) -> float:
         jobs = list(self.jobs.items())
-        return sum(job.share_done * work.guessed_seconds for work, job in jobs)
+        return sum(job.share_done * move.guessed_seconds for move, job in jobs)
 
-    def transcode(self, works: Sequence[Work]) -> None:
-        """One batch, in a thread: examine each, stage, prove; every Work leaves ready or refused.
-        The one boundary around one recording. Raises Stopped, ServiceError."""
-        jobs: dict[Work, Job] = {}
+    def transcode(self, moves: Sequence[Compress]) -> None:
+        """Carries out one batch, in a thread: each move is proven then, or has its outcome. The one
+        boundary around one recording. Raises Stopped, ServiceError."""
+        jobs: dict[Compress, Job] = {}
         try:
-            for work in works:
-                with boundary(work.refuse):
-                    self.examine(work)
-                    jobs[work] = self.prepare(work)
+            for move in moves:
+                with boundary(move.refuse):
+                    move.examine(self)
+                    if not move.outcome:
+                        jobs[move] = move.stage(self)
             self.jobs.update(jobs)
             self.transcoder.process(list(jobs.values()))
-            for work, job in jobs.items():
+            for move, job in jobs.items():
                 if not isinstance(job.problem, Stopped):
-                    with boundary(work.refuse):
-                        self.finish(work, job)
+                    with boundary(move.refuse):
+                        move.finish(self, job)
         finally:
-            for work, job in jobs.items():
-                self.jobs.pop(work, None)
+            for move, job in jobs.items():
+                self.jobs.pop(move, None)
                 used = [job.source_levels, job.copy_levels]
-                for path in used if work.is_ready else (*used, work.staged):
+                for path in used if move.is_ready else (*used, move.staged):
                     self.staging.discard(path)
 
-    def examine(self, work: Work) -> None:
-        """Open the source once: identity, probe, decide; SHA-256. Raises Refusal, OSError."""
-        source, path = work.plan.source, self.library.path(work.path)
-        with open_regular(path) as file:
-            identity = self.library.identity(file)
-            work.source_seen = Witness(identity)
-            if source is None or identity[-2:] != source[1:]:
-                raise Refusal(Reason.CHANGED)
-            work.probe = probe(file.fileno(), path, self.tools)
-            lasts = work.recording.seconds_of(work.take)
-            saving = self.config.min_saving_percent if work.plan.encodes else -math.inf
-            work.estimate = decide(work.probe, size_before(work), lasts, work.plan.target, saving)
-            self.trials.foresee(work)
-            if self.config.dry_run:
-                made = basename(work.target_path)
-                work.copy = File(made, work.estimate, source.mtime_ns)
-                self.foreseen[work.take.stem] = work.take_after(self.now)
-                raise Refusal(DUE_REASON_OF[work.plan.move])
-            # Only now, because a sparse file may be larger than the disk.
-            work.source_seen = Witness(identity, digest_from(file, stop=self.stop))
-        if work.plan.move is Move.SMALLER and work.take.copy:
-            displaced = self.library.path(work.target_path)
-            work.displaced_seen = self.library.witness(displaced, self.stop)
-
-    def prepare(self, work: Work) -> Job:
-        """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
-        OSError, NoSpaceError."""
-        assert work.probe
-        free, needed = free_space(self.library), SPACE_MARGIN + space_needed(work)
-        if free < needed:
-            found = f"{size_text(free)} free, where {size_text(needed)} are needed"
-            raise self.no_space(work, found)
-        source, path = self.library.path(work.path), self.library.path(work.target_path)
-        if work.plan.encodes:
-            work.staged = path = self.staging.beside(path)
-            give_attributes_of(source, path)  # or nothing is worth encoding
-            os.chmod(path, 0o600)  # until it is whole
-        most = size_before(work) * (1 - self.config.min_saving_percent / 100)
-        levels = (self.staging.levels(), self.staging.levels())
-        return Job(source, work.probe, work.plan.target, path, work.plan.encodes, *levels, most)
-
-    def finish(self, work: Work, job: Job) -> None:
-        """After its proof: a copy is flushed with its attributes. Raises Refusal, OSError."""
-        if isinstance(job.problem, NotProven) and not job.encodes:
-            other = f"{work.target_path} is not a copy of it ({job.problem})"
-            raise Refusal(Reason.NAME_TAKEN, other)
-        if job.problem:
-            raise job.problem
-        if not (job.encodes or work.take.proven_copy):
-            check_claim(work, job)
-        if job.encodes or not work.take.proven_copy:
-            give_attributes_of(job.source, job.copy)
-        with open_regular(job.copy) as file:
-            flush(file.fileno())
-        seen = self.library.witness(job.copy, self.stop)
-        if seen.sha256 != job.digest and job.encodes:
-            raise NotProven("the bytes that were decoded", "others in the file")
-        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
-        work.copy_seen = seen
-        work.copy = File(basename(work.target_path), *seen.identity[-2:])
-
-    def try_ffmpeg_on(self, work: Work) -> None:
-        """Whether it makes what this work is to become, and can open its source. Raises
+    def try_ffmpeg_on(self, move: Move) -> None:
+        """Tries whether ffmpeg makes what this move is to make, and can open its source. Raises
         ToolError."""
-        try_ffmpeg(self.tools, work.plan.target, self.library.path(work.path))
+        try_ffmpeg(self.tools, move.target, self.library.path(move.path))
 
-    def find_cause(self, works: Sequence[Work]) -> None:
-        """After failures that may lie outside the recordings, try what they needed. Raises the
-        ServiceError that ends the run, before any of them counts; else they are the recordings'
+    def find_cause(self, moves: Sequence[Move]) -> None:
+        """After failures that may lie outside the recordings, tries what they needed. Raises the
+        ServiceError that ends the run, before any of them counts. Else they are the recordings'
         own, and what ffmpeg refuses is damaged."""
-        refused = [(work, work.reason) for work in works if work.reason]
-        suspects = [work for work, reason in refused if reason.may_be_ffmpeg]
+        refused = [(move, move.outcome) for move in moves if move.outcome]
+        suspects = [move for move, outcome in refused if outcome.reason.may_be_ffmpeg]
         if suspects:
             self.try_ffmpeg_on(suspects[0])
-        for work, reason in refused:
+        for move, (reason, detail, _) in refused:
             if reason is Reason.NO_SPACE:
-                raise self.no_space(work, work.detail)
+                raise self.no_space(move, detail)
             if reason is Reason.TOOL_REFUSED:
-                work.reason = Reason.DAMAGED
-                work.detail = f"ffmpeg cannot decode it ({work.detail})"
-        if self.is_locked and any(reason.is_environment for _, reason in refused):
+                move.outcome = Outcome(Reason.DAMAGED, f"ffmpeg cannot decode it ({detail})")
+        if self.is_locked and any(outcome.reason.is_environment for _, outcome in refused):
             try_commits(self.library)
-
-    def archive(self, begun: int) -> None:
-        """What is old enough goes there, recording by recording, of which `begun` count for --limit
-        already. Raises ServiceError where the archive does not answer."""
-        archive, limit = configured_archive(self), self.config.limit or math.inf
-        if archive is None:
-            return
-        is_tried = False
-        try:
-            for works in plan_archive(self):
-                if self.must_end() or begun >= limit:
-                    break
-                if not is_tried:
-                    archive.try_it()
-                is_tried = True
-                begun += len(works)
-                if self.is_locked:
-                    archive.store(works)
-                for work in works:
-                    if not (self.is_locked or work.reason):
-                        work.refuse(Refusal(Reason.ARCHIVE_DUE, archive.location(work.path)))
-                self.through += works
-                if archive.refusal:
-                    raise ServiceError(archive.refusal)
-                self.commit_in_time()
-        finally:  # what was proven before is brought to its end
-            self.commit()
 
     def must_end(self) -> bool:
         """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
         the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
         is_late = monotonic() - self.started > minutes * 60
-        is_paused = self.library.paused(time.time())
+        is_paused = self.library.paused(time.time()) != ""
         if is_late:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
@@ -2044,22 +2082,37 @@ class Run:
         is_full = self.report.exit_code == NoSpaceError.exit_code
         return self.stop.requested or is_late or is_paused or is_full
 
-    def notify(self, summary: Mapping[str, Any]) -> None:
-        """Gives the summary to the user's own command. Its failure is reported and changes
-        nothing."""
-        if self.config.notify_command:
-            shell = ["/bin/sh", "-c", self.config.notify_command]
-            folder = dirname(self.config.file) or "/"
-            reader, writer = os.pipe()
-            try:
-                os.write(writer, json.dumps(summary).encode())  # less than a pipe holds
-                os.close(writer)
-                Tools(Stop()).run(shell, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
-            except (Refusal, ToolError) as error:
-                detail = getattr(error, "detail", "") or error
-                self.report.once(f"The notify_command failed: {detail}.")
-            finally:
-                os.close(reader)
+
+def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
+    """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
+    in the message. A failure is reported and changes nothing."""
+    is_work = report.has_news and config.notify_on == "work"
+    is_asked = config.notify_on == "always" or summary["exit_code"] or report.announcement
+    is_wanted = is_work or is_asked
+    if config.dry_run or not config.notify_command or not is_wanted:
+        return
+    message = summary["message"]
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause not in message:
+        message = f"{pause} {message}"
+    with suppress(UnicodeError):  # else a name in it is no text
+        message = os.fsencode(message).decode()  # in a locale that is not UTF-8
+    message = printable(message)[:LONGEST_MESSAGE]
+    in_utf_8 = os.fsdecode(message.encode())
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_utf_8}")
+    command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
+    folder = dirname(config.file) or "/"
+    reader, writer = os.pipe()
+    try:
+        told = json.dumps({**summary, "message": message})
+        os.write(writer, told.encode())  # less than a pipe holds
+        os.close(writer)
+        Tools(Stop()).run(command, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
+    except (Refusal, ToolError) as error:
+        detail = getattr(error, "detail", "") or error
+        report.once(f"The notify_command failed: {detail}.")
+    finally:
+        os.close(reader)
 
 
 @contextmanager
@@ -2072,40 +2125,6 @@ def boundary(refuse: Callable[[Exception], object]) -> Iterator[None]:
         raise
     except Exception as error:
         refuse(error)
-
-
-def give_attributes_of(source: str, copy: str) -> None:
-    """Those of one file to another, by path. Raises Refusal, OSError."""
-    with open_regular(source) as one, open_regular(copy) as other:
-        give_attributes(one.fileno(), other.fileno(), times=True)
-
-
-def check_claim(work: Work, job: Job) -> None:
-    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
-    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
-    Raises Refusal."""
-    copy, asked = work.take.copy, work.plan.target
-    assert copy
-    rate = work.take.bitrate or asked.bitrate
-    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
-    if rate < asked.bitrate or copy.size < usual / 2:
-        usual = sounding_share(job) * estimated_size(job.probe, asked)
-        found = f"{copy.name} has {size_text(copy.size)}"
-        expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
-        raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
-
-
-def size_before(work: Work) -> int:
-    """Bytes that a copy must save from: of the copy before it, or of the original."""
-    is_smaller = work.plan.move is Move.SMALLER
-    return work.take.copy.size if is_smaller and work.take.copy else work.source_size
-
-
-def space_needed(work: Work) -> int:
-    """Bytes that one work may take while at work: its copy, and two level files."""
-    if work.probe:
-        return round(work.estimate + work.probe.timeline * work.probe.channels * LEVEL_BYTES)
-    return round(size_before(work) + 2 * work.guessed_seconds * LEVEL_BYTES)
 
 
 def free_space(library: Library) -> float:
@@ -2129,33 +2148,59 @@ def allowed_cores() -> int:
     return os.cpu_count() or 1
 
 
+def by_round(groups: Iterable[list[Move]]) -> tuple[deque[Compress], list[list[Move]]]:
+    """Returns the moves of single takes, and the groups of those of whole recordings."""
+    singles, wholes = deque[Compress](), list[list[Move]]()
+    for group in groups:
+        first = group[0]
+        if isinstance(first, Compress) and not first.is_whole:
+            singles.append(first)
+        else:
+            wholes.append(group)
+    return singles, wholes
+
+
+def place_in_line(group: Sequence[Move]) -> tuple[bool, int, str]:
+    """Sorts groups: the oldest recording first, those whose tool was ended from outside last."""
+    recording = group[0].recording
+    was_hindered = group[0].take.past.code == Reason.TOOL_KILLED.code
+    times = [file.mtime_ns for take in recording.takes for file in take.files]
+    return was_hindered, min(times, default=0), recording.key
+
+
+def is_most(told: Mapping[str, Any]) -> bool:
+    """Returns whether more than half of the recordings are dated ahead. One alone never is most."""
+    ahead = told.get("ahead", 0)
+    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
+
+
 class Queue:
-    """Hands out works in batches of about the same length that the disk has room for. Every worker
+    """Hands out moves in batches of about the same length that the disk has room for. Every worker
     gets equally many batches."""
 
-    def __init__(self, works: Sequence[Work], workers: int) -> None:
-        self.waiting = deque(works)
-        self.seconds = sum(work.guessed_seconds for work in works)
+    def __init__(self, moves: Sequence[Compress], workers: int) -> None:
+        self.waiting = deque(moves)
+        self.seconds = sum(move.guessed_seconds for move in moves)
         self.remaining = self.seconds
-        least = max(len(works) / BATCH_FILES, self.seconds / BATCH_SECONDS)
+        least = max(len(moves) / BATCH_FILES, self.seconds / BATCH_SECONDS)
         self.batches = workers * max(1, math.ceil(least / workers))
 
-    def take(self, room: float) -> Sequence[Work]:
+    def take(self, room: float) -> Sequence[Compress]:
         """Returns the next batch that fits into so many bytes, empty if none does. It is as near
         as can be to an equal share of what remains."""
-        works: list[Work] = []
+        moves: list[Compress] = []
         seconds, share = 0.0, self.remaining / max(1, self.batches)
-        while self.waiting and len(works) < BATCH_FILES:
-            room -= space_needed(self.waiting[0])
+        while self.waiting and len(moves) < BATCH_FILES:
+            room -= self.waiting[0].space_needed
             longer = seconds + self.waiting[0].guessed_seconds
             is_nearer = longer - share <= share - seconds
-            if room < 0 or (works and not is_nearer):
+            if room < 0 or (moves and not is_nearer):
                 break
-            works.append(self.waiting.popleft())
+            moves.append(self.waiting.popleft())
             seconds = longer
-        self.batches -= bool(works)
+        self.batches -= bool(moves)
         self.remaining -= seconds
-        return works
+        return moves
 
 
 def command_run(config: Config, report: Report) -> None:
@@ -2163,19 +2208,19 @@ def command_run(config: Config, report: Report) -> None:
 
 
 # ---------------------------------------------------------------------------------------- trials
-# What a run's commits will need, tried on files of our own: by a run before anything is encoded, by
-# doctor always. A dry run, which may write nothing, reads what tells as much. Each raises the one
-# ServiceError that run, dry run and doctor then say alike; none may touch a recording.
+# Tries what the commits of a run will need, on files of our own. A run does so before it encodes
+# anything, doctor does so always. A dry run may write nothing, so it reads the signs. All three
+# report the same cause in the same words. Nothing here may touch a recording.
 
 CAP_CHOWN, CAP_FOWNER = 0, 3  # capabilities(7)
 GET_FLAGS = 0x80006601 | struct.calcsize("l") << 16  # FS_IOC_GETFLAGS of ioctl_iflags(2)
 IMMUTABLE_OR_APPEND = 0x30
-# Where a server or a daemon says who may give files away, as NFS that squashes root.
+# File systems of a server or a daemon, which decides who may give files away (NFS squashes root).
 SERVED = re.compile(r"fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|vboxsf|prl_fs")
 
 
 def try_commits(library: Library) -> None:
-    """Append to the history, and do in our own folder what commits do. Raises ServiceError,
+    """Opens the history, and does in our own folder what commits do. Raises ServiceError,
     NoSpaceError."""
     folder, staging = library.own(""), Staging(library)
     library.require_there()
@@ -2191,7 +2236,7 @@ def try_commits(library: Library) -> None:
 
 
 def try_names(staging: Staging, near: str) -> None:
-    """Make, exchange, link and remove names of ours beside a path. Raises OSError."""
+    """Makes, exchanges, links and removes files of ours beside a path. Raises OSError."""
     one, two = staging.beside(near), staging.beside(near)
     if exchange(one, two):
         os.unlink(one)
@@ -2200,27 +2245,23 @@ def try_names(staging: Staging, near: str) -> None:
 
 
 class Trials:
-    """What the commits of a run need in each folder, tried once before anything is encoded there.
-    Without `staging`, as in a dry run, the signs of it are read."""
+    """Tries once in each folder what the commits of a run need there. Without `staging`, as in a
+    dry run, it reads the signs."""
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
-        self.trying = threading.Lock()  # one set of trials in a folder, whoever comes first
 
-    def foresee(self, work: Work) -> None:
-        """Raises Refusal where a commit could not make, give away, replace or remove what it has
-        to, and OSError."""
-        take, plan, folder = work.take, work.plan, work.take.folder
-        with self.trying:
-            problem = self.folder_problem(folder)
+    def foresee(self, move: Move) -> None:
+        """Raises Refusal if a commit could not make, give away, replace or remove a file. Raises
+        OSError."""
+        folder = move.take.folder
+        problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
-        displaced = take.copy if plan.move is Move.SMALLER else None
-        replaced = {file.name for file in (*plan.goes, displaced) if file}
-        self.foresee_file(work.path, READ, basename(work.path) in replaced)
-        for name in replaced:
-            self.foresee_file(join(folder, name), READ, True)
-        for sidecar in work.recording.sidecars:
+        replaced = {file.name for file in (*move.removes, move.displaces) if file}
+        for name in {basename(move.path), *replaced}:
+            self.foresee_file(join(folder, name), READ, name in replaced)
+        for sidecar in move.recording.sidecars:
             with suppress(FileNotFoundError):
                 self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
 
@@ -2232,10 +2273,10 @@ class Trials:
             return "it is immutable, or append-only"
         try:
             if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                raise system_error(errno.EACCES)
             if self.staging:
                 for name in os.listdir(path):
-                    # What no run before could remove. (Other threads make such names here too.)
+                    # Earlier runs could not remove it. (Other threads make such names here too.)
                     if STAGED.fullmatch(name) and self.staging.token not in name:
                         os.unlink(join(path, name))
                 try_names(self.staging, join(path, "x"))
@@ -2247,8 +2288,8 @@ class Trials:
 
     @memoized  # many chunks have the same sidecars
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
-        """Raises Refusal where a file cannot be replaced, or its owner could not use what is made
-        in its place, and OSError."""
+        """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
+        in its place. Raises OSError."""
         whole, folder = self.library.path(path), self.library.path(dirname(path))
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
         with open_regular(whole) as file:
@@ -2258,7 +2299,7 @@ class Trials:
         if is_replaced and is_protected(whole):
             raise Refusal(Reason.FORESEEN, f"{path}: it is immutable, or append-only")
         if is_replaced and above.st_mode & stat.S_ISVTX and not is_owner:
-            why = "it is sticky, and who does not own a file cannot replace it"
+            why = "it is sticky: only the owner of a file can replace it"
             raise Refusal(Reason.FORESEEN, f"{dirname(path) or folder}: {why}")
         if user != before.st_uid and not self.can_give(folder, before.st_uid):
             group = before.st_gid if before.st_gid in groups else groups[0]
@@ -2266,35 +2307,32 @@ class Trials:
 
     @memoized
     def can_give(self, folder: str, user: int) -> bool:
-        """Whether a file of ours can be given to a user: root cannot in every container, nor on
-        every server."""
-        if not (self.staging and has_capability(CAP_CHOWN)):
-            return has_capability(CAP_CHOWN) and may_give(self.library, folder, user)
-        staged = self.staging.beside(join(folder, "x"))
-        with suppress(OSError):
-            os.chown(staged, user, -1)
-        is_given = os.stat(staged).st_uid == user
-        self.staging.discard(staged)
-        return is_given
-
-
-def may_give(library: Library, folder: str, user: int) -> bool:
-    """The same by signs: which users this container knows, whether an earlier run could give the
-    history away, and what kind of disk it is. Raises OSError."""
-    with suppress(FileNotFoundError), open("/proc/self/uid_map") as file:
-        ranges = [tuple(map(int, line.split())) for line in file]
-        if not any(first <= user < first + count for first, _, count in ranges):
+        """Returns whether a file of ours can be given to a user. Root cannot do so in every
+        container, nor on every server. Raises OSError."""
+        if not has_capability(CAP_CHOWN):
             return False
-    owner = os.stat(library.root).st_uid
-    with suppress(OSError):
-        history = os.stat(library.own("history.jsonl"))
-        if owner != os.geteuid():
-            return history.st_uid == owner
-    return not SERVED.match(kind_of_disk(folder))
+        if self.staging:
+            staged = self.staging.beside(join(folder, "x"))
+            with suppress(OSError):
+                os.chown(staged, user, -1)
+            is_given = os.stat(staged).st_uid == user
+            self.staging.discard(staged)
+            return is_given
+        # The signs: the users that this container knows, what an earlier run did, kind of disk.
+        with suppress(FileNotFoundError), open("/proc/self/uid_map") as file:
+            ranges = [tuple(map(int, line.split())) for line in file]
+            if not any(first <= user < first + count for first, _, count in ranges):
+                return False
+        owner = os.stat(self.library.root).st_uid
+        with suppress(OSError):
+            history = os.stat(self.library.own("history.jsonl"))
+            if owner != os.geteuid():
+                return history.st_uid == owner
+        return not SERVED.match(kind_of_disk(folder))
 
 
 def kind_of_disk(path: str) -> str:
-    """Returns the type of a file system (proc(5), mountinfo), "" where that is not known. Raises
+    """Returns the type of a path's file system (proc(5), mountinfo), "" if it is not known. Raises
     OSError."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
@@ -2307,24 +2345,24 @@ def kind_of_disk(path: str) -> str:
 
 
 def is_protected(path: str) -> bool:
-    """Whether a file or folder is immutable or append-only (chattr, chflags). Raises OSError."""
+    """Returns whether a file or folder is immutable or append-only (chattr, chflags). Raises
+    OSError."""
+    if sys.platform == "darwin":
+        locks = stat.UF_IMMUTABLE | stat.UF_APPEND | stat.SF_IMMUTABLE | stat.SF_APPEND
+        return bool(os.lstat(path).st_flags & locks)
     descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if sys.platform == "linux":
-            found = fcntl.ioctl(descriptor, GET_FLAGS, bytes(8))
-            return bool(int.from_bytes(found[:4], sys.byteorder) & IMMUTABLE_OR_APPEND)
-        flags = getattr(os.fstat(descriptor), "st_flags", 0)
+        flags = fcntl.ioctl(descriptor, GET_FLAGS, bytes(8))[:4]
     except OSError:  # a file system without such flags
         return False
     finally:
         os.close(descriptor)
-    locks = stat.UF_IMMUTABLE | stat.UF_APPEND | stat.SF_IMMUTABLE | stat.SF_APPEND
-    return bool(flags & locks)
+    return bool(int.from_bytes(flags, sys.byteorder) & IMMUTABLE_OR_APPEND)
 
 
 def read_only_mount(library: Library, path: str) -> str:
-    """Returns the uppermost folder of a read-only mount inside the library, "" where `path` can be
-    written to or where the whole library cannot."""
+    """Returns the uppermost folder of the read-only mount that holds `path`. Returns "" if there is
+    none inside the library, or if the whole library is read-only."""
     top = ""
     while path and not is_read_only(library.root) and is_read_only(library.path(path)):
         top, path = path, dirname(path)
@@ -2332,48 +2370,52 @@ def read_only_mount(library: Library, path: str) -> str:
 
 
 def is_read_only(path: str) -> bool:
+    """Returns whether a path is on a read-only mount."""
     with suppress(OSError):
         return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     return False
 
 
 def failed_trial(where: str, error: OSError) -> ServiceError:
-    """Returns the error for a place that a run must be able to write to."""
+    """Returns the error for a run that cannot write to a place."""
     where = error.filename or where
     if exit_code_of(error) == NoSpaceError.exit_code:
-        advice = "Nothing was changed; make room and run again."
-        return NoSpaceError(f"The disk of {where} is full. {advice}")
-    advice = "Nothing was changed; let this user write there and run again."
-    return ServiceError(f"{where} cannot be written to: {error.strerror}. {advice}")
+        return NoSpaceError(
+            f"The disk of {where} is full. Nothing was changed; make room and run again."
+        )
+    return ServiceError(
+        f"{where} cannot be written to: {error.strerror}. Nothing was changed; let this user "
+        "write there and run again."
+    )
 
 
 def read_signs(library: Library) -> None:
-    """Reads the signs of all this: modes, mounts and free space. Raises as try_commits does."""
-    places = (library.root, library.own(""), library.own("history.jsonl"))
-    for path in filter(lexists, places):
-        read_sign(path)
-    disk = disk_state(library.root)
-    has_no_names = disk is not None and disk.f_files and not disk.f_favail
-    if has_no_names and not SERVED.match(kind_of_disk(library.root)):  # FUSE may count no names
-        raise failed_trial(library.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    """Reads the signs that `try_commits` would work. Raises as it does."""
+    for path in (library.root, library.own(""), library.own("history.jsonl")):
+        if lexists(path):
+            read_sign(path)
 
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
-    """Reads the signs of one path, whose disk needs so many bytes. Raises as failed_trial says."""
+    """Reads the signs of one path: its mode, its mount, and `least` bytes free on its disk. Raises
+    ServiceError, NoSpaceError, OSError."""
     disk, problem = disk_state(path), 0
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
     if disk and disk.f_bavail * disk.f_frsize < least:
         problem = errno.ENOSPC
+    # A disk without room for another name is full too, but servers may count no names at all.
+    if disk and disk.f_files and not disk.f_favail and not SERVED.match(kind_of_disk(path)):
+        problem = errno.ENOSPC
     if is_read_only(path):
         problem = errno.EROFS
     if problem:
-        raise failed_trial(path, OSError(problem, os.strerror(problem)))
+        raise failed_trial(path, system_error(problem))
 
 
 @lru_cache
 def has_capability(number: int) -> bool:
-    """As root has them, but not in every container."""
+    """Returns whether we have a capability. Root has them, but not in every container."""
     with suppress(OSError), open("/proc/self/status") as file:
         effective = re.search(r"CapEff:\s*(\w+)", file.read())
         return bool(effective and int(effective[1], 16) >> number & 1)
@@ -2381,24 +2423,21 @@ def has_capability(number: int) -> bool:
 
 
 def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
-    """Decode, encode and decode again a second of a sound of our own, all of it through pipes, so
-    that no file plays a part and a dry run may do it too; and open a recording (absolute path), as
-    one that is confined to other folders cannot (a snap). Raises ToolError."""
+    """Makes a second of sound, encodes it and decodes it again. It uses pipes only, so that a
+    dry run may do it too. Then opens a recording (absolute path): an ffmpeg that is confined to
+    other folders, as a snap is, cannot. Raises ToolError."""
     codec = f"-c:a {target.form.encoder} -b:a {min(target.bitrate, CHANNEL_RATE)}"
     lines = (
         f"-f lavfi -i sine=duration=1:sample_rate={OPUS_RATE} -f nut pipe:1",
         f"-f nut -i pipe:0 {codec} -f matroska pipe:1",
-        "-f matroska -i pipe:0 -f framecrc pipe:1",
+        "-f matroska -i pipe:0 -ac 1 -c:a pcm_u8 -f u8 pipe:1",
     )
     commands = [[tools.ffmpeg, *QUIET, *line.split()] for line in lines]
     try:
-        _, frames = tools.pipe(commands, 1, os.devnull)
-        # Stream, two stamps, length in samples, size, checksum.
-        packets = [line.split(b",") for line in frames.splitlines() if b"," in line]
-        samples = sum(int(packet[3]) for packet in packets)
+        samples = len(tools.pipe(commands, 1, os.devnull)[1])  # of one byte each
         problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
     except (Refusal, OSError) as error:
-        problem = getattr(error, "detail", "") or explain(error)
+        problem = explain(error)
     if problem:
         raise ToolError(
             f"{tools.ffmpeg} does not work: a second of a sound could not be made into "
@@ -2429,8 +2468,12 @@ RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an
 CHUNK_MEMBERS = ("file", "duration")
 SIDECAR_MEMBERS = (
     *("id", "language", "compression_policy", "chunks", "archived", "archive_location"),
+    *("audio_deleted", "segments"),
     *RECORDING_MEMBERS,
 )
+# A string that is more than blanks, and such a text of a segment.
+SPOKEN = re.compile(rb'"(?!(?: |\\[bfnrt])*")')
+SPOKEN_SEGMENT = re.compile(rb'"text"\s*:\s*' + SPOKEN.pattern)
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
@@ -2562,8 +2605,13 @@ class Library:
         except (OSError, ValueError):
             return math.inf
 
-    def paused(self, now: float) -> bool:
-        return self.paused_until(now) > 0
+    def paused(self, now: float) -> str:
+        """Returns a sentence on the pause that holds, "" without one."""
+        until, since = self.paused_until(now), now
+        with suppress(OSError):
+            since = os.lstat(self.own("paused")).st_mtime
+        about = f"Paused since {local_time(since)}, until {until_text(until)}"
+        return f"{about}: runs leave {self.root} alone." if until else ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -2673,8 +2721,7 @@ def other_library(root: str) -> str:
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
-    above = list(PurePath(root).parents)[:2]  # no slice of parents before Python 3.10
-    for folder in (*map(str, above), *below):
+    for folder in (*map(str, list(PurePath(root).parents)[:2]), *below):
         if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
             return folder
     return ""
@@ -2714,12 +2761,12 @@ def give_to_owner(target: int | str, like: str, mask: int) -> None:
 
 def resolve_recordings(folder: Folder) -> list[Recording]:
     """Returns the recordings of a folder, from its documents. They include files that a document
-    names or the archive has, and that are not here. Time is linear in the documents."""
+    names or the history knows, and that are not here. Time is linear in the documents."""
     library, documents = folder.library, sorted(folder.documents.items())
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     pasts = library.history.in_folder(folder.path)
     takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
-    archived = [name for name, take in takes.items() if take.past.place]
+    away = [name for name, take in takes.items() if take.past.place or take.past.has_copy]
     takes.update(folder.takes)
     names = Names(library.root, folder.path, takes)
     flaws = flaws_of(read, names)
@@ -2728,7 +2775,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     sidecars = [with_names(sidecar, names, called) for sidecar in read]
     lists = {each for sidecar in sidecars for each in (sidecar.files, sidecar.own)}
     named = frozenset[str]().union(*lists)
-    stems = sorted({*folder.takes, *archived, *map(stem_of, named)})
+    stems = sorted({*folder.takes, *away, *map(stem_of, named)})
     recordings = []
     for group, those in grouped(sidecars, stems):
         unreadable = next((flaws[name] for name in group if name in flaws), "")
@@ -2740,19 +2787,19 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
 
 
 def find_our_copies(library: Library, take: Take, named: frozenset[str]) -> Take:
-    """Returns the take with `ours`. A copy that is not on record is ours by its tag, or because a
+    """Returns the take with its copies. One that is not on record is ours by its tag, or because a
     document names it. If documents name the original too, another file may be a preview of it."""
-    if not take.copies or take.proven_copy:
+    if take.copies or not take.strangers:
         return take
-    ours = {}
+    rates = {}
     is_named = named.isdisjoint(file.name for file in take.originals)
-    for name in (file.name for file in take.copies):
+    for name in (file.name for file in take.strangers):
         rate = None
         with suppress(OSError):  # a copy that cannot be read is not ours
             rate = provenance(library.path(take.folder, name))
         if rate is not None or (is_named and name in named):
-            ours[name] = rate or 0
-    return take._replace(ours=ours)
+            rates[name] = rate or 0
+    return take_of(take.stem, take.files, take.past, rates)
 
 
 @memoized  # a large folder is asked again at every commit in it
@@ -2776,7 +2823,12 @@ def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sideca
 def sidecar_of(text: JsonText, name: str) -> Sidecar:
     """Returns a sidecar with what its document says. Raises Flaw."""
     root, members = text.root, text.members(text.root, SIDECAR_MEMBERS)
-    begin, end = members.pop("chunks", Span(root.end, root.end))
+    nothing = Span(root.end, root.end)
+    begin, end = members.pop("chunks", nothing)
+    is_spoken = bool(
+        SPOKEN.match(text.data, *members.get("full_transcription", nothing))
+        or SPOKEN_SEGMENT.search(text.data, *members.pop("segments", nothing))
+    )
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
     rest = (*text.names(Span(root.start, begin)), *text.names(Span(end, root.end)))
@@ -2789,6 +2841,8 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
         files=shared(chunks.files.union(value for _, value, is_key in rest if not is_key)),
         stuck=chunks.stuck.union(value for _, value, is_key in rest if is_key),
         listed=id_ != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
+        has_text=chunks.has_text or is_spoken,
+        is_deleted=said.get("audio_deleted") is True,
         language=texts.get("language"),
         policy=said.get("compression_policy"),
         location=location if said.get("archived") is True else "",
@@ -2818,6 +2872,7 @@ def chunks_of(data: bytes) -> Sidecar:
         stuck=frozenset(value for _, value, is_key in names if is_key),
         awaited=frozenset(awaited),
         durations=durations,
+        has_text=SPOKEN_SEGMENT.search(data) is not None,
     )
 
 
@@ -2852,11 +2907,13 @@ def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[s
     """Returns a sidecar with the names that its strings mean. It owns the files in `chunks`; else
     the file of its own stem; else the only file that it names, if it describes a recording."""
     files, own = called(sidecar.files), called(sidecar.own, sidecar.awaited)
+    is_owner = bool(own)
     if not own and not sidecar.flaw:
         beside = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
         is_about_one = sidecar.listed and len(set(map(stem_of, files))) == 1
         own = beside or (files if is_about_one else own)
-    return sidecar._replace(files=files, own=own, listed=bool(own))
+        is_owner = bool(beside)
+    return sidecar._replace(files=files, own=own, listed=bool(own), is_owner=is_owner)
 
 
 def flaws_of(sidecars: Iterable[Sidecar], names: Names) -> dict[str, str]:
@@ -2956,35 +3013,91 @@ def finite(value: Any) -> float:
 
 
 # ------------------------------------------------------------------------------------------ plan
-# Which take makes which move: pure functions of takes, policies, settings and a time. Only the
-# three that go through a library read anything, and that through the library section. No clock, no
-# output; statistics and dry run ask the same functions.
+# Which moves a recording makes next: pure functions of takes, policies, settings and a time. They
+# read nothing, count nothing and print nothing. Run, dry run and statistics ask the same functions.
 
 MAX_SILENCE = 600.0  # seconds of gaps: ffmpeg makes each as one frame, a megabyte a second
 SHORTFALL = 0.05  # a recording this much shorter than its own record of it has lost its end
 SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, page headers
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
-REST_SETTINGS = (
+FOLDER_SETTINGS = (
     "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
-    "delete_originals keep_originals_days tiers"
+    "delete_originals keep_originals_days tiers check_days"
 )
+
+
+def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+    """Returns the moves that a recording makes next: what finishes a restore that was cut short,
+    else one for each take that has one, else one for each take that they make together."""
+    policy, moves = recording.policy, list[Move]()
+    if any(take.is_half_restored for take in recording.takes):
+        moves = moves_back(recording, config)
+    moves = moves or deleting(recording, config, moment)
+    for take in () if moves else recording.takes:
+        move = next_move(take, policy, config, moment)
+        moves += for_each_original(move) if move else []
+    moves = [move for move in moves if is_selected(move.take, recording, config)]
+    if not moves:
+        moves = archiving(recording.takes, policy, config, moment)
+        if not all(is_selected(move.take, recording, config) for move in moves):
+            return []
+    for move in moves:
+        move.recording = recording
+    return moves
 
 
 def next_move(
     take: Take, policy: Optional[Policy], config: Config, moment: Moment
-) -> Optional[Plan]:
-    """Returns the row of the table that is next for a take, None if there is none. Pure.
+) -> Optional[Move]:
+    """Returns the move that a take makes next by itself, None if there is none.
 
     Without a `policy` the sidecars have not been read. They are then taken to say the same as
     before, so that most nights need not read them.
     """
+    asked = asked_of(take, policy, config, moment)
+    if asked:
+        for move in possible_moves(asked):
+            if not asked.is_settled(move):
+                return move
+    return None
+
+
+class Asked(NamedTuple):
+    """What settings and sidecars ask of a take that is old enough."""
+
+    take: Take
+    policy: Policy
+    config: Config
+    moment: Moment
+    target: Target
+    settings: str  # as the history notes them
+    holds: bool  # whether its last outcome rests on the same take and settings
+
+    def move(
+        self,
+        kind: type[Move],
+        source: File,
+        removes: tuple[File, ...],
+        problem: Optional[Outcome] = None,
+    ) -> Move:
+        return kind(self.take, self.target, self.settings, source, removes, problem)
+
+    def is_settled(self, move: Move) -> bool:
+        """Returns whether a move is not to be tried again, as long as its settings hold: its own
+        last outcome stays, or a move of a higher rank was tried since, and its copy is here."""
+        take, tried = self.take, RANKS.get(self.take.past.move, 1)
+        is_last = tried == move.rank and take.past.is_settled
+        is_later = tried > move.rank and bool(take.proven_copy or not take.past.has_copy)
+        return self.holds and (is_later or is_last)
+
+
+def asked_of(
+    take: Take, policy: Optional[Policy], config: Config, moment: Moment
+) -> Optional[Asked]:
+    """Returns what is asked of a take, None if it is young, restored, in doubt or not here."""
     past, wish = take.past, policy or NO_POLICY
-    if take.is_half_restored:
-        goes = (take.proven_copy,) if take.proven_copy else ()
-        target = Target(config.target_format, past.bitrate)
-        return Plan(Move.RESTORE, take.original, target, past.settings, goes)
-    file = take.original or take.copy or next(iter(take.copies), None)
-    if file is None:
+    file = take.original or take.copy or next(iter(take.strangers), None)
+    if file is None or take.is_in_doubt:
         return None
     is_known = past.speaks_of(file) and not config.retry
     age = moment.age(file)
@@ -2993,108 +3106,159 @@ def next_move(
         return None
     settings = settings_of(take, policy, config, age)
     # In one step what the last tier asks. A copy keeps its format, to be replaced in its place.
-    form = FORMAT_OF[take.copy.suffix] if take.copy else wish.format or config.target_format
+    form = (take.copy.format if take.copy else wish.format) or config.target_format
     target = Target(form, wish.bitrate or config.rate_at(age))
-    draft = Plan(Move.COMPRESS, file, target, settings, refusal=objection(wish))
     # Settings noted before the sidecars were read have the first half alone.
     holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
-    for plan in possible_moves(take, wish, config, moment, draft):
-        if not (holds and is_settled(plan.move, past)):
-            return plan
-    return None
+    return Asked(take, wish, config, moment, target, settings, holds)
 
 
-# A move stays untried once a later one was tried under the same settings.
-RANKS: Mapping[str, int] = {
-    Move.COMPRESS: 1,
-    Move.ADOPT: 1,
-    Move.SMALLER: 2,
-    Move.FREE: 3,
-    Move.ARCHIVE: 4,
-}
-
-
-def is_settled(move: Move, past: Past) -> bool:
-    """Returns whether a move is not to be tried again, as long as its settings hold: its own last
-    outcome stays, or a move of a higher rank was tried since. Pure."""
-    rank, tried = RANKS[move], RANKS.get(past.move, 1)
-    return tried > rank or (tried == rank and past.is_settled)
-
-
-def possible_moves(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the moves that files, ages and settings ask of a take, lowest rank first. A move whose
-    name is taken is refused. Pure."""
-    taken = ""
-    if len(take.originals) > 1:
-        taken = f"several files would become {take.name}"
-    elif take.past.place and take.original:
-        taken = f"the archive has an earlier {take.name}; rename this one"
-    if taken:
-        yield draft._replace(refusal=Refusal(Reason.NAME_TAKEN, taken))
-    else:
-        yield from compressing(take, wish, config, moment, draft)
-    # Also what is in the archive already: a kill may have kept it from being removed here.
-    yield from archiving(take, wish, config, moment, draft)
-
-
-def compressing(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the moves compress, adopt, smaller and free that a take may make. Pure."""
+def possible_moves(asked: Asked) -> Iterator[Move]:
+    """Yields the moves that files, ages and settings ask of a take, lowest rank first. One that
+    another file's name or a sidecar forbids has its outcome already."""
+    take, policy = asked.take, asked.policy
     original, copy = take.original, take.copy
+    taken = name_taken(asked)
+    problem = Outcome(Reason.NAME_TAKEN, taken) if taken else objection(policy)
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
-    tier = config.tier_rate(moment.careful_age(copy)) if copy and not wish.bitrate else None
+    tier = None
+    if copy and not policy.bitrate:
+        tier = asked.config.tier_rate(asked.moment.careful_age(copy))
     is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
     is_proven = take.proven_copy is not None and take.is_known
-    goes = originals_over(take, config, moment, is_proven)
-    if original and copy is None:
-        name = take.name + draft.target.form.suffix
-        is_taken = any(file.name == name for file in take.copies)
-        refusal = Refusal(Reason.NAME_TAKEN, name) if is_taken else draft.refusal
-        yield draft._replace(goes=goes, refusal=refusal)
+    removes = originals_over(asked, is_proven)
+    if original and (taken or copy is None):
+        yield asked.move(Compress, original, removes, problem)
+        return
+    if original and copy and take.past.lost == Reason.ROTTEN.code:
+        yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
-        yield draft._replace(move=Move.ADOPT, goes=() if is_large else goes)
+        yield asked.move(Adopt, original, () if is_large else removes, problem)
     elif copy and is_large:
-        yield draft._replace(move=Move.SMALLER, goes=goes)
-    if is_proven and goes:
-        yield draft._replace(move=Move.FREE, goes=goes)
+        yield asked.move(Smaller, original or copy, removes, problem)
+    if original and is_proven and removes:
+        yield asked.move(Free, original, removes, problem)
 
 
-def originals_over(take: Take, config: Config, moment: Moment, is_proven: bool) -> tuple[File, ...]:
+def name_taken(asked: Asked) -> str:
+    """Returns what keeps a copy of this take from its name, "" if nothing does."""
+    take = asked.take
+    name = take.name + asked.target.form.suffix
+    if len(take.originals) > 1:
+        return f"several files would become {take.name}"
+    if take.past.place and take.original:
+        return f"the archive has an earlier {take.name}; rename this one"
+    is_taken = any(file.name == name for file in take.strangers)
+    return name if is_taken and not take.copy else ""
+
+
+def for_each_original(move: Move) -> list[Move]:
+    """Returns a move for each of several originals, which are all refused. The history remembers
+    the last one."""
+    sources = (*move.take.originals[1:], move.source)
+    return [dataclasses.replace(move, source=source) for source in sources]
+
+
+def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
     """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
     copy must be on record for so long."""
+    take, config = asked.take, asked.config
     days = config.keep_originals_days
-    # `compressed` is when that run began. An hour less, as no run begins to the second.
-    is_over = take.past.compressed + days * DAY - 3600 <= moment.careful
+    is_over = freed_from(take, config) <= asked.moment.careful
     if not (take.original and config.delete_originals):
         return ()
     return (take.original,) if not days or (is_proven and is_over) else ()
 
 
-def objection(policy: Policy) -> Optional[Refusal]:
-    """Why a recording's sidecars do not let its takes move, if so."""
+def freed_from(take: Take, config: Config) -> float:
+    """Returns the time from which on an original is kept no longer. The days count from the start
+    of the run that compressed it, less an hour, as no run starts to the second."""
+    return take.past.compressed + config.keep_originals_days * DAY - 3600
+
+
+def objection(policy: Policy) -> Optional[Outcome]:
+    """Returns why a recording's sidecars do not let its takes move, if so."""
     if policy.unreadable:
-        return Refusal(Reason.SIDECAR, policy.unreadable)
+        return Outcome(Reason.SIDECAR, policy.unreadable)
     if policy.flaw:
-        return Refusal(Reason.POLICY_INVALID, policy.flaw)
-    return Refusal(Reason.POLICY_KEEP) if policy.keep else None
+        return Outcome(Reason.POLICY_INVALID, policy.flaw)
+    return Outcome(Reason.POLICY_KEEP) if policy.keep else None
 
 
 def archiving(
-    take: Take, wish: Policy, config: Config, moment: Moment, draft: Plan
-) -> Iterator[Plan]:
-    """Yields the move `archive` for a take that is one old file with nothing left to be compressed.
-    `plan_archive` sees to it that all takes of the recording are."""
-    tier, file = config.archive_tier, take.file
-    if file is None or tier is None or wish.keep:
-        return
-    is_old = moment.careful_age(file) >= tier.after_days
-    if is_old and take.state is not State.WAITING and len(take.files) == 1:
-        yield draft._replace(move=Move.ARCHIVE, source=file, goes=(file,))
+    takes: Iterable[Take], policy: Optional[Policy], config: Config, moment: Moment
+) -> list[Move]:
+    """Returns the moves that archive a recording as a whole: each take that is here is one old file
+    with nothing left to be compressed. (Its file may be in the archive already, if a kill kept it
+    from being removed here.)"""
+    tier, moves = config.archive_tier, list[Move]()
+    for take in takes if tier else ():
+        if take.state is State.ARCHIVED:
+            continue
+        file, asked = take.file, asked_of(take, policy, config, moment)
+        is_one = len(take.files) == 1 and take.state is not State.WAITING
+        if not (tier and file and asked and is_one) or asked.policy.keep:
+            return []
+        move = asked.move(Store, file, (file,), objection(asked.policy))
+        if moment.careful_age(file) < tier.after_days or asked.is_settled(move):
+            return []
+        moves.append(move)
+    return moves
+
+
+def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+    """Returns the moves that delete a recording for good: what finishes a deletion that was cut
+    short, or what a tier asks for. If the recording has to stay, they say why."""
+    tier = config.delete_tier
+    is_begun = any(take.is_half_deleted for take in recording.takes)
+    is_due = tier is not None and is_old(recording, moment.careful - tier.after_days * DAY)
+    if not (is_begun or is_due) or not config.delete_originals:
+        return []
+    problem = None if is_begun else why_it_stays(recording)
+    days = f"{tier.after_days:g}" if tier else "some"
+    target = Target(config.target_format, config.target_bitrate)
+    moves = list[Move]()
+    for take in recording.takes:
+        removes, past = (*take.originals, *take.copies), take.past
+        if not (removes or past.place or take.is_half_deleted):
+            continue
+        move = Delete(take, target, f"delete {days}", take.file, removes, problem, detail=days)
+        is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
+        is_told = problem is not None and past.stays == problem.reason.code
+        if (is_given_up or is_told) and not config.retry:
+            return []
+        moves.append(move)
+    return moves
+
+
+def is_old(recording: Recording, before: float) -> bool:
+    """Returns whether a recording and each of its files are from before a time. What came back
+    counts from then."""
+    for take in recording.takes:
+        times = [file.mtime_ns for file in take.files]
+        if take.past.place:
+            times.append(take.past.place.mtime_ns)
+        newest = max(max(times, default=0) / 1e9, take.past.back)
+        is_young = newest > before or recorded_date(take, recording) > local_time(before)[:10]
+        if is_young or (take.was_brought_back and not take.past.back):
+            return False
+    return True
+
+
+def why_it_stays(recording: Recording) -> Optional[Outcome]:
+    """Returns what keeps a recording from being deleted by age, if anything does."""
+    owners = [sidecar for sidecar in recording.sidecars if sidecar.is_owner]
+    owned = {stem_of(name) for sidecar in owners for name in sidecar.own}
+    missing = [take.stem for take in recording.takes if take.is_missing]
+    if not owned.issuperset(take.name for take in recording.takes):
+        return Outcome(Reason.NO_SIDECAR)
+    if not any(sidecar.has_text for sidecar in owners):
+        return Outcome(Reason.NO_TRANSCRIPT)
+    if missing:
+        return Outcome(Reason.INCOMPLETE, missing[0])
+    return objection(recording.policy)
 
 
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
@@ -3105,203 +3269,84 @@ def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float
         config.rate_at(age),
         config.min_saving_percent,
         config.verify_before_delete,
-        bool(take.copies) and take.copy is None,
+        bool(take.strangers) and take.copy is None,
     )
     first = " ".join(map(str, parts))
     return sys.intern(first if policy is None else f"{first}|{json.dumps(policy)}")
 
 
-def plan_run(run: Run) -> list[Work]:
-    """Every move of this run but archiving, oldest recording first, cut to --limit; holds only what
-    is due. Where the index is not as we left it, that too is looked into. Raises ServiceError where
-    the clock cannot be true."""
-    check_clock(run)
-    works = list(due_works(run))
-    if run.is_locked:
-        run.committer.attempt((), run.committer.look_at_index)
-    works.sort(key=place_in_line)
-    return works[: run.config.limit]
-
-
-def check_clock(run: Run) -> None:
-    """Raises ServiceError where the clock cannot be true. That run is on record with its own time,
-    and with how many recordings are dated ahead of it, so that the next run works again."""
-    last, why = run.last, ""
-    if last and run.now < last["time"] - DAY:
-        why = f"the last run was at {local_time(last['time'])}"
-    elif is_most(vars(run.report)) and not is_most(last):
-        why = f"of {run.report.found} recordings, {run.report.ahead} are dated later"
-    if why:
-        raise ServiceError(
-            f"The clock cannot be true: it says {local_time(run.now)}, and {why}. Nothing was done "
-            "by age. If it is true after all, run again."
-        )
-
-
-def is_most(told: Mapping[str, Any]) -> bool:
-    """Whether more than half of the recordings are dated ahead. One alone never is most."""
-    ahead = told.get("ahead", 0)
-    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
-
-
-def due_works(run: Run) -> Iterator[Work]:
-    """Yields these moves folder by folder. A refused plan becomes a Work with its reason.
-
-    Documents are read except in a folder whose note still holds. A run that may write makes all
-    that it has read true at the end."""
-    config, report, is_found = run.config, run.report, False
-    report.found = report.young = report.links = report.ahead = report.held = 0
-    ahead: list[str] = []
-    for folder in run.library.walk(report.error, report.once):
-        report.found += len(folder.audio)
-        report.links += folder.links
-        report.young += sum(is_young(file, run) for file in folder.audio if file.is_original)
-        for file in folder.audio:
-            if run.clock.age(file) < -1:
-                report.ahead += 1
-                ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
-        if run.is_locked:
-            run.staging.sweep(folder)
-        if is_at_rest(folder, run):
-            continue
-        for recording in run.recordings_in(folder):
-            works: list[Work] = []
-            with boundary(partial(report.defect, f"{recording.key} was kept")):
-                works = works_of(recording, run)
-                report.held += count_held(recording, run)
-            for work in works:
-                if work.plan.move is not Move.ARCHIVE:
-                    is_found = True
-                    yield work
-        if run.is_locked:
-            run.committer.folders.add(folder.path)
-    for path in () if is_most(vars(report)) else ahead:
-        report.once(f"{path} is dated in the future: no run touches it until then.")
-    is_selective = config.only or config.language or config.since or config.until
-    if is_selective and not is_found:
-        report.once(
-            "The selection fits nothing to compress. Paths for --only are such as '2025-10-27/*'."
-        )
-
-
-def count_held(recording: Recording, run: Run) -> int:
-    """How many takes wait only because the clock is not trusted that far."""
-    if run.moment == run.clock:
+def count_held(recording: Recording, config: Config, moment: Moment, clock: Moment) -> int:
+    """Returns how many takes wait only because the clock is not trusted that far."""
+    if moment == clock:
         return 0
-    policy, config, held = recording.policy, run.config, 0
-    for take in recording.takes:
-        is_due = next_move(take, policy, config, run.moment)
-        held += not is_due and next_move(take, policy, config, run.clock) is not None
-    return held
+    due = {move.take.stem for move in moves_of(recording, config, moment)}
+    return len({move.take.stem for move in moves_of(recording, config, clock)} - due)
 
 
-def is_young(file: File, run: Run) -> bool:
-    return run.clock.age(file) < run.config.age_threshold_days
+def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str, Any]]:
+    """Returns the note on a folder whose documents are true: what it rests on, and until when;
+    nothing where something is left to be tried now, or a copy is lost."""
+    until = math.inf
+    pasts = folder.library.history.in_folder(folder.path).items()
+    away = [Take(stem, past=past) for stem, past in pasts if past.place]
+    if any(past.is_lost for _, past in pasts):
+        return []
+    for take in (*away, *folder.takes.values()):
+        if move_at_most(take, config, clock):
+            return []
+        until = min(until, next_step(take, config, clock.now))
+    sums = count_folder(folder, config, clock)
+    return [
+        {
+            "type": "folder",
+            "path": join(folder.path, ""),
+            "rest": fingerprint(folder, config),
+            "until": until if until < LATEST else None,
+            "sums": sums,
+            "seal": seal(sums),
+        }
+    ]
 
 
-def is_at_rest(folder: Folder, run: Run) -> bool:
-    """Whether nothing can be due in a folder: nothing is old enough or on record, or all is as a
-    run has left it. So a night with nothing to do reads no document, and little of the history."""
-    is_new = all(is_young(file, run) for file in folder.audio)
-    if is_new and not run.history.in_folder(folder.path):
-        return True
-    if note_on(folder, run) and not run.config.retry:
-        return True
-    mount = read_only_mount(run.library, folder.path)
-    if mount:
-        run.report.once(f"{mount} is mounted read-only, and was passed over.")
-    return bool(mount)
-
-
-def note_on(folder: Folder, run: Run) -> Mapping[str, Any]:
-    """Returns the note on a folder, empty if it does not hold any more."""
-    note = run.history.word(folder.path)
-    return note if note and note.get("rest") == rest_of(folder, run) else {}
-
-
-def rest_of(folder: Folder, run: Run) -> str:
-    """Returns a fingerprint of all that the plan of this folder depends on: files, the steps that
-    each is old enough for, documents, settings."""
-    config = run.config
-    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
-    files = []
-    for file in sorted(folder.audio):
-        age = run.clock.age(file)
-        # Each step by itself: --older-than may lie beyond a tier.
-        files.append((*file, [age >= step for step in steps]))
-    settings = [getattr(config, name) for name in REST_SETTINGS.split()]
-    rests_on = [VERSION, settings, files, sorted(folder.documents.items())]
+def fingerprint(folder: Folder, config: Config) -> str:
+    """Returns a fingerprint of all that the plan of a folder depends on beside the time: files,
+    documents, history, settings."""
+    settings = [getattr(config, name) for name in FOLDER_SETTINGS.split()]
+    known = folder.library.history.checksum(folder.path)
+    rests_on = [VERSION, settings, known, sorted(folder.audio), sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
 
 
-def word_on(folder: Folder, run: Run) -> list[dict[str, Any]]:
-    """At the end of a run, of a folder whose documents are true: what it rests on, to be noted;
-    nothing where something is left to be tried, now or (`keep_originals_days`) once days are
-    over."""
-    takes, waits = folder.takes.values(), run.config.keep_originals_days > 0
-    if any(move_at_most(take, run) or (waits and len(take.files) > 1) for take in takes):
-        return []
-    rest = rest_of(folder, run)
-    sums, path = count_folder(folder, run.config, run.clock), join(folder.path, "")
-    about = {"type": "folder", "path": path, "rest": rest}
-    return [{**about, "sums": sums, "seal": seal(sums)}]
+def next_step(take: Take, config: Config, now: float) -> float:
+    """Returns when a take next gets old enough for a step, in seconds since the epoch."""
+    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
+    ages = [file.mtime_ns / 1e9 for file in take.files]
+    ages.append(max(take.past.back, take.past.place.mtime_ns / 1e9 if take.past.place else 0))
+    times = [age + step * DAY for age in ages for step in steps]
+    times.append(freed_from(take, config))
+    return min((time for time in times if time > now), default=math.inf)
 
 
-def move_at_most(take: Take, run: Run) -> Optional[Plan]:
-    """Returns the move that a take would make by the clock if every file in a copy's format were
+def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
+    """Returns the move that a take may have by the clock, if every file in a copy's format were
     ours. Its documents and its tag say whose it is, and those have not been read."""
-    if not take.originals and not take.proven_copy:
-        take = take._replace(ours={file.name: 0 for file in take.copies})
-    return next_move(take, None, run.config, run.clock)
+    if not take.originals and not take.copies:
+        rates = {file.name: 0 for file in take.strangers}
+        take = take_of(take.stem, take.files, take.past, rates)
+    return likely_move(take, config, clock)
 
 
-def works_of(recording: Recording, run: Run) -> list[Work]:
-    """Returns the works of its takes that are selected: one a take. In a clash each original gets
-    one, and last the one that the history will remember."""
-    works = []
-    for take in recording.takes:
-        plan = next_move(take, recording.policy, run.config, run.moment)
-        if not plan or not is_selected(take, recording, run.config):
-            continue
-        originals = sorted(take.originals, key=lambda file: file == take.original)
-        is_clash = plan.refusal and len(originals) > 1
-        for source in originals if is_clash else (plan.source,):
-            work = Work(take, recording, plan._replace(source=source))
-            if plan.refusal:
-                work.refuse(plan.refusal)
-            works.append(work)
-    return works
-
-
-def place_in_line(work: Work) -> tuple[bool, int, str]:
-    """Sorts works: the oldest recording first, those whose tool was ended from outside last."""
-    was_hindered = work.take.past.code == Reason.TOOL_KILLED.code
-    return was_hindered, oldest(work.recording), work.recording.key
-
-
-def oldest(recording: Recording) -> int:
-    """The mtime of its oldest file, in ns."""
-    times = [file.mtime_ns for take in recording.takes for file in take.files]
-    return min(times, default=0)
-
-
-def plan_archive(run: Run) -> Iterator[list[Work]]:
-    """Yields the works of recordings whose takes are all due for the archive."""
-    if run.config.archive_tier is None:
-        return
-    for folder in run.library.walk(str):
-        if is_at_rest(folder, run):
-            continue
-        for recording in run.recordings_in(folder):
-            takes = tuple(run.foreseen.get(take.stem, take) for take in recording.takes)
-            recording = recording._replace(takes=takes)
-            works: list[Work] = []
-            with boundary(partial(run.report.defect, f"{recording.key} was kept")):
-                works = works_of(recording, run)
-            works = [work for work in works if work.plan.move is Move.ARCHIVE]
-            here = [take for take in recording.takes if take.state is not State.ARCHIVED]
-            if works and len(works) == len(here):
-                yield works
+def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
+    """Returns the move that a take makes by the clock, alone or with its recording, if its sidecars
+    say the same as before. They have not been read."""
+    alone, tier = Recording(take.folder, (take,)), config.delete_tier
+    moves = moves_back(alone, config) if take.is_half_restored else []
+    is_over = tier is not None and is_old(alone, clock.careful - tier.after_days * DAY)
+    if take.is_half_deleted or (is_over and not take.past.stays):
+        moves.append(Delete(take, Target("", 0), "", take.file))
+    alone_next = next_move(take, None, config, clock)
+    moves += [alone_next] if alone_next else archiving([take], None, config, clock)
+    return moves[0] if moves else None
 
 
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
@@ -3374,26 +3419,636 @@ def estimated_size(found: Probe, target: Target) -> int:
     return round(target.form.header + coded + found.silence * SILENT_BYTES)
 
 
-# ----------------------------------------------------------------------------------------- probe
-# What is in a file, from its bytes: one walker a container, every byte accounted for, every packet
-# with its samples and stamp. Reads one descriptor (and ffmpeg's listing for MP4); follows nothing
-# that a file refers to; never writes.
+# ----------------------------------------------------------------------------------------- moves
+# Each row of the table is a class that carries itself out. `examine`, `stage`, `finish` run in a
+# thread, `carry` in the main one. All four write staged files only. `Committer.commit` knows no
+# rows, and calls the rest in its own order.
 
-HEAD_BYTES = 1 << 20  # of a file, in which it says what it is
+
+class Outcome(NamedTuple):
+    """What became of a move."""
+
+    reason: Reason
+    detail: str = ""  # what was found
+    trace: str = ""  # of a defect, for the log
+
+
+@dataclass(eq=False)
+class Move:
+    """One row of the table, for one take, on its way through a run."""
+
+    name: ClassVar[str]  # in the history
+    rank: ClassVar[int]  # a move is not tried once one of a higher rank was, see `Asked.is_settled`
+    done: ClassVar[Reason]
+    due: ClassVar[Reason]
+    is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
+    is_removal: ClassVar[bool] = False  # nothing is here afterwards
+    encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
+
+    take: Take
+    target: Target
+    settings: str  # that this rests on
+    source: Optional[File]  # None: to be fetched
+    removes: tuple[File, ...] = ()  # last, once all is true
+    outcome: Optional[Outcome] = None  # set once
+    recording: Recording = NO_RECORDING
+    source_seen: Optional[Witness] = None  # when it was probed
+    copy_seen: Optional[Witness] = None  # when it had been proven
+    probe: Optional[Probe] = None
+    estimate: int = 0  # bytes that the copy will have
+    staged: str = ""  # absolute path; "" where nothing is to be placed
+    copy: Optional[File] = None  # what stands for the take afterwards
+    place: Optional[Place] = None  # in the archive
+    detail: str = ""  # of its outcome, if it is done
+    is_proven: bool = False  # only the commit is left, unless it has an outcome
+
+    @property
+    def path(self) -> str:
+        """Returns the path of the source below the library."""
+        source = self.source or self.take.past.place or self.take.said
+        return join(self.take.folder, source.name if source else self.take.name)
+
+    @property
+    def source_size(self) -> int:
+        """Bytes; 0 where the source is to be fetched."""
+        return self.source.size if self.source else 0
+
+    @property
+    def guessed_seconds(self) -> float:
+        """Returns a guess at the seconds of audio, from the size alone."""
+        return self.source_size / BYTES_PER_SECOND
+
+    @property
+    def seconds(self) -> float:
+        return round(self.probe.timeline, 3) if self.probe else self.take.past.seconds
+
+    @property
+    def target_path(self) -> str:
+        """Returns the path of the copy below the library."""
+        return self.take.stem + self.target.form.suffix
+
+    @property
+    def displaces(self) -> Optional[File]:
+        """Returns the file that its copy takes the place of."""
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_proven and self.outcome is None
+
+    @property
+    def reason(self) -> Reason:
+        """Returns the reason it has, or will have after its commit."""
+        return self.outcome.reason if self.outcome else self.done
+
+    @property
+    def is_done(self) -> bool:
+        return self.reason is self.done
+
+    def refuse(self, error: Exception) -> None:
+        """Sets the outcome for whatever kept it from going on: a Refusal's own; of an OSError by
+        its errno (no space, name too long, else input/output); of anything else a defect."""
+        # The report names its path.
+        detail = re.sub(rf" \(\S*/{re.escape(self.path)}\)$", "", explain(error))
+        if isinstance(error, Refusal):
+            self.outcome = Outcome(error.reason, error.detail)
+        elif isinstance(error, OSError):
+            reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
+            self.outcome = Outcome(reason, detail)
+        elif isinstance(error, MemoryError):
+            self.outcome = Outcome(Reason.TOOL_KILLED, "memory is short")
+        else:
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            self.outcome = Outcome(Reason.DEFECT, detail, "".join(lines))
+
+    def carry(self, run: Run) -> None:
+        """Does all that comes before the commit, for a move that is whole. Raises Refusal, OSError,
+        Stopped, ServiceError."""
+        raise NotImplementedError
+
+    def foresee(self, run: Run) -> str:
+        """Returns what a dry run says of a move that is whole. Raises Refusal, ServiceError."""
+        return ""
+
+    @property
+    def has_first_word(self) -> bool:
+        """Returns whether the history has a line on it before anything is put in place."""
+        return False
+
+    def check(self, library: Library) -> None:
+        """Compares what it rests on with what was seen. Raises Refusal, OSError."""
+        if self.source:
+            expect(is_same(library.path(self.path), self.source_seen))
+            expect(self.source_seen is not None and self.is_on_record(self.source_seen.sha256))
+        if self.staged and self.copy:  # some disks make inode numbers up anew
+            expect(file_at(self.staged)[1:] == self.copy[1:])
+
+    def is_on_record(self, sha256: str) -> bool:
+        """Returns whether its source is the copy on record, if it should be. A hash on record
+        decides."""
+        is_copy = self.source is not None and self.source == self.take.proven_copy
+        return not is_copy or self.take.past.sha256 in ("", sha256)
+
+    def put(self, library: Library) -> None:
+        """Puts in place what is staged, never over another file. Raises Refusal, OSError."""
+        if self.staged:
+            place(self.staged, library.path(self.target_path))
+
+    def undo(self, library: Library) -> None:
+        """Takes back what `put` did, where a later step fails and the next run could not go on from
+        there. Raises Refusal, OSError."""
+
+    def remove(self, library: Library) -> None:
+        """Removes what it makes needless, each file compared once more. Raises Refusal, OSError."""
+        for file in self.removes:
+            path = library.path(self.take.folder, file.name)
+            with suppress(FileNotFoundError):  # its owner was faster
+                self.compare_again(path, file)
+                os.unlink(path)
+
+    def compare_again(self, path: str, file: File) -> None:
+        seen = self.source_seen if file == self.source else self.copy_seen
+        expect(is_same(path, seen))
+
+    def past_after(self, now: float) -> Past:
+        """Returns what the history will say of the take. Pure. Sizes, bit rate and `compressed` of
+        a copy that it had stay when a later step is kept or fails. A failure under the same
+        settings counts one attempt more, unless its reason `is_environment`."""
+        source, last = self.source, self.take.past
+        if self.reason.action is Action.LOST:
+            return last._replace(lost=self.reason.code)
+        known = last if source is None or last.speaks_of(source) else NO_PAST
+        attempts = 0
+        if self.reason.action is Action.FAILED:
+            is_again = (known.move, known.settings) == (self.name, self.settings)
+            attempts = known.attempts if is_again else 0
+            attempts += not self.reason.is_environment
+        past = known._replace(
+            action=self.reason.action,
+            code=self.reason.code,
+            move=self.name,
+            settings=self.settings,
+            attempts=attempts,
+            time=now,
+            seconds=self.seconds,
+            ids=self.recording.ids or last.ids,
+            place=self.place or last.place,
+        )
+        if source:
+            first_size = source.size if source.is_original else known.first_size
+            past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
+        return self.past_if_done(past, now) if self.is_done else past
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        return past
+
+    def take_after(self, now: float) -> Take:
+        """Returns the take as it will be after the move: its files and `past_after`. From these,
+        and from nothing else, commit derives the documents."""
+        take = self.take
+        files = {file.name: file for file in take.files}
+        if self.is_done:
+            for file in self.removes:
+                del files[file.name]
+            if self.copy:
+                files[self.copy.name] = self.copy
+        return take_of(take.stem, files.values(), self.past_after(now), take.rates)
+
+    def told(self) -> dict[str, Any]:
+        """Returns the object of `--json`, which is also the head of its line in the history."""
+        copy = self.copy if self.is_done else None
+        file = join(self.take.folder, copy.name) if copy else self.path
+        detail = self.outcome.detail if self.outcome else self.detail
+        return {
+            "type": "recording",
+            "path": self.path,
+            "file": None if self.is_done and self.is_removal else file,
+            "action": self.reason.action,
+            "reason": self.reason.sentence.format(detail),
+            "original_size": self.source_size,
+            "compressed_size": copy.size if copy else None,
+            "seconds": self.seconds,
+        }
+
+
+class Compress(Move):
+    """The original is encoded, and its copy proven."""
+
+    name, rank, done, due = "compress", 1, Reason.DONE, Reason.DUE
+    encodes = True
+
+    @property
+    def size_before(self) -> int:
+        """Returns the bytes that a copy must save from."""
+        return self.source_size
+
+    @property
+    def space_needed(self) -> int:
+        """Returns the bytes that it may take while at work: its copy, and two level files."""
+        if self.probe:
+            levels = self.probe.timeline * self.probe.channels * LEVEL_BYTES
+            return round(self.estimate + levels)
+        return round(self.size_before + 2 * self.guessed_seconds * LEVEL_BYTES)
+
+    def examine(self, run: Run) -> None:
+        """Opens the source once: identity, probe, decide; SHA-256. In a dry run it has its outcome
+        then. Raises Refusal, OSError, Stopped."""
+        source, path = self.source, run.library.path(self.path)
+        with open_regular(path) as file:
+            identity = run.library.identity(file)
+            self.source_seen = Witness(identity)
+            expect(source is not None and identity[-2:] == source[1:])
+            is_copy = source == self.take.proven_copy
+            if is_copy and not self.is_on_record(digest_from(file, stop=run.stop)):
+                raise Refusal(Reason.ROTTEN, since_when(self.take.past))
+            self.probe = probe(file.fileno(), path, run.tools)
+            lasts = self.recording.seconds_of(self.take)
+            saving = run.config.min_saving_percent if self.encodes else -math.inf
+            self.estimate = decide(self.probe, self.size_before, lasts, self.target, saving)
+            run.trials.foresee(self)
+            if run.config.dry_run and source:
+                self.copy = File(basename(self.target_path), self.estimate, source.mtime_ns)
+                self.outcome = Outcome(self.due)
+                return
+            # Only now, because a sparse file may be larger than the disk.
+            self.source_seen = Witness(identity, digest_from(file, stop=run.stop))
+
+    def stage(self, run: Run) -> Job:
+        """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
+        OSError, NoSpaceError."""
+        assert self.probe
+        library = run.library
+        free, needed = free_space(library), SPACE_MARGIN + self.space_needed
+        if free < needed:
+            found = f"{size_text(free)} free, where {size_text(needed)} are needed"
+            raise run.no_space(self, found)
+        source, path = library.path(self.path), library.path(self.target_path)
+        if self.encodes:
+            self.staged = path = run.staging.beside(path)
+            give_attributes_of(source, path)  # or nothing is worth encoding
+            os.chmod(path, 0o600)  # until it is whole
+        most = self.size_before * (1 - run.config.min_saving_percent / 100)
+        levels = (run.staging.levels(), run.staging.levels())
+        return Job(source, self.probe, self.target, path, self.encodes, *levels, most)
+
+    def told(self) -> dict[str, Any]:
+        told = super().told()
+        if self.reason.action is Action.WOULD_COMPRESS:
+            told["estimated_size"] = self.estimate
+        return told
+
+    def finish(self, run: Run, job: Job) -> None:
+        """Flushes a copy that was proven, with its attributes. Raises Refusal, OSError, Stopped."""
+        if job.problem:
+            raise job.problem
+        if self.encodes or not self.take.proven_copy:
+            give_attributes_of(job.source, job.copy)
+        with open_regular(job.copy) as file:
+            flush(file.fileno())
+        seen = run.library.witness(job.copy, run.stop)
+        if seen.sha256 != job.digest and self.encodes:
+            raise NotProven("the bytes that were decoded", "others in the file")
+        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
+        self.copy_seen = seen
+        self.copy = File(basename(self.target_path), *seen.identity[-2:])
+        self.is_proven = True
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        if not self.copy:
+            return past
+        return past._replace(
+            suffix=self.copy.suffix,
+            size=self.copy.size,
+            mtime_ns=self.copy.mtime_ns,
+            bitrate=self.target.bitrate,
+            compressed=now,
+            sha256=self.copy_seen.sha256 if self.copy_seen else "",
+            freed=now if self.take.original in self.removes else past.freed,
+            lost="",
+        )
+
+
+class Adopt(Compress):
+    """A copy of ours is there already, without a record, and is proven again."""
+
+    name, rank, done, due = "adopt", 1, Reason.ADOPTED, Reason.ADOPT_DUE
+    encodes = False
+
+    def finish(self, run: Run, job: Job) -> None:
+        if isinstance(job.problem, NotProven):
+            other = f"{self.target_path} is not a copy of it ({job.problem})"
+            raise Refusal(Reason.NAME_TAKEN, other)
+        if not (job.problem or self.take.proven_copy):
+            check_claim(self, job)
+        super().finish(run, job)
+
+    def put(self, library: Library) -> None:
+        expect(is_same(library.path(self.target_path), self.copy_seen))
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        """A copy that was here already keeps the rate and date on record or in its tag."""
+        date = past.compressed or now
+        past = super().past_if_done(past, now)
+        return past._replace(bitrate=self.take.bitrate, compressed=date)
+
+
+class Free(Adopt):
+    """An original whose days are over goes, after its copy was proven again."""
+
+    name, rank, done, due = "free", 3, Reason.FREED, Reason.FREE_DUE
+
+
+class Smaller(Compress):
+    """A tier asks for less: a new copy takes the place of the one before."""
+
+    name, rank = "smaller", 2
+    displaced_seen: Optional[Witness] = None
+    is_swapped = False
+
+    @property
+    def displaces(self) -> Optional[File]:
+        return self.take.copy
+
+    @property
+    def size_before(self) -> int:
+        """Returns the bytes of the copy before. A damaged one says nothing."""
+        copy = None if self.take.past.lost else self.take.copy
+        return copy.size if copy else self.source_size
+
+    def examine(self, run: Run) -> None:
+        super().examine(run)
+        if not self.outcome:
+            displaced = run.library.path(self.target_path)
+            self.displaced_seen = run.library.witness(displaced, run.stop)
+
+    @property
+    def has_first_word(self) -> bool:
+        """Without its original, nothing else could tell that a copy in another's place is
+        proven."""
+        return self.take.original is None
+
+    def check(self, library: Library) -> None:
+        super().check(library)
+        expect(is_same(library.path(self.target_path), self.displaced_seen))
+
+    def put(self, library: Library) -> None:
+        """Exchanges the two: the old one waits under the staged name until all is true."""
+        self.swap(library, self.displaced_seen)
+        self.is_swapped = True
+
+    def undo(self, library: Library) -> None:
+        if self.is_swapped and self.staged:
+            self.swap(library, self.copy_seen)
+
+    def swap(self, library: Library, expected: Optional[Witness]) -> None:
+        """Exchanges the staged file and the file in its place. If another program was faster and
+        that is not the expected file, they change back. Raises Refusal(CHANGED), OSError."""
+        final = library.path(self.target_path)
+        self.staged = exchange(self.staged, final)
+        if self.staged and not is_same(self.staged, expected):
+            self.staged = exchange(self.staged, final)
+            raise Refusal(Reason.CHANGED)
+
+
+class Store(Move):
+    """A whole recording goes to the archive: read back there, compared, then removed here."""
+
+    name, rank, done, due = "archive", 4, Reason.ARCHIVED, Reason.ARCHIVE_DUE
+    is_whole = is_removal = True
+
+    def foresee(self, run: Run) -> str:
+        return run.answering_archive.location(self.path)
+
+    def carry(self, run: Run) -> None:
+        self.place = run.answering_archive.put(self)
+        self.detail = self.place.location
+        self.is_proven = True
+
+    def compare_again(self, path: str, file: File) -> None:
+        """Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only other
+        copy is elsewhere, so its bytes are."""
+        super().compare_again(path, file)
+        expect(self.source_seen is not None and digest_of(path) == self.source_seen.sha256)
+
+
+class Delete(Move):
+    """A tier of its owner asks for no audio of this age: all files of the recording go for good.
+    The documents and the history say so first."""
+
+    name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
+    is_whole = is_removal = True
+    seen: Mapping[File, Witness] = {}  # what is to be removed
+    archived: Optional[tuple[Archive, str]] = None  # and where it is there
+
+    def foresee(self, run: Run) -> str:
+        return self.detail
+
+    def carry(self, run: Run) -> None:
+        """Looks at each file here and in the archive once more."""
+        place = self.take.past.place
+        self.seen = {file: self.witness(run, file) for file in self.removes}
+        if place:
+            if not run.archive:
+                raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
+            there, size = run.answering_archive.find(self.take.folder, place, "")
+            if size is not None and run.archive.digest(there) != place.sha256:
+                raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
+            self.archived = (run.archive, there) if size is not None else None
+        self.is_proven = True
+
+    def witness(self, run: Run, file: File) -> Witness:
+        seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
+        expect(seen.identity[-2:] == file[1:])
+        return seen
+
+    def check(self, library: Library) -> None:
+        for file, seen in self.seen.items():
+            expect(is_same(library.path(self.take.folder, file.name), seen))
+
+    def compare_again(self, path: str, file: File) -> None:
+        expect(is_same(path, self.seen[file]))
+
+    def remove(self, library: Library) -> None:
+        super().remove(library)
+        if self.archived:
+            archive, there = self.archived
+            archive.remove(there)
+            if archive.size_of(there) is not None:
+                raise Refusal(Reason.NOT_REMOVED, f"{there} is still in the archive")
+
+    def past_after(self, now: float) -> Past:
+        """What stays keeps its past, as other moves go on from that."""
+        if self.reason.action is Action.KEPT:
+            return self.take.past._replace(stays=self.reason.code)
+        past = super().past_after(now)
+        if not self.is_done:
+            return past
+        deleted = past._replace(deleted=self.take.past.deleted or now, back=0)
+        return deleted._replace(place=None) if self.outcome else deleted._replace(code=DELETING)
+
+
+class Restore(Move):
+    """A recording comes back as a whole. The history says so first, or a run in between would
+    delete the original again."""
+
+    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+    is_whole = True
+
+    @property
+    def has_first_word(self) -> bool:
+        return True
+
+    def past_after(self, now: float) -> Past:
+        """A restore that failed changes nothing."""
+        if not self.is_done:
+            return self.take.past
+        past = super().past_after(now)._replace(place=self.place, back=now)
+        return past if self.outcome else past._replace(code=RESTORING)
+
+
+class Fetch(Restore):
+    """Its file is fetched from the archive, or was before a restore was cut short."""
+
+    def foresee(self, run: Run) -> str:
+        return "it is in the archive"
+
+    def carry(self, run: Run) -> None:
+        fetch_back(run, self)
+        self.is_proven = True
+
+    @property
+    def target_path(self) -> str:
+        return self.path
+
+    def put(self, library: Library) -> None:
+        super().put(library)
+        self.place = None  # it is here again
+
+
+class BringBack(Restore, Adopt):
+    """A kept original takes its place again, and its copy goes, once it is proven to be one."""
+
+    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+
+    def foresee(self, run: Run) -> str:
+        return "its original is kept"
+
+    def carry(self, run: Run) -> None:
+        prove_again(run, self)
+
+    def put(self, library: Library) -> None:
+        """Does nothing: the original is in its place."""
+
+    def past_if_done(self, past: Past, now: float) -> Past:
+        """The copy is gone, or stays as it did not prove to be the original's: from now on any file
+        in its place is unproven."""
+        is_going = self.outcome is None and self.removes
+        return past if is_going else past._replace(size=0)
+
+
+class Reread(Move):
+    """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
+
+    name, rank, done, due = "check", 0, Reason.SOUND, Reason.SOUND
+    after: Optional[Past] = None  # what the history is to say, unless it is lost
+
+    @property
+    def is_other(self) -> bool:
+        """Returns whether it is another file than the one on record. Without a hash on record, size
+        and mtime decide."""
+        past, seen = self.take.past, self.copy_seen
+        is_known = past.sha256 == seen.sha256 if past.sha256 and seen else self.take.proven_copy
+        return not (self.outcome or is_known)
+
+    def past_after(self, now: float) -> Past:
+        return self.after or super().past_after(now)
+
+    def told(self) -> dict[str, Any]:
+        return {**super().told(), "file": self.path if self.copy else None}
+
+
+RANKS = {kind.name: kind.rank for kind in (Compress, Adopt, Smaller, Free, Store, Delete)}
+REASON_OF_ERRNO = {
+    errno.ENOSPC: Reason.NO_SPACE,
+    errno.EDQUOT: Reason.NO_SPACE,
+    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
+    errno.ELOOP: Reason.CHANGED,  # a link where a file was: we follow none
+    errno.EEXIST: Reason.NAME_TAKEN,
+}
+
+
+def keep_together(moves: Iterable[Move]) -> None:
+    """One part of a whole recording that cannot move keeps the others."""
+    stuck: dict[int, Move] = {}
+    parts: list[Move] = []
+    for move in moves:
+        if move.is_whole:
+            parts.append(move)
+            if move.outcome:
+                stuck.setdefault(id(move.recording), move)
+    for move in parts:
+        other = stuck.get(id(move.recording))
+        if other and other.outcome and not move.outcome:
+            why = f"of its other part {other.path}: {other.outcome.detail}"
+            move.outcome = Outcome(other.outcome.reason, why)
+
+
+def expect(is_unchanged: bool) -> None:
+    """Raises Refusal(CHANGED) unless something that was proven is unchanged."""
+    if not is_unchanged:
+        raise Refusal(Reason.CHANGED)
+
+
+def is_same(path: str, seen: Optional[Witness]) -> bool:
+    """Returns whether the file under a name is still the one that was seen. Raises
+    FileNotFoundError if its owner deleted it, OSError."""
+    status = os.lstat(path)
+    now = identity_of(status)
+    if seen is None or now[-2:] != seen.identity[-2:] or not stat.S_ISREG(status.st_mode):
+        return False
+    return now == seen.identity or digest_of(path) == seen.sha256
+
+
+def give_attributes_of(source: str, copy: str) -> None:
+    """Gives the attributes of one file to another, by path. Raises Refusal, OSError."""
+    with open_regular(source) as one, open_regular(copy) as other:
+        give_attributes(one.fileno(), other.fileno(), times=True)
+
+
+def check_claim(move: Adopt, job: Job) -> None:
+    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
+    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
+    Raises Refusal."""
+    copy, asked = move.take.copy, move.target
+    assert copy
+    rate = move.take.bitrate or asked.bitrate
+    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
+    if rate < asked.bitrate or copy.size < usual / 2:
+        usual = sounding_share(job) * estimated_size(job.probe, asked)
+        found = f"{copy.name} has {size_text(copy.size)}"
+        expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
+        raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
+
+
+# ----------------------------------------------------------------------------------------- probe
+# Finds out what is in a file, from its bytes. One walker a container accounts for every
+# byte, and for every packet with its samples and stamp. This section reads one descriptor (and
+# ffmpeg's word on the codec of an MP4). It never writes, and follows nothing that a file refers to.
+
+HEAD_BYTES = 1 << 20  # of a file; here it says what it is
 MOST_PACKETS = 1 << 21  # of an MP4: twelve hours; ffmpeg takes 30 bytes for each
 MOST_TRACKS = 64
-MOST_FILLER = 16  # bytes of line ends and zeros behind the end, as uploads and writers leave them
-DEEPEST_PART = 8  # of parts in parts; no writer needs more than six
-LARGEST_DOUBT = 0.12  # seconds by which decoders of one file may differ, whatever the file says
-LARGEST_PAGE = 65_307  # bytes of Ogg (RFC 3533, section 6)
-FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page, there too
+MOST_FILLER = 16  # bytes of line ends and zeros that uploads and writers leave behind the end
+DEEPEST_PART = 8  # levels of parts in parts; no writer needs more than six
+LARGEST_DOUBT = 0.12  # seconds; decoders of one file may differ by this at most
+FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page of Ogg (RFC 3533, section 6)
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 # Samples at 48 kHz in a frame of an Opus packet, by its first five bits: SILK, hybrid, CELT (RFC
 # 6716, section 3.1, table 2).
 OPUS_FRAMES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
-# PCM by the tag that WAV has for it and its bits; what Matroska calls the tags.
+# PCM by its tag in WAV and its bits; Matroska's names of these tags.
 PCM_CODECS = {
     "1/8": "pcm_u8",
     "1/16": "pcm_s16le",
@@ -3404,10 +4059,9 @@ PCM_CODECS = {
 }
 PCM_TAGS = {"A_PCM/INT/LIT": 1, "A_PCM/FLOAT/IEEE": 3}
 
-# How files begin, by the names of walkers, of reasons, and else of what the file is called for
-# people. Blobs of start(timeslice) after the first begin anywhere in a cluster: two blocks of
-# track 1 give them away, or a page of Ogg that is not the first. ADTS says layer 0, which no MP3
-# has.
+# The beginnings of files. A group is named after a walker, a reason, or what people call such a
+# file. Later blobs of start(timeslice) begin anywhere in a cluster. Two blocks of track 1 show
+# that, or a page of Ogg that is not the first. ADTS says layer 0, which no MP3 has.
 BEGINNINGS = re.compile(
     rb"""
       (?P<EMPTY> \Z )
@@ -3447,12 +4101,11 @@ BEGINNINGS = re.compile(
 
 
 def probe(descriptor: int, path: str, tools: Tools) -> Probe:
-    """What is in the file: container, codec, channels, every packet, every byte accounted for.
-    Raises Refusal, OSError.
+    """Returns what is in a file: container, codec, channels and packets. Every byte of it has been
+    accounted for. Raises Refusal, OSError.
 
-    WebM, Ogg and WAV are walked here: it is exact, the same under every ffmpeg, and cheaper than
-    starting a process. MP4 is walked here too; ffmpeg only says what its codec is. The content
-    decides, never the name.
+    We walk the file ourselves. This is exact, the same with every ffmpeg, and cheaper than a
+    process. Only the codec of an MP4 is asked of ffmpeg. The content decides, never the name.
     """
     window = Window(descriptor, tools.stop)
     beginning = BEGINNINGS.match(window.at(0, HEAD_BYTES))
@@ -3474,15 +4127,14 @@ def probe(descriptor: int, path: str, tools: Tools) -> Probe:
 
 
 def probe_file(path: str, tools: Tools) -> Probe:
-    """The same of a file by its path. Raises Refusal, OSError."""
+    """Returns what is in the file at a path. Raises Refusal, OSError."""
     with open_regular(path) as file:
         return probe(file.fileno(), path, tools)
 
 
 OUR_TAG = re.compile(
-    rb"(?:encoded_by=|\xa9too.{4}data.{8})"
-    + re.escape(PROGRAM).encode()
-    + rb" (\d{1,6}(?:\.\d{1,3})?)k",
+    rb"(?:encoded_by=|\xa9too.{4}data.{8})%b (\d{1,6}(?:\.\d{1,3})?)k"
+    % re.escape(PROGRAM).encode(),
     re.DOTALL | re.IGNORECASE,
 )
 
@@ -3493,7 +4145,7 @@ def provenance(path: str) -> Optional[int]:
     with open_regular(path) as file:
         window = Window(file.fileno())
         tags = window.at(0, HEAD_BYTES)
-        if tags[4:8] == b"ftyp":  # the tags of MP4 stand anywhere
+        if tags[4:8] == b"ftyp":  # the tags of an MP4 may stand anywhere
             tags = b""
             with suppress(Refusal):
                 for name, body, size in MP4.walk(window):
@@ -3509,11 +4161,10 @@ class Window:
     def __init__(self, descriptor: int, stop: Optional[Stop] = None) -> None:
         self.descriptor, self.stop = descriptor, stop or Stop()
         self.size = os.fstat(descriptor).st_size
-        self.start, self.data = 0, b""  # what was read last
+        self.start, self.data = 0, b""  # the last bytes read, and their offset
 
     def at(self, offset: int, length: int) -> bytes:
-        """Returns up to `length` bytes at `offset`; fewer only at the end of the file. Raises
-        Stopped."""
+        """Returns `length` bytes at `offset`, or fewer at the end of the file. Raises Stopped."""
         if self.stop.requested:
             raise Stopped
         begin = offset - self.start
@@ -3532,12 +4183,12 @@ def unsupported(found: str) -> Refusal:
 
 
 def big(data: bytes, signed: bool = False) -> int:
-    """A number of at most eight bytes, its highest first."""
+    """Returns a number from its bytes, eight at most, the highest first."""
     return int.from_bytes(data[:8], "big", signed=signed)
 
 
 def pcm_probe(demuxer: str, tag: int, bits: int, channels: int, rate: float) -> Probe:
-    """Raises Refusal."""
+    """Returns a probe of PCM without a packet yet. Raises Refusal."""
     codec = PCM_CODECS.get(f"{tag}/{bits}")
     if not codec:
         raise unsupported(f"PCM of {bits} bits, WAV format {tag}")
@@ -3545,8 +4196,8 @@ def pcm_probe(demuxer: str, tag: int, bits: int, channels: int, rate: float) -> 
 
 
 def opus_probe(demuxer: str, head: bytes) -> Probe:
-    """By the header that decoders follow, whatever the container around it says (RFC 7845, section
-    5.1). Raises Refusal."""
+    """Returns a probe of Opus without a packet yet, from its header (RFC 7845, section 5.1).
+    Decoders follow that, whatever the container says. Raises Refusal."""
     if not head.startswith(b"OpusHead") or len(head) < 19:
         raise damaged("its Opus header is not one (RFC 7845, section 5.1)")
     if head[18] > 1:
@@ -3555,8 +4206,8 @@ def opus_probe(demuxer: str, head: bytes) -> Probe:
 
 
 def opus_packet_samples(start: bytes) -> int:
-    """Samples at 48 kHz in the Opus packet that begins with these bytes; 0 if there is no such
-    packet."""
+    """Returns the samples at 48 kHz in the Opus packet that begins with these bytes, 0 if there is
+    no such packet."""
     if not start:
         return 0
     count = (1, 2, 2, big(start[1:2]) & 63)[start[0] & 3]
@@ -3565,13 +4216,13 @@ def opus_packet_samples(start: bytes) -> int:
 
 
 class Container(NamedTuple):
-    """A format made of parts, each a name, a size and its content, which may be parts again: every
-    byte of a file must belong to a part that may stand where it stands."""
+    """A format that is made of parts. Each has a name, a size and a content, which may be parts
+    again. Every byte of a file must belong to a part, in a place where such a part may stand."""
 
-    # Name, offset of the content, bytes of that (None: not told) of the part that begins there.
+    # Returns name, offset of the content and its bytes of the part at an offset; None: no size.
     header: Callable[[Window, int], tuple[str, int, Optional[int]]]
-    parts: dict[str, str]  # names of what may stand in what, a pattern; `.` is the file
-    first: str = ""  # with which a file begins
+    parts: dict[str, str]  # by the name of a part, a pattern of what may stand in it; `.`: the file
+    first: str = ""  # name of the part at the beginning of a file
     alignment: int = 1  # bytes
 
     def walk(
@@ -3582,15 +4233,16 @@ class Container(NamedTuple):
         parents: tuple[str, ...] = (".",),
         is_open: bool = False,
     ) -> Generator[tuple[str, int, int], None, int]:
-        """Yields name, offset and bytes of every part up to `end`, each behind the parts in it. A
-        parent that does not tell its size ends at the first part that may not stand in it. Returns
-        where it ends. Raises Refusal, Stopped."""
+        """Yields name, offset and bytes of every part up to `end`. A part comes after the parts in
+        it. A parent without a size ends before the first part that may not stand in it. Returns
+        its end. Raises Refusal, Stopped."""
         end, parent = min(end, window.size), parents[-1]
         if len(parents) > DEEPEST_PART:
             raise damaged(f"its parts are nested too deeply at byte {offset}")
         while offset < end:
-            if is_filler(window, offset, end):
-                return end
+            rest = end - offset
+            if rest <= MOST_FILLER and not window.at(offset, rest).strip(b"\0\r\n "):
+                return end  # a few zeros, line ends and spaces
             name, body, size = self.header(window, offset)
             if offset and name == self.first:
                 raise Refusal(Reason.APPENDED, f"a second one begins at byte {offset}")
@@ -3615,19 +4267,15 @@ class Container(NamedTuple):
         return offset
 
 
-def is_filler(window: Window, offset: int, end: int) -> bool:
-    """Returns whether all that is left up to `end` is a few zeros, line ends and spaces."""
-    return end - offset <= MOST_FILLER and not window.at(offset, end - offset).strip(b"\0\r\n ")
-
-
 def ebml_number(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length number with its length marker (RFC 8794, section 4), and where it ends."""
+    """Returns a variable-length number with its length marker (RFC 8794, section 4), and its
+    end."""
     end = at + 9 - big(data[at : at + 1]).bit_length()
     return big(data[at:end]), end
 
 
 def ebml_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
-    """Of an element (RFC 8794, section 6.1): its name, where its content begins, its size."""
+    """Returns name, offset of the content and size of an element (RFC 8794, section 6.1)."""
     head = window.at(offset, 12)
     identity, middle = ebml_number(head, 0)
     size, length = ebml_number(head, middle)
@@ -3638,8 +4286,8 @@ def ebml_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     return name, offset + length, None if is_open else size
 
 
-# Identity, name, and in what it may stand; `.` is the file. A cluster stands in another as
-# fix-webm-duration gives the first of them a size that spans all.
+# Identity and name of each element, and the elements in which it may stand; `.` is the file. A
+# cluster may stand in another, as fix-webm-duration gives the first of them a size that spans all.
 ELEMENTS = """
 1A45DFA3 EBML .
 18538067 Segment .
@@ -3687,8 +4335,7 @@ for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
     for parent in parents:
         MATROSKA.parts[parent] += f"|{name}"
 
-
-# What a copy would lose.
+# Elements that a copy would lose.
 LOST_ELEMENTS = {
     "Chapters": Refusal(Reason.CHAPTERS),
     "Attachments": Refusal(Reason.COVER),
@@ -3697,31 +4344,29 @@ LOST_ELEMENTS = {
 
 
 def walk_matroska(window: Window) -> Probe:
-    """WebM and Matroska (RFC 8794, RFC 9559). Raises Refusal."""
+    """Returns what is in a WebM or Matroska file (RFC 8794, RFC 9559). Raises Refusal."""
     values: dict[str, bytes] = defaultdict(bytes)
     found = Probe("matroska", "", 1, OPUS_RATE)
     tracks = []
     for name, body, size in MATROSKA.walk(window):
-        is_block = name in ("SimpleBlock", "Block")
         values[name] = content = window.at(body, min(size, 256))
-        if is_block:
+        if name in ("SimpleBlock", "Block"):
             add_block(found, values, content, body, size)
         elif name == "DiscardPadding":
-            # Nanoseconds that a decoder drops of this block; ffmpeg reckons at the track's rate,
-            # and drops nothing where it is told to drop more than the block.
+            # Nanoseconds of this block that a decoder drops. ffmpeg counts at the track's rate. If
+            # it should drop more than the block, it drops nothing.
             padding = round(abs(big(content, signed=True)) * rate_of(values) / 1e9)
             found.trimmed += padding if padding <= found.last else 0
         elif name == "TrackEntry":
             tracks.append(big(values["TrackType"]))
-            if len(tracks) > MOST_TRACKS:
-                raise Refusal(Reason.SEVERAL_STREAMS, f"more than {MOST_TRACKS} tracks")
+            del tracks[MOST_TRACKS:]
         elif name == "Tracks":
             if found.codec:
                 raise damaged("it has a second list of tracks")
             found = read_tracks(values, tracks)
         elif name in LOST_ELEMENTS:
             raise LOST_ELEMENTS[name]
-    # Chrome's header is 60 ms short or 1 ms in all; it is never behind what was really recorded.
+    # Chrome's header is 60 ms short, or says 1 ms; it never says more than was recorded.
     lasts = real(values["Duration"]) * tick_of(values)
     if lasts > found.end + 1.0:
         ends = f"it ends at {found.end:.1f} s"
@@ -3730,24 +4375,24 @@ def walk_matroska(window: Window) -> Probe:
 
 
 def real(content: bytes) -> float:
-    """The content of an element; 0 if that is no finite number."""
+    """Returns the number in an element, 0 if that is not finite."""
     form = {4: ">f", 8: ">d"}.get(len(content))
     number: float = struct.unpack(form, content)[0] if form else 0.0
     return number if math.isfinite(number) else 0.0
 
 
 def rate_of(values: Mapping[str, bytes]) -> float:
-    """Hz."""
+    """Returns the rate of the track in Hz."""
     return real(values["SamplingFrequency"]) or 8000
 
 
 def tick_of(values: Mapping[str, bytes]) -> float:
-    """Seconds that its stamps count in."""
+    """Returns the seconds of one tick of the stamps."""
     return (big(values["TimestampScale"]) or 1_000_000) / 1e9
 
 
 def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
-    """What its only track is, without a packet yet. Raises Refusal."""
+    """Returns a probe of the only track, without a packet yet. Raises Refusal."""
     if 1 in tracks:
         raise Refusal(Reason.VIDEO)
     if tracks != [2]:
@@ -3758,14 +4403,15 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
     channels = big(values["Channels"]) or 1
     if codec == "A_OPUS":
         delay = round(big(values["CodecDelay"]) * OPUS_RATE / 1e9)  # from nanoseconds
+        found = Probe("matroska", "opus", channels, OPUS_RATE, delay)
+        other = 0  # samples; servers of WebRTC write no header
         if "CodecPrivate" in values:
             found = opus_probe("matroska", values["CodecPrivate"])
-            decoders_skip = {found.pre_skip, delay or found.pre_skip}
-        else:  # as servers of WebRTC write it
-            found = Probe("matroska", "opus", channels, OPUS_RATE, delay)
-            decoders_skip = {0, delay}
-        # ffmpeg 9 follows the CodecDelay, ffmpeg 5 the OpusHead.
-        set_doubt(found, max(decoders_skip) - min(decoders_skip))
+            other = delay or found.pre_skip
+        # ffmpeg 9 follows the CodecDelay, ffmpeg 5 the header.
+        found.doubt = abs(found.pre_skip - other)
+        if found.doubt > LARGEST_DOUBT * OPUS_RATE:
+            raise unsupported(f"its headers contradict each other by {found.doubt} samples")
         return found
     if codec not in PCM_TAGS:
         raise unsupported(codec)
@@ -3773,19 +4419,9 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
     return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate_of(values))
 
 
-def set_doubt(found: Probe, samples: float) -> None:
-    """Notes by how many samples decoders differ. Raises Refusal where that is more than a tolerance
-    may hide."""
-    seconds = samples / found.rate
-    if seconds > LARGEST_DOUBT:
-        differ = f"players would begin or end it {seconds:.2f} s apart, as its headers contradict"
-        raise Refusal(Reason.UNSUPPORTED, differ)
-    found.doubt = math.ceil(samples)
-
-
 def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
-    """Adds the packet of a block (RFC 9559, section 10): track number, 16-bit time, flags, packet.
-    Raises Refusal."""
+    """Adds the packet of a block (RFC 9559, section 10). A block has the number of its track, a
+    16-bit time, flags, and the packet. Raises Refusal."""
     track = 0x80 | (big(values["TrackNumber"]) or 1) & 0x7F
     if size < 5 or not found.codec or data[0] != track:
         raise damaged(f"the block at byte {body} does not belong to its only track")
@@ -3800,17 +4436,17 @@ def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int,
     found.add(ticks * tick_of(values), samples, size - 4)
 
 
-STREAMED_FROM = 0x7FFFF000  # bytes; from here on a size says "to the end" (SoX, oboe, arecord)
-# Chunks that a copy does not miss: padding, peaks, and tags that ffmpeg copies.
+STREAMED_FROM = 0x7FFFF000  # bytes; such a size means "to the end" (SoX, oboe, arecord)
+# Chunks that a copy need not have: padding, peaks, and tags that ffmpeg copies.
 WAV_CHUNKS = re.compile(
     "(?i)RIFF|fmt |fact|data|PEAK|LIST|cue |bext|id3 |junk|pad |fllr|filr|minf|elm1"
 )
 
 
 def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
-    """Returns name, offset of the content and size of a chunk (RIFF, 1991). The outermost one goes
-    to the end, whatever its size says, and so do samples whose size was never filled in, or counts
-    the header."""
+    """Returns name, offset of the content and size of a chunk (RIFF, 1991). The outermost chunk
+    reaches to the end, whatever its size says. So do samples if their size was never filled in, or
+    if it counts the header too."""
     head = window.at(offset, 8)
     name, size = head[:4].decode("latin-1"), int.from_bytes(head[4:], "little")
     body = offset + 8
@@ -3828,7 +4464,7 @@ WAV = Container(riff_header, {".": "RIFF", "RIFF": "[ -~]{4}"}, first="RIFF", al
 
 
 def walk_wav(window: Window) -> Probe:
-    """WAV; its length is that of its samples. Raises Refusal."""
+    """Returns what is in a WAV. It is as long as its samples. Raises Refusal."""
     form = b""
     start = size = 0
     for name, body, length in WAV.walk(window):
@@ -3840,7 +4476,7 @@ def walk_wav(window: Window) -> Probe:
         elif name == "fmt ":
             form = content
         elif name == "cue ":
-            if any(content[:4]):  # some programs always write a list, of no marks
+            if any(content[:4]):  # some programs always write a list, even without marks
                 raise Refusal(Reason.CHAPTERS)
         elif name.lower() == "id3 " and find(window, b"APIC", body, length):
             raise Refusal(Reason.COVER)
@@ -3851,10 +4487,10 @@ def walk_wav(window: Window) -> Probe:
     if len(form) < 16:
         raise damaged("it does not tell the format of its samples")
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
-    if tag == 0xFFFE:  # extensible: the real tag begins a longer field
+    if tag == 0xFFFE:  # extensible: a longer field begins with the real tag
         tag = int.from_bytes(form[24:26], "little")
     found = pcm_probe("wav", tag, bits, channels, rate)
-    second = find(window, rb"RIFF.{4}WAVEfmt ", start, size)  # where samples go on to the end
+    second = find(window, rb"RIFF.{4}WAVEfmt ", start, size)  # samples may reach to the end
     if second:
         raise Refusal(Reason.APPENDED, f"a second one begins at byte {second}")
     samples, rest = divmod(size, channels * bits // 8)
@@ -3870,7 +4506,7 @@ def box_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     size, name, length = big(head[:4]), head[4:8].decode("latin-1"), 8
     if size == 1:
         size, length = big(head[8:]), 16
-    if name == "meta" and head[16:] == b"hdlr":  # not in QuickTime's
+    if name == "meta" and head[16:] == b"hdlr":  # QuickTime's has no version before it
         length += 4
     return name, offset + length, max(0, size - length) if size else None
 
@@ -3880,18 +4516,18 @@ MP4_FILE = "ftyp|styp|moov|moof|mdat|free|skip|wide|mfra|sidx|uuid|meta|pdin|prf
 MP4 = Container(
     box_header, {".": MP4_FILE, **dict.fromkeys(MP4_PARENTS.split(), "(?s:.{4})")}, first="ftyp"
 )
-# Boxes that a copy does not miss; those whose names begin with (C) are tags. Any other below moov
-# may hold marks, or what was said: Voice Memos keep the transcript in moov/trak/udta/tsrp.
+# Boxes that a copy need not have. Names that begin with (C) are tags. Any other box below moov may
+# hold marks or words: Voice Memos keep the transcript in moov/trak/udta/tsrp.
 MP4_BOXES = re.compile(
     "ftyp|styp|mdat|free|skip|wide|mfra|sidx|pdin|prft|moov|mvhd|iods|trak|tkhd|edts|elst|tref|mdia"
     "|mdhd|hdlr|elng|minf|smhd|dinf|stbl|stsd|stts|stsc|stsz|stz2|stco|co64|stss|sdtp|sgpd|sbgp"
     "|ctts|cslg|mvex|mehd|trex|trep|moof|mfhd|traf|tfhd|tfdt|trun|udta|meta|keys|ilst|\xa9..."
 )
-MP4_UNITS = {"opus": 120, "aac": 512}  # samples, of which each packet has a multiple
-OPUS_DELAY = 3_840  # samples, the longest pre-skip that an encoder of Opus writes
-# Samples before the sound and behind it, as iTunes notes them.
+MP4_UNITS = {"opus": 120, "aac": 512}  # samples; each packet has a multiple of them
+OPUS_DELAY = 3_840  # samples; no encoder of Opus writes a longer pre-skip
+# iTunes notes the samples before the sound and behind it.
 PADDING = re.compile(rb"iTunSMPB.{0,32} 0{8} ([0-9A-F]{8}) ([0-9A-F]{8}) ", re.DOTALL)
-# What ffmpeg says at the head of its framecrc output, a text that has not changed from 4 to 9.
+# The head of ffmpeg's framecrc output, which is the same from 4 to 9.
 LISTED_STREAM = re.compile(
     r"#media_type 0: audio\n#codec_id 0: (\w+)\n#sample_rate 0: (\d+)\n"
     r"(?:#channel_layout 0: .*\n)?#channel_layout_name 0: (.*)"
@@ -3899,7 +4535,7 @@ LISTED_STREAM = re.compile(
 
 
 def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
-    """MP4 and M4A, with one table of packets or in fragments. Raises Refusal."""
+    """Returns what is in an MP4 or M4A: one table of packets, or fragments. Raises Refusal."""
     movie = Movie(window)
     kinds: list[str] = []
     lost: set[str] = set()
@@ -3918,8 +4554,7 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
         elif name == "moov":
             movie.add_table()
         elif name == "tfdt":
-            length = 8 if window.at(body, 1) == b"\1" else 4
-            movie.clock = min(big(window.at(body + 4, length)), 1 << 62)
+            movie.clock = big(movie.content("tfdt", 12)[4:])
         elif name == "trun":
             movie.add_run()
     check_boxes(movie, kinds, lost, media)
@@ -3938,9 +4573,8 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
 
 
 def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int) -> None:
-    """Raises Refusal for an MP4 that is more than one track of sound, or of whose `media` bytes
-    some belong to no packet. `kinds` are its handlers, `lost` the boxes that a copy would lose."""
-    window = movie.window
+    """Checks that an MP4 is one track of sound, and that its `media` bytes all belong to packets.
+    `kinds` are its handlers, `lost` the boxes that a copy would lose. Raises Refusal."""
     if "moov" not in movie.places:
         raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
     tracks = [kind for kind in kinds if kind not in ("mdir", "mdta", "alis", "url ")]
@@ -3953,14 +4587,14 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
     if lost:
         raise Refusal(Reason.DATA, ", ".join(sorted(lost)))
     unplayed = media - sum(movie.sizes)
-    if unplayed > 0 and find(window, b"moof....mfhd", *movie.places["mdat"]):
-        # As OBS writes it: fragments, and in the end a table over them.
-        raise unsupported("an MP4 that lists its packets twice (hybrid)")
-    if unplayed > 0:
-        total = f"{unplayed} of its {window.size} bytes"
-        raise damaged(f"{total} belong to no packet that is played")
     if unplayed < 0:
         raise Refusal(Reason.TRUNCATED, f"its packets take {-unplayed} bytes more than it has")
+    if unplayed and find(movie.window, b"moof....mfhd", *movie.places["mdat"]):
+        # OBS writes fragments, and in the end a table over them.
+        raise unsupported("an MP4 that lists its packets twice (hybrid)")
+    if unplayed:
+        total = f"{unplayed} of its {movie.window.size} bytes"
+        raise damaged(f"{total} belong to no packet that is played")
 
 
 def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int]:
@@ -3974,30 +4608,31 @@ def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int
 
 @dataclass
 class Movie:
-    """The packets of an MP4, by the boxes that list them."""
+    """The packets of an MP4, from the boxes that list them."""
 
     window: Window
-    # Offset and bytes of the boxes met last.
+    # Offset and bytes of a box by its name; of several such boxes, those of the last.
     places: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    clock: int = 0  # ticks, where the next fragment begins
-    stamps: array.array[int] = dataclasses.field(default_factory=partial(array.array, "q"))
+    clock: int = 0  # ticks; the next packet begins there
+    stamps: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
     sizes: array.array[int] = dataclasses.field(default_factory=partial(array.array, "I"))
 
+    def content(self, name: str, most: int) -> bytes:
+        """Returns the first bytes of a box, none if there is no such box."""
+        offset, size = self.places.get(name, (0, 0))
+        return self.window.at(offset, min(size, most))
+
     def numbers(self, name: str, at: int, count: int) -> array.array[int]:
-        """Returns so many numbers of 32 bits from byte `at` of a box. Raises Refusal."""
-        self.check_count(count // 4)  # a packet has four numbers at most
+        """Returns `count` numbers of 32 bits from byte `at` of a box. Raises Refusal."""
         offset, size = self.places.get(name, (0, 0))
         if at + 4 * count > size:
             raise damaged(f"its box {name} is missing or too short")
+        if count > 4 * MOST_PACKETS:  # a packet has four numbers at most
+            raise unsupported(f"an MP4 of more than {MOST_PACKETS} packets ({name})")
         numbers = array.array("I", self.window.at(offset + at, 4 * count))
         if sys.byteorder == "little":
             numbers.byteswap()
         return numbers
-
-    def check_count(self, count: int) -> None:
-        """Raises Refusal for more packets than memory should hold."""
-        if len(self.sizes) + count > MOST_PACKETS:
-            raise unsupported(f"an MP4 of more than {MOST_PACKETS} packets")
 
     def scale(self, name: str) -> int:
         """Returns the ticks a second of the movie (mvhd) or the track (mdhd). Raises Refusal."""
@@ -4008,32 +4643,19 @@ class Movie:
         """Adds the packets that moov lists: their sizes (stsz), and runs of equal durations (stts).
         Raises Refusal."""
         if "stz2" in self.places:
-            raise unsupported("an MP4 whose packets' sizes are told in short (stz2)")
+            raise unsupported("an MP4 that lists sizes in short form (stz2)")
         size, count = self.numbers("stsz", 4, 2)
-        self.check_count(count)
-        self.sizes += array.array("I", [size]) * count if size else self.numbers("stsz", 12, count)
+        sizes = itertools.repeat(size, count) if size else self.numbers("stsz", 12, count)
         (runs,) = self.numbers("stts", 4, 1)
         table = self.numbers("stts", 8, 2 * runs)
-        for length, duration in zip(table[::2], table[1::2]):
-            self.add_stamps([duration] * min(length, count - len(self.stamps)))
-        if len(self.stamps) < count or (count and not self.clock):
+        durations = map(itertools.repeat, table[1::2], table[::2])
+        self.add(itertools.chain.from_iterable(durations), sizes)
+        if len(self.sizes) < count or (count and not self.clock):
             raise damaged("its packets have no times (stts)")
 
     def add_run(self) -> None:
         """Adds the packets of a fragment (trun), with the defaults of tfhd and trex. Raises
         Refusal."""
-        flags, count = self.numbers("trun", 0, 2)
-        self.check_count(count)
-        at = 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
-        fields = bin(flags & 0xF00).count("1")
-        table = self.numbers("trun", at, fields * count)
-        duration, size = self.defaults()
-        self.add_stamps(table[::fields] if flags & 0x100 else [duration] * count)
-        first = 1 if flags & 0x100 else 0
-        self.sizes += table[first::fields] if flags & 0x200 else array.array("I", [size]) * count
-
-    def defaults(self) -> tuple[int, int]:
-        """Returns duration and size of the packets of a fragment that does not list them."""
         duration, size = self.numbers("trex", 12, 2)
         (flags,) = self.numbers("tfhd", 0, 1)
         at = 8 + (8 if flags & 1 else 0) + (4 if flags & 2 else 0)
@@ -4042,16 +4664,30 @@ class Movie:
             at += 4
         if flags & 16:
             (size,) = self.numbers("tfhd", at, 1)
-        return duration, size
+        flags, count = self.numbers("trun", 0, 2)
+        at = 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
+        fields = bin(flags & 0xF00).count("1")
+        table = self.numbers("trun", at, fields * count)
+        durations: Iterable[int] = itertools.repeat(duration)
+        sizes: Iterable[int] = itertools.repeat(size, count)
+        if flags & 0x200:  # stands behind the duration, which stands first
+            sizes = table[1 if flags & 0x100 else 0 :: fields]
+        if flags & 0x100:
+            durations = table[::fields]
+        self.add(durations, sizes)
 
-    def add_stamps(self, durations: Iterable[int]) -> None:
-        for duration in durations:
+    def add(self, durations: Iterable[int], sizes: Iterable[int]) -> None:
+        """Adds a packet for each size. Raises Refusal for more packets than memory should hold."""
+        for duration, size in zip(durations, sizes):
             self.stamps.append(self.clock)
+            self.sizes.append(size)
             self.clock += duration
+            if len(self.sizes) > MOST_PACKETS:
+                raise unsupported(f"an MP4 of more than {MOST_PACKETS} packets")
 
     def play(self, found: Probe) -> None:
-        """Adds the packets to a probe, as ffmpeg plays them. How long each lasts is its codec's to
-        say, not its stamps', which jitter, leave gaps and overlap. Raises Refusal."""
+        """Adds the packets to a probe, as ffmpeg plays them. The codec says how long each lasts.
+        The stamps do not, as they jitter, leave gaps and overlap. Raises Refusal."""
         some, scale, unit = self.stamps[:10_000], self.scale("mdhd"), MP4_UNITS[found.codec]
         steps = sorted(after - before for before, after in zip(some, some[1:])) or [0]
         usual = max(1, round(steps[len(steps) // 2] * found.rate / scale / unit)) * unit
@@ -4060,8 +4696,7 @@ class Movie:
             found.add(lead + stamp / scale, usual, size)
         delay, has_fragments = 3 * usual, "trun" in self.places
         if found.codec == "opus":
-            offset, size = self.places.get("stsd", (0, 0))
-            head = re.search(rb"dOps..(..)", self.window.at(offset, min(size, 256)), re.DOTALL)
+            head = re.search(rb"dOps..(..)", self.content("stsd", 256), re.DOTALL)
             pre_skip = big(head[1]) if head else 0
             delay = max(OPUS_DELAY, pre_skip)
             start = pre_skip if has_fragments else start or pre_skip
@@ -4071,8 +4706,8 @@ class Movie:
             raise Refusal(Reason.HIDDEN, f"{first:.1f} s at the start, {last:.1f} s at the end")
         if found.overlap > COPY_OVERLAP:
             return  # `Job.input` has all of it played
-        # At the end ffmpeg 9 leaves out what is hidden, ffmpeg 5 only whole packets of it; at the
-        # start of AAC in fragments ffmpeg 5 leaves out nothing. Between them lies half of it.
+        # At the end ffmpeg 9 leaves out what is hidden, but ffmpeg 5 only whole packets of it. At
+        # the start of AAC in fragments ffmpeg 5 leaves out nothing. We expect half of each.
         unsure_start = start if found.codec == "aac" and has_fragments else 0
         unsure_end = behind % usual
         found.pre_skip = start - unsure_start // 2
@@ -4080,18 +4715,21 @@ class Movie:
         edges = (unsure_start + unsure_end) / 2 + found.rate / 1000  # edit lists count in ms
         if found.codec == "aac":
             edges += usual
-        set_doubt(found, min(edges, LARGEST_DOUBT * found.rate))
+        found.doubt = math.ceil(min(edges, LARGEST_DOUBT * found.rate))
 
     def edits(self, rate: int, length: int) -> tuple[float, int, int]:
-        """Returns the seconds of silence first, and from where to where, in samples, a track of
-        such `length` is played. Raises Refusal."""
+        """Returns the seconds of silence at the start. Returns also the first and the last sample
+        that is played of a track of such `length`. Raises Refusal."""
         start, end, lead = 0, length, 0.0
-        offset, size = self.places.get("udta", (0, 0))
-        padding = PADDING.search(self.window.at(offset, min(size, HEAD_BYTES)))
+        padding = PADDING.search(self.content("udta", HEAD_BYTES))
         if padding:
             start, behind = (int(number, 16) for number in padding.groups())
             end -= behind
-        parts = self.edit_list()
+        data = self.content("elst", 4_096)  # versions 0 and 1 have rows of different lengths
+        row = ">QqhH" if data[:1] == b"\1" else ">IihH"
+        step = struct.calcsize(row)
+        # Length, start (-1 for silence), and speed.
+        parts = [struct.unpack_from(row, data, at) for at in range(8, len(data) - step + 1, step)]
         while parts and parts[0][1] == -1:
             lead += parts.pop(0)[0] / self.scale("mvhd")
             hides_all = not parts and "trun" not in self.places
@@ -4100,24 +4738,14 @@ class Movie:
             raise Refusal(Reason.HIDDEN, "several parts, or another speed")
         for ticks, begin, *_ in parts:
             start = round(begin * rate / self.scale("mdhd"))
-            if "trun" not in self.places:  # there ffmpeg plays all
+            if "trun" not in self.places:  # ffmpeg plays all fragments
                 end = min(end, start + round(ticks * rate / self.scale("mvhd")))
         return lead, start, end
 
-    def edit_list(self) -> list[tuple[int, int, int, int]]:
-        """Returns the parts of elst: length, start (-1 for silence), speed. Raises Refusal."""
-        if "elst" not in self.places:
-            return []
-        offset, size = self.places["elst"]
-        data = self.window.at(offset, min(size, 4_096))
-        row = ">QqhH" if data[:1] == b"\1" else ">IihH"
-        rows = (len(data) - 8) // struct.calcsize(row) * struct.calcsize(row)
-        return list(struct.iter_unpack(row, data[8 : 8 + rows]))
-
 
 def ogg_checksum(page: bytes) -> int:
-    """The CRC of a page (RFC 3533, section 6) whose own field is zero. It is zlib's with every bit
-    the other way round."""
+    """Returns the CRC of a page (RFC 3533, section 6) whose own field is zero. It is zlib's with
+    every bit the other way round."""
     mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return big(mirrored.to_bytes(4, "little").translate(REVERSED_BITS))
 
@@ -4125,23 +4753,27 @@ def ogg_checksum(page: bytes) -> int:
 OGG_LOST = re.compile(rb"METADATA_BLOCK_PICTURE=|(CHAPTER\d{3}(?:NAME)?=)", re.IGNORECASE)
 
 
+def ogg_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
+    """Returns name, offset of the content and size of a page (RFC 3533, section 6)."""
+    head = window.at(offset, 282)
+    if not b"OggS".startswith(head[:4]):
+        return "no page", offset, 0
+    length = 27 + big(head[26:27])
+    return "page", offset + length, sum(head[27:length])
+
+
+OGG = Container(ogg_header, {".": "page"})
+
+
 def walk_ogg(window: Window) -> Probe:
-    """Ogg Opus (RFC 3533, RFC 7845): pages that are one whole stream, each with the content that
-    its checksum says. Raises Refusal."""
+    """Returns what is in Ogg Opus (RFC 3533, RFC 7845). Its pages must be one whole stream, and
+    each must fit its checksum. Raises Refusal."""
     found, headers = opus_probe("ogg", window.at(28, 19)), 2
     offset, packet, following, tags = 0, b"", (0, 0), b""
-    size = 0  # of a packet so far; of its content only the start is held
-    while offset < window.size:
-        if offset and is_filler(window, offset, window.size):
-            break
-        page = window.at(offset, LARGEST_PAGE)
-        at = 27 + big(page[26:27])  # of its content
-        lengths = page[27:at]
-        page = page[: at + sum(lengths)]
-        if not b"OggS".startswith(page[:4]):
-            raise damaged(f"no Ogg page where one should begin, at byte {offset}")
-        if len(page) < at + sum(lengths):
-            raise Refusal(Reason.TRUNCATED, f"it ends inside a page that begins at byte {offset}")
+    size = flags = 0  # size of a packet so far; only its start is held in `packet`
+    for _, body, length in OGG.walk(window):
+        at = body - offset
+        page = window.at(offset, at + length)
         flags, granule, serial, sequence, checksum = struct.unpack_from("<BqIII", page, 5)
         if offset and flags & FIRST_PAGE:
             reason = Reason.SEVERAL_STREAMS if headers else Reason.APPENDED
@@ -4157,11 +4789,11 @@ def walk_ogg(window: Window) -> Probe:
                 raise Refusal(Reason.CHAPTERS if lost[1] else Reason.COVER)
             tags = page[-32:]
         packets = []
-        for length in lengths:
-            packet = packet or page[at : at + min(2, length)]
-            size += length
-            at += length
-            if length < 255:
+        for lacing in page[27:at]:
+            packet = packet or page[at : at + min(2, lacing)]
+            size += lacing
+            at += lacing
+            if lacing < 255:
                 packets.append((packet, size))
                 packet, size = b"", 0
         audio = packets[headers:]
@@ -4176,10 +4808,10 @@ def walk_ogg(window: Window) -> Probe:
 def add_ogg_packets(
     found: Probe, packets: list[tuple[bytes, int]], granule: int, is_last: bool, offset: int
 ) -> None:
-    """Adds the packets, each its start and its size, that end on the page at `offset`. They end at
-    its granule position (samples; -1: none ends on it). Only on the last page it may be less, and
-    trims the end. Raises Refusal."""
-    if is_last and packets[-1:] == [(b"", 0)]:  # some writers end a stream with an empty packet
+    """Adds the packets that end on the page at `offset`, each a start and a size. They end at the
+    page's granule position (in samples; -1: none ends on it). On the last page it may be less, and
+    then the end is trimmed. Raises Refusal."""
+    if is_last and packets[-1:] == [(b"", 0)]:  # some writers add an empty packet at the end
         packets.pop()
     lengths = [opus_packet_samples(start) for start, _ in packets]
     if 0 in lengths or (packets and granule < 0):
@@ -4196,58 +4828,59 @@ def add_ogg_packets(
 
 
 # ----------------------------------------------------------------------------------------- prove
-# One way through ffmpeg: decode plainly, take the levels before any filter of ours, insert silence
-# where the probe says, encode; walk the copy, decode it, compare it with the levels plus the same
-# silence, channel by channel. Writes into staged and level files only. Must never change the
-# library.
+# There is one way through ffmpeg. Decode plainly, take the levels before any filter of ours, insert
+# silence where the probe says, and encode. Then walk the copy, decode it, and compare it with the
+# levels plus the same silence, channel by channel. This section writes into staged and level files
+# only, and must never change the library.
 
-LEVEL_RATE = 4_000  # Hz; a twelfth of the samples is enough of the voice band to tell sounds apart
-LEVEL_WINDOW = 2_000  # samples, half a second: in it one lost word shows, and one lost packet
-LEVEL_PART = 40  # samples, 10 ms: a hole of 30 ms holds one with room around it, wherever it begins
-LEVEL_EDGE = 240  # samples, 60 ms: the longest packet of an encoder, so how far sound may spread
-LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: below it is what a codec or rounding adds
+LEVEL_RATE = 4_000  # Hz; a twelfth of the samples has enough of a voice to distinguish two
+LEVEL_WINDOW = 2_000  # samples, half a second: a lost word or a lost packet shows in it
+LEVEL_PART = 40  # samples, 10 ms: every hole of 30 ms holds one such part and some room around it
+LEVEL_EDGE = 240  # samples, 60 ms: sound may spread by the longest packet of an encoder
+LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: codecs and rounding add less than this
 LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
-QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may leave it to the other
-FAINT = 1e-5  # of the power within half a second, -50 dB: what a codec may leave out or smear
-COPY_OVERLAP = 0.001  # seconds; what we have made has no more than rounding
-MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside, then the run ends
+QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may drop a channel below it
+FAINT = 1e-5  # of the power within half a second, -50 dB: a codec may drop or smear what is below
+COPY_OVERLAP = 0.001  # seconds; our own copies overlap by rounding only
+MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside; then the run ends
 LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the same size and noise
-ENCODE_SHARE = 0.8  # of the time that a recording takes, the rest is its proof, measured
+ENCODE_SHARE = 0.8  # of the time that a recording takes; its proof takes the rest (measured)
 
-# What browsers record, and nothing that refers to other files (playlists, concat lists).
+# The formats that browsers record. None of them refers to other files, as playlists do.
 SAFE_INPUT = shlex.split(
     "-protocol_whitelist file -format_whitelist matroska,mov,ogg,wav -codec_whitelist opus,libopus,"
     "aac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le "
     "-max_streams 16 -max_alloc 268435456"
 )
 QUIET = shlex.split("-hide_banner -nostdin -v level+warning -y")
-# Every sample, whatever its timestamp; encoders take out what is constant, a sound card's offset.
+# Every sample counts, whatever its stamp. Encoders remove the constant offset of a sound card.
 LEVEL_FILTER = (
     f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=fltp,highpass=f=30,"
     "aformat=sample_fmts=flt"
 )
 LEVEL_OUTPUT = shlex.split("-c:a pcm_f32le -f f32le")
-# NUT carries rate and channels along, but not whether one channel is mono.
+# NUT carries the rate and the number of channels, but not their layout.
 PIPED_OUTPUT = shlex.split("-c:a pcm_f32le -f nut pipe:1")
 PIPED_INPUT = shlex.split("-thread_queue_size 64 -guess_layout_max 0 -f nut -i pipe:0")
 
 
 class Tolerance(NamedTuple):
-    """What a codec may do to a part of 10 ms, in shares of power."""
+    """Says what a codec may do to a part of 10 ms, in shares of power."""
 
-    kilobits: float  # of a channel, from which this holds
-    faint: float  # of half a second's power; what is quieter may be lost
-    left: float  # of the part's power, at least
-    loud: float = math.inf  # of half a second's power; what is louder keeps its wave
-    gain: float = 0.0  # of the wave, at least
+    kilobits: float  # of a channel; this holds from here on
+    faint: float  # of half a second's power; a part below this may be lost
+    left: float  # of the part's power; at least this must remain
+    loud: float = math.inf  # of half a second's power; a part above this keeps its wave
+    gain: float = 0.0  # of the wave; at least this must remain
 
 
 # Measured on 1,459 good copies of 38 recordings (voices, music, noise; mono and stereo) at 24k to
-# 128k by ffmpeg 4.1, 5.1 and 9. Least power left of a part, and least gain, in the order below:
-# Opus 0.27 and 0.42; 0.20 and 0.51; 0.04. AAC 0.077 and 0.36; 0.011, all of ffmpeg 4.1.
-# (Not met: a sine sweep at 24k by ffmpeg 9, 0.005.) A hole of 30 ms leaves its emptiest part at
-# most 0.024 in Opus from 48k, 0.045 at 24k, 0.02 in AAC; a typical one leaves 0.0002.
+# 128k, by ffmpeg 4.1, 5.1 and 9. The least power left and the least gain of a part were, in the
+# order below: Opus 0.27 and 0.42; 0.20 and 0.51; 0.04. AAC 0.077 and 0.36; 0.011.
+# (A sine sweep at 24k by ffmpeg 9 fails with 0.005.)
+# The emptiest part of a hole of 30 ms had at most 0.024 in Opus from 48k, 0.045 at 24k, and 0.02
+# in AAC. A typical one had 0.0002.
 TOLERANCES = {
     "opus": (
         Tolerance(50, 5e-4, 0.1, 0.01, 0.3),
@@ -4260,8 +4893,8 @@ TOLERANCES = {
 
 @dataclass(eq=False)
 class Job:
-    """One proof. With `encodes` the copy is made first; else `copy` is one that is there already.
-    Left with `problem` None it is proven."""
+    """One proof. With `encodes` the copy is made first, else it is there already. A proven copy
+    leaves `problem` None."""
 
     source: str  # absolute path
     probe: Probe
@@ -4270,44 +4903,50 @@ class Job:
     encodes: bool
     source_levels: str
     copy_levels: str
-    most: float = math.inf  # bytes of a copy that is worth it
+    most: float = math.inf  # bytes; a larger copy is not worth it
     problem: Optional[Exception] = None
-    digest: str = ""  # SHA-256 of the copy's bytes that are or were decoded
-    is_heard: bool = False  # whether it was decoded while it was written
+    digest: str = ""  # SHA-256 of the copy as it was decoded
+    is_decoded: bool = False  # the copy was decoded while it was written
     slack: float = 0.0  # seconds by which the length of its copy may differ
-    tolerance: Tolerance = TOLERANCES["opus"][0]  # by the bit rate that its copy really has
+    tolerance: Tolerance = TOLERANCES["opus"][0]  # depends on the copy's real bit rate
 
     @property
     def frame(self) -> int:
-        """Bytes in its level files that all channels have at a time."""
+        """Returns the bytes of one sample of all channels in its level files."""
         return self.probe.channels * 4
+
+    def frames(self, levels: str) -> int:
+        """Returns the samples of each channel in a level file, 0 if there is no such file."""
+        with suppress(OSError):
+            return os.stat(levels).st_size // self.frame
+        return 0
 
     @property
     def share_done(self) -> float:
-        """Told by how far its level file has grown: while it is encoded."""
-        seconds = size_of(self.source_levels) / self.frame / LEVEL_RATE
+        """Returns the share of its work that is done, from the size of its level file."""
+        seconds = self.frames(self.source_levels) / LEVEL_RATE
         return min(1.0, ENCODE_SHARE * seconds / (self.probe.timeline or 1))
 
     def input(self) -> list[str]:
-        """Returns how ffmpeg is given the source. Where fragments of an MP4 overlap, it would leave
-        out sound; with this option it plays all of every packet (measured, 4.1 to 9)."""
+        """Returns ffmpeg's arguments for the source. Without this option it leaves out sound if
+        fragments of an MP4 overlap. With it, all of every packet is played (measured, 4.1 to 9)."""
         steps_back = self.probe.demuxer == "mov" and self.probe.overlap > COPY_OVERLAP
         plays_all = ["-flags2", "skip_manual"] if steps_back else []
         return [*plays_all, *input_arguments(self.source, self.probe.demuxer)]
 
 
 class Transcoder:
-    """Takes batches of jobs, many in one ffmpeg, one by one where that fails. Safe in threads."""
+    """Works on batches of jobs: all in one ffmpeg, or one by one if that fails. Safe in threads."""
 
     def __init__(self, tools: Tools, full: bool) -> None:
         self.tools, self.full = tools, full
-        self.hindered: Counter[str] = Counter()  # by task: recordings in a row
-        self.ended: Optional[ToolError] = None  # why nothing more is to be tried
+        self.hindered: Counter[str] = Counter()  # recordings in a row, by the name of the task
+        self.ended: Optional[ToolError] = None  # why nothing more is tried
 
     def process(self, jobs: Sequence[Job]) -> None:
-        """Leave every job proven or with its problem (Refusal, NotProven, OSError). Raises Stopped,
+        """Proves every job, or sets its problem (Refusal, NotProven, OSError). Raises Stopped,
         ServiceError."""
-        self.divide(jobs, self.pipe if len(jobs) == 1 else self.encode, self.encode)
+        self.divide(jobs, self.pipe, self.encode)
         self.divide(jobs, self.verify, self.verify)
 
     def divide(
@@ -4316,8 +4955,8 @@ class Transcoder:
         quick: Callable[[Sequence[Job]], None],
         task: Callable[[Sequence[Job]], None],
     ) -> None:
-        """Do a task for all in the quick way; if that fails or says anything, one by one, so that
-        each answers for itself."""
+        """Does a task for all jobs in the quick way. If that fails or there is any message, does it
+        for each alone, so that each gets its own problem."""
         jobs = [job for job in jobs if job.problem is None]
         if not jobs:
             return
@@ -4327,22 +4966,22 @@ class Transcoder:
             self.hindered[task.__name__] = 0
         for error in failures:
             reason = getattr(error, "reason", None)
-            if self.tools.stop.requested:  # which may have ended the tool too
+            if self.tools.stop.requested:  # the signal may have ended the tool too
                 raise Stopped from None
             if len(jobs) == 1 and quick == task:
                 jobs[0].problem = error
                 self.count_hindered(jobs[0], task.__name__)
                 return
             if reason is Reason.TOOL_HUNG:
-                try_ffmpeg(self.tools, jobs[0].target)  # or each would take its time
+                try_ffmpeg(self.tools, jobs[0].target)  # or every job would wait as long
             for job in jobs:
                 if self.ended:
                     job.problem = Stopped()
                 self.divide([job], task, task)
 
     def count_hindered(self, job: Job, task: str) -> None:
-        """At the third recording in a row whose ffmpeg was ended from outside, nothing more is
-        tried. Raises ToolError if it does not work at all."""
+        """Notes that nothing more is tried, after the third recording in a row whose ffmpeg was
+        ended from outside. Raises ToolError if ffmpeg does not work at all."""
         if getattr(job.problem, "reason", None) is not Reason.TOOL_KILLED:
             self.hindered[task] = 0
             return
@@ -4356,7 +4995,7 @@ class Transcoder:
             )
 
     def encode(self, jobs: Sequence[Job]) -> None:
-        """One decode of each source, into its copy and its level file."""
+        """Decodes each source once, into its copy and its level file."""
         arguments: list[str] = []
         for job in jobs:
             arguments += job.input()
@@ -4366,11 +5005,11 @@ class Transcoder:
         self.run(arguments, jobs)
 
     def pipe(self, jobs: Sequence[Job]) -> None:
-        """Decode one recording, encode it and decode the copy in three processes at once: 0.7 of
-        the time of one process that only transcodes, where one after the other takes 1.3. If
-        anything is wrong, one after the other is to tell."""
-        (job,) = jobs
-        if not (self.full and job.encodes and job.target.form.muxer == "ogg"):
+        """Decodes one recording, encodes it and decodes the copy in three processes at once. This
+        takes 0.7 of the time of one process that only transcodes. (One after the other takes 1.3.)
+        If anything is wrong, `encode` and `verify` find out what it is."""
+        job, is_ogg = jobs[0], jobs[0].target.form.muxer == "ogg"
+        if len(jobs) > 1 or not (self.full and job.encodes and is_ogg):
             self.encode(jobs)
             return
         layout = ("mono", "stereo")[job.probe.channels - 1]
@@ -4382,21 +5021,22 @@ class Transcoder:
         ]
         commands = [[self.tools.ffmpeg, *QUIET, *words] for words in commands]
         job.digest = self.tools.pipe(commands, job.probe.timeline, job.copy)[0]
-        job.is_heard = True
+        job.is_decoded = True
 
     def verify(self, jobs: Sequence[Job]) -> None:
-        """Walk the copies, decode them in full, from disk, and compare. Raises Refusal, OSError,
+        """Walks the copies, decodes them in full from disk, and compares. Raises Refusal, OSError,
         Stopped."""
         for job in jobs:
             job.digest = job.digest or digest_of(job.copy, stop=self.tools.stop)
             check_structure(job, self.tools)
-        heard = [job for job in jobs if self.full or not job.encodes]  # what was there is anything
-        self.hear([job for job in heard if not job.is_heard])
-        for job in heard:
+        # A copy that was there already is always decoded, as it may hold any sound.
+        compared = [job for job in jobs if self.full or not job.encodes]
+        self.decode_copies([job for job in compared if not job.is_decoded])
+        for job in compared:
             compare_audio(job, self.tools.stop)
 
-    def hear(self, jobs: Sequence[Job]) -> None:
-        """Decode the copies in full, from disk, into their level files. Raises NotProven."""
+    def decode_copies(self, jobs: Sequence[Job]) -> None:
+        """Decodes the copies in full, from disk, into their level files. Raises NotProven."""
         arguments: list[str] = []
         for job in jobs:
             arguments += input_arguments(job.copy, job.target.form.demuxer)
@@ -4410,66 +5050,59 @@ class Transcoder:
             raise NotProven("a decode without a message", refusal.detail) from None
 
     def run(self, arguments: Sequence[str], jobs: Sequence[Job]) -> None:
-        """Raises Refusal, also for what ffmpeg says of them, Stopped, ServiceError."""
+        """Runs ffmpeg for the jobs. Raises Refusal, also for any message of it, Stopped,
+        ServiceError."""
         seconds = sum(job.probe.timeline for job in jobs)
         if jobs:
             _, messages = self.tools.run([self.tools.ffmpeg, *QUIET, *arguments], seconds)
             if messages:
                 raise damaged(messages)
 
-    def decode(self, copies: Mapping[str, Probe]) -> dict[str, str]:
-        """What is wrong with which copy (absolute path), by a full decode: for `check`."""
+    def decode(self, copies: Mapping[str, Probe]) -> dict[str, Exception]:
+        """Returns what a full decode finds wrong, by the copy's absolute path."""
         jobs = []
         for path, found in copies.items():
             target = Target(FORMAT_OF[splitext(path)[1]], 0)
             jobs.append(Job("", found, target, path, False, "", ""))
-        self.divide(jobs, self.hear, self.hear)
-        return {job.copy: explain(job.problem) for job in jobs if job.problem}
+        self.divide(jobs, self.decode_copies, self.decode_copies)
+        return {job.copy: job.problem for job in jobs if job.problem}
 
     def copy_arguments(self, number: int, job: Job) -> list[str]:
-        """Returns how input `number` is encoded: with its tags, from container and stream, and our
-        own two (Ogg keeps the first of them, M4A the second, measured)."""
+        """Returns ffmpeg's arguments to encode input `number`, with the tags of its container and
+        its stream. Ogg keeps the first of our own two tags, M4A the second (measured)."""
         form, found = job.target.form, job.probe
         rate = min(job.target.bitrate, CHANNEL_RATE * found.channels)
         arguments = ["-c:a", form.encoder, "-b:a", str(rate), *form.options]
         if form.codec == "opus" and found.timeline >= LONG_PACKETS_FROM:
             arguments += ["-frame_duration", "60"]
-        tags = [f"{name}={job.target.tag}" for name in ("encoded_by", "encoding_tool")]
-        for tag in tags:
-            arguments += ["-metadata", tag]
+        for tag in ("encoded_by", "encoding_tool"):
+            arguments += ["-metadata", f"{tag}={job.target.tag}"]
         arguments += ["-map_metadata", str(number), "-map_metadata", f"{number}:s:a:0"]
         return [*arguments, "-map_chapters", "-1", "-f", form.muxer]
 
 
-def size_of(path: str) -> int:
-    """Bytes, 0 where there is no such file."""
-    with suppress(OSError):
-        return os.stat(path).st_size
-    return 0
-
-
 def input_arguments(path: str, demuxer: str) -> list[str]:
-    """One input, its format named: nothing is guessed from its content, and no name of it can be
-    taken for an option."""
+    """Returns ffmpeg's arguments for one input. Its format is named, so that ffmpeg guesses nothing
+    from its content. `file:` keeps any name from being an option or another protocol."""
     return [*SAFE_INPUT, "-f", demuxer, "-i", "file:" + path]
 
 
 def timeline_filter(found: Probe) -> str:
-    """Puts silence into the gaps of a source and nothing anywhere else: every frame is stamped by
-    the samples before it, its own stamps play no part, so that nothing can be trimmed or moved. A
-    gap begins a millisecond early, as a frame that begins late would be put before it; frames are
-    indivisible, and none is shorter than 2.5 ms."""
+    """Returns a filter that puts silence into the gaps of a source and nowhere else. The samples
+    before a frame make its stamp. Its own stamp plays no part, so nothing is trimmed or moved. A
+    gap begins a millisecond early, or a frame that begins late would stand before it. This is safe,
+    as frames are indivisible and none is shorter than 2.5 ms."""
     early = found.rate // 1000
     terms = ["N", *(f"{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)]
-    while len(terms) > 1:  # a tree: ffmpeg parses no more than a hundred terms in a row
+    while len(terms) > 1:  # makes a tree, as ffmpeg parses at most a hundred terms in a row
         terms = [f"({'+'.join(terms[at : at + 50])})" for at in range(0, len(terms), 50)]
     return f"asetpts='{terms[0]}/SR/TB',aresample=async=1:min_hard_comp=0.0005:first_pts=0"
 
 
 def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
-    """Outputs for input `number`: the copy, and from the same decode, before any filter of ours,
-    the source's levels. Nothing on the way is held in 16 bits, as decoders give peaks above full
-    scale too."""
+    """Returns ffmpeg's arguments for the outputs of input `number`: the copy, and from the same
+    decode the source's levels, before any filter of ours. No sample is held in 16 bits on the way,
+    as decoders also give peaks above full scale."""
     if not job.encodes:
         return level_arguments(number, job.source_levels)
     graph = f"[{number}:a:0]asplit[a{number}][b{number}]"
@@ -4480,7 +5113,8 @@ def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
 
 
 def level_arguments(number: int, path: str) -> list[str]:
-    """One output: input `number` decoded in full, as levels; without a path, for nothing."""
+    """Returns ffmpeg's arguments to decode input `number` in full, as levels. Without a path the
+    result is dropped."""
     output = ["-f", "null", "-"]
     if path:
         output = ["-af", LEVEL_FILTER, *LEVEL_OUTPUT, "file:" + path]
@@ -4488,9 +5122,9 @@ def level_arguments(number: int, path: str) -> list[str]:
 
 
 def check_structure(job: Job, tools: Tools) -> None:
-    """What can be told of a copy without decoding it: that it is one whole stream, of which codec
-    and channels, its length to the sample where the source's packets tell it and no rate is
-    converted, which may round one up, and that it is worth it. Raises Refusal, OSError."""
+    """Checks a copy without decoding it. It must be one whole stream with the right codec and
+    channels, and as long as the source's packets say, to the sample. (A converted rate may round
+    one up.) A new copy must also be small enough. Raises Refusal, NotProven, OSError."""
     source, form = job.probe, job.target.form
     try:
         made = probe_file(job.copy, tools)
@@ -4510,68 +5144,62 @@ def check_structure(job: Job, tools: Tools) -> None:
         steps = f"{len(made.gaps)} gaps, an overlap of {made.overlap:.3f} s"
         raise NotProven(asked, f"{made.samples} samples with {steps}")
     job.slack = form.slack / made.rate
-    job.tolerance = tolerance_of(made)
+    for tolerance in reversed(TOLERANCES[made.codec]):
+        if made.kilobits / made.channels >= tolerance.kilobits:
+            job.tolerance = tolerance
     size = getsize(job.copy)
     if job.encodes and size > job.most:
         sizes = f"its copy takes {size_text(size)}, where {size_text(job.most)} are worth it"
         raise Refusal(Reason.LITTLE_SAVING, sizes)
 
 
-def tolerance_of(made: Probe) -> Tolerance:
-    """Returns what a copy of this bit rate may do."""
-    for tolerance in TOLERANCES[made.codec]:
-        if made.kilobits / made.channels >= tolerance.kilobits:
-            break
-    return tolerance
-
-
 def compare_audio(job: Job, stop: Stop) -> None:
-    """Compare what was decoded: the source with its own packets, then the copy with the source, in
-    length and wave, window by window and channel by channel, with silence where the source has gaps
-    and nowhere else. Raises Refusal, NotProven, Stopped."""
+    """Compares the levels. The source must be as long as its own packets say. The copy must have
+    the length and the wave of the source, window by window and channel by channel. It has silence
+    where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
     found, scale = job.probe, LEVEL_RATE / job.probe.rate
-    source, copy = (size_of(path) // job.frame for path in (job.source_levels, job.copy_levels))
+    source, copy = job.frames(job.source_levels), job.frames(job.copy_levels)
     if abs(source - found.samples * scale) > 1 + found.doubt * scale:
         decoded = f"{source / LEVEL_RATE:.3f} s decoded from it"
         raise NotProven(f"{found.seconds:.3f} s by the source's packets", decoded)
-    expected, edges = source, list[int]()  # where silence begins and ends, in turn
+    expected, edges = source, list[int]()  # silence begins and ends there, in turn
     for at, length in found.gaps:
-        begin = round(at * scale) + expected - source
-        expected += round(length * scale)
-        edges += [begin, begin + round(length * scale)]
+        begin, pause = round(at * scale) + expected - source, round(length * scale)
+        edges += [begin, begin + pause]
+        expected += pause
     if abs(copy - expected) > 1 + job.slack * LEVEL_RATE:
         raise NotProven(f"{expected / LEVEL_RATE:.3f} s", f"{copy / LEVEL_RATE:.3f} s")
-    # All of about the same size, as a short tail could not be measured alone.
+    # All windows have about the same size, as a short tail could not be measured alone.
     count = max(1, round(expected / LEVEL_WINDOW))
     ends = [expected * number // count for number in range(count + 1)]
     sounds = windows(job, job.source_levels, ends[1:], edges)
     after = next(sounds)
-    loud = [0.0, max(map(mean_power, after))]
+    loud = deque([0.0, max(map(mean_power, after))], 3)  # of the windows before, now and after
     for begin, other in zip(ends, windows(job, job.copy_levels, ends[1:], ())):
         if stop.requested:
             raise Stopped
         sound, after = after, next(sounds, [[]])
-        loud = [*loud[-2:], max(map(mean_power, after))]  # before, now and after
+        loud.append(max(map(mean_power, after)))
         quiet = max(LEVEL_FLOOR**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
         spread = max(quiet, QUIET_CHANNEL * max(loud))
         for one, two in zip(sound, other):
             try:
-                compare_window(one, two, quiet, spread, begin)
-                compare_parts(one, two, quiet, begin, job.tolerance)
+                compare_window(one, two, begin, quiet, spread)
+                compare_parts(one, two, begin, quiet, job.tolerance)
             except NotProven:
-                # What is loud in the next window may reach a little way into this one.
-                edge = min(LEVEL_EDGE, len(one) // 4)
-                inner = slice(edge, len(one) - edge)
                 if mean_power(one) > spread:
                     raise
-                compare_window(one[inner], two[inner], quiet, spread, begin + edge)
-                compare_parts(one[inner], two[inner], quiet, begin + edge, job.tolerance)
+                # A loud sound of the next window may reach a little way into this one.
+                edge = min(LEVEL_EDGE, len(one) // 4)
+                inner = slice(edge, len(one) - edge)
+                compare_window(one[inner], two[inner], begin + edge, quiet, spread)
+                compare_parts(one[inner], two[inner], begin + edge, quiet, job.tolerance)
 
 
 def windows(
     job: Job, path: str, ends: Iterable[int], edges: Sequence[int]
 ) -> Iterator[list[list[float]]]:
-    """The sound in a level file by channel, up to each of `ends` (frames), with silence put in
+    """Yields the sound of a level file by channel, up to each of `ends` (frames). Silence is put
     between `edges` (begin, end, begin, ...)."""
     position = 0
     with open(path, "rb") as file:
@@ -4588,38 +5216,38 @@ def windows(
 
 
 def sounding_share(job: Job) -> float:
-    """Of the parts of 10 ms of a source that was decoded: silence takes next to nothing."""
-    ends = range(LEVEL_PART, size_of(job.source_levels) // job.frame, LEVEL_PART)
+    """Returns the share of a source's parts of 10 ms that are no silence. Silence takes almost no
+    bytes in a copy."""
+    ends = range(LEVEL_PART, job.frames(job.source_levels), LEVEL_PART)
     parts = windows(job, job.source_levels, ends, ())
     sounding = sum(max(map(mean_power, part)) > LEVEL_FLOOR**2 for part in parts)
     return sounding / (len(ends) or 1)
 
 
 def mean_power(samples: Sequence[float]) -> float:
-    """By math.hypot, in C: a third of the time that sums of products take."""
+    """Returns the mean square. math.hypot takes a third of the time of a sum of products."""
     return math.hypot(*samples) ** 2 / (len(samples) or 1)
 
 
 def compare_window(
-    source: Sequence[float], copy: Sequence[float], quiet: float, spread: float, begin: int
+    source: Sequence[float], copy: Sequence[float], begin: int, quiet: float, spread: float
 ) -> None:
-    """Compares half a second of one channel, from frame `begin` on: it is as loud in the copy and
-    is the same wave. Each channel is compared for itself: a mix of both hides
-    what is in one, or in their difference. Where the source has less power than `quiet`, the copy
-    has no more than `spread`, as codecs let loud sounds reach a little way into the silence around
-    them. Raises Refusal, NotProven."""
+    """Compares half a second of one channel, from frame `begin` on. The copy must be as loud and
+    have the same wave. A mix of both channels would hide what is in one, or in their difference.
+    If the source has less power than `quiet`, the copy may have `spread`: codecs let loud sounds
+    reach a little way into the silence around them. Raises Refusal, NotProven."""
     count = min(len(source), len(copy))
     a, b = source[:count], copy[:count]
     power_a, power_b = mean_power(a), mean_power(b)
-    if not math.isfinite(power_a):  # such a thing compares as equal to anything
+    if not math.isfinite(power_a):  # comparing NaN would find no difference
         raise damaged(f"it holds samples that are no numbers at {begin / LEVEL_RATE:.1f} s")
     if power_a <= quiet and power_b <= 2 * spread:
         return
     difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
-    if not abs(difference) <= LEVEL_TOLERANCE:  # nor where it is no number
+    if not abs(difference) <= LEVEL_TOLERANCE:  # also true if the difference is NaN
         place = f"the source's loudness at {begin / LEVEL_RATE:.1f} s"
         raise NotProven(place, f"{difference:+.1f} dB")
-    # By the law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
+    # The law of cosines: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
     product = (power_a + power_b - math.dist(a, b) ** 2 / count) / 2
     correlation = product / math.sqrt(power_a * power_b or 1)
     if power_a > quiet and correlation < MIN_CORRELATION:
@@ -4628,14 +5256,13 @@ def compare_window(
 
 
 def compare_parts(
-    source: Sequence[float], copy: Sequence[float], quiet: float, begin: int, tolerance: Tolerance
+    source: Sequence[float], copy: Sequence[float], begin: int, quiet: float, tolerance: Tolerance
 ) -> None:
-    """Compares each part of 10 ms in half a second of one channel: it has not vanished, and a loud
-    one is the same wave. Raises NotProven."""
-    power = mean_power(source)
+    """Compares each part of 10 ms in half a second of one channel. No part may have vanished, and a
+    loud part must have the same wave. Raises NotProven."""
+    power, count = mean_power(source), min(len(source), len(copy))
     if power <= quiet:
         return
-    count = min(len(source), len(copy))
     parts = max(1, round(count / LEVEL_PART))
     faint = math.sqrt(max(quiet, tolerance.faint * power) * count / parts)
     loud = math.sqrt(max(quiet, tolerance.loud * power) * count / parts)
@@ -4651,7 +5278,7 @@ def compare_parts(
             if rest < left:
                 decibels = 20 * math.log10(max(rest, 1e-3))
                 raise NotProven(f"the source's loudness at {seconds:.1f} s", f"{decibels:.1f} dB")
-            if sound > loud:  # the share of the part's own wave that is in the copy
+            if sound > loud:  # `gain` is the share of the part's own wave in the copy
                 gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
                 if gain < tolerance.gain:
                     raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
@@ -4666,7 +5293,7 @@ def compare_parts(
 
 
 class Committer:
-    """Carries out the moves of one run, and keeps the documents true."""
+    """Commits the moves of one run, and keeps the documents true. It knows no rows of the table."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.library, self.staging = run, run.library, run.staging
@@ -4676,127 +5303,102 @@ class Committer:
         self.written: dict[str, str] = {}  # documents made true, by path: their SHA-256
         self.full: Optional[NoSpaceError] = None  # once the disk is
         self.index_digest = ""  # of the index as it was when it was last found or made true
-        self.settled, self.cost = monotonic(), 0.0  # seconds
+        self.index_written, self.cost = monotonic(), 0.0  # seconds
 
-    def commit(self, works: Sequence[Work]) -> None:
-        """All that is ready, and what was refused (it changes what documents say, and goes into the
-        history). Each Work comes out with its final reason, told to the report:
+    def commit(self, moves: Sequence[Move]) -> None:
+        """Commits all that is ready, and what was refused (it changes what documents say, and goes
+        into the history). Each move then has its final outcome, and the report knows it.
 
-        1. identity of each source (`is_same`); one deleted by its owner is passed over
-        2. put in place: `place`, `exchange`, or nothing; attributes were given when it was staged
-        3. flush the folder; where that fails, originals stay and the works have failed
-        4. make the sidecars of every recording touched true; flush the folder
-        5. append to the history and flush; where that fails, originals stay
-        6. an index that names files is written here; another follows within seconds
-        7. identity again, unlink, flush
+        1. check each against what was seen; what its owner deleted is passed over
+        2. write first words to the history, for the rows that need them
+        3. put in place
+        4. flush the folder; where that fails, originals stay and the moves have failed
+        5. make the sidecars of every recording touched true; flush the folder
+        6. append to the history and flush; where that fails, originals stay
+        7. write an index that names files; another follows within seconds
+        8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
-        works = [work for work in works if not self.is_gone(work)]
-        # Begun and on record before, or a run in between would delete the original again.
-        back = [work for work in works if work.is_ready and work.plan.move is Move.RESTORE]
-        self.attempt(back, self.history.append, back, now)
-        for work in back:
-            work.place = None  # once the commit is finished, it is here again and not there
-        for work in works:
-            with boundary(work.refuse):
-                if work.is_ready:
-                    self.put_in_place(work, now)
-        keep_together(works)
-        folders: dict[str, list[Work]] = {}
-        for work in works:
-            folders.setdefault(work.take.folder, []).append(work)
+        moves = [move for move in moves if not self.is_gone(move)]
+        self.each_ready(moves, lambda move: move.check(self.library))
+        keep_together(moves)
+        first = [move for move in moves if move.is_ready and move.has_first_word]
+        self.attempt(first, self.history.append, first, now)
+        self.each_ready(moves, lambda move: move.put(self.library))
+        keep_together(moves)
+        folders: dict[str, list[Move]] = {}
+        for move in moves:
+            folders.setdefault(move.take.folder, []).append(move)
         for folder, group in folders.items():
             self.attempt(group, flush_folder, self.library.path(folder))
-            self.attempt(group, self.make_works_true, folder, group, now)
+            self.attempt(group, self.make_moves_true, folder, group, now)
             self.attempt(group, flush_folder, self.library.path(folder))
-        if not self.attempt(works, self.history.append, works, now):
-            self.attempt((), self.history.append, works, now)  # that they have failed
-        for work in works:
-            if work.reason is Reason.NO_SPACE:
-                self.disk_is_full(work, work.detail)
-        ids = {id_ for work in works for id_ in work.recording.ids}
+        keep_together(moves)
+        if not self.attempt(moves, self.history.append, moves, now):
+            self.attempt((), self.history.append, moves, now)  # that they have failed
+        for move in moves:
+            if move.reason is Reason.NO_SPACE:
+                self.disk_is_full(move, move.told()["reason"])
+        ids = {id_ for move in moves for id_ in move.recording.ids}
         self.folders.update(folders)
         if self.index_names_files:
             self.ids |= ids
-            self.settle(at_once=True)
+            self.write_index(at_once=True)
         for folder, group in folders.items():
             self.remove_sources(folder, group, now)
         self.ids |= ids
-        self.settle(at_once=False)
+        self.write_index(at_once=False)
         if self.full:
             raise self.full
 
-    def disk_is_full(self, work: Work, detail: str) -> None:
+    def each_ready(self, moves: Iterable[Move], step: Callable[[Move], object]) -> None:
+        for move in moves:
+            if move.is_ready:
+                with boundary(move.refuse):
+                    step(move)
+
+    def disk_is_full(self, move: Move, detail: str) -> None:
         """A full disk ends the run. It is reported at its first sign, and once."""
         if not self.full:
-            self.full = self.run.no_space(work, detail)
+            self.full = self.run.no_space(move, detail)
             self.report.failed(self.full)
 
-    def is_gone(self, work: Work) -> bool:
-        """Whether its owner has deleted its source."""
-        is_gone = bool(work.plan.source) and not lexists(self.library.path(work.path))
+    def is_gone(self, move: Move) -> bool:
+        """Returns whether its owner has deleted its source."""
+        is_gone = bool(move.source) and not lexists(self.library.path(move.path))
         if is_gone:
             self.library.require_there()
             self.report.due -= 1
-            self.report.once(f"{work.path} was deleted meanwhile, and was passed over.")
-            self.staging.discard(work.staged)
+            self.report.once(f"{move.path} was deleted meanwhile, and was passed over.")
+            self.staging.discard(move.staged)
         return is_gone
 
-    def put_in_place(self, work: Work, now: float) -> None:
-        """Steps 1 and 2. Raises Refusal, OSError."""
-        final = self.library.path(work.target_path)
-        if work.plan.source:
-            expect(is_same(self.library.path(work.path), work.source_seen))
-        if work.staged and work.copy:  # inode numbers decide nothing: some disks make them up anew
-            expect(file_at(work.staged)[1:] == work.copy[1:])
-        if work.plan.move is Move.SMALLER:
-            expect(is_same(final, work.displaced_seen))
-            # On record before: without its original, nothing else could tell that a copy in
-            # another's place is proven.
-            if not work.take.original:
-                self.history.append([work], now)
-            self.swap(work, work.displaced_seen)  # the old one waits until all is true
-        elif work.staged:
-            place(work.staged, final)
-        elif work.plan.move in (Move.ADOPT, Move.FREE):
-            expect(is_same(final, work.copy_seen))
-
-    def swap(self, work: Work, expected: Optional[Witness]) -> None:
-        """Exchanges the staged file and the file in its place. If another program was faster and
-        that is not the expected file, they change back. Raises Refusal(CHANGED), OSError."""
-        final = self.library.path(work.target_path)
-        work.staged = exchange(work.staged, final)
-        if work.staged and not is_same(work.staged, expected):
-            work.staged = exchange(work.staged, final)
-            raise Refusal(Reason.CHANGED)
-
     def attempt(
-        self, works: Sequence[Work], step: Callable[..., object], *arguments: object
+        self, moves: Sequence[Move], step: Callable[..., object], *arguments: object
     ) -> bool:
-        """Does one step. Whatever goes wrong in it keeps the sources of these works. Returns False
+        """Does one step. Whatever goes wrong in it keeps the sources of these moves. Returns False
         if the next run should try again. A broken document is not retried: repairing it changes its
         mtime, and that is noticed."""
         failures: list[Exception] = []
         with boundary(failures.append):
             step(*arguments)
         for error in failures:
-            self.step_failed(works, error)
+            self.step_failed(moves, error)
         return all(isinstance(error, Flaw) for error in failures)
 
-    def step_failed(self, works: Sequence[Work], error: Exception) -> None:
+    def step_failed(self, moves: Sequence[Move], error: Exception) -> None:
         """A copy that took another's place gives it back. Any other stays beside its original, to
         be adopted."""
         is_sidecar = isinstance(error, (Flaw, PermissionError))
         refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
-        for work in works:
+        for move in moves:
             if is_full(error):
-                self.disk_is_full(work, explain(error))
-            if work.is_ready:
-                work.refuse(refusal)
-                if work.plan.move is Move.SMALLER and work.staged:
-                    with suppress(Refusal, OSError):
-                        self.swap(work, work.copy_seen)
-        if works:
+                self.disk_is_full(move, explain(error))
+            if move.is_ready:
+                move.refuse(refusal)
+                with suppress(Refusal, OSError):
+                    move.undo(self.library)
+        if moves:
             return
         text = f"Left alone, and may not say all that is true: {explain(error)}"
         if exit_code_of(error) == NoSpaceError.exit_code:
@@ -4807,19 +5409,19 @@ class Committer:
         else:
             self.report.defect("What is said of some recordings was left as it is", error)
 
-    def make_works_true(self, folder: str, works: Sequence[Work], now: float) -> None:
-        """Make the sidecars of recordings say what these works make of them. Where that fails, the
+    def make_moves_true(self, folder: str, moves: Sequence[Move], now: float) -> None:
+        """Makes the sidecars of recordings say what these moves make of them. Where that fails, the
         copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
-        after = {work.take.stem: work.take_after(now) for work in works}
+        after = {move.take.stem: move.take_after(now) for move in moves}
         here = self.library.folder(folder)
         for recording in resolve_recordings(here):
             stems = {take.stem for take in recording.takes}
-            group = [work for work in works if work.take.stem in stems]
+            group = [move for move in moves if move.take.stem in stems]
             if group:
                 self.attempt(group, self.make_true, here, recording, after)
 
     def make_true(self, folder: Folder, recording: Recording, after: Mapping[str, Take]) -> None:
-        """Make a recording's sidecars say what its takes are, those in `after` (by stem) as they
+        """Makes a recording's sidecars say what its takes are, those in `after` (by stem) as they
         will be. Each is rewritten at most once; those that are true keep their bytes and mtime.
         Without `after`, one that is as we have left it is not read again. Raises Flaw, Refusal,
         OSError."""
@@ -4833,41 +5435,28 @@ class Committer:
                     seen = look(os.lstat(whole), self.library.racy_from())
                     folder.documents[basename(path)] = seen
 
-    def remove_sources(self, folder: str, works: Sequence[Work], now: float) -> None:
-        """Step 7, and the end of every work. A past that has changed by it gets a second line: of
+    def remove_sources(self, folder: str, moves: Sequence[Move], now: float) -> None:
+        """Step 8, and the end of every move. A past that has changed by it gets a second line: of
         a removal that failed, and of a restore that is finished."""
-        pasts, changed = self.history.in_folder(folder), []
-        for work in works:
-            if work.is_ready:
-                with boundary(work.refuse):
-                    self.remove_source(work)
-                work.reason = work.outcome_reason
-                changed += [work] if work.past_after(now) != pasts.get(work.take.stem) else []
-            self.staging.discard(work.staged)
+        pasts, changed = self.history.in_folder(folder), list[Move]()
+        for move in moves:
+            if move.is_ready:
+                with boundary(move.refuse):
+                    try:
+                        move.remove(self.library)
+                    except OSError as error:
+                        raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+                move.outcome = move.outcome or Outcome(move.done, move.detail)
+                changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
+            self.staging.discard(move.staged)
         try:
             flush_folder(self.library.path(folder))
             self.history.append(changed, now)
         except OSError as error:  # after a power cut an original may be back, as a next run finds
             self.report.error(f"What was deleted in {folder} may come back: {explain(error)}")
-        for work in works:
-            if work.reason is not Reason.NO_SPACE:
-                self.report.outcome(work)
-
-    def remove_source(self, work: Work) -> None:
-        """Raises Refusal."""
-        try:
-            for file in work.plan.goes:
-                path = self.library.path(work.take.folder, file.name)
-                with suppress(FileNotFoundError):  # its owner was faster
-                    is_source = file == work.plan.source
-                    expect(is_same(path, work.source_seen if is_source else work.copy_seen))
-                    # Behind an attribute cache (sshfs, NFS) a stat is no witness of a source
-                    # whose only other copy is elsewhere.
-                    if work.plan.move is Move.ARCHIVE and work.source_seen:
-                        expect(digest_of(path) == work.source_seen.sha256)
-                    os.unlink(path)
-        except OSError as error:
-            raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+        for move in moves:
+            if move.reason is not Reason.NO_SPACE:
+                self.report.outcome(move)
 
     @cached_property
     def index_names_files(self) -> bool:
@@ -4899,12 +5488,12 @@ class Committer:
         with suppress(Flaw, OSError):  # told by a run that would have changed it
             self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
 
-    def settle(self, at_once: bool) -> None:
-        """Make the index true, from what the folders say now. Within seconds, but not so often that
-        it takes the time of the work. One that cannot be read, is a link or no object is told and
-        left alone."""
-        begun = monotonic()
-        is_time = at_once or begun - self.settled > max(5.0, 50 * self.cost)
+    def write_index(self, at_once: bool) -> None:
+        """Makes the index true, from what the folders say now. Within seconds, but not so often
+        that it takes the time of the work. One that cannot be read, is a link or no object is
+        reported and left alone."""
+        started = monotonic()
+        is_time = at_once or started - self.index_written > max(5.0, 50 * self.cost)
         if not (self.folders or self.ids) or not is_time:
             return
         pasts = self.history.pasts.items()
@@ -4913,9 +5502,12 @@ class Committer:
         recordings = list[Recording]()
         copies = 0
         for folder in self.library.walk(self.report.once):
-            copies += sum(file.size for file in folder.audio if file.suffix in FORMAT_OF)
+            copies += sum(file.size for file in folder.audio if file.format)
             if folder.path in met:
                 recordings += self.run.recordings_in(folder)
+        for stem, past in losses(self.library).items():
+            path = self.library.path(stem + past.suffix)
+            copies += past.size - (getsize(path) if isfile(path) else 0)
         index = Catalogue(recordings, self.ids)
         edit = partial(
             edit_index,
@@ -4924,15 +5516,15 @@ class Committer:
             copies_size=copies,
             date=iso(time.time()),
         )
-        path = self.library.path(INDEX_NAME)
-        if self.attempt((), self.write_index, path, edit):
+        if self.attempt((), self.rewrite_index, edit):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
-        self.settled = monotonic()
-        self.cost = self.settled - begun
+        self.index_written = monotonic()
+        self.cost = self.index_written - started
 
-    def write_index(self, path: str, edit: Callable[[bytes], Optional[bytes]]) -> None:
+    def rewrite_index(self, edit: Callable[[bytes], Optional[bytes]]) -> None:
         """Raises Flaw, Refusal, OSError."""
+        path = self.library.path(INDEX_NAME)
         self.index_digest = rewrite(path, edit, self.staging, backup=False)
 
     def finish(self) -> None:
@@ -4944,21 +5536,24 @@ class Committer:
             defect = partial(self.report.defect, f"What is said in {path} was left as it is")
             with boundary(defect), suppress(OSError, UsageError):
                 notes += self.finish_folder(path)
-        self.settle(at_once=True)
+        self.write_index(at_once=True)
         if not self.ids:
             self.history.note(notes, self.run.now)
 
     def finish_folder(self, path: str) -> list[dict[str, Any]]:
         """Makes all documents of a folder true. Returns the note on it, if it has one. Raises
         OSError, UsageError."""
-        folder = self.library.folder(path)
+        is_gone = not isdir(self.library.path(path))
+        folder = Folder(path, self.library) if is_gone else self.library.folder(path)
         recordings = self.run.recordings_in(folder)
         if folder.is_unread:  # nothing shows when it can be read: it is looked at every night
             return []
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
-        flush_folder(self.library.path(path))
-        return word_on(folder, self.run) if recordings and all(true) else []
+        if not is_gone:
+            flush_folder(self.library.path(path))
+        is_true = bool(recordings) and all(true)
+        return folder_note(folder, self.run.config, self.run.clock) if is_true else []
 
 
 def edits(
@@ -4971,32 +5566,6 @@ def edits(
         own = facts if sidecar.listed and not recording.is_witnessed else None
         edit = partial(edit_sidecar, rename=rename, facts=own)
         yield join(recording.folder, sidecar.name), edit
-
-
-def keep_together(works: Sequence[Work]) -> None:
-    """A recording is archived and restored as a whole: one part that cannot be keeps the others."""
-    for stuck in works:
-        if stuck.reason and stuck.plan.move in (Move.ARCHIVE, Move.RESTORE):
-            refusal = Refusal(stuck.reason, f"of its other part {stuck.path}: {stuck.detail}")
-            for work in works:
-                if work.recording is stuck.recording and work.is_ready:
-                    work.refuse(refusal)
-
-
-def expect(is_unchanged: bool) -> None:
-    """Raises Refusal(CHANGED) unless something that was proven is unchanged."""
-    if not is_unchanged:
-        raise Refusal(Reason.CHANGED)
-
-
-def is_same(path: str, seen: Optional[Witness]) -> bool:
-    """Returns whether the file under a name is still the one that was seen. Raises
-    FileNotFoundError if its owner deleted it, OSError."""
-    status = os.lstat(path)
-    now = identity_of(status)
-    if seen is None or now[-2:] != seen.identity[-2:] or not stat.S_ISREG(status.st_mode):
-        return False
-    return now == seen.identity or digest_of(path) == seen.sha256
 
 
 # ------------------------------------------------------------------------------------- documents
@@ -5273,11 +5842,12 @@ class Facts(NamedTuple):
     on_disk: int  # Of the files that are here, kept originals included.
     date: Optional[float]  # Of the newest compression: 0 if not on record, None without a copy.
     place: Optional[Place]  # In the archive, if all of it is there.
+    deleted: float = 0.0  # When a tier deleted it, if all of it is.
 
     @property
     def is_complete(self) -> bool:
         """Returns whether nothing is missing and nothing has to be compressed."""
-        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED}
+        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED, State.DELETED}
 
 
 def facts_of(takes: Iterable[Take]) -> Facts:
@@ -5285,16 +5855,21 @@ def facts_of(takes: Iterable[Take]) -> Facts:
     states: set[State] = set()
     firsts: list[Optional[int]] = []
     places: list[Place] = []
-    standing, on_disk, date = 0, 0, None
+    standing, on_disk, date, deleted = 0, 0, None, 0.0
     for take in takes:
         original, past = take.original, take.past
         states.add(take.state)
         firsts.append(original.size if original else past.first_size or None)
-        file = take.file or past.place
+        file = take.said
+        if take.state is State.DELETED:  # it counts as it was
+            name = take.name + (past.suffix or SOURCE_SUFFIX)
+            file = File(name, past.size if past.suffix else past.first_size, past.mtime_ns)
         standing += file.size if file else 0
-        on_disk += sum(each.size for each in (*take.originals, take.copy) if each)
+        here = (*take.originals, take.lost_copy or take.copy)
+        on_disk += sum(each.size for each in here if each)
         if file and file.name.endswith(COPY_SUFFIXES):
             date = max(date or 0.0, past.compressed)
+        deleted = max(deleted, past.deleted)
         if past.place:
             places.append(past.place)
     newest = max(places, key=lambda place: place.time, default=None)
@@ -5305,6 +5880,7 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         on_disk=on_disk,
         date=date,
         place=newest if states == {State.ARCHIVED} else None,
+        deleted=deleted if states == {State.DELETED} else 0.0,
     )
 
 
@@ -5334,19 +5910,24 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
-    elif facts.on_disk and "archive_location" in now:
+    elif (facts.on_disk or facts.deleted) and "archive_location" in now:
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
+    if facts.deleted:
+        members.update(audio_deleted=True, audio_deletion_date=iso(facts.deleted))
+    elif facts.on_disk and "audio_deletion_date" in now:
+        members.update(dict.fromkeys(DELETION_MEMBERS, GONE))
     return members
 
 
 ARCHIVE_MEMBERS = ("archived", "archive_location", "archive_date")
+DELETION_MEMBERS = ("audio_deleted", "audio_deletion_date")
 RESTORED_MEMBERS = {
     "compressed": False,
     "compressed_size": None,
     "compression_ratio": GONE,
     "compression_date": None,
 }
-OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS)
+OUR_MEMBERS = ("original_size", *RESTORED_MEMBERS, *ARCHIVE_MEMBERS, *DELETION_MEMBERS)
 
 
 def edit_sidecar(
@@ -5364,6 +5945,23 @@ def edit_sidecar(
     if facts and document.is_object(document.root):
         now = document.values(document.root, OUR_MEMBERS)
         document.set(document.root, sidecar_members(facts, now))
+    return document.edited()
+
+
+def edit_policy(data: bytes, keep: bool) -> Optional[bytes]:
+    """Returns a sidecar whose policy says `keep`, or (if not `keep`) no longer says it. Returns
+    None if that is true already. Raises Flaw. Pure."""
+    document, name = JsonText(data), "compression_policy"
+    root = document.root
+    policy = document.members(root, (name,)).get(name, root)
+    # Only null begins with an n.
+    if not document.is_object(root) or document.text[policy.start] not in "{n":
+        raise Flaw("it, or its compression_policy, is no object")
+    has_policy = policy != root and document.is_object(policy)
+    if has_policy and (keep or document.members(policy, ()).keys() - {"keep"}):
+        document.set(policy, {"keep": True if keep else GONE})
+    else:
+        document.set(root, {name: {"keep": True} if keep else GONE})
     return document.edited()
 
 
@@ -5391,6 +5989,7 @@ def index_members(facts: Facts) -> dict[str, Any]:
         "compressed": facts.is_complete and facts.date is not None,
         "size": facts.on_disk,
         "archived": True if facts.place else GONE,
+        "audio_deleted": True if facts.deleted else GONE,
     }
 
 
@@ -5510,7 +6109,7 @@ def edit_index(
     return document.edited()
 
 
-ENTRY_MEMBERS = ("id", "size", "compressed", "archived")
+ENTRY_MEMBERS = ("id", "size", "compressed", "archived", "audio_deleted")
 
 
 def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]:
@@ -5731,38 +6330,27 @@ class Archive:
             "that files can be written there."
         )
 
-    def store(self, works: Sequence[Work]) -> None:
-        """Puts files there, proven; leaves each Work with its `place` or refused. Raises Stopped,
-        and ServiceError where the archive does not answer or takes nothing."""
-        for work in works:
-            if self.run.stop.requested:
-                raise Stopped
-            if not work.reason:
-                with boundary(work.refuse):
-                    work.place = self.put(work)
-                    work.detail = work.place.location
-
-    def put(self, work: Work) -> Place:
-        """Puts one file there, and returns its place."""
-        source = self.library.path(work.path)
-        there = self.location(work.path)
+    def put(self, move: Move) -> Place:
+        """Puts one file there, proven, and returns its place. Raises Refusal, OSError, Stopped, and
+        ServiceError where the archive does not answer or takes nothing."""
+        source = self.library.path(move.path)
+        there = self.location(move.path)
         status = os.lstat(source)
-        work.source_seen = self.library.witness(source)
-        sha256 = work.source_seen.sha256
+        seen = move.source_seen = self.library.witness(source)
         try:
-            self.visit(work.take.folder)
-            if self.is_there(work.take.folder, source, there, sha256):
+            self.visit(move.take.folder)
+            if self.is_there(move.take.folder, source, there, seen.sha256):
                 self.secure(source, there)
             else:
-                self.deliver(source, there, sha256)
+                self.deliver(source, there, seen.sha256)
         except (Refusal, OSError) as error:
-            expect(is_same(source, work.source_seen))
+            expect(is_same(source, seen))
             self.find_cause(there, error)
         return Place(
             *os.path.split(there),
             status.st_size,
             status.st_mtime_ns,
-            sha256,
+            seen.sha256,
             stat.S_IMODE(status.st_mode),
             (status.st_uid, status.st_gid),
             time.time(),
@@ -6034,14 +6622,6 @@ class RemoteArchive(Archive):
         return [self.run.tools.find("rclone")[0], *RCLONE, *named]
 
 
-def configured_archive(run: Run) -> Optional[Archive]:
-    tier = run.config.archive_tier
-    if not (tier and tier.archive):
-        return None
-    kind = FolderArchive if os.path.isabs(tier.archive) else RemoteArchive
-    return kind(tier.archive, run)
-
-
 def is_full(error: Exception) -> bool:
     """Returns whether a disk or a quota is full."""
     is_space = getattr(error, "reason", None) is Reason.NO_SPACE
@@ -6098,20 +6678,26 @@ def command_restore(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
     if config.dry_run:
-        for recording in asked_for(run):
-            for work in works_back(recording, config):
-                if not work.reason:
-                    where = "its original is kept" if work.plan.source else "it is in the archive"
-                    work.refuse(Refusal(Reason.RESTORE_DUE, where))
-                report.outcome(work)
+        for recording in with_more_than_copies(run, asked_for(run)):
+            for move in moves_back(recording, config):
+                move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
+                report.outcome(move)
         report.summary()
         return
     report.open_log()
     with run.open(locks=True):
         try_commits(run.library)
         with run.finishing():
-            bring_back(run, asked_for(run))
+            asked = with_more_than_copies(run, asked_for(run))
+            run.carry_out(map(partial(brought_back, run), asked))
     run.note(report.summary())
+
+
+def brought_back(run: Run, recording: Recording) -> list[Move]:
+    """Returns the moves that bring back a recording that was asked for. Its documents are looked
+    at, even if it has none: an earlier restore may have been cut short."""
+    run.committer.folders.add(recording.folder)
+    return moves_back(recording, run.config)
 
 
 def asked_for(run: Run) -> Iterator[Recording]:
@@ -6145,16 +6731,17 @@ def asked_for(run: Run) -> Iterator[Recording]:
         run.report.error(f"{asked[inside]}: no recording of {library.root}, here or on record")
 
 
-def every_folder(library: Library, problem: Callable[[str], object]) -> Iterator[Folder]:
-    """Yields the folders of the library, and then those that are gone, as all in them is
-    archived."""
-    pasts = library.history.pasts.items()
-    gone = {dirname(stem) for stem, past in pasts if past.place}
-    for folder in library.walk(problem):
+def every_folder(
+    library: Library, problem: Callable[[str], object], passed_over: Callable[[str], object] = str
+) -> Iterator[Folder]:
+    """Yields the folders of the library, and then those on record that are gone."""
+    gone = library.history.folders(library.history.lines)
+    for folder in library.walk(problem, passed_over):
         gone.discard(folder.path)
         yield folder
     for path in sorted(gone):
-        yield Folder(path, library)
+        if not isdir(library.path(path)):
+            yield Folder(path, library)
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -6164,104 +6751,126 @@ def names_of(recording: Recording) -> set[str]:
 
 
 def done_last(library: Library) -> list[str]:
-    """Returns the absolute paths of all that the last run did that compressed or archived
-    anything."""
-    words = (Action.COMPRESSED, Action.ARCHIVED)
-    begun = [run["time"] for run in library.history.runs if any(map(run.get, words))]
+    """Returns the absolute paths of all that the last run did that changed anything. Reads the
+    history backwards: any number of idle runs may follow, and a killed run has no record."""
+    words, history = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED), library.history
+    offsets = sorted(itertools.chain(*history.lines.values()))
+    begun, ended = math.inf, 0.0
+    while offsets and not ended:
+        for record in history.read([offsets.pop()]):
+            with suppress(*ODD):
+                past = Past.of(record.get("past", record))
+                if past.action in words:
+                    ended = past.time
+                elif not past.action:  # the record of a run, which has the time of its start
+                    begun = past.time
     return [
         library.path(stem + SOURCE_SUFFIX)
-        for stem, past in library.history.pasts.items()
-        if past.action in words and begun and past.time >= begun[-1]
+        for stem, past in history.pasts.items()
+        if past.action in words and min(begun, ended) <= past.time <= ended
     ]
 
 
-def works_back(recording: Recording, config: Config) -> list[Work]:
-    """What brings it back: of each take its copy is to be proven and to go, or its file is to be
-    fetched, or was and no more. Where neither can be, only what is refused."""
-    works = []
+def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """Yields the recordings that may have something to bring back. Reports the others in one
+    sentence: of these, copies are left and no originals."""
+    copies: list[Take] = []
+    for recording in recordings:
+        if any(map(may_come_back, recording.takes)):
+            yield recording
+        else:
+            copies += [take for take in recording.takes if take.copy]
+    if copies:
+        pasts = [take.past for take in copies]
+        times = [past.time if past.move == Free.name else past.compressed for past in pasts]
+        days = [local_time(time)[:10] for time in sorted(filter(None, times))]
+        when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
+        suffixes = " and ".join(sorted({take.copies[0].suffix for take in copies}))
+        run.report.error(
+            f"Nothing to bring back: these {len(copies)} originals were deleted on {when}; their "
+            f"{suffixes} copies are the recordings now. `keep_originals_days` keeps originals from "
+            "now on."
+        )
+
+
+def may_come_back(take: Take) -> bool:
+    """Returns whether a restore may find, or has found, the original or the archived file."""
+    is_away = not take.file or take.past.place is not None
+    return is_away or take.past.is_restored or bool(take.original and take.copy)
+
+
+def moves_back(recording: Recording, config: Config) -> list[Move]:
+    """Returns the moves that bring a recording back: of each take its copy is to be proven and to
+    go, or its file is to be fetched, or was and no more. Where one can do neither, only those."""
+    moves = list[Move]()
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
-        copy = take.copy if take.original else None
+        source = take.original if take.copy else None
         # One whose restore failed half way has its file here, and is on record as in the archive.
         is_away = not take.file or take.past.place is not None
         is_back = take.original or take.past.is_restored or is_begun
-        is_lost = take.copy and not (is_back or is_away)
-        if copy or is_lost or is_away or take.is_half_restored:
-            form = FORMAT_OF[copy.suffix] if copy else config.target_format
-            made = Target(form, config.target_bitrate)
-            source = take.original if copy else None
-            goes = (copy,) if copy else ()
-            plan = Plan(Move.RESTORE, source, made, take.past.settings, goes)
-            works.append(Work(take, recording, plan))
-            why = "only its copy is left, as its original was deleted" if is_lost else ""
-            if not (take.file or config.archive_tier):
-                why = f"{take.stem} is not here, and tiers name no archive"
-            place = take.past.place
-            known = [file for file in take.files if place and is_archived_file(file, place)]
-            if place and take.files and not known:
-                why = f"another {take.name} is here: move that away first"
-            if why:
-                works[-1].refuse(Refusal(Reason.NOT_RESTORED, why))
-    return [work for work in works if work.reason] or works
+        is_only_copy = bool(take.copy) and not (is_back or is_away)
+        if not (source or is_only_copy or is_away or take.is_half_restored):
+            continue
+        kind = BringBack if source else Fetch
+        form = (take.copy.format if take.copy else None) or config.target_format
+        target = Target(form, config.target_bitrate)
+        removes = take.copies[:1] if source else ()
+        why = "only its copy is left, as its original was deleted"
+        if not is_only_copy:
+            why = why_not_back(take, config)
+        problem = Outcome(Reason.NOT_RESTORED, why) if why else None
+        move = kind(take, target, take.past.settings, source, removes, problem, recording)
+        moves.append(move)
+    return [move for move in moves if move.outcome] or moves
+
+
+def why_not_back(take: Take, config: Config) -> str:
+    """Returns why a take cannot come back, "" if it can."""
+    place = take.past.place
+    if take.state is State.DELETED:
+        days, date = take.past.settings.split()[-1], local_time(take.past.deleted)[:10]
+        return f"deleted on {date} by the tier of {days} days; nothing to bring back"
+    if place and take.files and not any(is_archived_file(file, place) for file in take.files):
+        return f"another {take.name} is here: move that away first"
+    if not (take.file or config.archive_tier):
+        return f"{take.stem} is not here, and tiers name no archive"
+    return ""
 
 
 def is_archived_file(file: File, place: Place) -> bool:
     return file.name == place.name and file.is_on_record(place.size, place.mtime_ns)
 
 
-def bring_back(run: Run, recordings: Iterable[Recording]) -> None:
-    """Commits as a run does: in time, and whatever ends it. Also finishes what an earlier restore
-    has begun (`Take.is_half_restored`), for a run. Raises Stopped, ServiceError."""
-    archive = configured_archive(run)
-    try:
-        for recording in recordings:
-            if run.stop.requested:
-                raise Stopped
-            works = works_back(recording, run.config)
-            for work in works:
-                with boundary(work.refuse):
-                    if work.plan.source:
-                        prove_again(run, work)
-                    elif not work.reason:
-                        fetch_back(run, work, archive)
-            keep_together(works)
-            run.through += works
-            # Also where an earlier restore was cut short.
-            run.committer.folders.add(recording.folder)
-            run.commit_in_time()
-    finally:
-        run.commit()
-
-
-def fetch_back(run: Run, work: Work, archive: Optional[Archive]) -> None:
-    """From the archive into a staged file beside its place. Raises Refusal, OSError, and
+def fetch_back(run: Run, move: Fetch) -> None:
+    """Fetches from the archive into a staged file beside its place. Raises Refusal, OSError, and
     ServiceError if the archive does not answer."""
-    take = work.take
-    work.copy = take.file
-    work.place = take.past.place
-    work.detail = "back from the archive"
-    if work.copy:  # a restore was cut short after that
+    take, archive = move.take, run.archive
+    move.copy = take.file
+    move.place = take.past.place
+    move.detail = "back from the archive"
+    if move.copy:  # a restore was cut short after that
         return
     assert archive
-    place = take.past.place or lead(archive, work.recording, take)
+    place = take.past.place or lead(archive, move.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
-    work.staged = run.staging.beside(target)
+    move.staged = run.staging.beside(target)
     try:
-        said = work.recording.location
-        work.place = found = archive.fetch(take.folder, place, said, work.staged)
+        said = move.recording.location
+        move.place = found = archive.fetch(take.folder, place, said, move.staged)
     except (Refusal, OSError) as error:
         if getattr(error, "reason", None) is not Reason.NOT_RESTORED:
             archive.answer()  # else it is this recording's
         raise
-    work.copy = File(found.name, found.size, found.mtime_ns)
+    copy = move.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:
         past = take.past if take.past.size == found.size else NO_PAST
         sizes: dict[str, Any] = {"first_size": found.size}
-        if work.copy.suffix in FORMAT_OF:
-            sizes = {"suffix": work.copy.suffix, "size": found.size}
+        if copy.format:
+            sizes = {"suffix": copy.suffix, "size": found.size}
         past = past._replace(mtime_ns=found.mtime_ns, place=found, **sizes)
-        work.take = take._replace(past=past)
+        move.take = take._replace(past=past)
 
 
 def lead(archive: Archive, recording: Recording, take: Take) -> Place:
@@ -6276,68 +6885,343 @@ def lead(archive: Archive, recording: Recording, take: Take) -> Place:
     return Place(recording.location, own[0])  # a copy's suffix comes first
 
 
-def prove_again(run: Run, work: Work) -> None:
-    """Whether the copy that is to go is its original's: one that is not stays. Raises Stopped,
+def prove_again(run: Run, move: BringBack) -> None:
+    """Proves the copy that is to go. One that is not its original's stays. Raises Stopped, OSError,
     ServiceError."""
-    plan = work.plan
-    work.plan = plan._replace(move=Move.ADOPT)  # so that nothing is encoded
-    run.transcode([work])
-    run.find_cause([work])
-    if not work.source_seen:  # the original cannot even be read
-        work.plan = plan
+    run.transcode([move])
+    run.find_cause([move])
+    if not move.source_seen:  # the original cannot even be read
         return
-    with open_regular(run.library.path(work.path)) as original:
-        flush(original.fileno())  # whoever wrote it: the copy is to be removed
-    if work.reason:
-        plan = plan._replace(goes=())
-        work.source_seen = run.library.witness(run.library.path(work.path))
-        refusal = Refusal(work.reason, work.detail)
-        run.report.once(f"{work.target_path} stays: it does not prove to be a copy. {refusal}")
-    work.plan = plan
-    work.reason = None
-    work.detail = "the original is back"
-    work.copy = plan.source
+    original = run.library.path(move.path)
+    with open_regular(original) as file:
+        flush(file.fileno())  # whoever wrote it: the copy is to be removed
+    if move.outcome:
+        move.removes = ()
+        move.source_seen = run.library.witness(original)
+        refusal = Refusal(*move.outcome[:2])
+        run.report.once(f"{move.target_path} stays: it does not prove to be a copy. {refusal}")
+    move.outcome = None
+    move.detail = "the original is back"
+    move.copy = move.source
+    move.is_proven = True
+
+
+# ---------------------------------------------------------------------------------------- losses
+# Finds the copies on record that are lost, moved or back, and reads a share of all copies every
+# night. Writes nothing but the history, and that only while the library is locked. A copy whose
+# original is here is never lost: it is made again.
+
+LENGTH_TOLERANCE = 0.15  # seconds, between what the history says of a copy and what is in it
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP)  # the last two: no plain file
+LARGE_FOLDER = 1000  # files; with more, a share is made of files instead of folders
+FEWEST = 10  # copies on record; more than half of so many never vanish by their owner's wish
+LOST_ADVICE = (
+    "Bring lost copies back from a backup: the next run recognises each by its hash. To forget "
+    "one, remove it from its sidecar and from the index."
+)
+
+
+def losses(library: Library) -> dict[str, Past]:
+    """Returns the pasts, by stem, of the lost copies on record that are still missing. Raises
+    OSError if the history cannot be read."""
+    history, found = library.history, {}
+    for path in sorted(history.folders(history.lossy if history.lines else ())):
+        with suppress(OSError, UsageError):  # a folder that cannot be read tells nothing
+            here = library.folder(path).takes if isdir(library.path(path)) else {}
+            for stem, past in history.in_folder(path).items():
+                take = here.get(basename(stem), Take(stem, past=past))
+                if past.is_lost and take.lost_copy:
+                    found[stem] = past
+    return found
+
+
+def since_when(past: Past) -> str:
+    """Returns what became of the original of a lost copy."""
+    if past.freed:
+        return f"its original was deleted on {local_time(past.freed)[:10]}"
+    return "its original is not here"
+
+
+def share_of(path: str, every: int) -> int:
+    """Returns in which of so many nights a folder or file is read again."""
+    return zlib.crc32(os.fsencode(path)) % every
+
+
+def reread(take: Take, recording: Recording) -> Reread:
+    """Returns the move that reads a copy: the file that is here, or the one on record."""
+    source = take.lost_copy or take.copy
+    return Reread(take, Target("", 0), take.past.settings, source, recording=recording)
+
+
+class Losses:
+    """Looks at copies on record, and puts on record what became of them."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.library, self.report = run, run.library, run.report
+        self.met: dict[str, int] = {}  # number of files, by folder
+        self.doubtful: dict[str, Reread] = {}  # by stem
+        self.is_cut = False  # nothing more is to be read
+
+    def doubt(self, recording: Recording) -> None:
+        """Notes the copies that `find` is to look at."""
+        for take in recording.takes:
+            if take.is_in_doubt:
+                self.doubtful[take.stem] = reread(take, recording)
+
+    def find(self) -> bool:
+        """Settles what became of the copies in doubt. Returns whether anything was put on record.
+        Raises Stopped, ServiceError."""
+        return self.settle(self.read(list(self.doubtful.values())))
+
+    @cached_property
+    def checked(self) -> int:
+        """Returns the day, since the epoch, up to which shares were read."""
+        day, today = int(finite(self.run.last.get("checked"))), int(self.run.now // DAY)
+        return day if 0 < day <= today else today - 1
+
+    def read_share(self) -> None:
+        """Reads the copies whose turn it is. Raises Stopped, ServiceError."""
+        every, today = self.run.config.check_days, int(self.run.now // DAY)
+        if self.run.is_part or not every or not self.run.is_locked:
+            return
+        days = {day % every for day in range(max(self.checked, today - every) + 1, today + 1)}
+        moves = []
+        for path, count in self.met.items():
+            is_large = count > LARGE_FOLDER
+            if not is_large and share_of(path, every) not in days:
+                continue
+            with suppress(OSError, UsageError):
+                for take in self.library.folder(path).takes.values():
+                    is_due = not is_large or share_of(take.stem, every) in days
+                    if is_due and take.proven_copy:
+                        moves.append(reread(take, Recording(path, (take,))))
+        found = self.read(moves, self.run.must_end)
+        # What went meanwhile is for the next run, which asks the documents.
+        self.settle([move for move in found if move.reason is not Reason.MISSING])
+        self.checked = self.checked if self.is_cut else today
+
+    def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
+        """Returns moves with what was found. Raises Stopped, ServiceError."""
+        batches = [moves[at : at + BATCH_FILES] for at in range(0, len(moves), BATCH_FILES)]
+        found: list[Reread] = []
+        with Threads(self.run.workers) as pool:
+            for batch in pool.map(self.read_batch, batches):
+                found += batch
+                self.report.progress(len(found), len(moves))
+                self.is_cut = self.is_cut or must_end()
+        if self.run.transcoder.ended:
+            raise self.run.transcoder.ended
+        return found
+
+    def read_batch(self, moves: Sequence[Reread]) -> list[Reread]:
+        """Hashes copies, and decodes those with other bytes or without a hash on record: in a
+        thread. Raises Stopped, ServiceError."""
+        by_path = {self.library.path(move.path): move for move in moves if not self.is_cut}
+        found: dict[str, Probe] = {}
+        for path, move in by_path.items():
+            past = move.take.past
+            try:
+                move.copy_seen = seen = self.library.witness(path, self.run.stop)
+                move.copy = file = File(basename(path), *seen.identity[-2:])
+                if seen.sha256 == past.sha256:
+                    continue
+                if past.sha256 and file.is_on_record(past.size, past.mtime_ns):
+                    raise Refusal(Reason.ROTTEN)
+                made = probe_file(path, self.run.tools)
+                if past.seconds and abs(made.timeline - past.seconds) > LENGTH_TOLERANCE:
+                    raise NotProven(f"{past.seconds:.2f} s", f"{made.timeline:.2f} s")
+                found[path] = made
+            except (Refusal, OSError) as error:
+                is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
+                move.refuse(Refusal(Reason.MISSING) if is_gone else error)
+        for path, problem in self.run.transcoder.decode(found).items():
+            by_path[path].refuse(problem)
+        for move in by_path.values():
+            reason, detail, _ = move.outcome or Outcome(move.done)
+            if reason is Reason.NOT_PROVEN or reason.action is Action.KEPT:
+                detail = detail or reason.sentence.format("")
+                move.outcome = Outcome(Reason.BAD_COPY, detail)
+        return list(by_path.values())
+
+    def settle(self, moves: Sequence[Reread]) -> bool:
+        """Puts on record what became of copies, and reports it. Returns whether anything was put on
+        record. Raises ServiceError."""
+        run, history, report = self.run, self.library.history, self.report
+        if any(move.reason is Reason.BAD_COPY for move in moves):  # or ffmpeg is to blame
+            try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
+        is_odd = any(move.outcome or move.is_other for move in moves)
+        pasts = history.pasts if is_odd else {}
+        stems = {past.sha256: stem for stem, past in pasts.items()}
+        for move in moves:
+            twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
+            if twin and move.is_other:
+                move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
+        bad = [move for move in moves if move.outcome and not move.take.originals]
+        places = self.find_bytes(bad)
+        gone = [move.take.past for move in bad if move.reason is Reason.MISSING]
+        new = [past for past in gone if not past.lost and past.sha256 not in places]
+        known = sum(past.has_copy and not past.lost for past in pasts.values())
+        is_most = known >= FEWEST and 2 * len(new) > known
+        changed = list[Reread]()
+        for move in moves:
+            there = places.get(move.take.past.sha256, "")
+            changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
+        if run.is_locked and changed:
+            run.committer.attempt((), history.append, changed, run.now)
+            run.committer.folders.update(move.take.folder for move in changed)
+        for move in changed:
+            if not move.after:
+                report.outcome(move)
+        forgotten = [move for move in changed if move.after and move.after.lost == FORGOTTEN]
+        if forgotten:
+            report.once(f"Forgotten, as no document names them any more: {len(forgotten)}.")
+        return run.is_locked and bool(changed)
+
+    def sound(self, move: Reread) -> list[Reread]:
+        """Returns the move if its record has to change. Its copy plays in full."""
+        past, file, seen = move.take.past, move.copy, move.copy_seen
+        if not (past.has_copy and file and seen):
+            return []
+        move.after = past._replace(sha256=seen.sha256, lost="")
+        if not move.take.originals:
+            after = move.after._replace(suffix=file.suffix, size=file.size)
+            move.after = after._replace(mtime_ns=file.mtime_ns)
+        if past.is_lost:
+            self.news(f"{move.path} is back.")
+        elif move.is_other:
+            rate = provenance(self.library.path(move.path))
+            move.after = move.after._replace(bitrate=rate or past.bitrate)
+            self.news(
+                f"{move.path} is another file than the one on record. It decodes in full and lasts "
+                "as long, so it is recorded anew."
+            )
+        return [move] if move.after != past else []
+
+    def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
+        """Returns what goes on record of a copy that is not sound. Its bytes may be `there`.
+        `is_most` tells whether most copies are missing at once."""
+        take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
+        is_gone = reason is Reason.MISSING
+        if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
+            return []  # a link; or archived or deleted, by the word of its sidecar
+        if not past.has_copy or reason.action is Action.FAILED:
+            self.report.error(f"{move.path}: {move.told()['reason']}")
+            return []
+        if take.originals:
+            self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
+            move.after = past._replace(lost=Reason.ROTTEN.code)
+            return [move]
+        stem, suffix = splitext(there)
+        if suffix in FORMAT_OF and stem not in self.library.history.in_folder(dirname(stem)):
+            self.news(f"{move.path} was moved to {there}. Its record moves too.")
+            new = reread(take._replace(stem=stem), recording)
+            mtime_ns = file_at(self.library.path(there)).mtime_ns
+            new.after = past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
+            move.after = NO_PAST
+            return [new, move]  # in this order, as a kill may come in between
+        is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
+        if is_gone and not is_named and past.lost != Reason.VANISHED.code:
+            if past.lost or not is_most:
+                move.after = past._replace(lost=FORGOTTEN)
+                return [move]
+            reason = Reason.VANISHED
+        if past.is_lost:
+            self.report.missed += 1
+            return []
+        hint = f"its bytes are in {there}" if there else ""
+        found = move.outcome.detail if move.outcome else ""
+        details = (found, since_when(past), hint)
+        move.outcome = Outcome(reason, "; ".join(filter(None, details)))
+        return [move]
+
+    def news(self, text: str) -> None:
+        self.report.has_news = True
+        self.report.once(text)
+
+    def find_bytes(self, moves: Sequence[Reread]) -> dict[str, str]:
+        """Returns the paths of files that may be copies from other places, by their SHA-256."""
+        sizes = {move.take.past.size for move in moves}
+        found = {}
+        for folder in self.library.walk(str) if moves else ():
+            for file in folder.audio:
+                if file.size in sizes and folder.takes[stem_of(file.name)].proven_copy != file:
+                    path = join(folder.path, file.name)
+                    with suppress(OSError):
+                        found[digest_of(self.library.path(path))] = path
+        return found
+
+    def is_in_index(self, take: Take) -> bool:
+        """Returns whether the index has an id or a name of it, or is not understood."""
+        words = self.index_words
+        return words is None or not words.isdisjoint({*take.past.ids, self.end_of(take.stem)})
+
+    def end_of(self, path: str) -> str:
+        """Returns the last two parts of a path below the library, as names are compared."""
+        return "/".join(folded(join(self.library.name, plain_path(path))).split("/")[-2:])
+
+    @cached_property
+    def index_words(self) -> Optional[set[str]]:
+        """Returns the ids and the ends of names in the index, None if it is not understood."""
+        try:
+            document = JsonText(read_regular(self.library.path(INDEX_NAME)))
+            ids = {id_ for _, id_, _ in entries(document)}
+            names = document.names(document.root)
+            return ids.union(self.end_of(stem_of(text)) for _, text, _ in names)
+        except FileNotFoundError:
+            return set()
+        except (Flaw, OSError):
+            return None
 
 
 # ----------------------------------------------------------------------------------------- check
-# The compressed library against its records: every copy decoded, every document derived anew and
-# compared with what it says, what should be in the archive asked for there. Changes nothing.
+# The library against its records: every copy by its hash, every document derived anew and compared
+# with what it says, every archived file. Changes nothing but the record of what is lost.
 
-LENGTH_TOLERANCE = 0.15  # seconds, between what the history says of a copy and what is in it
+RUN_CORRECTS = "A run corrects that."
 
 
 def command_check(config: Config, report: Report) -> None:
-    run = Run(config, report)
+    """`check`, also with `--archive`."""
+    run, message = Run(config, report), ""
+    report.open_log()
     run.library.require(config.log_file)
-    takes: list[Take] = []
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.open(locks=isdir(run.library.own(""))))
+        except ServiceError as error:
+            report.once(f"What is lost cannot be put on record: {error}")
+            stack.enter_context(run.open(locks=False))
+        message = check_all(run)
+    report.once(message)
+    notify(config, report, report.summary(message))
+
+
+def check_all(run: Run) -> str:
+    """Reports all that is wrong. Returns how many of what. Raises Stopped, ServiceError."""
+    report = run.report
     recordings: list[Recording] = []
     for folder in every_folder(run.library, report.error):
         recordings += run.recordings_in(folder)
-    away: list[tuple[Recording, Take]] = []
+    copies, away = [], []
     for recording in recordings:
-        check_documents(run, recording)
-        takes += recording.takes
         for take in recording.takes:
-            if not take.files and (take.past.place or recording.location):
+            if take.copy or take.is_in_doubt:
+                copies.append(reread(take, recording))
+            elif not take.files and (take.past.place or recording.location):
                 away.append((recording, take))
-    index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
-    data = b"{}"
-    with answering_for(run, INDEX_NAME):
-        data = read_regular(run.library.path(INDEX_NAME))
-        for id_ in index_differs(data, index.facts, index.meant):
-            report.error(f"{INDEX_NAME} does not say what the recording {id_} is")
-    copies = {  # seconds on record, by absolute path
-        run.library.path(take.folder, take.copy.name): take.past.seconds
-        for take in takes
-        if take.copy
-    }
-    with run.open(locks=False):
-        check_places(run, away, data.decode("utf-8", "replace"))
-        check_copies(run, copies)
+    run.losses.settle(run.losses.read(copies))
+    lost, unread = report.counts[Action.LOST] + report.missed, report.errors
+    check_documents(run, recordings)
+    untrue = report.errors
+    check_places(run, away)
+    report.exit_code = report.exit_code or int(lost > 0)
+    documents = sum(len(recording.sidecars) for recording in recordings)
     verdict = "something is wrong" if report.exit_code else "all sound"
-    message = f"Checked {len(copies)} copies and what is said of them: {verdict}."
-    report.say(message)
-    report.summary(message)
+    return (
+        f"Checked {len(copies)} copies: {lost} lost, {unread} unsound or not read; "
+        f"{documents} documents: {untrue - unread} wrong; "
+        f"{len(away)} archived files: {report.errors - untrue} wrong. In all: {verdict}."
+    )
 
 
 @contextmanager
@@ -6351,25 +7235,34 @@ def answering_for(run: Run, what: str) -> Iterator[None]:
         run.report.error(f"{what}: {explain(error)}")
 
 
-def check_documents(run: Run, recording: Recording) -> None:
-    """Every document says what its takes are, and every file that it names is here or archived."""
-    for take in recording.takes:
-        if take.state is State.MISSING and not recording.location:
-            run.report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
-    if recording.policy.unreadable:
-        run.report.error(recording.policy.unreadable)
-    for path, edit in edits(run.library, recording, {}):
-        with answering_for(run, path):
-            if edit(read_regular(run.library.path(path))):
-                run.report.error(f"{path} does not say what its recording is")
+def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
+    """Reports documents that do not say what their recordings are, and names of files that are
+    neither here nor archived."""
+    report = run.report
+    for recording in recordings:
+        for take in recording.takes:
+            if take.state is State.MISSING and not recording.location:
+                report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
+        if recording.policy.unreadable:
+            report.error(recording.policy.unreadable)
+        for path, edit in edits(run.library, recording, {}):
+            with answering_for(run, path):
+                if edit(read_regular(run.library.path(path))):
+                    report.once(f"{path} does not say what its recording is. {RUN_CORRECTS}")
+    index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
+    with answering_for(run, INDEX_NAME):
+        data = read_regular(run.library.path(INDEX_NAME))
+        for id_ in index_differs(data, index.facts, index.meant):
+            report.once(f"{INDEX_NAME} does not say what the recording {id_} is. {RUN_CORRECTS}")
 
 
-def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -> None:
-    """Reports archived files that are not there, or have another size. One that neither a sidecar
-    nor the index names was deleted by its owner."""
-    archive = configured_archive(run)
+def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
+    """Reports archived files that are not there, or are other files by their size or, with
+    `--archive`, by their hash. One that neither a sidecar nor the index names was deleted by its
+    owner."""
+    archive, report = run.archive, run.report
     if away and not archive:
-        run.report.error(f"{len(away)} files are archived, and no archive is configured")
+        report.error(f"{len(away)} files are archived, and no archive is configured")
     if not away or not archive:
         return
     missing = []
@@ -6379,42 +7272,20 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]], index: str) -
             with answering_for(run, take.stem):
                 place = take.past.place or lead(archive, recording, take)
                 there, size = archive.find(take.folder, place, recording.location)
-                words = (place.name, *take.past.ids)
-                said = [word for word in words if word in index or json.dumps(word) in index]
-                if size is None and (said or recording.sidecars):
-                    missing.append(take.stem)
-                elif size is not None and place.size not in (0, size):
+                is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
+                if size is None:
+                    missing += [take.stem] if is_named else []
+                elif place.size not in (0, size):
                     known = f"{place.size} are on record"
-                    run.report.error(f"{there} has {size} bytes in the archive, {known}")
+                    report.error(f"{there} has {size} bytes in the archive, {known}")
+                elif run.config.archive and archive.digest(there) != place.sha256:
+                    report.error(f"{there} in the archive is not the file that went there")
+                elif not is_named:
+                    report.once(f"{there} is in the archive, and no document names it.")
         if len(missing) == len(away):  # perhaps it is not the files that are not there
             archive.answer()
         for stem in missing:
-            run.report.error(f"{stem} is not in the archive any more")
-
-
-def check_copies(run: Run, copies: Mapping[str, float]) -> None:
-    """Each is walked, decoded in full, and as long as on record."""
-    paths = sorted(copies)
-    batches = [paths[at : at + BATCH_FILES] for at in range(0, len(paths), BATCH_FILES)]
-
-    def problems(batch: Sequence[str]) -> dict[str, str]:
-        found, wrong = {}, {}
-        for path in batch:
-            try:
-                found[path] = probe_file(path, run.tools)
-                lasts = found[path].timeline
-                recorded = copies[path]
-                if recorded and abs(lasts - recorded) > LENGTH_TOLERANCE:
-                    wrong[path] = f"lasts {lasts:.2f} s, {recorded:.2f} are on record"
-            except (Refusal, OSError) as error:
-                wrong[path] = explain(error)
-        return {**run.transcoder.decode(found), **wrong}
-
-    with Threads(run.workers) as pool:
-        for number, wrong in enumerate(pool.map(problems, batches), 1):
-            run.report.progress(number * BATCH_FILES, len(paths))
-            for path, text in wrong.items():
-                run.report.error(f"{relpath(path, run.library.root)}: {text}")
+            report.error(f"{stem} is not in the archive any more")
 
 
 # --------------------------------------------------------------------------------------- history
@@ -6424,9 +7295,11 @@ def check_copies(run: Run, copies: Mapping[str, float]) -> None:
 # library.
 
 LINE = re.compile(rb'\{"type": "\w+", "path": "((?:[^"\\]|\\.)*/)?')  # greedy: up to the last /
+NOTE = b'{"type": "folder"'  # begins such a line
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
 NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
+LOST = b'"lost": "'  # in the line of a take whose copy is lost or forgotten
 
 
 class History:
@@ -6435,6 +7308,8 @@ class History:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.known: dict[str, dict[str, Past]] = {}  # by folder and stem
+        self.lossy: set[Optional[bytes]] = set()  # folders with copies that are or were lost
+        self.checksums: dict[Optional[bytes], int] = {}  # of its lines without notes, by folder
 
     @cached_property
     def lines(self) -> dict[Optional[bytes], list[int]]:
@@ -6449,11 +7324,24 @@ class History:
         offset = 0
         with file:
             for line in file:
-                match = LINE.match(line)
-                folder = match[1] or b"" if match else None
+                folder = self.add_to_checksum(line)
                 lines.setdefault(folder, []).append(offset)
                 offset += len(line)
         return lines
+
+    def add_to_checksum(self, line: bytes) -> Optional[bytes]:
+        """Returns the folder of a line, as `lines` names it."""
+        match = LINE.match(line)
+        folder = match[1] or b"" if match else None
+        if LOST in line:
+            self.lossy.add(folder)
+        if not line.startswith(NOTE):
+            self.checksums[folder] = zlib.crc32(line, self.checksums.get(folder, 0))
+        return folder
+
+    def checksum(self, folder: str) -> int:
+        """Returns a checksum of all lines on takes of a folder: somebody may have edited them."""
+        return self.checksums.get(as_json(folder), 0) if self.lines is not None else 0
 
     def read(self, offsets: Sequence[int]) -> list[Mapping[str, Any]]:
         """The objects in these lines."""
@@ -6474,22 +7362,24 @@ class History:
                 with suppress(*ODD):
                     stem = record["take"]
                     if "\0" not in stem and NO_NAMES.isdisjoint(stem.split("/")):
-                        pasts[stem] = Past.of(record["past"])
+                        remember(pasts, stem, Past.of(record["past"]))
         return self.known[folder]
-
-    @property
-    def folders(self) -> Iterator[str]:
-        """Yields the folders that it remembers."""
-        for folder in self.lines:
-            with suppress(ValueError):
-                if folder is not None:
-                    yield json.loads(b'"%s"' % folder[:-1])
 
     @property
     def pasts(self) -> Mapping[str, Past]:
         """Returns all, by stem."""
-        known = [self.in_folder(folder) for folder in self.folders]
+        known = [self.in_folder(folder) for folder in self.folders(self.lines)]
         return {stem: past for pasts in known for stem, past in pasts.items()}
+
+    def folders(self, keys: Iterable[Optional[bytes]]) -> set[str]:
+        """Returns the paths of folders, by their names in `lines`."""
+        paths = {""}
+        for key in filter(None, keys):
+            with suppress(ValueError):
+                path = json.loads(b'"%s"' % key[:-1])
+                if "\0" not in path and NO_NAMES.isdisjoint(path.split("/")):
+                    paths.add(path)
+        return paths
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
@@ -6498,8 +7388,9 @@ class History:
         records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
         return [record for record in records if 0 < finite(record.get("time")) < LATEST]
 
-    def word(self, folder: str) -> Mapping[str, Any]:
-        """Our last word on a folder (`word_on`), if nothing has become of its takes since."""
+    def note_on(self, folder: str) -> Mapping[str, Any]:
+        """Returns the last note on a folder (`folder_note`), if nothing has become of its takes
+        since."""
         last = self.read(self.lines.get(as_json(folder), ())[-1:])
         return last[0] if last and last[0].get("type") == "folder" else {}
 
@@ -6507,22 +7398,22 @@ class History:
     def path(self) -> str:
         return self.library.own("history.jsonl")
 
-    def append(self, works: Sequence[Work], now: float) -> None:
-        """One line an outcome, with the whole past of its take, flushed together. `now` is that of
-        the commit, from which its documents' dates were derived too. Raises OSError: originals then
-        stay."""
-        pasts = [work.past_after(now) for work in works]
+    def append(self, moves: Sequence[Move], now: float) -> None:
+        """Appends a line for each outcome, with the whole past of its take; flushed together. `now`
+        is that of the commit, from which its documents' dates were derived too. Raises OSError:
+        originals then stay."""
+        pasts = [move.past_after(now) for move in moves]
         records = []
-        for work, past in zip(works, pasts):
-            about = {"take": work.take.stem, "date": iso(now), "past": past.record()}
-            records.append({**work.outcome(), **about})
+        for move, past in zip(moves, pasts):
+            about = {"take": move.take.stem, "date": iso(now), "past": past.record()}
+            records.append({**move.told(), **about})
         self.write(records)
-        for work, past in zip(works, pasts):
-            self.in_folder(work.take.folder)[work.take.stem] = past
+        for move, past in zip(moves, pasts):
+            remember(self.in_folder(move.take.folder), move.take.stem, past)
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
-        or `folder` (`word_on`). Failing loses a convenience, so it raises nothing."""
+        or `folder` (`folder_note`). Failing loses a convenience, so it raises nothing."""
         when = {"date": iso(now), "time": now}
         with suppress(OSError):
             self.write([{**record, **when} for record in records])  # their type and path first
@@ -6531,7 +7422,8 @@ class History:
         """Append lines, flushed together. Raises OSError."""
         if not records:
             return
-        text = "".join(json.dumps(record) + "\n" for record in records).encode("ascii")
+        lines = [f"{json.dumps(record)}\n".encode("ascii") for record in records]
+        text = b"".join(lines)
         descriptor = self.library.open_own("history.jsonl", os.O_RDWR | os.O_APPEND)
         with open(descriptor, "r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -6540,6 +7432,15 @@ class History:
             while text:  # a nearly full disk takes a part; the rest then raises
                 text = text[file.write(text) :]
             flush(descriptor)
+        for line in lines:
+            self.add_to_checksum(line)
+
+
+def remember(pasts: dict[str, Past], stem: str, past: Past) -> None:
+    """Notes the past of a take. One whose record was moved has none any more."""
+    pasts[stem] = past
+    if past == NO_PAST:
+        del pasts[stem]
 
 
 def as_json(folder: str) -> bytes:
@@ -6560,10 +7461,10 @@ LATE = 2 * DAY  # since the last run, after which a schedule is taken to have fa
 # the bit/s that their copies were or will be asked for.
 SUMMED_UP = (
     "all/original_size all/compressed_size all/recordings all/originals all/compressed all/young "
-    "all/unrecorded due/count due/size due/asked archived/count archived/size was/before was/after "
-    "made/size made/asked"
+    "all/unrecorded due/count due/size due/asked archived/count archived/size deleted/count "
+    "deleted/size was/before was/after made/size made/asked"
 )
-GROUPS = ("due", "due_by_move", "archived", "recorded_by_month", "savings_by_month")
+GROUPS = ("due", "due_by_move", "archived", "deleted", "recorded_by_month", "savings_by_month")
 SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
 
 
@@ -6587,6 +7488,9 @@ def gather_stats(config: Config) -> dict[str, Any]:
     for key, value in sorted(add_up(run, problems).items()):
         group, _, name = key.partition("/")
         groups[group][name] = value
+    for stem, past in losses(library).items():
+        key = f"{Action.LOST.value} {past.lost}"
+        groups["named"].setdefault(key, []).append(stem + past.suffix)
     totals, due, was, made = (groups[name] for name in ("all", "due", "was", "made"))
     share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
     due["estimated_saving"] = max(0, round(due["size"] - due.pop("asked") * share))
@@ -6597,7 +7501,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "savings": was["before"] - was["after"],
         "compression_ratio": round(was["after"] / was["before"], 4) if was["before"] else None,
         "free_space": room if room < math.inf else None,
-        "paused": until_text(until) if until else "",
+        "paused": until > 0,
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
         "runs": run.history.runs,
@@ -6612,13 +7516,13 @@ def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
     """Returns the sums of all folders. A folder that was removed still counts what is archived. The
     note on a folder has its sums while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
-    gone = (Folder(path, run.library) for path in run.history.folders)
+    gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
     seen = set[str]()
     for folder in itertools.chain(run.library.walk(problems.append), gone):
         if folder.path in seen:
             continue
         seen.add(folder.path)
-        note = note_on(folder, run)
+        note = run.note_on(folder)
         counted = note.get("sums", {})
         if note.get("seal") != seal(counted):
             counted = count_folder(folder, run.config, run.clock)
@@ -6630,7 +7534,7 @@ def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
 
 def seal(sums: Any) -> int:
     """Returns a checksum, so that sums of another version, or odd ones, are not believed."""
-    return zlib.crc32(json.dumps([SUMMED_UP, sums]).encode("ascii"))
+    return zlib.crc32(json.dumps([SUMMED_UP, sums]).encode())
 
 
 def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, Any]:
@@ -6640,22 +7544,25 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
     for take in folder.takes.values():
         past, file = take.past, take.file
         # As a run asks, but without sidecars, which may still say otherwise.
-        add_take(sums, take, next_move(take, None, config, moment))
+        add_take(sums, take, likely_move(take, config, moment))
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
             as_before = {"made/size": file.size, "made/asked": file.size * config.target_bitrate}
             sums.update(as_before)
     for past in folder.library.history.in_folder(folder.path).values():
-        if past.place:
-            sums.update({"archived/count": 1, "archived/size": past.place.size})
-            add_saving(sums, past, past.place.size)
+        group, size = "archived", past.place.size if past.place else 0
+        if past.deleted:
+            group, size = "deleted", past.size if past.suffix else past.first_size
+        if past.place or past.deleted:
+            sums.update({f"{group}/count": 1, f"{group}/size": size})
+            add_saving(sums, past, size)
     return {**sums, **names}
 
 
-def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
+def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
     """Adds the files of a take, and what is due for it."""
-    past, copy, source = take.past, take.proven_copy, plan and plan.source
+    past, copy, source = take.past, take.proven_copy, move and move.source
     originals = [file.size for file in take.files if file.is_original]
     copies = [file.size for file in take.files if not file.is_original]
     sums.update(
@@ -6674,12 +7581,12 @@ def add_take(sums: Counter[str], take: Take, plan: Optional[Plan]) -> None:
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), sum(originals or copies))
     if copy and past.first_size:
         sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
-    if plan:
-        sums[f"due_by_move/{plan.move.value}"] += 1
+    if move:
+        sums[f"due_by_move/{move.name}"] += 1
     elif take.original and take.state is State.WAITING:
         sums["all/young"] += 1
-    if plan and source and plan.encodes:
-        asked = (source.size if take.original else past.first_size) * plan.target.bitrate
+    if move and source and move.encodes:
+        asked = (source.size if take.original else past.first_size) * move.target.bitrate
         sums.update({"due/count": 1, "due/size": source.size, "due/asked": asked})
 
 
@@ -6713,6 +7620,7 @@ class Finding(NamedTuple):
 
 def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields the sentences that doctor, terminal and page say first."""
+    yield from obstacles(run.config)
     failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
     if failed:
         yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
@@ -6723,7 +7631,7 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
     if run.last:
         when, said = run.last["time"], run.last.get("message")
         yield Finding(f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code"))))
-        if run.now - when > LATE:
+        if run.now - when > LATE and not stats["paused"]:
             ago = duration_text(run.now - when)
             yield Finding(f"That is {ago} ago. Is the schedule at work?", 1)
         python = str(run.last.get("python") or "/")
@@ -6731,10 +7639,6 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(f"Its {python} is gone: print the schedule anew.", 1)
     else:
         yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
-    if stats["paused"]:
-        # One without an end may have been forgotten.
-        is_endless = stats["paused"] == until_text(math.inf)
-        yield Finding(f"Paused: no run does anything until {stats['paused']}.", int(is_endless))
     room = stats["free_space"]
     free = "" if room is None else f", {size_text(room)} free"
     yield Finding(f"{saved_percent(stats)} % saved{free}.")
@@ -6749,7 +7653,7 @@ def library_of(config: Config) -> Library:
 
 def until_text(seconds: float) -> str:
     """Returns when a pause ends."""
-    return local_time(seconds) if seconds < math.inf else f"'{PROGRAM} resume'"
+    return f"{local_time(seconds)} or 'resume'" if seconds < math.inf else "'resume'"
 
 
 def local_time(seconds: float) -> str:
@@ -6764,7 +7668,7 @@ def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
     return " ".join([*(wrong or ["All well."]), *calm]), wrong != []
 
 
-def saved_percent(stats: Mapping[str, Any]) -> int:
+def saved_percent(stats: Mapping[str, Any]) -> Any:
     """Returns the share that was saved of what the recordings would take."""
     saved: int = stats["savings"]
     now: int = stats["total_size"] + stats["archived"]["size"]
@@ -6777,18 +7681,20 @@ NEXT = {  # what is due, by move
     "smaller": "copies to make smaller",
     "free": "originals to delete, as their days are over",
     "archive": "to archive",
+    "delete": "to delete for good",
 }
 Rows = list[tuple[str, str]]
 
 
 def storage_rows(stats: Mapping[str, Any]) -> Rows:
     """Returns sizes with counts, without what is nothing."""
-    archived = stats["archived"]
+    archived, deleted = stats["archived"], stats["deleted"]
     rows = [
         ("originals still here", f"{size_text(stats['original_size'])} ({stats['originals']:,})"),
         ("copies", f"{size_text(stats['compressed_size'])} ({stats['compressed']:,})"),
         ("saved", f"{size_text(stats['savings'])} ({saved_percent(stats)} %)"),
         ("archived", f"{size_text(archived['size'])} ({archived['count']:,})"),
+        ("deleted", f"{size_text(deleted['size'])} ({deleted['count']:,})"),
         ("not old enough yet", f"{stats['young']:,}"),
         ("copies without a record", f"{stats['unrecorded']:,}"),
     ]
@@ -7027,41 +7933,52 @@ def command_serve(config: Config, report: Report) -> None:
 
 
 # ----------------------------------------------------------------------------------------- tools
-# The one place that starts a process: ffmpeg, rclone, the user's notify_command. Each has a process
-# group, low priority, a deadline in proportion to its work, and an end when we are asked to stop.
+# The one place that starts a process: ffmpeg, rclone, the user's notify_command. Each gets a
+# process group, low priority and a deadline in proportion to its work. It is killed when we stop.
 
 GRACE = 30.0  # seconds a tool may take beside its work: start-up, a disk that must spin up
 PACE = 1.0  # seconds allowed for a second of audio; ffmpeg needs 0.02
-NICENESS = 10  # of every tool: a server transcribing beside us comes first
-MOST_MESSAGES = 1 << 20  # bytes, after which a tool is stopped: it reads nothing sound
-MOST_OUTPUT = 256 << 20  # bytes, likewise: ten times the list of packets of a long recording
+NICENESS = 10  # of every tool: a server that transcribes beside us comes first
+MOST_MESSAGES = 1 << 20  # bytes; after these a tool is stopped, as its input cannot be sound
+MOST_OUTPUT = 256 << 20  # bytes; after these a tool is stopped, as no list of ours is so long
 # cron and launchd give a PATH of two folders; these are where package managers put ffmpeg.
 TOOL_PATH = (
     "/opt/homebrew/bin:/usr/local/bin:/opt/local/bin:/usr/bin:/bin:/snap/bin"
     ":/home/linuxbrew/.linuxbrew/bin"
 )
-# Lines that ffmpeg itself has tagged; those of a wrapper or of the dynamic linker are no word on a
-# recording. The second pattern is said of sound files too: every WAV without a channel mask; what
-# no header says and packets tell; what fix-webm-duration has mended, and was walked byte by byte.
+# Lines that ffmpeg itself has tagged. Those of a wrapper or of the dynamic linker say nothing about
+# a recording.
 TAGGED = re.compile(rb"^(?:\[[^\]\n]*\] )*\[(?:warning|error|fatal|panic)\] .*", re.MULTILINE)
+# Messages about sound files, one pattern a line: every WAV without a channel mask; a staged file
+# without .m4a; the trial by ffmpeg 4; a tag that M4A cannot hold; ffmpeg 9 behind the cause itself;
+# AAC below 16 kHz; ffmpeg 9 about a gap in Ogg, whose stamps we ignore; a gap, which is one long
+# frame; a decoder that waits for the encoder behind the pipe. All others are about files that end
+# oddly or that fix-webm-duration mended: every byte is accounted for, and the sound is compared.
 SAID_OF_SOUND_FILES = re.compile(
-    rb"Guessed Channel Layout"
-    rb"|extension is not .m4a nor .m4v"  # staged files have another
-    rb"|EOF timestamp not reliable"  # of the sound of our own, by ffmpeg 4
-    rb"|Estimating duration from bitrate"
-    rb"|malformed location metadata"  # a tag that M4A has no place for
-    rb"|Task finished with error code"  # ffmpeg 9, behind what it said of the cause
-    rb"|Too many bits \S+ > \d+ per frame requested"  # AAC below 16 kHz: it takes what it may
-    rb"|timestamp discontinuity"  # ffmpeg 9, of an Ogg gap beyond 10 s; stamps play no part
-    rb"|\d+ buffers queued in"  # a long gap is a long frame
-    rb"|Thread message queue blocking"  # a decoder that waits for the encoder behind the pipe
-    # Of files that end oddly: every packet is counted, and its sound compared.
-    rb"|Ignoring maximum wav data size|Packet corrupt|corrupt input packet"
-    rb"|Packet processing failed|Error during demuxing"
-    rb"|\[error\] file:.*: Invalid data found when processing input"
-    rb"|Unknown-sized element at \S+ inside parent with finite size"
-    rb"|File extends beyond end of segment|Read error at pos\.|Invalid EBML number size tag"
-    rb"|an EBML number's first byte|invalid as first byte of an EBML number"
+    rb"""
+Guessed Channel Layout
+Estimating duration from bitrate
+extension is not .m4a nor .m4v
+EOF timestamp not reliable
+malformed location metadata
+Task finished with error code
+Too many bits \S+ > \d+ per frame requested
+timestamp discontinuity
+\d+ buffers queued in
+Thread message queue blocking
+Ignoring maximum wav data size
+Packet corrupt
+corrupt input packet
+Packet processing failed
+Error during demuxing
+\[error\] file:.*: Invalid data found when processing input
+Unknown-sized element at \S+ inside parent with finite size
+File extends beyond end of segment
+Read error at pos\.
+Invalid EBML number size tag
+an EBML number's first byte
+invalid as first byte of an EBML number
+""".strip().replace(b"\n", b"|")
 )
 
 # The words that ffmpeg puts before a message.
@@ -7069,19 +7986,20 @@ EMBELLISHMENT = re.compile(
     r" @ 0x[0-9a-f]+(?=\])|\[(?:info|warning|error|fatal|panic)\] "
     r"|Error (?:while decoding stream \S+|submitting packet to decoder:) "
 )
-# How ffmpeg ends by itself over a content: with 1 before 6.1; later with the low byte of its error,
-# as EINVAL 234, ERANGE 222, EDOM 223, ENOSYS 218, invalid data 183, not implemented 176, unknown
-# 171, end of file 187; with 69 after too many errors. Measured with 4.1, 5.1 and 9.
+# Exit codes of an ffmpeg that gave up a content by itself. Before 6.1 it is 1. Later it is the low
+# byte of its error: EINVAL 234, ERANGE 222, EDOM 223, ENOSYS 218, invalid data 183. It is 176 for
+# not implemented, 171 for unknown, 187 for the end of the file, and 69 after too many errors.
+# Measured with 4.1, 5.1 and 9.
 CONTENT_CODES = frozenset((1, 69, 171, 176, 183, 187, 218, 222, 223, 234))
 CRASHES = frozenset(
     (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGTRAP)
 )
-# What strerror says of a content too: ffmpeg has these errors, and -1, which is EPERM, for it.
+# Errors of the system that ffmpeg also reports for a content (its -1 reads as EPERM).
 OF_CONTENT = (errno.EPERM, errno.EINVAL, errno.EDOM, errno.ERANGE, errno.ENOSYS)
 OF_THE_SYSTEM = "|".join(
     re.escape(os.strerror(code)) for code in errno.errorcode if code not in OF_CONTENT
 )
-# What is said of a machine, whatever the exit code: no word on a recording.
+# Messages about the machine, with any exit code. They say nothing about a recording.
 FAULTS_OF_THE_MACHINE = {
     Reason.NO_SPACE: rb"No space left on device|Disk quota exceeded",
     Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
@@ -7093,10 +8011,10 @@ FAULTS_OF_THE_MACHINE = {
 
 @dataclass
 class Stop:
-    """Set by a signal; everything that may take long looks at it."""
+    """The flag that a signal sets. Everything that may take long looks at it."""
 
     signal: int = 0
-    is_over: bool = False  # an error ends the run: what is at work is dropped
+    is_over: bool = False  # an error ended the run: work that is not finished is dropped
 
     @property
     def requested(self) -> bool:
@@ -7105,8 +8023,8 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """While inside, SIGHUP, SIGINT and SIGTERM only set a flag: no state of the library depends on
-    when they come. One that was ignored when we were started (nohup) stays ignored."""
+    """Lets SIGHUP, SIGINT and SIGTERM only set a flag meanwhile, so that they never come at a bad
+    moment. A signal that was ignored when we were started (nohup) stays ignored."""
     stop, before = Stop(), {}
 
     def note(number: int, _: object) -> None:
@@ -7119,32 +8037,36 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            # Once stopped we are on our way out, however often it is pressed.
+            # After a stop we are ending already: pressing it again changes nothing.
             signal.signal(number, signal.SIG_IGN if stop.signal else handler)
 
 
 class Tools:
-    """ffmpeg and whatever else is run, found on PATH and where package managers put them."""
+    """Finds and runs ffmpeg and other programs, on PATH and where package managers put them."""
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
     @cached_property
     def ffmpeg(self) -> str:
-        """Absolute path; one that lacks an encoder is passed over for a later one. Raises
-        ToolError."""
+        """Returns the absolute path of the first that has our encoders, or else of the last.
+        Raises ToolError."""
         *others, last = self.find("ffmpeg")
-        return next(filter(self.has_encoders, others), last)
+        for path in others:
+            if self.has_encoders(path):
+                return path
+        return last
 
     def has_encoders(self, ffmpeg: str) -> bool:
-        """Returns whether it lists our encoders. One that lists nothing is tried all the same."""
+        """Returns whether it lists our encoders, or lists nothing at all: then it is tried."""
         listed = ""
         with suppress(Refusal, ToolError):
             listed, _ = self.run([ffmpeg, *QUIET, "-encoders"], 0)
         return not listed or all(form.encoder in listed for form in FORMATS.values())
 
     def find(self, name: str) -> list[str]:
-        """Absolute paths, the first on PATH first. Raises ToolError with how to install it."""
+        """Returns absolute paths, the first on PATH first. Raises ToolError with how to install
+        the program."""
         named = filter(None, (*os.get_exec_path(), *TOOL_PATH.split(":")))
         folders = dict.fromkeys(map(realpath, named))
         found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
@@ -7161,31 +8083,29 @@ class Tools:
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
     ) -> tuple[str, str]:
-        """Run a command that works on `seconds` of audio, in a folder. Returns its output, and what
-        it said at warning or above, by ffmpeg's own tags. Raises Refusal (failed, hung, complains
-        without end, no space), Stopped, ToolError."""
+        """Runs a command that works on `seconds` of audio, in a folder. Returns its output and
+        ffmpeg's warnings and errors. Raises Refusal (failed, hung, complains without end, no
+        space), Stopped, ToolError."""
         with self.started(command, stdin, stdout, folder) as process:
             output, messages = self.hear(process, seconds)
         return output.decode("utf-8", "replace"), judge([process], messages)
 
     def digest(self, command: Sequence[str], seconds: float) -> str:
-        """Returns the SHA-256 of what a command puts out, hashed as it comes. Raises as `run`
-        does."""
-        null = open_to_write(os.devnull)
-        with ThreadPoolExecutor(1) as pool, self.started(command, subprocess.DEVNULL) as process:
-            output, process.stdout = process.stdout, None
-            digest = pool.submit(copy_through, output, null, null)
-            judge([process], self.hear(process, seconds)[1])
-            return digest.result()
+        """Returns the SHA-256 of a command's output, without keeping it. Raises as `run` does."""
+        digest = hashlib.sha256()
+        with self.started(command, subprocess.DEVNULL) as process:
+            _, messages = self.hear(process, seconds, digest.update)
+        judge([process], messages)
+        return digest.hexdigest()
 
     def pipe(
         self, commands: Sequence[Sequence[str]], seconds: float, copy: str
     ) -> tuple[str, bytes]:
-        """Run three commands at once: the output of the first goes into the second, that of the
-        second into the staged file `copy` and the third. Returns the SHA-256 of what the third was
-        given, and its output. Raises as `run` does, and Refusal for any message."""
+        """Runs three commands at once. The second reads the output of the first. The third, and
+        the staged file `copy`, get the output of the second. Returns the SHA-256 of that, and the
+        output of the third. Raises as `run` does, and Refusal for any message."""
         with ExitStack() as ended:
-            # Last of all it waits for its threads, which end with the processes.
+            # It stands first, so that it waits last for its threads, which end with the processes.
             pool = ended.enter_context(Threads(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
             encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
@@ -7194,7 +8114,7 @@ class Tools:
             assert encode.stdin
             encode.stdin.close()
             digest = pool.submit(copy_through, encode.stdout, verify.stdin, open_to_write(copy))
-            encode.stdin = encode.stdout = verify.stdin = None  # so that hearing leaves them alone
+            encode.stdin = encode.stdout = verify.stdin = None  # so that `hear` leaves them alone
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
             messages = judge(processes, b"\n".join(said for _, said in heard))
             if messages:
@@ -7205,7 +8125,7 @@ class Tools:
     def started(
         self, command: Sequence[str], stdin: int, stdout: Any = subprocess.PIPE, folder: str = "/"
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """A process; at the end whatever is left of it and its children is killed."""
+        """Starts a process. At the end it and its children are killed. Raises ToolError."""
         try:
             process = subprocess.Popen(
                 command,
@@ -7231,9 +8151,14 @@ class Tools:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def hear(self, process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes]:
-        """The output and the messages of a process, heard until it ends, says too much, takes too
-        long, or the run is to stop. Raises as `run` does."""
+    def hear(
+        self,
+        process: subprocess.Popen[bytes],
+        seconds: float,
+        take: Optional[Callable[[bytes], object]] = None,
+    ) -> tuple[bytes, bytes]:
+        """Reads a process until it ends. Returns its output and its messages. `take` gets the
+        output instead, part by part. Raises as `run` does."""
         limit = GRACE + seconds * PACE
         deadline = monotonic() + limit
         output, messages = bytearray(), bytearray()
@@ -7249,18 +8174,19 @@ class Tools:
                 raise Refusal(Reason.TOOL_FAILED, "output without end")
 
         with selectors.DefaultSelector() as streams:
-            for stream, heard in ((process.stdout, output), (process.stderr, messages)):
+            takers = ((process.stdout, take or output.extend), (process.stderr, messages.extend))
+            for stream, taker in takers:
                 if stream:
-                    streams.register(stream, selectors.EVENT_READ, heard)
+                    streams.register(stream, selectors.EVENT_READ, taker)
             has_ended, is_quiet = False, False
-            # A grandchild may hold its streams as long as it likes.
+            # A grandchild may keep the streams open for ever.
             while streams.get_map() and not (has_ended and is_quiet):
-                has_ended = process.poll() is not None  # what it said before is still to be heard
+                has_ended = process.poll() is not None  # its last words are still to be read
                 events = streams.select(0 if has_ended else 0.2)
                 is_quiet = not events
                 for key, _ in events:
                     data = os.read(key.fd, 1 << 16)
-                    key.data.extend(data)
+                    key.data(data)
                     if not data:
                         streams.unregister(key.fileobj)
                 check()
@@ -7272,7 +8198,7 @@ class Tools:
 
 
 class Threads(ThreadPoolExecutor):
-    """A pool that raises ServiceError if the system starts no more threads."""
+    """A pool that raises ServiceError if the system refuses another thread."""
 
     def submit(self, *task: Any, **options: Any) -> Future[Any]:
         try:
@@ -7285,16 +8211,16 @@ class Threads(ThreadPoolExecutor):
 
 
 def end_with_us() -> None:
-    """Called in a new process before it becomes a tool, as one that outlives a killed run could
-    still write. Linux ends it with the thread that started it; macOS has nothing of the kind."""
+    """Makes Linux end a new process with the thread that started it. A tool that outlives a killed
+    run could still write. macOS cannot do this."""
     if PRCTL:
         PRCTL(PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
-    """Returns what ffmpeg says of the recordings where all ended well: its own warnings and errors,
-    without those that it has for sound files too. Raises Refusal: how a process ended says nothing
-    of a recording, only what ffmpeg says of the content after it ended by itself."""
+    """Returns ffmpeg's warnings and errors, without those about sound files, if all ended well.
+    Otherwise raises Refusal. How a process ended says nothing about a recording, unless ffmpeg
+    ended by itself."""
     codes = [process.returncode for process in processes if process.returncode]
     lines = TAGGED.findall(messages)
     said = tail(b"\n".join(line for line in lines if not SAID_OF_SOUND_FILES.search(line)))
@@ -7303,35 +8229,29 @@ def judge(processes: Sequence[subprocess.Popen[bytes]], messages: bytes) -> str:
             raise Refusal(reason, tail(messages))
     if not codes:
         return said
-    found = f"{ending_of(codes[0])}, {said or tail(messages) or 'without a message'}"
-    # A shell around it says 128 and the signal. 255 is ffmpeg's own after SIGTERM and SIGINT.
+    code = codes[0]
+    ending = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+    # A shell around it adds 128 to the signal. ffmpeg itself ends with 255 after SIGTERM or SIGINT.
     signals = {-code if code < 0 else code - 128 for code in codes}
     reason = Reason.TOOL_KILLED
     if CONTENT_CODES.issuperset(codes):
         reason = Reason.TOOL_REFUSED
     elif max(signals) <= 0 or not CRASHES.isdisjoint(signals):
         reason = Reason.TOOL_FAILED
-    raise Refusal(reason, found)
-
-
-def ending_of(code: int) -> str:
-    """How a process ended, for people."""
-    if code >= 0:
-        return f"exit code {code}"
-    return f"ended by {signal.Signals(-code).name}"
+    raise Refusal(reason, f"{ending}, {said or tail(messages) or 'without a message'}")
 
 
 def tail(messages: bytes) -> str:
-    """The last few messages on one printable line."""
+    """Returns the last few messages on one printable line."""
     text = messages[-2000:].decode("utf-8", "replace")
     lines = EMBELLISHMENT.sub("", text).split("\n")
     return printable("; ".join(filter(None, map(str.strip, lines[-4:]))))
 
 
 def copy_through(source: Any, listener: Any, file: IO[bytes]) -> str:
-    """Copy a stream to its end into both; its SHA-256. Raises OSError."""
+    """Copies a stream to its end into both. Returns its SHA-256. Raises OSError."""
     digest = hashlib.sha256()
-    with file, listener, source:  # closed after any error, so that nobody waits for us
+    with file, listener, source:  # closed after any error, or the other processes would wait
         while data := os.read(source.fileno(), 1 << 16):
             digest.update(data)
             listener.write(data)
@@ -7346,27 +8266,27 @@ INSTALL = (
 
 
 # ----------------------------------------------------------------------------------------- files
-# The one place that writes durably: staged beside its target, flushed, given its attributes, put in
-# place without ever overwriting, or exchanged. An fsync that failed is never retried. Follows no
-# symlink, waits for no FIFO.
+# The one place that writes durably. A file is staged beside its target, flushed and given its
+# attributes. Then it gets its name, never over another file, or two files exchange their names. An
+# fsync that failed is never retried. This section follows no symlink and waits for no FIFO.
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PRCTL = getattr(LIBC, "prctl", None)  # looked up here, as a process just forked must not
+PRCTL = getattr(LIBC, "prctl", None)  # looked up here, as a forked process must not
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-# rename's flags: not over another, and both names at once.
+# Flags of rename: never over another file, and exchange both names.
 RENAME, NO_REPLACE = ("renameatx_np", 4) if sys.platform == "darwin" else ("renameat2", 1)
 EXCHANGE = 2
-WORKING_FOLDER = -100  # AT_FDCWD; of absolute paths it is not asked
-# What a system or file system says that cannot do a thing at all.
+WORKING_FOLDER = -100  # AT_FDCWD; it plays no part for absolute paths
+# Errors of a system or a file system that cannot do a thing at all.
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
 # Android's storage says EACCES, a union of several disks EXDEV, `rclone mount` EIO; old containers
 # say EPERM for renameat2.
 NO_LINKS = (*NOT_HERE, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EXDEV, errno.EIO)
-# CIFS and DrvFs flush no folders (rocksdb#2929, borg#1287, WSL#2557), others take none to flush.
+# CIFS and DrvFs flush no folders (rocksdb#2929, borg#1287, WSL#2557). Others cannot open one.
 NO_FLUSH = (*NOT_HERE, errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES)
 ACCESS_LIST = "system.posix_acl_access"
 COPYFILE_ACL = 1
-OWNING_GROUP = 4  # tag of its entry in such a list
+OWNING_GROUP = 4  # tag of the entry of a file's group in an access list
 READ, READ_WRITE = 4, 6  # permission bits
 OWNER_ADVICE = (
     "Files of {} cannot be worked on, who could not use what is made of them: run this as that "
@@ -7377,8 +8297,8 @@ BLOCK = 1 << 20  # bytes read at a time
 
 
 class Staging:
-    """Everything unfinished of one run: `.compression-TOKEN-N.part` beside its target, and level
-    files in our own folder; each made by us (O_EXCL, 0600) before a tool writes into it."""
+    """The unfinished files of one run: `.compression-TOKEN-N.part` beside its target, and level
+    files in our own folder. We make each (O_EXCL, 0600) before a tool writes into it."""
 
     numbers = itertools.count()
 
@@ -7388,16 +8308,17 @@ class Staging:
         self.made: set[str] = set()  # paths
 
     def __enter__(self) -> Staging:
-        with suppress(OSError):  # not ours to look into: it is no harm
+        with suppress(OSError):  # leftovers in a folder that we cannot read do no harm
             self.sweep(self.library.folder(OWN_FOLDER))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what is left of this run."""
+        """Removes the unfinished files of this run."""
         remove_all(self.made)
 
     def beside(self, target: str) -> str:
-        """A new empty staged file in the target's folder; absolute paths. Raises OSError."""
+        """Returns a new empty staged file in the target's folder; absolute paths. Raises
+        OSError."""
         name = STAGED_NAME.format(self.token, next(self.numbers))
         staged = join(dirname(target), name)
         descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
@@ -7410,7 +8331,8 @@ class Staging:
         return self.beside(self.library.own("levels"))
 
     def write(self, data: bytes, like: str) -> str:
-        """A flushed file beside another, with its mode and owner. Raises Refusal, OSError."""
+        """Returns a new flushed file beside `like`, with its mode and owner. Raises Refusal,
+        OSError."""
         staged = self.beside(like)
         with open_to_write(staged) as file, open_regular(like) as source:
             file.write(data)
@@ -7420,38 +8342,38 @@ class Staging:
         return staged
 
     def discard(self, staged: str) -> None:
-        """Does nothing for a file that we did not make."""
+        """Removes a staged file. Does nothing for a file that we did not make."""
         if staged in self.made:
             self.made.remove(staged)
             remove_all([staged])
 
     def sweep(self, folder: Folder) -> None:
-        """Removes the leftovers of runs that ended. Only while the lock is held."""
+        """Removes the leftovers of earlier runs. Needs the lock."""
         remove_all(self.library.path(folder.path, name) for name in folder.leftovers)
 
 
 def remove_all(paths: Iterable[str]) -> None:
-    """Files of ours; one that cannot be removed is a leftover for the next run."""
+    """Removes files of ours. One that cannot be removed is left for the next run."""
     for path in paths:
         with suppress(OSError):
             os.unlink(path)
 
 
 def place(staged: str, final: str) -> None:
-    """Give a staged file its name, never over another: link, or rename without replacing, or a
-    rename under a check where neither exists. Raises FileExistsError, OSError."""
+    """Gives a staged file its name, never over another file: by a link, or by a rename that does
+    not replace. If both are missing, it looks first. Raises FileExistsError, OSError."""
     if link(staged, final):
         os.unlink(staged)
     elif not rename_with(NO_REPLACE, staged, final):
         if lexists(final):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), final)
+            raise system_error(errno.EEXIST, final)
         os.rename(staged, final)
 
 
 def exchange(staged: str, final: str) -> str:
-    """Put a staged file in a name's place at once; returns where the displaced file now is: under
-    the staged name, "" where neither names can be exchanged nor files linked, and one rename has
-    replaced it. Raises OSError."""
+    """Puts a staged file in the place of another at once. Returns the path of the displaced file:
+    the staged name. Where names can neither be exchanged nor linked, the displaced file is lost,
+    and it returns "". Raises OSError."""
     if rename_with(EXCHANGE, staged, final):
         return staged
     begin, _, number = staged.rpartition("-")
@@ -7464,7 +8386,8 @@ def exchange(staged: str, final: str) -> str:
 
 
 def link(source: str, target: str) -> bool:
-    """False where the file system has no links. Raises OSError."""
+    """Links a file to a second name. Returns False if the file system has no links. Raises
+    OSError."""
     with tolerated(NO_LINKS):
         os.link(source, target)
         return True
@@ -7472,22 +8395,28 @@ def link(source: str, target: str) -> bool:
 
 
 def rename_with(flag: int, source: str, target: str) -> bool:
-    """False where the system or the file system cannot. Raises OSError."""
+    """Renames a file with a flag. Returns False if the system or the file system cannot. Raises
+    OSError."""
     rename = getattr(LIBC, RENAME, None)
     if rename is None:  # a C library from before 2018
         return False
     old, new = map(os.fsencode, (source, target))
     failed = rename(WORKING_FOLDER, old, WORKING_FOLDER, new, flag)
     code = ctypes.get_errno()
-    if failed and code not in NO_LINKS:  # a plain rename then says why it cannot be
-        raise OSError(code, os.strerror(code), source, None, target)
+    if failed and code not in NO_LINKS:  # after one of these a plain rename gives the cause
+        raise system_error(code, source, None, target)
     return not failed
 
 
+def system_error(code: int, *details: Any) -> OSError:
+    """Returns the error that the system raises with this code, of the class that fits."""
+    return OSError(code, os.strerror(code), *details)
+
+
 def give_attributes(source: int, staged: int, times: bool) -> None:
-    """Owner, then mode, then access list, and with `times` the mtime, of one open file to another.
-    Where the owner cannot be given, no bit is added and the former owner must still be able to read
-    (and write documents). Raises Refusal(OWNER), OSError."""
+    """Gives an open file the owner, then the mode, then the access list of another, and with
+    `times` its mtime. If the owner cannot be given, no bit is added. The former owner must still be
+    able to read audio, and to write documents. Raises Refusal(OWNER), OSError."""
     before = os.fstat(source)
     acl = access_list(source)
     for owner in (before.st_uid, -1):  # at least the group
@@ -7497,7 +8426,7 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
     now = os.fstat(staged)
     needed = READ if times else READ_WRITE
     mode = mode_without_owner(before, now.st_uid, now.st_gid, acl, needed)
-    if mode != stat.S_IMODE(now.st_mode):  # which not every file system can change
+    if mode != stat.S_IMODE(now.st_mode):  # not every file system can change a mode
         os.fchmod(staged, mode)
     if sys.platform == "darwin":
         LIBC.fcopyfile(source, staged, None, COPYFILE_ACL)
@@ -7510,7 +8439,7 @@ def give_attributes(source: int, staged: int, times: bool) -> None:
 
 
 def access_list(descriptor: int) -> bytes:
-    """Returns the access list in Linux's form (acl(5)), empty if there is none."""
+    """Returns the access list in Linux's form (acl(5)), empty if the file has none."""
     if sys.platform == "linux":
         with suppress(OSError):
             return os.getxattr(descriptor, ACCESS_LIST)
@@ -7518,14 +8447,14 @@ def access_list(descriptor: int) -> bytes:
 
 
 def mode_without_owner(before: os.stat_result, uid: int, gid: int, acl: bytes, needed: int) -> int:
-    """The mode of a file that has this owner and group instead of those `before`: no bit more than
-    it had for anybody. Raises Refusal(OWNER) if its former owner could do less than what
-    is `needed`, or its list would let in another group."""
+    """Returns the mode for a file that gets this owner and group instead of those `before`. Nobody
+    gets a bit more. Raises Refusal(OWNER) if the former owner would lose a `needed` bit, or if its
+    access list would let in another group."""
     mode = stat.S_IMODE(before.st_mode)
     group = mode >> 3 & 7
     others = mode & 7
     for tag, bits, _ in struct.iter_unpack("<HHI", acl[4:]):
-        if tag == OWNING_GROUP:  # the mode then shows the mask
+        if tag == OWNING_GROUP:  # the group bits of the mode are the list's mask then
             group &= bits
     is_other_group = gid != before.st_gid
     if is_other_group:
@@ -7549,7 +8478,7 @@ def is_in_group(uid: int, gid: int) -> bool:
 
 
 def open_regular(path: str) -> IO[bytes]:
-    """A regular file, to be read. Raises OSError for anything else."""
+    """Opens a regular file to read it. Raises OSError for anything else."""
     descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -7558,28 +8487,28 @@ def open_regular(path: str) -> IO[bytes]:
 
 
 def open_to_write(path: str) -> IO[bytes]:
-    """A file of ours, made private where it is not there yet. Raises OSError."""
+    """Opens a file of ours to write it. A new one is private. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     return open(os.open(path, flags, 0o600), "wb")
 
 
 def read_regular(path: str) -> bytes:
-    """At most LARGEST_JSON. Raises OSError."""
+    """Returns the bytes of a regular file of at most LARGEST_JSON. Raises OSError."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > LARGEST_JSON:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+            raise system_error(errno.EFBIG, path)
         return file.read()
 
 
 def file_at(path: str) -> File:
-    """As a walk would see it. Raises OSError."""
+    """Returns a file as a walk would see it. Raises OSError."""
     status = os.lstat(path)
     return File(basename(path), status.st_size, status.st_mtime_ns)
 
 
 def flush(descriptor: int, not_here: Collection[int] = NOT_HERE) -> None:
-    """Writes to the disk itself, where its file system can do that. Raises OSError."""
-    if sys.platform == "darwin":  # where fsync alone stops at the drive's cache
+    """Flushes to the disk itself, if its file system can do that. Raises OSError."""
+    if sys.platform == "darwin":  # its fsync alone stops at the drive's cache
         with tolerated(NOT_HERE):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
@@ -7589,7 +8518,7 @@ def flush(descriptor: int, not_here: Collection[int] = NOT_HERE) -> None:
 
 @contextmanager
 def tolerated(codes: Collection[int]) -> Iterator[None]:
-    """Passes over an OSError with one of these codes: what a disk does not have is done without."""
+    """Passes over an OSError with one of these codes: a disk need not have everything."""
     try:
         yield
     except OSError as error:
@@ -7598,7 +8527,7 @@ def tolerated(codes: Collection[int]) -> Iterator[None]:
 
 
 def flush_folder(path: str) -> None:
-    """So that the names in it survive a power cut. Raises OSError."""
+    """Flushes a folder, so that its names survive a power cut. Raises OSError."""
     descriptor = os.open(path, os.O_DIRECTORY)
     try:
         flush(descriptor, NO_FLUSH)
@@ -7607,14 +8536,15 @@ def flush_folder(path: str) -> None:
 
 
 def digest_of(path: str, size: int = sys.maxsize, stop: Optional[Stop] = None) -> str:
-    """Returns the SHA-256 of a regular file, of so many bytes at most. Raises OSError, Stopped."""
+    """Returns the SHA-256 of a regular file, or of its first `size` bytes. Raises OSError,
+    Stopped."""
     with open_regular(path) as file:
         return digest_from(file, size, stop)
 
 
 def digest_from(file: IO[bytes], size: int = sys.maxsize, stop: Optional[Stop] = None) -> str:
-    """Returns the SHA-256 of an open file from its beginning, of so many bytes at most. Raises
-    OSError, Stopped."""
+    """Returns the SHA-256 of an open file, or of its first `size` bytes. Raises OSError,
+    Stopped."""
     digest = hashlib.sha256()
     file.seek(0)
     while block := file.read(min(size, BLOCK)):
@@ -7634,7 +8564,6 @@ OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
 COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
-NOT_OF_DUE = (Action.ARCHIVED, Action.WOULD_ARCHIVE)
 # Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
@@ -7649,6 +8578,10 @@ class Report:
     seconds = 0.0  # of audio that a dry run found to be due
     workers = 1
     exit_code = 0
+    announcement = ""  # of a deletion; sent whatever `notify_on` says
+    has_news = False  # whether anything was done, failed or announced that its owner may ask for
+    missed = 0  # lost copies that earlier runs reported
+    errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
 
@@ -7712,6 +8645,7 @@ class Report:
         """On stderr and in the log, once; the gravest error's code is the run's."""
         self.exit_code = max(self.exit_code, code)
         if text not in self.told:
+            self.errors += 1
             self.told.add(text)
             self.log(text, "ERROR")
             self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
@@ -7735,40 +8669,43 @@ class Report:
         self.error(text, code)
         return text
 
-    def begin(self, works: Sequence[Work], workers: int) -> None:
+    def begin(self, moves: Sequence[Move], workers: int) -> None:
         """Reports what is due, with its length where that is known. A dry run measures it."""
-        self.due, self.workers = len(works), workers
+        self.due, self.workers = len(moves), workers
+        proofs = [move for move in moves if not move.is_whole]
         if self.config.dry_run:
-            self.order.extend(work.path for work in works)
-        elif works:
-            size = size_text(sum(work.source_size for work in works))
-            known = [work.seconds or work.recording.seconds_of(work.take) for work in works]
+            self.order.extend(move.path for move in moves)
+        elif proofs:
+            size = size_text(sum(move.source_size for move in proofs))
+            known = [move.seconds or move.recording.seconds_of(move.take) for move in proofs]
             much = f", {duration_text(sum(known))} of audio" if all(known) else ""
             self.say(f"Due: {self.due}, {size}{much}.")
 
-    def outcome(self, work: Work) -> None:
+    def outcome(self, move: Move) -> None:
         """Counts and reports what became of one take: called once for each."""
-        action, told = work.outcome_reason.action, work.outcome()
-        is_failed = action is Action.FAILED
+        action, told = move.reason.action, move.told()
+        is_failed = action in (Action.FAILED, Action.LOST)
         self.exit_code = self.exit_code or int(is_failed)
         self.counts[action] += 1
+        self.has_news = self.has_news or action is not Action.KEPT
         is_foreseen = self.config.dry_run and action not in (Action.KEPT, Action.FAILED)
-        end = dataclasses.replace(work, reason=None) if is_foreseen else work
-        self.saved += size_on_disk(work.take) - size_on_disk(end.take_after(0))
-        if is_foreseen:
-            self.seconds += told["seconds"] or work.guessed_seconds
-        before, after = told["original_size"], work.copy.size if work.copy else work.estimate
+        end = dataclasses.replace(move, outcome=None) if is_foreseen else move
+        self.saved += size_on_disk(move.take) - size_on_disk(end.take_after(0))
+        if is_foreseen and not move.is_whole:
+            self.seconds += told["seconds"] or move.guessed_seconds
+        before, after = told["original_size"], move.copy.size if move.copy else move.estimate
         sizes = size_text(before) if before else ""
         if action in COMPRESSING:
             self.original_size += before
             self.compressed_size += after
             less = f"{100 * (before - after) / before:.0f} %" if before > after else "no"
             sizes = f"{self.change(before, after)} ({less} less)"
-        line = self.line(work, sizes, told["reason"])
-        self.log(f"{line}  {work.trace}".rstrip(), "ERROR" if is_failed else "INFO")
-        self.lines[work.path] = (line, told)
+        line = self.line(move, sizes, told["reason"])
+        trace = move.outcome.trace if move.outcome else ""
+        self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        self.lines[move.path] = (line, told)
         self.show_lines()
-        advice = advice_on(work)
+        advice = advice_on(move)
         if advice:
             self.error(advice)
 
@@ -7781,18 +8718,20 @@ class Report:
 
     def show(self, line: str, told: Mapping[str, Any]) -> None:
         self.write_json(told)
-        if self.config.quiet and told["action"] == Action.FAILED:
+        if told["action"] == Action.LOST and self.counts[Action.LOST] > NAMED:
+            pass  # the log has it
+        elif self.config.quiet and told["action"] in (Action.FAILED, Action.LOST):
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
 
-    def line(self, work: Work, sizes: str, why: str) -> str:
+    def line(self, move: Move, sizes: str, why: str) -> str:
         """Returns the line on a recording: what was done or why not, with sizes."""
-        reason, probe = work.outcome_reason, work.probe
-        parts = [f"{reason.action.value:<14} {work.path}", sizes]
+        reason, probe = move.reason, move.probe
+        parts = [f"{reason.action.value:<14} {move.path}", sizes]
         if reason not in (Reason.DONE, Reason.DUE):
             parts.append(why)
-        if reason.action is Action.FAILED and work.take.original:
+        if reason.action is Action.FAILED and move.take.original:
             parts.append("(the original is kept)")
         if self.config.verbose and probe:
             sound = f"{probe.codec}, {probe.channels} ch, {probe.kilobits:.0f} kbit/s"
@@ -7842,6 +8781,11 @@ class Report:
         self.order.clear()
         self.show_lines()
         text = "" if message and not self.counts else self.sentence()
+        lost = self.counts[Action.LOST]
+        if lost > NAMED:
+            self.say(f"and {lost - NAMED:,} more lost copies; the log names each")
+        if lost:
+            self.say(LOST_ADVICE)
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
             self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
@@ -7851,6 +8795,7 @@ class Report:
             "type": "summary",
             **{action.value: self.counts[action] for action in Action},
             **{name: getattr(self, name) for name in SUMMED.split()},
+            "lost": lost + self.missed,
             "elapsed_seconds": round(monotonic() - self.started, 3),
             "message": f"{message} {text}".strip(),
         }
@@ -7860,8 +8805,7 @@ class Report:
     @property
     def left(self) -> int:
         """Returns how many recordings are due still."""
-        done = sum(self.counts.values()) - sum(self.counts[action] for action in NOT_OF_DUE)
-        return max(0, self.due - done)
+        return max(0, self.due - sum(self.counts.values()) + self.counts[Action.LOST])
 
     def sentence(self) -> str:
         """Returns the end of a run in words."""
@@ -7884,38 +8828,37 @@ class Report:
             parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
         if self.held:
             parts.append(f"Waiting until another run confirms the clock: {self.held}")
+        if self.missed:
+            parts.append(f"Lost before, and still missing: {self.missed}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
+        parts.append(self.announcement)
         if self.seconds and config.command == "run":
             took = duration_text(self.seconds / SPEED / self.workers)
             parts.append(f"{duration_text(self.seconds)} of audio. A run may take {took}")
         elif self.counts:
             parts.append(f"Took {duration_text(monotonic() - self.started)}")
-        return ". ".join(parts) + "."
+        return ". ".join(filter(None, parts)) + "."
 
     def phrase(self, action: Action) -> str:
         """Returns how often something was done, and how much it made of how much."""
         sizes = self.change(self.original_size, self.compressed_size)
         count, days = self.counts[action], self.config.keep_originals_days
-        originals = "original" if count == 1 else "originals"
+        originals, their = ("original", "its") if count == 1 else ("originals", "their")
         words = {
             Action.COMPRESSED: f"compressed ({sizes})",
             Action.WOULD_COMPRESS: f"to compress ({sizes})",
-            Action.FREED: f"{originals} deleted after their {days:g} days",
-            Action.WOULD_FREE: f"{originals} to delete after their {days:g} days",
+            Action.FREED: f"{originals} deleted after {their} {days:g} days",
+            Action.WOULD_FREE: f"{originals} to delete after {their} {days:g} days",
         }
         return f"{count} {words.get(action) or action.value.replace('would-', 'to ')}"
 
-    @property
-    def has_news(self) -> bool:
-        """Whether a run did or failed anything."""
-        return bool(self.exit_code or self.counts.keys() - {Action.KEPT})
 
-
-def advice_on(work: Work) -> str:
+def advice_on(move: Move) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
     advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
-    return advice[work.reason].format(work.detail) if work.reason in advice else ""
+    found = move.outcome or Outcome(move.done)
+    return advice[found.reason].format(found.detail) if found.reason in advice else ""
 
 
 def open_log(path: str) -> IO[bytes]:
@@ -7990,7 +8933,7 @@ def iso(seconds: float) -> str:
 def command_doctor(config: Config, report: Report) -> None:
     """Reports each finding once; the exit code is that of the gravest."""
     run = Run(config, report)
-    found = [Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    found = [*obstacles(config), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
     checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_state)
     with run.open(locks=False):
         for check in checks:
@@ -8011,6 +8954,54 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
+def obstacles(config: Config) -> Iterator[Finding]:
+    """Yields what keeps runs from their work, or their owner from hearing of it."""
+    pause = Library(config.recordings_dir).paused(time.time())
+    if pause:
+        yield Finding(pause, 1)
+    if config.dry_run:
+        yield Finding(f'"dry_run" is set in {config.file}: no run changes anything.', 1)
+    word = first_word(config.notify_command or "")
+    if word and not is_known_to_shell(word, dirname(config.file)):
+        text = f"The notify_command begins with {word}. No program on PATH has this name."
+        yield Finding(text, 1)
+    with suppress(ServiceError, OSError):
+        lost = losses(Library(config.recordings_dir)).items()
+        paths = [stem + past.suffix for stem, past in lost]
+        if paths:
+            more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
+            text = f"Lost copies: {', '.join(paths[:NAMED])}{more}. {LOST_ADVICE}"
+            yield Finding(text, 1)
+    try:
+        index = join(config.recordings_dir, INDEX_NAME)
+        read_whole(index, lambda data: next(entries(JsonText(data)), None))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (Flaw, OSError) as error:
+        text = f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
+        yield Finding(text, 1)
+
+
+def first_word(command: str) -> str:
+    """Returns the program that a command of the shell begins with. Returns "" if it begins with a
+    mark, or with what only the shell can expand."""
+    found = FIRST_WORD.match(command)
+    return os.path.expanduser(os.path.expandvars(found[2])) if found else ""
+
+
+def is_known_to_shell(word: str, folder: str) -> bool:
+    """Returns whether the shell, started in a folder, finds a program or a word of its own."""
+    if "/" in word:
+        return bool(shutil.which(join(folder, word)))
+    with suppress(Refusal, ToolError):
+        Tools(Stop()).run(["/bin/sh", "-c", 'command -v "$1"', "sh", word], 0)
+        return True
+    return False
+
+
+FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
+
+
 def examine_ffmpeg(run: Run) -> Iterator[Finding]:
     target = Target(run.config.target_format, run.config.target_bitrate)
     try_ffmpeg(run.tools, target)
@@ -8021,7 +9012,7 @@ def examine_library(run: Run) -> Iterator[Finding]:
     """Tries all that its commits need, if our own folder is there to be locked."""
     library = run.library
     library.require(run.config.log_file)
-    works = plan_run(run)
+    moves = list(itertools.chain(*run.plan()))
     read_signs(library)
     with ExitStack() as stack:
         if isdir(library.own("")):
@@ -8031,32 +9022,32 @@ def examine_library(run: Run) -> Iterator[Finding]:
                 yield Finding(str(busy))
                 return
             try_commits(library)
-        problems = foresee_all(run, works)
+        problems = foresee_all(run, moves)
     yield from problems
     if not problems:
-        yield Finding(f"the library {library.root} can be written to; due: {len(works)}")
-    for work in works[:1]:
-        run.try_ffmpeg_on(work)
+        yield Finding(f"the library {library.root} can be written to; due: {len(moves)}")
+    for move in moves[:1]:
+        run.try_ffmpeg_on(move)
 
 
-def foresee_all(run: Run, works: Sequence[Work]) -> list[Finding]:
+def foresee_all(run: Run, moves: Sequence[Move]) -> list[Finding]:
     """Tries in each folder what its commits need; returns what a run would say of that."""
     problems: dict[str, None] = {}
     staging = Staging(run.library)
     trials = Trials(run.library, staging)
-    for work in works:
-        if not work.reason:
-            with boundary(work.refuse):
-                trials.foresee(work)
-            if work.reason:
-                why = f"{work.path}: {work.reason.sentence.format(work.detail)}."
-                problems[advice_on(work) or why] = None
+    for move in moves:
+        if not move.outcome:
+            with boundary(move.refuse):
+                trials.foresee(move)
+            if move.outcome:
+                why = f"{move.path}: {move.told()['reason']}."
+                problems[advice_on(move) or why] = None
     remove_all(staging.made)
     return [Finding(problem, 1) for problem in problems][:NAMED]
 
 
 def examine_archive(run: Run) -> Iterator[Finding]:
-    archive = configured_archive(run)
+    archive = run.archive
     if archive:
         archive.try_it()
         archive.try_upload()
@@ -8225,7 +9216,43 @@ def command_pause(config: Config, report: Report) -> None:
     except OSError:  # an empty file would be a pause without an end
         remove_all([library.own("paused")])
         raise
-    report.say(f"Paused: runs leave {library.root} alone until {until_text(until)}.")
+    report.say(library.paused(time.time()))
+
+
+def command_keep(config: Config, report: Report) -> None:
+    """`keep PATH... [--off]`; also `-n`."""
+    if not config.paths:
+        raise UsageError("keep: expected PATH...")
+    run = Run(config, report)
+    run.library.require(config.log_file)
+    report.open_log()
+    with run.open(locks=not config.dry_run):
+        for recording in asked_for(run):
+            if run.stop.requested:
+                break
+            try:
+                set_keep(run, recording)
+            except (Flaw, Refusal, OSError) as error:
+                report.error(f"{recording.key}: {explain(error)}", exit_code_of(error))
+
+
+def set_keep(run: Run, recording: Recording) -> None:
+    """Makes all sidecars that own a recording say `keep`, or (`--off`) no longer say it. Raises
+    Flaw, Refusal, OSError."""
+    config, folder = run.config, run.library.path(recording.folder)
+    edit = partial(edit_policy, keep=not config.off)
+    names = [sidecar.name for sidecar in recording.sidecars if sidecar.listed]
+    if not names:
+        raise Flaw(recording.policy.unreadable or "it has no sidecar, where the policy would stand")
+    for name in names:
+        read_whole(join(folder, name), edit)
+        if not config.dry_run:
+            rewrite(join(folder, name), edit, run.staging, backup=True)
+    if not config.dry_run:
+        flush_folder(folder)
+    runs = "In a dry run only: runs" if config.dry_run else "Runs"
+    what = "may work again on" if config.off else "leave alone"
+    run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
@@ -8246,13 +9273,16 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "check": Command(
         "fully verify the compressed library against its records",
-        "jobs json quiet verbose progress",
+        "archive jobs json quiet verbose progress",
         command_check,
     ),
     "restore": Command(
         "bring back kept originals and archived recordings",
         "paths last_run dry_run json quiet verbose",
         command_restore,
+    ),
+    "keep": Command(
+        "make runs leave recordings as they are, or no longer", "paths off dry_run", command_keep
     ),
     "pause": Command("make runs leave the library alone", "pause_for", command_pause),
     "resume": Command("let runs go on", "", command_resume),

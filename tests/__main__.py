@@ -2,7 +2,8 @@
 
 Each module runs in a process of its own. A module that passes takes one line, and one that fails
 shows its whole output. The last line counts the tests. The exit code is 0 if all passed, 1 if any
-failed, 2 if none ran.
+failed, 2 if none ran. Seconds of processor time (CPU) tell what a test costs, as a busy machine
+changes them least.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TESTS = Path(__file__).resolve().parent
 TIMES = TESTS.parent / ".test-times.json"  # seconds by module, of the last run; git ignores it
 DEADLINE = 1200.0  # seconds; the slowest module takes less than one minute on a quiet machine
 LAST_WORDS = 5.0  # seconds in which a module that must stop may unmount and remove what it made
-SLOWEST = 8  # tests named at the end
+SLOWEST = 8  # tests named at the end, in each of two lists
 STOP = signal.SIGUSR1
 VERDICTS = ("", "passed", "skipped", "failed")  # of those that a test gets, the last one counts
 
@@ -48,13 +49,16 @@ class Recorder(unittest.TextTestResult):
     def startTest(self, test: unittest.TestCase) -> None:
         super().startTest(test)
         self.began = time.monotonic()
+        self.cpu_before = cpu_seconds()
         self.verdict = ""
         self.record(begins=test.id())
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
         seconds = time.monotonic() - self.began
-        self.record(ends=test.id(), verdict=self.verdict or "failed", seconds=seconds)
+        cpu = cpu_seconds() - self.cpu_before
+        verdict = self.verdict or "failed"
+        self.record(ends=test.id(), verdict=verdict, seconds=seconds, cpu=cpu)
         if self.is_stopping:
             self.stop()
 
@@ -93,6 +97,11 @@ class Recorder(unittest.TextTestResult):
     def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:
         super().addUnexpectedSuccess(test)
         self.judge(test, "failed")
+
+
+def cpu_seconds() -> float:
+    """Returns the processor time of this process and of all that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def run_module(name: str, events: str, words: Sequence[str], deadline: float) -> int:
@@ -147,7 +156,8 @@ class Module:
         self.seconds = 0.0
         self.passed, self.failed, self.skipped = 0, 0, 0
         self.trouble: list[str] = []  # one line for each failure
-        self.times: dict[str, float] = {}  # seconds by test
+        self.cpu: dict[str, float] = {}  # seconds by test
+        self.times: dict[str, float] = {}  # the same, of the clock
 
     def is_done(self) -> bool:
         """Tells whether the module has ended. Ends it after its deadline."""
@@ -177,6 +187,7 @@ class Module:
         events = [json.loads(line) for line in lines if line.endswith("\n")]  # none that is torn
         ends = [event for event in events if "ends" in event]
         verdicts = [event["verdict"] for event in ends]
+        self.cpu = {event["ends"]: event["cpu"] for event in ends}
         self.times = {event["ends"]: event["seconds"] for event in ends}
         self.passed = verdicts.count("passed")
         self.skipped = verdicts.count("skipped")
@@ -210,7 +221,8 @@ class Module:
         if self.failed:
             print(f"\n{'=' * 30} {self.name}")
             print(self.output.read_text(encoding="utf-8", errors="replace"))
-        print(f"{self.name:<24} {self.seconds:6.1f} s  {counts}", flush=True)
+        cpu = sum(self.cpu.values())
+        print(f"{self.name:<24} {self.seconds:6.1f} s {cpu:6.1f} s CPU  {counts}", flush=True)
 
 
 def descendants(pid: int) -> set[int]:
@@ -310,10 +322,15 @@ def run_all(names: Sequence[str], jobs: int, start: Callable[[str], Module]) -> 
 
 def summary(modules: Sequence[Module], seconds: float) -> int:
     """Prints what was slow and what failed, and last the counts. Returns the exit code."""
-    times = {name: spent for module in modules for name, spent in module.times.items()}
-    print(f"\n{seconds:.1f} s. The slowest tests:")
-    for name in sorted(times, key=lambda name: -times[name])[:SLOWEST]:
-        print(f"{times[name]:6.1f} s  {name}")
+    print(f"\n{seconds:.1f} s, {cpu_seconds():.1f} s of CPU.")
+    cpu = {name: spent for module in modules for name, spent in module.cpu.items()}
+    print("The tests that take most of the CPU:")
+    for name in sorted(cpu, key=lambda name: -cpu[name])[:SLOWEST]:
+        print(f"{cpu[name]:6.1f} s  {name}")
+    waited = {name: spent for module in modules for name, spent in module.times.items()}
+    print("The tests that take longest:")
+    for name in sorted(waited, key=lambda name: -waited[name])[:SLOWEST]:
+        print(f"{waited[name]:6.1f} s  {name}")
     failures = [trouble for module in modules for trouble in module.trouble]
     if failures:
         print("\nFailed:")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import unittest
 from pathlib import Path
@@ -11,8 +14,9 @@ from unittest import mock
 
 import compression_service as service
 from compression_service import File, Past, Place, Take
-from tests.base import LibraryCase, index, index_entry
+from tests.base import PROJECT, LibraryCase, index
 from tests.servers import ServerCase
+from tests.test_names import NamesCase
 
 SIDECAR: dict[str, Any] = {
     "id": "2025-10-27T14:30:45Z",
@@ -27,8 +31,6 @@ SIDECAR: dict[str, Any] = {
     "compressed_size": None,
     "compression_date": None,
 }
-
-
 FACTS = service.Facts(
     states=frozenset((service.State.COMPRESSED,)),
     original_size=1000,
@@ -54,7 +56,7 @@ def copied(
         "compressed", mtime_ns=5, first_size=first, suffix=".opus", size=size, compressed=when
     )
     originals = (File(name + ".webm", first, 5),) if kept else ()
-    return Take(stem, originals, (File(name + ".opus", size, 5),), past)
+    return Take(stem, originals, (File(name + ".opus", size, 5),), past=past)
 
 
 def waiting(stem: str, size: int = 1000) -> Take:
@@ -236,120 +238,6 @@ class Sidecars(unittest.TestCase):
         )
 
 
-class Index(unittest.TestCase):
-    INDEX = {
-        "recordings": [
-            {"id": "A", "file": "d/a-1.webm", "compressed": False, "size": 1000},
-            {"id": "B", "compressed": False, "size": 50, "audio": "a-1.webm"},
-            {"id": 1, "size": 7},
-        ],
-        "total_recordings": 2,
-        "total_size": 1050,
-        "compressed_size": 0,
-        "last_updated": "then",
-    }
-
-    def edit(self, data: bytes, facts: Any, copies: int = 400) -> Any:
-        return service.edit_index(data, facts, self.meant, copies, "now")
-
-    def meant(self, id_: str, text: str) -> Any:
-        take = copied("d/a-1")
-        found = service.Names("recordings", "d", {"a-1": take}).meant(text, {take.stem: take})
-        return (None, found[0][1]) if id_ == "A" and found else None
-
-    def test_the_entry_and_the_totals_follow_and_nothing_else(self) -> None:
-        data = json.dumps(self.INDEX).encode()
-        facts = {"A": service.facts_of([copied("d/a-1")]), "Z": service.facts_of([copied("d/z")])}
-        expected = data.replace(
-            b'"d/a-1.webm", "compressed": false, "size": 1000',
-            b'"d/a-1.opus", "compressed": true, "size": 400',
-        )
-        expected = expected.replace(
-            b'"total_size": 1050, "compressed_size": 0',
-            b'"total_size": 457, "compressed_size": 400',
-        )
-        expected = expected.replace(b'"then"', b'"now"')
-        self.assertEqual(service.index_differs(data, facts, self.meant), ["A"])
-        self.assertEqual(self.edit(data, facts), expected)
-        self.assertEqual(service.index_differs(expected, facts, self.meant), [])
-        self.assertIsNone(self.edit(expected, facts))
-
-    def test_an_index_that_is_no_object_is_a_flaw(self) -> None:
-        for data in (b"[]", b"{", b'{"recordings": [], "recordings": []}'):
-            with self.assertRaises(service.Flaw):
-                self.edit(data, {})
-
-
-class IndexAsText(LibraryCase):
-    """The index is edited as text: whatever its style, only what changes is touched."""
-
-    DATE = "2026-01-31T02:00:00Z"
-
-    def updated(self, text: str, **sizes: int) -> Optional[str]:
-        """The index with the entries of these ids compressed to so many bytes, and copies of 600 bytes in the library."""
-        facts = {id_: FACTS._replace(on_disk=size) for id_, size in sizes.items()}
-        found = service.edit_index(text.encode(), facts, lambda id_, name: None, 600, self.DATE)
-        return found.decode() if found is not None else None
-
-    def test_every_byte_that_need_not_change_stays(self) -> None:
-        text = (
-            '{ "recordings":[\r\n\t{"id" : "\\u0061", "size": 1000.0,"note":"gr\u00fc\u00df \\"{[,:\\\\", "compressed": false},'
-            '\n{"id":"b","size":1E3, "more": [{"id": "a", "size": 5}]}],"of_the_recorder":[1e5, {}], "total_size": 0\n,'
-            '"compressed_size":null, "last_updated" : "x" }\n\n'
-        )
-        expected = (
-            text.replace("1000.0", "600")
-            .replace("false", "true")
-            .replace('"total_size": 0', '"total_size": 1600')
-        )
-        expected = expected.replace("null", "600").replace('"x"', f'"{self.DATE}"')
-        self.assertEqual(self.updated(text, a=600), expected)
-
-    def test_it_says_what_the_same_document_says_when_changed_as_objects(self) -> None:
-        entries = [index_entry(f"2025-10-27T{number}", 100 + number) for number in range(50)]
-        del entries[3]["size"], entries[4]["compressed"]
-        document = index([*entries[:20], {"id": 7}, *entries[20:]])
-        del document["last_updated"], document["compressed_size"]
-        sizes = {f"2025-10-27T{number}": number for number in range(3, 50, 7)}
-        for style in ({}, {"indent": 2}, {"indent": "\t"}, {"separators": (",", ":")}):
-            written = self.updated(json.dumps(document, **style), **sizes)
-            assert written
-            expected = json.loads(json.dumps(document))
-            for entry in expected["recordings"]:
-                if entry.get("id") in sizes:
-                    entry.update(compressed=True, size=sizes[entry["id"]])
-            total = sum(entry.get("size", 0) for entry in expected["recordings"])
-            expected.update(total_size=total, compressed_size=600, last_updated=self.DATE)
-            self.assertEqual(json.loads(written), expected)
-            self.assertIsNone(self.updated(written, **sizes))
-
-    def test_an_index_without_recordings_gets_its_sums(self) -> None:
-        written = self.updated(' {"recordings": []}')
-        assert written
-        expected = {"recordings": [], "total_size": 0, "compressed_size": 600}
-        self.assertEqual(json.loads(written), {**expected, "last_updated": self.DATE})
-
-    def test_what_is_no_sound_json_is_refused(self) -> None:
-        cut = '{"recordings": [{"id": "a"}, 1], "b": 2}'
-        flawed = [cut[:length].encode() for length in range(len(cut))]
-        flawed += [ODD[name] for name in FLAWED if name != "twice"]
-        flawed += [
-            b'{"recordings": [1,]}',
-            b'{"recordings": [,1]}',
-            b'{"recordings": [1 2]}',
-            b'{"a": 1,}',
-            b'{"a" 1}',
-            b"{1: 1}",
-            b'{"recordings": [], "recordings": []}',
-            b'{"recordings": [{"id": "a", "id": "a"}]}',
-            b"{} {}",
-            b"[]",
-        ]
-        for text in flawed:
-            with self.assertRaises(service.Flaw, msg=text):
-                service.edit_index(text, {"a": FACTS}, lambda id_, name: None, 1, self.DATE)
-
-
 def said_by_us(*names: str) -> Callable[[bytes], Optional[bytes]]:
     """An edit that adds members to a document."""
 
@@ -426,3 +314,187 @@ class BesideAServer(ServerCase):
         with self.assertRaises(OSError):
             self.rewrite(path, "ours")
         self.assertEqual(path.readlink(), Path("theirs.json"))
+
+
+NAMES_A = {"id": "S", "chunks": [{"file": "a.webm"}]}
+ENCODINGS = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+
+
+class NotReadable(NamesCase):
+    """A document that cannot be read may name anything in its folder."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add("d/a.webm"), self.add("d/other.webm"), self.add("e/a.webm")
+        self.add("e/x.json", {"id": "E", "audio": "a.webm"})
+
+    def assert_all_kept(self, path: str) -> None:
+        kept = self.kept()
+        self.assertEqual(set(kept), {"a", "other"})
+        for sentence in kept.values():
+            self.assertTrue(sentence.startswith(f"{path} cannot be read: "), sentence)
+        self.assertEqual(self.kept("e"), {}, "another folder is no concern of it")
+
+    def test_a_link_and_a_fifo(self) -> None:
+        path = self.root / "d/session.json"
+        makers: tuple[Callable[[], object], ...] = (
+            lambda: path.symlink_to(self.add("e/real.json", NAMES_A)),
+            lambda: path.symlink_to("nowhere"),
+            lambda: os.mkfifo(path),
+        )
+        for make in makers:
+            make()
+            self.assert_all_kept("d/session.json")
+            path.unlink()
+        self.assertEqual(self.kept(), {})
+
+    def test_an_error_of_the_disk_and_a_file_that_is_too_large(self) -> None:
+        path = self.add("d/session.json", NAMES_A)
+        os.truncate(path, service.LARGEST_JSON + 1)
+        self.assert_all_kept("d/session.json")
+        path.write_text(json.dumps(NAMES_A))
+        really = service.read_regular
+
+        def fails(asked: str) -> bytes:
+            if asked == str(path):
+                raise OSError(5, "Input/output error", asked)
+            return really(asked)
+
+        with mock.patch.object(service, "read_regular", fails):
+            self.assert_all_kept("d/session.json")
+
+    def test_an_encoding_that_json_does_not_have(self) -> None:
+        self.add("d/session.json", json.dumps({"who": "Jörg"}, ensure_ascii=False).encode("cp1252"))
+        self.assert_all_kept("d/session.json")
+
+    def test_every_other_encoding_is_read_for_names_and_keeps_those(self) -> None:
+        self.add("d/a.webm").rename(self.root / "d/Köln.webm")
+        for encoding in ENCODINGS:
+            text = json.dumps({"chunks": [{"file": "köln.webm"}]}, ensure_ascii=False)
+            self.add("d/session.json", text.encode(encoding))
+            kept = self.kept()
+            self.assertEqual(set(kept), {"Köln"}, encoding)
+            self.assertTrue(kept["Köln"].startswith("d/session.json: "))
+        self.add("d/session.json", text.encode("utf-8-sig"))
+        self.assertEqual(self.kept(), {})
+
+    def test_a_sentence_on_a_document_begins_with_its_path_below_the_library(self) -> None:
+        for content, why in (
+            (b'{"id": 1, "id": 2, "f": "a.webm"}', "it has the key id twice"),
+            (b'{"a.webm": 1}', "it has a.webm as a key"),
+            (b'{"f": "a.webm"', "it cannot be parsed"),
+            (b'{"f": "a.webm"} x', "it has something behind its end"),
+        ):
+            self.add("d/session.json", content)
+            kept = self.kept()
+            self.assertEqual(set(kept), {"a"}, content)
+            self.assertTrue(kept["a"].startswith(f"d/session.json: {why}"), kept)
+        for content in (
+            b"{'f': 'a.webm', 'g': 'x.webm'}",
+            b"file: a.webm",
+            b"{f:a.webm, g:x.webm}",
+        ):
+            self.add("d/session.json", content)
+            self.assertEqual(set(self.kept()), {"a"}, content)
+        self.add("d/session.json", {**NAMES_A, "compression_policy": {"keeep": True}})
+        flaws = {each.policy.flaw for each in self.recordings() if each.policy.flaw}
+        self.assertRegex(flaws.pop(), r"^d/session\.json: .*keeep")
+
+
+class Rests(LibraryCase):
+    def test_a_folder_is_taken_up_again_once_its_document_can_be_read(self) -> None:
+        self.add("chunk_0", "d/a.webm")
+        real = self.add_json("meta.json", NAMES_A)
+        link = self.library / "d/session.json"
+        link.symlink_to(real)
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.code, 0, ran.err)
+        self.assert_kept(ran, "d/a.webm", "d/session.json cannot be read")
+        again = self.run_cli("--json")
+        self.assertEqual((again.code, again.outcomes), (0, {}))
+        self.assertNotIn("session.json", again.err)
+        times = os.lstat(link).st_mtime_ns
+        link.unlink()
+        real.rename(link)
+        os.utime(link, ns=(times, times))
+        self.assertEqual(self.run_cli().code, 0)
+        self.assert_compressed("d/a.webm")
+        self.assertEqual(self.read_json("d/session.json")["chunks"][0]["file"], "a.opus")
+
+
+# Its peak of memory beyond what the program itself takes, in bytes, for reading and rewriting one.
+MEASURE = """
+import os, resource, sys
+import compression_service as service
+from tests.test_documents import copied
+
+def peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+begun = peak()
+library = service.Library(sys.argv[1])
+for recording in service.resolve_recordings(library.folder("d")):
+    after = {take.stem: copied(take.stem) for take in recording.takes}
+    for path, edit in service.edits(library, recording, after):
+        service.rewrite(library.path(path), edit, service.Staging(library), True)
+print(peak() - begun)
+"""
+
+
+class Large(NamesCase):
+    SIZE = 8 << 20
+
+    def made(self, kind: str) -> str:
+        chunk = json.dumps(
+            {"file": "a.webm", "segments": [{"words": [{"w": "x"}] * 9, "text": "y"}]}
+        )
+        parts = {
+            "chunks": chunk, "zeros": "0", "texts": '"ab"', "objects": '{"a": {}}',
+            "escapes": '"\\n\\u00e4\\ud83d\\ude00\\\\"',
+        }  # fmt: skip
+        if kind == "keys":
+            members = (f'"k{number}": {number}' for number in range(self.SIZE // 16))
+            return "{" + ",".join(members) + "}"
+        if kind == "members":
+            return "0, " + ",".join(f'"k{number}": 0' for number in range(self.SIZE // 16))
+        if kind == "text":
+            return '"' + "ä\\n😀" * (self.SIZE // 8) + '"'
+        return "[" + ",".join([parts[kind]] * (self.SIZE // (len(parts[kind]) + 1))) + "]"
+
+    def test_a_document_takes_at_most_four_times_its_size(self) -> None:
+        for kind in ("chunks", "zeros", "texts", "objects", "escapes", "keys", "members", "text"):
+            self.add("d/a.webm")
+            member = "chunks" if kind == "chunks" else "other"
+            text = '{"id": 1, "first": "a.webm", "%s": %s, "last": "d/a.webm"}'
+            path = self.add("d/a.json", (text % (member, self.made(kind))).encode())
+            before = path.read_text()
+            command = [sys.executable, "-c", MEASURE, str(self.root)]
+            done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+            # Beside it: the interpreter's own, and what is scanned at once.
+            self.assertLess(int(done.stdout), 4 * self.SIZE + 20 * service.AT_ONCE, kind)
+            after = path.read_text()
+            same = before.replace("a.webm", "a.opus")[:-1]
+            self.assertTrue(after.startswith(same), kind)
+            path.unlink()
+            path.with_name("a.json.bak").unlink()
+
+    def test_what_is_broken_in_a_large_one_is_a_flaw(self) -> None:
+        filler = ", ".join(['"xyz"'] * (self.SIZE // 32))
+        for text in (
+            '{"a": [%s]', '{"a": [%s}}', '{"a": [%s]}]', '{"a": [%s]}}', '{"a": [%s], "b": "c}', '{"a": [%s]} x',
+            '{"b" "a.webm", "a": [%s]}', "[" * 2000 + '"a", %s',
+        ):  # fmt: skip
+            with self.assertRaises(service.Flaw, msg=text):
+                document = service.JsonText((text % filler).encode())
+                document.members(document.root, ("a",))
+
+    def test_a_deep_one_is_told_and_no_traceback(self) -> None:
+        self.add("d/a.webm")
+        for depth in (200_000, 2_000_000):
+            self.add("d/a.json", b'{"f": "a.webm", "x": ' + b"[" * depth + b"]" * depth + b"}")
+            self.assertIn("nested too deeply", self.kept()["a"])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -16,18 +16,20 @@ from unittest.mock import patch
 
 import compression_service as program
 from compression_service import (
-    Action,
+    Adopt,
+    Compress,
     Config,
+    Fetch,
     File,
+    Free,
     Move,
+    Outcome,
     Past,
-    Plan,
     Reason,
     Recording,
     Report,
     Take,
     Target,
-    Work,
     duration_text,
     printable,
     size_text,
@@ -36,14 +38,13 @@ from compression_service import (
 WEBM, OPUS = File("x.webm", 1_000_000, 0), File("x.opus", 600_000, 0)
 
 
-def work(reason: Reason, move: Move = Move.COMPRESS, goes: tuple[File, ...] = (WEBM,)) -> Work:
+def work(reason: Reason, kind: type[Move] = Compress, removes: tuple[File, ...] = (WEBM,)) -> Move:
     """One that came to this end."""
-    copies = (OPUS,) if move is Move.ADOPT else ()
+    copies = () if kind is Compress else (OPUS,)
     take = Take("day/x", (WEBM,), copies)
-    plan = Plan(move, WEBM, Target("opus", 96_000), "", goes)
-    is_done = reason.action is Action.COMPRESSED
-    made = Work(take, Recording("day", (take,)), plan, estimate=600_000, reason=reason)
-    made.copy = OPUS if is_done else None
+    made = kind(take, Target("opus", 96_000), "", WEBM, removes, Outcome(reason), estimate=600_000)
+    made.recording = Recording("day", (take,))
+    made.copy = OPUS if made.is_done else None
     return made
 
 
@@ -81,7 +82,7 @@ class TestTold(ReportCase):
 
     def test_with_kept_originals_a_copy_takes_and_nothing_is_called_saved(self) -> None:
         with self.report() as report:
-            report.outcome(work(Reason.DONE, goes=()))
+            report.outcome(work(Reason.DONE, removes=()))
             summary = report.summary()
         self.assertEqual(summary["saved"], -600_000)
         self.assertIn("The copies take 600 kB until the originals are deleted", summary["message"])
@@ -89,19 +90,19 @@ class TestTold(ReportCase):
 
     def test_an_adopted_copy_took_nothing_new(self) -> None:
         with self.report() as report:
-            report.outcome(work(Reason.ADOPTED, Move.ADOPT))
+            report.outcome(work(Reason.ADOPTED, Adopt))
             self.assertEqual(report.summary()["saved"], 1_000_000)
 
     def test_what_was_told_as_saved_is_not_told_again_when_its_original_goes(self) -> None:
         known = Past(action="compressed", suffix=".opus", size=OPUS.size, compressed=1.0)
-        goes = work(Reason.FREED, Move.FREE)
-        goes.take = goes.take._replace(past=known)
+        freed = work(Reason.FREED, Free)
+        freed.take = freed.take._replace(past=known)
         with self.report(keep_originals_days=7) as report:
-            report.outcome(goes)
+            report.outcome(freed)
             summary = report.summary()
         self.assertIn("freed          day/x.webm  1.00 MB", self.out.getvalue().splitlines()[0])
         self.assertIn(
-            "1 original deleted after their 7 days. The disk has 1.00 MB more free",
+            "1 original deleted after its 7 days. The disk has 1.00 MB more free",
             summary["message"],
         )
         for text in ("saved", "less", "->"):
@@ -112,7 +113,7 @@ class TestTold(ReportCase):
     def test_what_is_kept_beside_its_copy_and_what_went_are_told_apart(self) -> None:
         with self.report() as report:
             report.outcome(work(Reason.DONE))
-            report.outcome(work(Reason.DONE, goes=()))
+            report.outcome(work(Reason.DONE, removes=()))
             message = report.summary()["message"]
         self.assertIn("2 compressed (2.00 MB -> 1.20 MB)", message)
         self.assertIn("The copies take 200 kB until the originals are deleted", message)
@@ -127,7 +128,7 @@ class TestTold(ReportCase):
     def test_a_failure_says_what_is_still_there(self) -> None:
         with self.report() as report:
             report.outcome(work(Reason.CHANGED))
-            gone = work(Reason.NOT_RESTORED, Move.RESTORE)
+            gone = work(Reason.NOT_RESTORED, Fetch)
             gone.take = Take("day/x", (), (OPUS,))
             report.outcome(gone)
         first, second = self.out.getvalue().splitlines()
@@ -224,7 +225,7 @@ class TestTroubles(ReportCase):
     def test_a_traceback_is_one_line_of_the_log(self) -> None:
         with self.report() as report:
             failed = work(Reason.DEFECT)
-            failed.trace = "Traceback:\n  line 1\n"
+            failed.outcome = Outcome(Reason.DEFECT, trace="Traceback:\n  line 1\n")
             report.outcome(failed)
         (line,) = self.log.read_text().splitlines()
         self.assertRegex(line, r" - ERROR - failed .* kept.*Traceback:\\n  line 1")

@@ -13,6 +13,7 @@ from typing import Optional
 
 from tests import standins
 from tests.base import LibraryCase, Ran
+from tests.faults import FaultCase, needs_strace
 
 
 class RestoreCase(LibraryCase):
@@ -253,6 +254,91 @@ class Notification(LibraryCase):
         for value in ("", 3, ["a"]):
             self.configure(notify_command=value)
             self.assertIn("notify_command", self.run_cli().err)
+
+
+class NothingByAccident(LibraryCase):
+    def test_an_empty_word_is_an_error_and_not_the_whole_library(self) -> None:
+        self.configure(delete_originals=False)
+        self.add("chunk_0", "a.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        before = self.files()
+        for words in (["restore", ""], ["restore", "a.webm", ""], ["--only", ""], ["--only", "a.webm", "--only", ""]):  # fmt: skip
+            ran = self.run_cli(*words)
+            self.assertEqual(ran.code, 2, ran.out + ran.err)
+            self.assertIn("not empty", ran.err)
+        for word in (" ", "/", "..", "../", "./", "\t"):
+            self.run_cli("restore", word, cwd=str(self.folder))
+        self.assertEqual(self.files(), before)
+
+    def test_a_folder_is_not_the_recording_beside_it(self) -> None:
+        self.configure(delete_originals=False)
+        self.add("chunk_0", "d/14-30.webm")
+        self.add("chunk_1", "d/14-30/original_audio.webm")
+        self.assertEqual(self.run_cli().code, 0)
+        for words, paths in (
+            (["d/14-30"], {"d/14-30/original_audio.webm"}),
+            (["d/14-30/"], {"d/14-30/original_audio.webm"}),
+            (["d/14-30.txt"], set()),
+            (["d/14-30.OPUS"], {"d/14-30.webm"}),
+        ):
+            ran = self.run_cli("restore", "-n", "--json", *words)
+            self.assertEqual(set(ran.outcomes), paths, words)
+
+
+class KeptOriginals(FaultCase):
+    """Recordings with their originals kept beside their copies."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.configure(delete_originals=False)
+        self.original = self.add("chunk_0", "d/a.webm")
+        self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]})
+        self.assertEqual(self.run_cli("-j1").code, 0)
+        self.copy = self.original.with_suffix(".opus")
+
+    @needs_strace
+    def test_an_original_is_flushed_before_its_copy_is_removed(self) -> None:
+        log = self.folder / "strace.log"
+        options = ["-y", "-o", str(log), "-e", "trace=fsync,fdatasync,unlink,unlinkat"]
+        code, out, err = self.strace(options, "restore", "d/a.webm")
+        self.assertEqual(code, 0, out + err)
+        lines = log.read_text().splitlines()
+        removed = [at for at, line in enumerate(lines) if "unlink" in line and "a.opus" in line]
+        before = "\n".join(lines[: removed[0]])
+        self.assertRegex(before, rf"sync\(\d+<{self.original}>\) += 0")
+        self.assertRegex(before, rf"sync\(\d+<{self.original.parent}>\) += 0")
+
+    def kill_after_placing(self) -> None:
+        """As a run leaves it that compresses once more and is killed before its history."""
+        content, times = self.copy.read_bytes(), self.copy.stat()
+        self.assertEqual(self.run_cli("restore", "d/a.webm").code, 0)
+        self.assertFalse(self.copy.exists())
+        self.copy.write_bytes(content)
+        os.utime(self.copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def test_a_restore_that_is_finished_is_not_finished_once_more(self) -> None:
+        self.kill_after_placing()
+        ran = self.run_cli("--retry", "--json")
+        self.assertEqual(ran.summary["restored"], 0, ran.out)
+        self.assertTrue(self.copy.exists(), "undone as the rest of a restore")
+        self.assertEqual(self.read_json("d/a.json")["chunks"][0]["file"], "a.opus")
+        self.assertEqual(self.run_cli("check").code, 0)
+
+    def test_a_restore_that_was_cut_short_is_finished_also_by_retry(self) -> None:
+        for words in ([], ["--retry"], ["restore", "d/a.webm"]):
+            with self.subTest(words):
+                copy = self.folder / "library"
+                shutil.copytree(self.library, copy)
+                self.drive("import os\nprogram.Committer.remove_sources = lambda *_: os._exit(9)")
+                self.assertEqual(self.run_cli("restore", "d/a.webm").code, 9)
+                self.assertTrue(self.copy.exists())
+                self.driver, self.changes = None, ""
+                ran = self.run_cli(*words, "--json")
+                self.assertEqual((ran.code, ran.summary["restored"]), (0, 1), ran.out + ran.err)
+                self.assertFalse(self.copy.exists())
+                self.assertEqual(self.run_cli("--json").summary["restored"], 0)
+                shutil.rmtree(self.library)
+                copy.rename(self.library)
 
 
 if __name__ == "__main__":

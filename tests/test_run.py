@@ -5,18 +5,17 @@ from __future__ import annotations
 import unittest
 from typing import Any
 
-from compression_service import File, Move, Plan, Queue, Recording, Take, Target, Work, space_needed
+from compression_service import Compress, File, Queue, Recording, Take, Target
 
 
-def works(count: int, size: int = 48_000, name: str = "x") -> list[Work]:
+def works(count: int, size: int = 48_000, name: str = "x") -> list[Compress]:
     """Of one recording."""
     files = [File(f"{name}{number:04}.webm", size, 1) for number in range(count)]
     takes = [Take(f"day/{file.name[:-5]}", (file,)) for file in files]
     recording = Recording("day", tuple(takes))
     target = Target("opus", 96_000)
     return [
-        Work(take, recording, Plan(Move.COMPRESS, file, target, ""))
-        for take, file in zip(takes, files)
+        Compress(take, target, "", file, recording=recording) for take, file in zip(takes, files)
     ]
 
 
@@ -45,7 +44,7 @@ class TestQueue(unittest.TestCase):
     def test_nothing_is_handed_out_that_the_disk_has_no_room_for(self) -> None:
         one = works(3)
         queue = Queue(one, 1)
-        needed = space_needed(one[0])
+        needed = one[0].space_needed
         self.assertEqual(queue.take(needed - 1), [])
         self.assertEqual(queue.take(needed), one[:1])
         self.assertEqual(queue.take(10 * needed), one[1:])

@@ -106,7 +106,7 @@ class Counts(RunnerCase):
             self.module(name, body, before=before)
         self.module("good", GOOD)
         ran = self.run_tests("-j", "4")
-        told = dict(re.findall(r"(?m)^test_(\w+) .* s  (\d.*)$", ran.out))
+        told = dict(re.findall(r"(?m)^test_(\w+) .* CPU  (\d.*)$", ran.out))
         expected = {name: counts for name, (_, _, counts) in self.BAD.items()}
         self.assertEqual(told, {**expected, "good": "1 passed, 0 failed"}, ran.out)
         counts = [re.findall(r"\d+", each) for each in told.values()]

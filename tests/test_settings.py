@@ -222,7 +222,7 @@ class OddTiers(LibraryCase):
             ({"after_days": 30, "bitrate": "64k"}, "a list"),
             ([{"bitrate": "64k"}], "after_days"),
             ([{"after_days": 30}], "bitrate"),
-            ([{"after_days": 30, "bitrate": "64k", "archive": "/x"}], "either"),
+            ([{"after_days": 30, "bitrate": "64k", "archive": "/x"}], "one of"),
             (
                 [{"after_days": 30, "bitrate": "64k"}, {"after_days": 30, "bitrate": "32k"}],
                 "which is 30",
@@ -233,7 +233,7 @@ class OddTiers(LibraryCase):
             ),
             (
                 [{"after_days": 30, "archive": "/x"}, {"after_days": 90, "bitrate": "32k"}],
-                "archive last",
+                "deletion last",
             ),
             ([{"after_days": 5, "bitrate": "64k"}], "age_threshold_days"),
             ([{"after_days": 30, "bitrate": "128k"}], "target_bitrate"),

@@ -341,8 +341,9 @@ class Together(SituationCase):
         os.utime(other / "a.webm", (LONG_AGO, LONG_AGO))
         self.put_run_on_record()
         shutil.copytree(self.library / ".compression", other / ".compression")
-        self.assertEqual(self.run_cli().code, 0)
-        ran = self.run_cli("run", "--recordings", str(other))
+        for _ in range(2):  # a file makes one move a run
+            self.assertEqual(self.run_cli().code, 0)
+            ran = self.run_cli("run", "--recordings", str(other))
         self.assertEqual(ran.code, 1, ran)
         self.assertIn("has the mark of another library", ran.err)
         self.assertTrue((other / "a.opus").exists())
@@ -413,6 +414,8 @@ class Silence(SituationCase):
         self.assert_told("There is no recordings folder")
 
     def test_a_pause(self) -> None:
+        command = f"cat >>{self.heard}"
+        self.configure(log_file=str(self.log), notify_command=command, notify_on="always")
         self.add("chunk_0", "a.webm")
         self.run_cli("pause")
         self.assertEqual(self.run_cli().code, 0)
@@ -445,7 +448,8 @@ class Silence(SituationCase):
 
     def test_an_archive_whose_disk_is_not_mounted(self) -> None:
         self.add_session()
-        self.put_run_on_record()
+        self.assertEqual(self.run_cli().code, 0)
+        self.heard.unlink()
         cold = self.folder / "cold"
         cold.mkdir()
         tiers = [{"after_days": 30, "archive": str(cold)}]
@@ -665,7 +669,8 @@ class NoSpace(SituationCase):
     def test_what_comes_back_onto_a_full_disk_is_tried_once_and_comes_back_later(self) -> None:
         self.put_run_on_record()
         self.configure(tiers=[{"after_days": 30, "archive": "cold"}])
-        self.assertEqual(self.run_cli().code, 0)
+        for _ in range(2):  # a file makes one move a run
+            self.assertEqual(self.run_cli().code, 0)
         for free in (0, 20_000, 60_000):
             filling = self.fill(free)
             ran = self.run_cli("restore", ".", cwd=str(self.library))
@@ -828,7 +833,7 @@ class Told(DriverCase):
 
     def test_no_thread_no_memory_or_a_defect_at_the_start(self) -> None:
         for error in ("RuntimeError('no new thread')", "MemoryError()", "KeyError('x')"):
-            before = f"def fail(*_): raise {error}\nprogram.plan_run = fail"
+            before = f"def fail(*_): raise {error}\nprogram.Run.plan = fail"
             with self.subTest(error):
                 self.configure(notify_command="cat >heard")
                 ran = self.run_driven(before, "run", "--json")

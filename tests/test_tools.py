@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from typing import Optional
 from unittest.mock import patch
 
 import compression_service as program
@@ -26,6 +28,7 @@ from compression_service import (
     stop_signals,
     try_ffmpeg,
 )
+from tests.base import LONG_AGO, LibraryCase, Ran
 
 
 class ToolsCase(unittest.TestCase):
@@ -192,3 +195,119 @@ class TestSignals(unittest.TestCase):
             signal.signal(signal.SIGHUP, before)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class HowItEnded(unittest.TestCase):
+    """How a process ended says nothing of a recording."""
+
+    def judged(self, code: int, said: str = "") -> Optional[Reason]:
+        process = subprocess.Popen(["true"])
+        process.wait()
+        process.returncode = code
+        try:
+            program.judge([process], said.encode())
+        except Refusal as refusal:
+            return refusal.reason
+        return None
+
+    def test_whoever_ended_it_from_outside_did_not_judge_the_recording(self) -> None:
+        for number in (
+            "KILL",
+            "TERM",
+            "INT",
+            "HUP",
+            "XCPU",
+            "XFSZ",
+            "PIPE",
+            "USR1",
+            "QUIT",
+            "ALRM",
+        ):
+            sent = signal.Signals[f"SIG{number}"]
+            for code in (-sent, 128 + sent):  # as a shell around it says
+                self.assertIs(self.judged(code), Reason.TOOL_KILLED, (number, code))
+        self.assertIs(self.judged(255), Reason.TOOL_KILLED)  # ffmpeg's own after SIGTERM
+        self.assertTrue(Reason.TOOL_KILLED.is_environment and Reason.TOOL_KILLED.may_be_ffmpeg)
+
+    def test_a_crash_is_a_failure_that_counts_and_no_damage(self) -> None:
+        for number in ("SEGV", "ABRT", "ILL", "FPE", "BUS"):
+            sent = signal.Signals[f"SIG{number}"]
+            for code in (-sent, 128 + sent):
+                self.assertIs(self.judged(code), Reason.TOOL_FAILED, (number, code))
+        self.assertIs(self.judged(3), Reason.TOOL_FAILED)
+        self.assertFalse(Reason.TOOL_FAILED.is_environment)
+
+    def test_want_of_something_is_known_by_words_and_by_the_codes_of_a_newer_ffmpeg(self) -> None:
+        wants = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG, errno.EACCES)
+        for want in wants:
+            told = f"[matroska,webm @ 0x5] [error] Error opening output: {os.strerror(want)}"
+            for code in (0, 1, 256 - want):
+                self.assertIs(self.judged(code, told), Reason.TOOL_KILLED, told)
+            self.assertIs(self.judged(256 - want), Reason.TOOL_KILLED)
+        for told in ("what(): std::bad_alloc", "libx.so: failed to map segment from shared object"):
+            self.assertIs(self.judged(-signal.SIGABRT, told), Reason.TOOL_KILLED)
+        for code in (1, 228):
+            told = "[error] Error writing trailer: No space left on device"
+            self.assertIs(self.judged(code, told), Reason.NO_SPACE)
+
+    def test_what_it_says_of_the_content_is_damage(self) -> None:
+        told = (
+            "[aac @ 0x5] [error] decode_band_types: Input buffer exhausted before END element found"
+        )
+        for code in (1, 69, 183, 187, 234):  # ffmpeg before 6.1, and after
+            self.assertIs(self.judged(code, told), Reason.TOOL_REFUSED)
+        self.assertIsNone(self.judged(0))
+
+    def test_a_name_that_sounds_like_a_want_is_none(self) -> None:
+        told = "[error] file:/r/Too many open files.webm: Invalid data found when processing input"
+        self.assertIs(self.judged(1, told), Reason.TOOL_REFUSED)
+
+
+class Ended(LibraryCase):
+    """The same with the real ffmpeg behind a stand-in that is ended while it works on recordings."""
+
+    NAMES = tuple(f"{number}.webm" for number in range(6))
+
+    def setUp(self) -> None:
+        super().setUp()
+        for number, name in enumerate(self.NAMES):
+            self.add("chunk_1", name, LONG_AGO + number)
+
+    def night(self, fault: str, *names: str) -> Ran:
+        env = self.stand_in(
+            f"bad = {names!r}\n"
+            "if any(word.endswith(name) for word in args for name in bad):\n"
+            f"    {fault}\n"
+            "os.execv(real, [real, *args])"
+        )
+        return self.run_cli("-j", "1", "--json", env=env)
+
+    def test_three_crashing_files_never_stop_the_rest_and_are_remembered(self) -> None:
+        bad = self.NAMES[:3]
+        for _ in range(3):
+            ran = self.night("os.kill(os.getpid(), signal.SIGSEGV)", *bad)
+            self.assertEqual(ran.code, 1, ran)
+            self.assertEqual({ran.outcomes[name]["action"] for name in bad}, {"failed"})
+        for name in self.NAMES[3:]:
+            self.assert_compressed(name)
+        ran = self.night("os.kill(os.getpid(), signal.SIGSEGV)", *bad)
+        self.assertEqual((ran.code, ran.outcomes), (0, {}))
+
+    def test_three_in_a_row_ended_from_outside_end_the_run_and_come_last_the_next_night(
+        self,
+    ) -> None:
+        bad = self.NAMES[:3]
+        for fault in ("os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(255)"):
+            ran = self.night(fault, *bad)
+            self.assertEqual(ran.code, 4, ran)
+            self.assertIn("3 recordings in a row", ran.summary["message"])
+        self.assertEqual({ran.outcomes[name]["action"] for name in bad}, {"failed"})
+        for name in self.NAMES[3:]:
+            self.assert_compressed(name)  # the second night took them first
+        self.assertEqual(self.run_cli().code, 0)
+        for name in bad:
+            self.assert_compressed(name)
+
+
+if __name__ == "__main__":
+    unittest.main()

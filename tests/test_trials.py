@@ -11,18 +11,16 @@ from unittest.mock import patch
 
 import compression_service as program
 from compression_service import (
+    Compress,
     File,
     Library,
-    Move,
     NoSpaceError,
-    Plan,
     Recording,
     Refusal,
     ServiceError,
     Take,
     Target,
     Trials,
-    Work,
     read_signs,
     try_commits,
 )
@@ -41,7 +39,7 @@ class TestTrials(unittest.TestCase):
         take = Take("x", (file,))
         target = Target("opus", 96_000)
         recording = Recording("", (take,))
-        self.work = Work(take, recording, Plan(Move.COMPRESS, file, target, ""))
+        self.work = Compress(take, target, "", file, recording=recording)
 
     def left(self) -> list[str]:
         return sorted(os.listdir(self.library.own("")))

@@ -410,12 +410,12 @@ class WhatIsHeld(FaultCase):
             self.add("chunk_0", f"{number}.webm")
         self.drive(
             "import gc\n"
-            "archive = program.Run.archive\n"
-            "def count(self, begun):\n"
-            "    held = [each for each in gc.get_objects() if isinstance(each, (program.Work, program.Probe))]\n"
+            "carry_out = program.Run.carry_out\n"
+            "def count(self, groups):\n"
+            "    held = [each for each in gc.get_objects() if isinstance(each, (program.Move, program.Probe))]\n"
             "    print('held:', len(held), file=sys.stderr)\n"
-            "    archive(self, begun)\n"
-            "program.Run.archive = count"
+            "    carry_out(self, groups)\n"
+            "program.Run.carry_out = count"
         )
         for words in (("--dry-run",), ()):
             ran = self.run_cli(*words)

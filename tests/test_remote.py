@@ -1,4 +1,4 @@
-"""An archive is another place than the library, belongs to it alone, and holds what was proven to be there."""
+"""An archive on a remote: what goes there by rclone is proven to be there, and refusals end a run."""
 
 from __future__ import annotations
 
@@ -6,118 +6,12 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import unittest
 
-from tests.base import RECORDINGS, LibraryCase, Ran
-from tests.faults import FaultCase
-from tests.test_archive import OLD, RCLONE, ArchiveCase
-
-MARK = ".compression/id"
-SHORT = (RECORDINGS / "ch_short_60ms.webm").read_bytes()
-
-
-class HoldCase(ArchiveCase, FaultCase):
-    """A library of small recordings, all of them old enough for the archive."""
-
-    def add_short(self, *paths: str) -> list[str]:
-        """Adds recordings that stay as they are ("already small"), and returns their paths."""
-        for path in paths:
-            self.add_bytes(SHORT, path, OLD)
-        return list(paths)
-
-    def archive(self, *words: str, code: int = 0) -> Ran:
-        """Runs once; what is to be archived is known to be kept before."""
-        ran = self.run_cli("-j1", *words)
-        self.assertEqual(ran.code, code, ran.out + ran.err)
-        return ran
-
-    def assert_here(self, *paths: str) -> None:
-        for path in paths:
-            self.assertTrue((self.library / path).exists(), f"{path} is not here any more")
-
-    def settled(self, *paths: str) -> list[str]:
-        """Adds recordings and lets a run without an archive look at them."""
-        added = self.add_short(*paths)
-        LibraryCase.configure(self, min_saving_percent=50)
-        self.assertEqual(self.run_cli("-j1").code, 0)
-        self.configure(min_saving_percent=50)
-        return added
-
-
-@unittest.skipUnless(RCLONE or os.environ.get("CI"), "rclone is not installed")
-class AliasCase(HoldCase):
-    """A remote that is a folder, and an rclone that plays faults: `body` has `args` and `real`."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.there = self.folder / "remote/archive-of-recordings"
-        self.there.mkdir(parents=True)
-        self.target = "cold:"
-        self.configure(min_saving_percent=50)
-        self.calls = self.folder / "calls"
-        self.faulty("")
-
-    def faulty(self, body: str) -> None:
-        note = f"open({str(self.calls)!r}, 'a').write(' '.join(args) + '\\n')"
-        passed_on = f"os.execv({RCLONE!r}, ['rclone', *args])"
-        self.environment = {
-            **self.stand_in(f"{note}\nreal = {RCLONE!r}\n{body}\n{passed_on}", "rclone"),
-            "RCLONE_CONFIG": "/dev/null",
-            "RCLONE_CONFIG_COLD_TYPE": "alias",
-            "RCLONE_CONFIG_COLD_REMOTE": str(self.folder / "remote"),
-        }
-
-    def run_cli(self, *words: str, **options: object) -> Ran:
-        return super().run_cli(*words, env=self.environment)
-
-    def called(self, *words: str) -> list[str]:
-        """The calls of rclone that hold all of these words."""
-        calls = self.calls.read_text().splitlines() if self.calls.exists() else []
-        return [call for call in calls if all(word in call.split() for word in words)]
-
-
-class TheMark(HoldCase):
-    def test_the_first_upload_leaves_a_mark_and_a_dry_run_leaves_none(self) -> None:
-        self.settled("a.webm")
-        self.archive("-n")
-        self.assertFalse((self.cold / MARK).exists())
-        self.archive()
-        own = (self.library / MARK).read_bytes()
-        self.assertEqual((self.cold / MARK).read_bytes(), own)
-        self.assertGreaterEqual(len(own), 32)
-
-    def test_an_archive_of_another_library_of_this_name_is_refused(self) -> None:
-        self.settled("a.webm")
-        (self.cold / MARK).parent.mkdir()
-        (self.cold / MARK).write_text("of another library")
-        for words in (["-n"], []):
-            ran = self.archive(*words, code=1)
-            self.assertIn("has the mark of another library", ran.err)
-        ran = self.run_cli("doctor")
-        self.assertIn("has the mark of another library", ran.out)
-        self.assert_here("a.webm")
-        self.assertFalse((self.cold / "a.webm").exists())
-
-    def test_a_library_that_lost_its_own_folder_goes_on_once_the_mark_is_removed(self) -> None:
-        self.settled("a.webm")
-        self.archive()
-        shutil.rmtree(self.library / ".compression")
-        self.settled("b.webm")
-        ran = self.archive(code=1)
-        self.assertIn(f"remove {self.cold / MARK} and run again", ran.err)
-        self.assert_here("b.webm")
-        (self.cold / MARK).unlink()
-        self.archive()
-        self.assert_archived("a.webm", "b.webm")
-
-    def test_an_archive_from_before_gets_a_mark(self) -> None:
-        self.settled("a.webm")
-        (self.cold / "2024").mkdir()
-        (self.cold / "2024/old.opus").write_bytes(b"of version 2.0")
-        self.archive()
-        self.assertTrue((self.cold / MARK).exists())
-        self.assert_archived("a.webm")
+from tests.archives import RCLONE, SHORT, AliasCase, RemoteCase, free_port
+from tests.base import PROJECT, LibraryCase, decoded_seconds
 
 
 class NotTheLibrary(AliasCase):
@@ -366,93 +260,150 @@ class Refusals(AliasCase):
         self.assert_archived("a.webm")
 
 
-class TheSource(HoldCase):
-    def test_a_source_that_an_attribute_cache_hides_the_change_of_is_kept(self) -> None:
-        (path,) = self.settled("a.webm")
-        other = SHORT[:-1] + b"x"
-        self.drive(
-            "program.is_same = lambda path, work: True\n"
-            "real = program.Committer.remove_source\n"
-            "def after_a_change(self, work):\n"
-            f"    with open({str(self.library / path)!r}, 'r+b') as file:\n"
-            f"        file.write({other!r})\n"
-            "    return real(self, work)\n"
-            "program.Committer.remove_source = after_a_change"
+class AWebDavServer(RemoteCase):
+    def setUp(self) -> None:
+        super().setUp()
+        port = free_port()
+        self.serve(
+            port, str(RCLONE), "serve", "webdav", str(self.cold), "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0",
+            TYPE="webdav", URL=f"http://127.0.0.1:{port}", VENDOR="other",
+        )  # fmt: skip
+        self.target = "cold:voice/2025 ü"
+        self.there = self.cold / "voice/2025 ü/archive-of-recordings"
+        self.configure()
+
+    def test_recordings_go_to_a_remote_and_come_back(self) -> None:
+        copies = self.add_old_session()
+        self.run_remote()
+        self.assert_archived(*copies, cold=str(self.there))
+        document = self.read_json("2025-10-27/14-30-45-chunk-1.json")
+        self.assertEqual(
+            document["archive_location"], "cold:voice/2025 ü/archive-of-recordings/2025-10-27"
         )
-        ran = self.archive("--json", code=1)
-        self.assertIn("changed while", ran.outcomes[path]["reason"])
-        self.assertEqual((self.library / path).read_bytes(), other)
+        self.run_remote("restore", copies[0].replace(".opus", ".json"))
+        for copy in copies:
+            self.assertEqual((self.library / copy).read_bytes(), (self.there / copy).read_bytes())
 
-    def test_what_was_there_already_is_flushed_before_it_is_relied_on(self) -> None:
-        (path,) = self.settled("d/a.webm")
-        (self.cold / "d").mkdir()
-        (self.cold / path).write_bytes(SHORT)
-        log = self.folder / "flushed"
-        self.drive(
-            "real, unlink = program.flush, program.os.unlink\n"
-            "def note(what):\n"
-            f"    with open({str(log)!r}, 'a') as file:\n"
-            "        file.write(what + '\\n')\n"
-            "def flush(descriptor, *rest):\n"
-            "    note(program.os.readlink(f'/proc/self/fd/{descriptor}'))\n"
-            "    real(descriptor, *rest)\n"
-            "def remove(path, **options):\n"
-            "    note('removed ' + path)\n"
-            "    unlink(path, **options)\n"
-            "program.flush, program.os.unlink = flush, remove"
+    def test_without_a_network_all_is_kept_here_and_goes_the_next_time(self) -> None:
+        copies = self.add_old_session(1)
+        url = self.environment["RCLONE_CONFIG_COLD_URL"]
+        self.environment["RCLONE_CONFIG_COLD_URL"] = "http://127.0.0.1:9"
+        ran = self.run_remote("--json", code=1)
+        self.assertIn("does not answer", ran.summary["message"])
+        self.assertTrue((self.library / copies[0]).exists())
+        self.environment["RCLONE_CONFIG_COLD_URL"] = url
+        self.run_remote()
+        self.assert_archived(*copies, cold=str(self.there))
+
+    def test_a_server_that_keeps_other_bytes_is_noticed(self) -> None:
+        copies = self.add_old_session(1)
+        there = self.there / copies[0]
+        there.parent.mkdir(parents=True)
+        there.write_bytes(b"other")
+        ran = self.run_remote("--json", code=1)
+        self.assertIn("another file", ran.outcomes[copies[0]]["reason"])
+        self.assertTrue((self.library / copies[0]).exists())
+        self.assertEqual(there.read_bytes(), b"other")
+
+    def test_a_remote_that_is_the_library_itself_only_gets_a_second_copy(self) -> None:
+        copies = self.add_old_session(1)
+        self.environment |= {"RCLONE_CONFIG_COLD_TYPE": "local"}
+        self.target = f"cold:{self.library}"
+        self.configure()
+        self.run_remote()
+        there = self.library / "archive-of-recordings" / copies[0]
+        self.assertGreater(decoded_seconds(there), 2.5)
+
+    def test_an_environment_that_loosens_the_comparison_does_not(self) -> None:
+        copies = self.add_old_session(1)
+        LibraryCase.configure(self)
+        self.run_remote()
+        self.configure()
+        there = self.there / copies[0]
+        there.parent.mkdir(parents=True)
+        there.write_bytes(b"x" * (self.library / copies[0]).stat().st_size)
+        self.environment |= {"RCLONE_SIZE_ONLY": "true"}
+        self.run_remote(code=1)
+        self.assertTrue((self.library / copies[0]).exists())
+
+    def test_an_upload_that_was_killed_is_done_again(self) -> None:
+        copies = self.add_old_session()
+        LibraryCase.configure(self)
+        self.run_remote()
+        self.configure()
+        there = self.there / copies[0]
+        there.parent.mkdir(parents=True)
+        there.write_bytes((self.library / copies[0]).read_bytes()[:1000])
+        self.run_remote()
+        self.assert_archived(*copies, cold=str(self.there))
+
+    def test_without_rclone_the_way_to_install_it_is_told(self) -> None:
+        copies = self.add_old_session(1)
+        self.compress_first((), env=self.environment)
+        tools = self.folder / "tools"
+        tools.mkdir()
+        for name in ("ffmpeg", "sh"):
+            (tools / name).symlink_to(str(shutil.which(name)))
+        script = f"import compression_service as c; c.TOOL_PATH = \"\"; import sys; sys.exit(c.main(['-c', {str(self.config)!r}]))"
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=PROJECT,
+            env={"PATH": str(tools)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        if sys.platform != "linux":
-            self.skipTest("/proc tells what is flushed")
+        self.assertEqual(done.returncode, 4, done.stdout + done.stderr)
+        self.assertIn("apt-get install rclone", done.stderr)
+        self.assertTrue((self.library / copies[0]).exists())
+
+
+MOTO = os.environ.get("COMPRESSION_TEST_S3")
+
+
+@unittest.skipUnless(
+    MOTO,
+    "COMPRESSION_TEST_S3 names no moto_server (pip install 'moto[server]' in an environment of its own)",
+)
+class AnS3Bucket(RemoteCase):
+    def test_recordings_go_to_a_bucket_and_come_back(self) -> None:
+        port = free_port()
+        self.serve(
+            port, str(MOTO), "-p", str(port), TYPE="s3", PROVIDER="Other", ENDPOINT=f"http://127.0.0.1:{port}", REGION="us-east-1",
+            ACCESS_KEY_ID="a", SECRET_ACCESS_KEY="b",
+        )  # fmt: skip
+        self.target = "cold:voices/library"
+        self.configure()
+        copies = self.add_old_session()
+        self.run_remote()
+        self.assertFalse((self.library / copies[0]).exists())
+        self.run_remote("restore", copies[0])
+        for copy in copies:
+            self.assertGreater((self.library / copy).stat().st_size, 20_000)
+        self.assertEqual(self.run_cli("check").code, 0)
+
+
+class ADeadRemote(AliasCase):
+    def test_it_is_not_asked_for_every_recording(self) -> None:
+        paths = self.settled(*(f"d/{number}.webm" for number in range(4)))
         self.archive()
-        lines = log.read_text().splitlines()
-        before = lines[: lines.index(f"removed {self.library / path}")]
-        for relied_on in (self.cold / path, self.cold / "d", self.cold):
-            self.assertIn(str(relied_on), before)
+        before = len(self.called("--"))
+        self.faulty("sys.exit('connection refused')")
+        ran = self.run_cli("restore", str(self.library))
+        self.assertEqual(ran.code, 1)
+        self.assertIn("does not answer", ran.err)
+        self.assertLessEqual(len(self.called("--")) - before, 3)
+        self.faulty("")
+        self.assertEqual(self.run_cli("restore", str(self.library)).code, 0)
+        self.assert_here(*paths)
 
-
-class Check(HoldCase):
-    def archived(self) -> str:
-        self.settled("d/a.webm", "d/b.webm")
-        self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]})
+    def test_what_was_fetched_before_it_died_is_here(self) -> None:
+        paths = self.settled(*(f"d/{number}.webm" for number in range(4)))
         self.archive()
-        self.assertEqual(self.run_cli("check").code, 0)
-        return "d/a.webm"
-
-    def wrong(self, *words: str) -> None:
-        ran = self.run_cli("check")
-        self.assertEqual(ran.code, 1, ran.out)
-        for word in words:
-            self.assertIn(word, ran.err)
-
-    def test_a_file_of_another_size_is_named(self) -> None:
-        path = self.cold / self.archived()
-        path.write_bytes(SHORT[:-1])
-        self.wrong("d/a.webm has 1485 bytes in the archive, 1486 are on record")
-
-    def test_a_file_that_became_a_link_or_a_folder_is_not_there(self) -> None:
-        path = self.cold / self.archived()
-        path.rename(path.with_suffix(".moved"))
-        path.symlink_to(path.with_suffix(".moved"))
-        self.wrong("d/a is not in the archive any more")
-        path.unlink()
-        path.mkdir()
-        self.wrong("d/a is not in the archive any more")
-
-    def test_an_archived_recording_that_its_owner_deleted_is_forgotten(self) -> None:
-        self.archived()
-        (self.cold / "d/b.webm").unlink()
-        self.assertEqual(self.run_cli("check").code, 0)
-        (self.cold / "d/a.webm").unlink()
-        self.wrong("d/a is not in the archive any more")
-        (self.library / "d/a.json").unlink()
-        self.assertEqual(self.run_cli("check").code, 0)
-
-    def test_one_that_the_index_has_still_is_not_forgotten(self) -> None:
-        self.archived()
-        self.add_json("index.json", {"recordings": [{"id": "A", "size": 0, "archived": True}]})
-        (self.library / "d/a.json").unlink()
-        (self.cold / "d/a.webm").unlink()
-        self.wrong("d/a is not in the archive any more")
+        self.faulty("if re.search(r'/[23]\\.webm', ' '.join(args)) or not args[-1].endswith('.webm') and 'copyto' not in args:\n    sys.exit('connection refused')")  # fmt: skip
+        self.assertEqual(self.run_cli("restore", str(self.library)).code, 1)
+        self.assert_here(*paths[:2])
+        self.assert_no_leftovers()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,19 @@ from types import SimpleNamespace
 from typing import Any, Optional
 
 import compression_service as service
-from compression_service import Action, Config, File, Folder, Library, Move, Past, Take, Tier
+from compression_service import (
+    Action,
+    Config,
+    File,
+    Folder,
+    Free,
+    Library,
+    Move,
+    Past,
+    Store,
+    Take,
+    Tier,
+)
 from tests.base import DAY
 
 COUNT = 100 * int(os.environ.get("FUZZ", "40"))
@@ -39,7 +51,7 @@ def some_past(chance: random.Random, file: File, config: Config, age: float) -> 
     suffix = chance.choice(("", ".opus"))
     return Past(
         action=chance.choice([each.value for each in Action]),
-        move=chance.choice(["", *(move.value for move in Move)]),
+        move=chance.choice(["", *service.RANKS, "restore"]),
         settings=chance.choice((settings, "others")),
         attempts=chance.randrange(4),
         mtime_ns=file.mtime_ns,
@@ -58,7 +70,7 @@ def some_take(chance: random.Random, config: Config) -> Take:
     copy = File("x.opus", chance.choice((600, 601)), mtime_ns)
     files = chance.choice(((original,), (copy,), (original, copy)))
     known = some_past(chance, original, config, age)
-    return Take("d/x", past=chance.choice((service.NO_PAST, known))).with_files(files)
+    return service.take_of("d/x", files, chance.choice((service.NO_PAST, known)))
 
 
 def night(config: Config, when: float) -> Any:
@@ -80,9 +92,10 @@ class TestRest(unittest.TestCase):
             config = some_config(chance)
             take = some_take(chance, config)
             folder = self.folder(take)
-            note = service.word_on(folder, night(config, START))
-            later = night(config, START + chance.choice((0, 1, 9, 13, 30, 70)) * DAY)
-            if not note or note[0]["rest"] != service.rest_of(folder, later):
+            note = service.folder_note(folder, config, night(config, START).clock)
+            when = START + chance.choice((0, 1, 9, 13, 30, 70)) * DAY
+            later = night(config, when)
+            if not note or when >= (note[0]["until"] or when + 1):
                 continue
             rested += 1
             for policy in (None, service.NO_POLICY):
@@ -92,7 +105,7 @@ class TestRest(unittest.TestCase):
 
     def move_with_sidecar(
         self, take: Take, policy: Optional[service.Policy], run: Any
-    ) -> Optional[service.Plan]:
+    ) -> Optional[Move]:
         """The next move of a take whose sidecar asks for the same as before."""
         if policy is not None and "|" not in take.past.settings:
             return None  # this past was noted without its sidecars, and says nothing of them
@@ -100,15 +113,23 @@ class TestRest(unittest.TestCase):
             asked = service.settings_of(take, policy, run.config, 0).partition("|")[2]
             first = take.past.settings.partition("|")[0]
             take = take._replace(past=take.past._replace(settings=f"{first}|{asked}"))
-        return service.next_move(take, policy, run.config, run.moment)
+        return self.planned(take, run.config, policy, run.moment.now)
 
-    def planned(self, take: Take, config: Config) -> Optional[service.Plan]:
-        return service.next_move(take, None, config, night(config, START).moment)
+    def planned(
+        self,
+        take: Take,
+        config: Config,
+        policy: Optional[service.Policy] = None,
+        when: float = START,
+    ) -> Optional[Move]:
+        moment = night(config, when).moment
+        alone = service.archiving([take], policy, config, moment)
+        return service.next_move(take, policy, config, moment) or next(iter(alone), None)
 
     def test_an_original_whose_days_are_over_goes_after_a_refused_smaller_step(self) -> None:
         config = Config(keep_originals_days=1, tiers=(Tier(30, bitrate=64_000),))
         take = Take("d/x", (ORIGINAL,), (COPY,))
-        settings = service.settings_of(take._replace(ours={"x.opus": 96_000}), None, config, 40)
+        settings = service.settings_of(take._replace(rates={"x.opus": 96_000}), None, config, 40)
         refused = Past(
             action="kept",
             move="smaller",
@@ -122,7 +143,7 @@ class TestRest(unittest.TestCase):
         )
         plan = self.planned(take._replace(past=refused), config)
         assert plan
-        self.assertEqual((plan.move, plan.goes), (Move.FREE, (ORIGINAL,)))
+        self.assertEqual((type(plan), plan.removes), (Free, (ORIGINAL,)))
         freed = refused._replace(action="compressed", move="free")
         after = self.planned(Take("d/x", copies=(COPY,), past=freed), config)
         self.assertIsNone(after, "the refused step is not tried every night from then on")
@@ -142,7 +163,7 @@ class TestRest(unittest.TestCase):
         )
         plan = self.planned(take._replace(past=past), config)
         assert plan
-        self.assertEqual((plan.move, plan.goes), (Move.ARCHIVE, (ORIGINAL,)))
+        self.assertEqual((type(plan), plan.removes), (Store, (ORIGINAL,)))
 
 
 if __name__ == "__main__":

@@ -1,108 +1,135 @@
-"""What was asked back comes back, is finished once it is finished, and nothing else is touched by it."""
+"""What was archived comes back as it was, once it was proven to be what went there."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import unittest
 from pathlib import Path
 
+from tests.archives import OLD, SHORT, ArchiveCase, ShortCase
 from tests.base import RECORDINGS, LibraryCase, Ran
-from tests.faults import FaultCase, needs_strace
-from tests.test_archive import OLD, ArchiveCase
-from tests.test_hold_archive import SHORT, AliasCase, HoldCase
+
+
+class BackAgain(ArchiveCase):
+    def test_restore_brings_a_whole_session_back_as_it_was(self) -> None:
+        copies = self.add_old_session()
+        LibraryCase.configure(self)
+        self.run_well()
+        before = self.files()
+        self.configure()
+        self.run_well()
+        self.assert_archived(*copies)
+        ran = self.run_well("restore", str(self.library / copies[1]), "--json")
+        self.assertEqual({outcome["action"] for outcome in ran.outcomes.values()}, {"restored"})
+        after = self.files()
+        self.assertEqual(
+            {name for name in after if not name.endswith(".bak")},
+            {name for name in before if not name.endswith(".bak")},
+        )
+        for copy in copies:
+            self.assertEqual(after[copy], before[copy])
+            self.assertAlmostEqual((self.library / copy).stat().st_mtime, OLD, delta=1)
+            sidecar = copy.replace(".opus", ".json")
+            self.assertEqual(json.loads(after[sidecar]), json.loads(before[sidecar]))
+        entry = self.read_json("index.json")["recordings"][0]
+        self.assertEqual(
+            ("archived" in entry, entry["size"]), (False, sum(len(before[copy]) for copy in copies))
+        )
+        self.run_well()
+        self.assertTrue((self.library / copies[0]).exists(), "taken away again by the next run")
+        self.run_well("--retry")
+        self.assert_archived(*copies)
+
+    def test_what_is_not_what_went_there_does_not_come_back(self) -> None:
+        copies = self.add_old_session(1)
+        self.run_well()
+        path = self.cold / copies[0]
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        ran = self.run_well("restore", copies[0], code=1)
+        self.assertIn("not the file", ran.out)
+        self.assertFalse((self.library / copies[0]).exists())
+
+    def test_sidecars_of_one_recording_come_back_together(self) -> None:
+        """Each with its own chunk only, and one id."""
+        names = ["r-chunk-1", "r-chunk-2"]
+        for name in names:
+            self.add("chunk_0", f"{name}.webm", OLD)
+            self.add_json(f"{name}.json", {"id": "r", "chunks": [{"file": f"{name}.webm"}]})
+        self.run_well()
+        self.run_well("restore", "r-chunk-1.json")
+        self.assertEqual(self.run_well("check").code, 0)
+        self.assertEqual([(self.library / f"{name}.opus").exists() for name in names], [True, True])
+
+    def test_a_recording_without_chunks_in_its_sidecar_comes_back_compressed(self) -> None:
+        self.add("chunk_0", "a.webm", OLD)
+        self.add_json("a.json", {"id": "a", "chunks": None})
+        self.run_well()
+        self.run_well("restore", "a.json")
+        document = self.read_json("a.json")
+        self.assertEqual((document["compressed"], "archived" in document), (True, False))
+
+    def test_a_recording_in_capitals_comes_back(self) -> None:
+        self.add_bytes(b"\x1aE\xdf\xa3junk", "K.WEBM", OLD)
+        self.run_well()
+        self.run_well()
+        self.assertFalse((self.library / "K.WEBM").exists())
+        self.run_well("restore", "K.WEBM")
+        self.assertTrue((self.library / "K.WEBM").exists())
+
+    def test_what_came_back_and_was_deleted_comes_back_once_more(self) -> None:
+        copies = self.add_old_session(1)
+        self.run_well()
+        self.run_well("restore", copies[0])
+        (self.library / copies[0]).unlink()
+        self.run_well("restore", copies[0].replace(".opus", ".json"))
+        content = (self.cold / copies[0]).read_bytes()
+        self.assertEqual((self.library / copies[0]).read_bytes(), content)
+
+    def test_an_odd_line_of_the_history_is_not_followed_and_breaks_nothing(self) -> None:
+        copies = self.add_old_session(1)
+        self.run_well()
+        history = self.folder / "recordings/.compression/history.jsonl"
+        line = next(
+            line
+            for line in history.read_text().splitlines()
+            if '"archived"' in line and '"recording"' in line
+        )
+        record = json.loads(line)
+        odd: list[dict[str, object]] = [
+            {"path": "../outside/a.opus"},
+            {"path": 5},
+            {"path": "/etc/x"},
+            {"mtime_ns": 10**40},
+        ]
+        odd += [{"location": "a\0b"}, {"owner": 3}]
+        with open(history, "a") as file:
+            file.writelines(json.dumps({**record, "path": "b.opus", **each}) + "\n" for each in odd)
+        for words in (["check"], ["restore", "b.opus"], ["restore", copies[0]], ["run"], ["stats"]):
+            ran = self.run_cli(*words)
+            self.assertNotIn("Traceback", ran.err)
+        self.assertTrue((self.library / copies[0]).exists())
+
+    def test_a_location_in_a_sidecar_is_never_followed(self) -> None:
+        (self.folder / "secret").mkdir()
+        (self.folder / "secret/a.opus").write_bytes(b"private")
+        document = {
+            "chunks": [{"file": "a.opus"}],
+            "archived": True,
+            "archive_location": str(self.folder / "secret"),
+        }
+        self.add_json("a.json", document)
+        self.run_well("restore", "a.json", code=1)
+        self.assertFalse((self.library / "a.opus").exists())
+
 
 VERSION_2 = RECORDINGS / "version-2.0"
+
+
 STEM = "2025-10-27/14-30-45-chunk-1"
 
 
-class NothingByAccident(LibraryCase):
-    def test_an_empty_word_is_an_error_and_not_the_whole_library(self) -> None:
-        self.configure(delete_originals=False)
-        self.add("chunk_0", "a.webm")
-        self.assertEqual(self.run_cli().code, 0)
-        before = self.files()
-        for words in (["restore", ""], ["restore", "a.webm", ""], ["--only", ""], ["--only", "a.webm", "--only", ""]):  # fmt: skip
-            ran = self.run_cli(*words)
-            self.assertEqual(ran.code, 2, ran.out + ran.err)
-            self.assertIn("not empty", ran.err)
-        for word in (" ", "/", "..", "../", "./", "\t"):
-            self.run_cli("restore", word, cwd=str(self.folder))
-        self.assertEqual(self.files(), before)
-
-    def test_a_folder_is_not_the_recording_beside_it(self) -> None:
-        self.configure(delete_originals=False)
-        self.add("chunk_0", "d/14-30.webm")
-        self.add("chunk_1", "d/14-30/original_audio.webm")
-        self.assertEqual(self.run_cli().code, 0)
-        for words, paths in (
-            (["d/14-30"], {"d/14-30/original_audio.webm"}),
-            (["d/14-30/"], {"d/14-30/original_audio.webm"}),
-            (["d/14-30.txt"], set()),
-            (["d/14-30.OPUS"], {"d/14-30.webm"}),
-        ):
-            ran = self.run_cli("restore", "-n", "--json", *words)
-            self.assertEqual(set(ran.outcomes), paths, words)
-
-
-class KeptOriginals(FaultCase):
-    """Recordings with their originals kept beside their copies."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.configure(delete_originals=False)
-        self.original = self.add("chunk_0", "d/a.webm")
-        self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]})
-        self.assertEqual(self.run_cli("-j1").code, 0)
-        self.copy = self.original.with_suffix(".opus")
-
-    @needs_strace
-    def test_an_original_is_flushed_before_its_copy_is_removed(self) -> None:
-        log = self.folder / "strace.log"
-        options = ["-y", "-o", str(log), "-e", "trace=fsync,fdatasync,unlink,unlinkat"]
-        code, out, err = self.strace(options, "restore", "d/a.webm")
-        self.assertEqual(code, 0, out + err)
-        lines = log.read_text().splitlines()
-        removed = [at for at, line in enumerate(lines) if "unlink" in line and "a.opus" in line]
-        before = "\n".join(lines[: removed[0]])
-        self.assertRegex(before, rf"sync\(\d+<{self.original}>\) += 0")
-        self.assertRegex(before, rf"sync\(\d+<{self.original.parent}>\) += 0")
-
-    def kill_after_placing(self) -> None:
-        """As a run leaves it that compresses once more and is killed before its history."""
-        content, times = self.copy.read_bytes(), self.copy.stat()
-        self.assertEqual(self.run_cli("restore", "d/a.webm").code, 0)
-        self.assertFalse(self.copy.exists())
-        self.copy.write_bytes(content)
-        os.utime(self.copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-    def test_a_restore_that_is_finished_is_not_finished_once_more(self) -> None:
-        self.kill_after_placing()
-        ran = self.run_cli("--retry", "--json")
-        self.assertEqual(ran.summary["restored"], 0, ran.out)
-        self.assertTrue(self.copy.exists(), "undone as the rest of a restore")
-        self.assertEqual(self.read_json("d/a.json")["chunks"][0]["file"], "a.opus")
-        self.assertEqual(self.run_cli("check").code, 0)
-
-    def test_a_restore_that_was_cut_short_is_finished_also_by_retry(self) -> None:
-        for words in ([], ["--retry"], ["restore", "d/a.webm"]):
-            with self.subTest(words):
-                copy = self.folder / "library"
-                shutil.copytree(self.library, copy)
-                self.drive("import os\nprogram.Committer.remove_sources = lambda *_: os._exit(9)")
-                self.assertEqual(self.run_cli("restore", "d/a.webm").code, 9)
-                self.assertTrue(self.copy.exists())
-                self.driver, self.changes = None, ""
-                ran = self.run_cli(*words, "--json")
-                self.assertEqual((ran.code, ran.summary["restored"]), (0, 1), ran.out + ran.err)
-                self.assertFalse(self.copy.exists())
-                self.assertEqual(self.run_cli("--json").summary["restored"], 0)
-                shutil.rmtree(self.library)
-                copy.rename(self.library)
-
-
-class InProportion(HoldCase):
+class InProportion(ShortCase):
     def test_a_folder_is_not_read_anew_for_every_recording(self) -> None:
         paths = self.settled(*(f"d/{number}.webm" for number in range(40)))
         self.archive()
@@ -120,30 +147,7 @@ class InProportion(HoldCase):
         self.assertLess(count.stat().st_size, 30, "once for each of 40 recordings")
 
 
-class ADeadRemote(AliasCase):
-    def test_it_is_not_asked_for_every_recording(self) -> None:
-        paths = self.settled(*(f"d/{number}.webm" for number in range(4)))
-        self.archive()
-        before = len(self.called("--"))
-        self.faulty("sys.exit('connection refused')")
-        ran = self.run_cli("restore", str(self.library))
-        self.assertEqual(ran.code, 1)
-        self.assertIn("does not answer", ran.err)
-        self.assertLessEqual(len(self.called("--")) - before, 3)
-        self.faulty("")
-        self.assertEqual(self.run_cli("restore", str(self.library)).code, 0)
-        self.assert_here(*paths)
-
-    def test_what_was_fetched_before_it_died_is_here(self) -> None:
-        paths = self.settled(*(f"d/{number}.webm" for number in range(4)))
-        self.archive()
-        self.faulty("if re.search(r'/[23]\\.webm', ' '.join(args)) or not args[-1].endswith('.webm') and 'copyto' not in args:\n    sys.exit('connection refused')")  # fmt: skip
-        self.assertEqual(self.run_cli("restore", str(self.library)).code, 1)
-        self.assert_here(*paths[:2])
-        self.assert_no_leftovers()
-
-
-class WithoutARecord(HoldCase):
+class WithoutARecord(ShortCase):
     """The place that a sidecar tells is a lead, and a witness against an older history."""
 
     def archived(self) -> Path:
@@ -203,7 +207,7 @@ class WithoutARecord(HoldCase):
         self.assert_here("d/a.webm")
 
 
-class Moved(HoldCase):
+class Moved(ShortCase):
     """An archive moved by hand, and a library under another name."""
 
     def setUp(self) -> None:

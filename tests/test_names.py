@@ -21,7 +21,7 @@ MTIME = LONG_AGO * 10**9
 OUTSIDE_OF_NAMES = ("id", "text", "title", "words", "full_transcription", "transcription_preview")
 
 
-class Case(unittest.TestCase):
+class NamesCase(unittest.TestCase):
     """A library whose audio is a few bytes: documents are derived and written, nothing is
     encoded."""
 
@@ -122,7 +122,7 @@ def moved(take: Take, compressed: bool) -> Take:
     )
 
 
-class Spellings(Case):
+class Spellings(NamesCase):
     def test_paths_that_end_in_folder_and_name_are_names_in_every_spelling(self) -> None:
         self.add("d/a.webm")
         for above in (
@@ -230,7 +230,7 @@ class Spellings(Case):
             self.assertEqual(after[key], nested, key)
 
 
-class Ownership(Case):
+class Ownership(NamesCase):
     def test_a_string_that_no_file_has_joins_nothing_and_misses_nothing(self) -> None:
         for name in "ab":
             self.add(f"d/{name}.webm")
@@ -348,7 +348,7 @@ def strings(value: Any, key: str = "") -> Iterator[str]:
         yield from strings(each)
 
 
-class RandomLibraries(Case):
+class RandomLibraries(NamesCase):
     """Whatever names stand wherever: none dangles, nothing else changes, and restore turns back."""
 
     STEMS = ("a", "14-30-45-chunk-1", "Köln", unicodedata.normalize("NFD", "Größe"), "B b")
@@ -430,7 +430,7 @@ class RandomLibraries(Case):
                 )
 
 
-class Archived(Case):
+class Archived(NamesCase):
     def test_what_is_in_the_history_alone_is_a_name_too(self) -> None:
         place = Place("/cold/d", "gone.opus", 5, MTIME, "", 0o644, (0, 0), 1.0)
         past = Past("archived", mtime_ns=MTIME, suffix=".opus", size=5, place=place)

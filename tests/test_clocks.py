@@ -1,12 +1,10 @@
-"""What ended a tool, what time it is, and which file is on record: judged by more than one witness. Most of it is pure."""
+"""What time it is, and which file is on record: judged by more than one witness."""
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,18 +14,21 @@ from typing import Any, Optional
 import compression_service as service
 from compression_service import (
     Action,
+    Compress,
     Config,
     File,
+    Free,
     Moment,
     Move,
     Past,
     Place,
-    Policy,
-    Reason,
-    Refusal,
+    Recording,
+    Smaller,
+    Store,
     Take,
     Tier,
-    next_move,
+    moves_of,
+    take_of,
 )
 
 from .base import DAY, LibraryCase, Ran
@@ -39,120 +40,8 @@ WEBM = File("x.webm", 1000, MADE)
 OPUS = File("x.opus", 600, MADE)
 
 
-class HowItEnded(unittest.TestCase):
-    """How a process ended says nothing of a recording."""
-
-    def judged(self, code: int, said: str = "") -> Optional[Reason]:
-        process = subprocess.Popen(["true"])
-        process.wait()
-        process.returncode = code
-        try:
-            service.judge([process], said.encode())
-        except Refusal as refusal:
-            return refusal.reason
-        return None
-
-    def test_whoever_ended_it_from_outside_did_not_judge_the_recording(self) -> None:
-        for number in (
-            "KILL",
-            "TERM",
-            "INT",
-            "HUP",
-            "XCPU",
-            "XFSZ",
-            "PIPE",
-            "USR1",
-            "QUIT",
-            "ALRM",
-        ):
-            sent = signal.Signals[f"SIG{number}"]
-            for code in (-sent, 128 + sent):  # as a shell around it says
-                self.assertIs(self.judged(code), Reason.TOOL_KILLED, (number, code))
-        self.assertIs(self.judged(255), Reason.TOOL_KILLED)  # ffmpeg's own after SIGTERM
-        self.assertTrue(Reason.TOOL_KILLED.is_environment and Reason.TOOL_KILLED.may_be_ffmpeg)
-
-    def test_a_crash_is_a_failure_that_counts_and_no_damage(self) -> None:
-        for number in ("SEGV", "ABRT", "ILL", "FPE", "BUS"):
-            sent = signal.Signals[f"SIG{number}"]
-            for code in (-sent, 128 + sent):
-                self.assertIs(self.judged(code), Reason.TOOL_FAILED, (number, code))
-        self.assertIs(self.judged(3), Reason.TOOL_FAILED)
-        self.assertFalse(Reason.TOOL_FAILED.is_environment)
-
-    def test_want_of_something_is_known_by_words_and_by_the_codes_of_a_newer_ffmpeg(self) -> None:
-        wants = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG, errno.EACCES)
-        for want in wants:
-            told = f"[matroska,webm @ 0x5] [error] Error opening output: {os.strerror(want)}"
-            for code in (0, 1, 256 - want):
-                self.assertIs(self.judged(code, told), Reason.TOOL_KILLED, told)
-            self.assertIs(self.judged(256 - want), Reason.TOOL_KILLED)
-        for told in ("what(): std::bad_alloc", "libx.so: failed to map segment from shared object"):
-            self.assertIs(self.judged(-signal.SIGABRT, told), Reason.TOOL_KILLED)
-        for code in (1, 228):
-            told = "[error] Error writing trailer: No space left on device"
-            self.assertIs(self.judged(code, told), Reason.NO_SPACE)
-
-    def test_what_it_says_of_the_content_is_damage(self) -> None:
-        told = (
-            "[aac @ 0x5] [error] decode_band_types: Input buffer exhausted before END element found"
-        )
-        for code in (1, 69, 183, 187, 234):  # ffmpeg before 6.1, and after
-            self.assertIs(self.judged(code, told), Reason.TOOL_REFUSED)
-        self.assertIsNone(self.judged(0))
-
-    def test_a_name_that_sounds_like_a_want_is_none(self) -> None:
-        told = "[error] file:/r/Too many open files.webm: Invalid data found when processing input"
-        self.assertIs(self.judged(1, told), Reason.TOOL_REFUSED)
-
-
-class Ended(LibraryCase):
-    """The same with the real ffmpeg behind a stand-in that is ended while it works on recordings."""
-
-    NAMES = tuple(f"{number}.webm" for number in range(6))
-
-    def setUp(self) -> None:
-        super().setUp()
-        for number, name in enumerate(self.NAMES):
-            self.add("chunk_1", name, NOW + number)
-
-    def night(self, fault: str, *names: str) -> Ran:
-        env = self.stand_in(
-            f"bad = {names!r}\n"
-            "if any(word.endswith(name) for word in args for name in bad):\n"
-            f"    {fault}\n"
-            "os.execv(real, [real, *args])"
-        )
-        return self.run_cli("-j", "1", "--json", env=env)
-
-    def test_three_crashing_files_never_stop_the_rest_and_are_remembered(self) -> None:
-        bad = self.NAMES[:3]
-        for _ in range(3):
-            ran = self.night("os.kill(os.getpid(), signal.SIGSEGV)", *bad)
-            self.assertEqual(ran.code, 1, ran)
-            self.assertEqual({ran.outcomes[name]["action"] for name in bad}, {"failed"})
-        for name in self.NAMES[3:]:
-            self.assert_compressed(name)
-        ran = self.night("os.kill(os.getpid(), signal.SIGSEGV)", *bad)
-        self.assertEqual((ran.code, ran.outcomes), (0, {}))
-
-    def test_three_in_a_row_ended_from_outside_end_the_run_and_come_last_the_next_night(
-        self,
-    ) -> None:
-        bad = self.NAMES[:3]
-        for fault in ("os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(255)"):
-            ran = self.night(fault, *bad)
-            self.assertEqual(ran.code, 4, ran)
-            self.assertIn("3 recordings in a row", ran.summary["message"])
-        self.assertEqual({ran.outcomes[name]["action"] for name in bad}, {"failed"})
-        for name in self.NAMES[3:]:
-            self.assert_compressed(name)  # the second night took them first
-        self.assertEqual(self.run_cli().code, 0)
-        for name in bad:
-            self.assert_compressed(name)
-
-
 def take(*files: File, **values: Any) -> Take:
-    return Take("day/x", **values).with_files(files)
+    return take_of("day/x", files, **values)
 
 
 def past(**values: Any) -> Past:
@@ -164,27 +53,29 @@ def past(**values: Any) -> Past:
 class WhatTimeItIs(unittest.TestCase):
     """Steps by age, as a moment of two times has them."""
 
-    def move(self, one: Take, now: float, careful: float, **settings: Any) -> Optional[Move]:
-        plan = next_move(one, Policy(), Config(**settings), Moment(now, careful))
-        return plan.move if plan else None
+    def move(self, one: Take, now: float, careful: float, **settings: Any) -> Optional[type[Move]]:
+        moves = moves_of(Recording("day", (one,)), Config(**settings), Moment(now, careful))
+        return type(moves[0]) if moves else None
 
     def test_the_first_compression_and_its_rate_go_by_now_and_nothing_else_does(self) -> None:
         tiers = (Tier(30, bitrate=24_000), Tier(50, archive="/cold"))
-        self.assertIs(self.move(take(WEBM), NOW, -math.inf, tiers=tiers), Move.COMPRESS)
-        plan = next_move(take(WEBM), Policy(), Config(tiers=tiers), Moment(NOW, -math.inf))
-        self.assertEqual(plan and plan.target.bitrate, 24_000)
+        self.assertIs(self.move(take(WEBM), NOW, -math.inf, tiers=tiers), Compress)
+        moves = moves_of(
+            Recording("day", (take(WEBM),)), Config(tiers=tiers), Moment(NOW, -math.inf)
+        )
+        self.assertEqual(moves[0].target.bitrate, 24_000)
         done = take(OPUS, past=past())
         later = NOW + 3650 * DAY
         self.assertIsNone(self.move(done, later, NOW - 20 * DAY, tiers=tiers))
         self.assertIsNone(self.move(done, later, -math.inf, tiers=tiers))
-        self.assertIs(self.move(done, later, NOW, tiers=tiers), Move.SMALLER)
+        self.assertIs(self.move(done, later, NOW, tiers=tiers), Smaller)
         small = take(OPUS, past=past(bitrate=24_000))
         self.assertIsNone(self.move(small, later, NOW, tiers=tiers))
-        self.assertIs(self.move(small, later, NOW + 11 * DAY, tiers=tiers), Move.ARCHIVE)
+        self.assertIs(self.move(small, later, NOW + 11 * DAY, tiers=tiers), Store)
 
     def test_days_are_over_one_hour_early_and_by_the_careful_time(self) -> None:
         kept = take(WEBM, OPUS, past=past())
-        for hours, move in ((-1, Move.FREE), (-1.01, None), (0, Move.FREE)):
+        for hours, move in ((-1, Free), (-1.01, None), (0, Free)):
             now = NOW + hours * 3600
             self.assertIs(self.move(kept, now, now, keep_originals_days=10), move, hours)
         self.assertIsNone(self.move(kept, NOW + 9e9, NOW - DAY, keep_originals_days=10))
