@@ -7620,7 +7620,7 @@ class Finding(NamedTuple):
 
 def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields the sentences that doctor, terminal and page say first."""
-    yield from obstacles(run.config)
+    yield from obstacles(run)
     failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
     if failed:
         yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
@@ -8933,7 +8933,7 @@ def iso(seconds: float) -> str:
 def command_doctor(config: Config, report: Report) -> None:
     """Reports each finding once; the exit code is that of the gravest."""
     run = Run(config, report)
-    found = [*obstacles(config), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    found = [*obstacles(run), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
     checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_state)
     with run.open(locks=False):
         for check in checks:
@@ -8954,9 +8954,9 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
-def obstacles(config: Config) -> Iterator[Finding]:
+def obstacles(run: Run) -> Iterator[Finding]:
     """Yields what keeps runs from their work, or their owner from hearing of it."""
-    pause = Library(config.recordings_dir).paused(time.time())
+    config, pause = run.config, run.library.paused(run.now)
     if pause:
         yield Finding(pause, 1)
     if config.dry_run:
@@ -8966,7 +8966,7 @@ def obstacles(config: Config) -> Iterator[Finding]:
         text = f"The notify_command begins with {word}. No program on PATH has this name."
         yield Finding(text, 1)
     with suppress(ServiceError, OSError):
-        lost = losses(Library(config.recordings_dir)).items()
+        lost = losses(run.library).items()
         paths = [stem + past.suffix for stem, past in lost]
         if paths:
             more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
