@@ -1331,6 +1331,18 @@ def check_date(value: Any) -> str:
         raise ValueError("expected a date such as 2025-10-27") from None
 
 
+FREE_SPACE = re.compile(r"(\d{1,9}(?:\.\d+)?) ?(kB|MB|GB|TB|%)")
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+def check_free(value: Any) -> Any:
+    """Returns free space as a text: a size, or a share of the disk."""
+    found = FREE_SPACE.fullmatch(str(value))
+    if found and (found[2] != "%" or float(found[1]) < 100):
+        return value
+    raise ValueError('expected free space such as "20GB" or "10%"')
+
+
 BOOLEAN_ACTIONS: Mapping[Any, Any] = {
     False: "store_true",
     True: "store_false",
@@ -1406,6 +1418,7 @@ class Config:
         True, check_boolean, "--keep-originals: leave every original beside its copy"
     )
     keep_originals_days: float = setting(0, DAYS)
+    keep_free: Optional[str] = setting(None, or_none(check_free))
     verify_before_delete: bool = setting(True, check_boolean)
     check_days: int = setting(30, number(0, 65_535, whole=True))
     min_saving_percent: float = setting(5, number(0, 99))
@@ -1610,6 +1623,8 @@ class Run:
         self.is_locked = False
         self.finished: list[Move] = []  # proven or refused, still to be committed
         self.doomed: Counter[str] = Counter()  # what the next run will delete, if it is announced
+        self.is_making_room = False
+        self.moved: set[str] = set()  # stems of the takes that made a move, if room may be made
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Compress, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
@@ -1663,6 +1678,7 @@ class Run:
                         groups = self.plan()
                     self.work(groups)
                     self.announce()
+                    self.report_space()
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
@@ -1677,7 +1693,8 @@ class Run:
             return True
         is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
-        return bool(is_due or self.report.held or self.report.ahead > 1)
+        waits = self.report.held or (self.report.found and self.is_short)
+        return bool(is_due or waits or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
@@ -1708,6 +1725,7 @@ class Run:
         index = self.committer.index_digest if is_true else ""
         record: dict[str, Any] = {"type": self.config.command}
         record.update(python=sys.executable, index=index, checked=self.losses.checked)
+        record["short"] = self.is_short
         if self.is_complete:
             tier = self.config.delete_tier
             record["announced"] = tier.after_days if tier else None
@@ -1743,6 +1761,8 @@ class Run:
         self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
         if problems or not moves or moves[0].take.is_half_deleted:
             return False
+        if self.is_making_room:  # it was counted before
+            return True
         self.doomed["recordings"] += 1
         self.doomed["bytes"] += sum(file.size for move in moves for file in move.removes)
         return True
@@ -1752,11 +1772,55 @@ class Run:
         tier, doomed = self.config.delete_tier, self.doomed
         if self.is_announced or not tier or not self.is_complete:
             return
-        self.report.announcement = (
+        self.report.announce(
             f"The tier of {tier.after_days:g} days is new: the next run deletes "
             f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
             f"{doomed['stay']} files without a sidecar stay"
         )
+
+    @property
+    def is_short(self) -> bool:
+        """Returns whether less space is free than `keep_free` asks for. A dry run takes what it
+        would free for free."""
+        gained = self.report.saved if self.config.dry_run else 0
+        return free_space(self.library) + gained < space_wanted(self.library, self.config)
+
+    def report_space(self) -> None:
+        """Reports a lack of space. Where it begins or ends, that is announced."""
+        was_short = bool(self.last.get("short"))
+        if self.is_short:
+            wanted = size_text(space_wanted(self.library, self.config))
+            text = f"{size_text(free_space(self.library))} free, keep_free asks for {wanted}"
+            report = self.report
+            if self.is_making_room and not (report.left or report.held or report.exit_code):
+                text += ". No step is left that would free more"
+            self.report.add(text, is_urgent=not was_short)
+        elif was_short:
+            self.report.announce("As much space is free again as keep_free asks for")
+
+    def make_room(self) -> None:
+        """Makes moves before their age, one kind after the other, while space is short."""
+        if not self.is_short:
+            return
+        self.is_making_room = True
+        for names, config in early_steps(self.planned, self.has_own_disk()):
+            if self.must_end() or self.report.due >= (self.config.limit or math.inf):
+                return
+            self.planned = config
+            groups = sorted(self.due_groups(), key=place_in_line)
+            self.carry_out_all([group for group in groups if self.may_make(group, names)])
+
+    def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
+        """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
+        is_kind = group[0].name in names and not group[0].outcome
+        takes = group[0].recording.takes if group[0].is_whole else [group[0].take]
+        return is_kind and self.moved.isdisjoint(take.stem for take in takes)
+
+    def has_own_disk(self) -> bool:
+        """Returns whether what goes to the archive makes room here."""
+        if not isinstance(self.archive, FolderArchive) or not exists(self.archive.root):
+            return True
+        return os.stat(self.archive.root).st_dev != os.stat(self.library.root).st_dev
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -1843,6 +1907,7 @@ class Run:
         """Returns the note on a folder, empty if it does not hold any more."""
         note = self.history.note_on(folder.path)
         is_over = self.now >= (note.get("until") or math.inf)
+        is_over = is_over or (self.is_making_room and note.get("early") is not False)
         holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
         return note if holds else {}
 
@@ -1862,10 +1927,19 @@ class Run:
             )
 
     def work(self, groups: list[list[Move]]) -> None:
-        """Carries out all that a run has to do: moves of single takes, then those of whole
-        recordings, so that an archive that is not mounted stops no compression. The list is
-        emptied, because the packets of one recording may take 40 kB."""
+        """Carries out all that a run has to do, and reads the copies whose turn it is."""
+        with self.finishing():
+            self.carry_out_all(groups)
+            self.make_room()
+            self.losses.read_share()
+
+    def carry_out_all(self, groups: list[list[Move]]) -> None:
+        """Carries out moves of single takes, then those of whole recordings, so that an archive
+        that is not mounted stops no compression. The list is emptied, because the packets of one
+        recording may take 40 kB."""
         self.report.begin(list(itertools.chain(*groups)), self.workers)
+        if self.config.keep_free:
+            self.moved.update(move.take.stem for group in groups for move in group)
         singles, wholes = by_round(groups)
         if groups and self.config.dry_run:
             read_signs(self.library)
@@ -1874,10 +1948,8 @@ class Run:
         if singles and self.config.dry_run:
             self.try_ffmpeg_on(singles[0])
         groups.clear()
-        with self.finishing():
-            self.compress(singles)
-            self.carry_out(wholes)
-            self.losses.read_share()
+        self.compress(singles)
+        self.carry_out(wholes)
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -2080,14 +2152,15 @@ class Run:
         elif is_paused:
             self.report.once("Paused while at work; what is left waits for 'resume'.")
         is_full = self.report.exit_code == NoSpaceError.exit_code
-        return self.stop.requested or is_late or is_paused or is_full
+        is_enough = self.is_making_room and not self.is_short
+        return self.stop.requested or is_late or is_paused or is_full or is_enough
 
 
 def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
     """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
     in the message. A failure is reported and changes nothing."""
     is_work = report.has_news and config.notify_on == "work"
-    is_asked = config.notify_on == "always" or summary["exit_code"] or report.announcement
+    is_asked = config.notify_on == "always" or summary["exit_code"] or report.is_urgent
     is_wanted = is_work or is_asked
     if config.dry_run or not config.notify_command or not is_wanted:
         return
@@ -2131,6 +2204,16 @@ def free_space(library: Library) -> float:
     """Bytes; infinite where the file system does not say, as some on FUSE. Raises OSError."""
     disk = disk_state(library.root)
     return disk.f_bavail * disk.f_frsize if disk else math.inf
+
+
+def space_wanted(library: Library, config: Config) -> float:
+    """Returns the bytes that `keep_free` asks for, 0 without it. Raises OSError."""
+    found = FREE_SPACE.fullmatch(config.keep_free or "")
+    if not found:
+        return 0.0
+    disk = disk_state(library.root)
+    percent = disk.f_blocks * disk.f_frsize / 100 if disk else 0.0
+    return float(found[1]) * UNITS.get(found[2], percent)
 
 
 def disk_state(path: str) -> Optional[os.statvfs_result]:
@@ -3022,7 +3105,7 @@ SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, 
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
 FOLDER_SETTINGS = (
     "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
-    "delete_originals keep_originals_days tiers check_days"
+    "delete_originals keep_originals_days keep_free tiers check_days"
 )
 
 
@@ -3261,6 +3344,25 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
     return objection(recording.policy)
 
 
+EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
+
+
+def early_steps(config: Config, has_own_disk: bool) -> Iterator[tuple[Sequence[str], Config]]:
+    """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
+    they are due. An archive on the library's own disk makes none."""
+    config = dataclasses.replace(config, keep_originals_days=0)
+    yield (Free.name,), config
+    first = min(config.age_threshold_days, EARLIEST)
+    config = dataclasses.replace(config, age_threshold_days=first)
+    yield (Compress.name, Adopt.name), config
+    for number, tier in enumerate(config.tiers):
+        if not tier.delete and (tier.bitrate or has_own_disk):
+            tiers = list(config.tiers)
+            tiers[number] = tier._replace(after_days=EARLIEST)
+            config = dataclasses.replace(config, tiers=tuple(tiers))
+            yield (Smaller.name if tier.bitrate else Store.name,), config
+
+
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
     """Returns the settings of a decision as text for the history, and whether the copy's name is
     taken. Behind a bar stand the wishes of the sidecars, once they have been read."""
@@ -3286,7 +3388,8 @@ def count_held(recording: Recording, config: Config, moment: Moment, clock: Mome
 def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str, Any]]:
     """Returns the note on a folder whose documents are true: what it rests on, and until when;
     nothing where something is left to be tried now, or a copy is lost."""
-    until = math.inf
+    until, is_early = math.inf, False
+    steps = [early for _, early in early_steps(config, True)] if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
     if any(past.is_lost for _, past in pasts):
@@ -3294,6 +3397,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     for take in (*away, *folder.takes.values()):
         if move_at_most(take, config, clock):
             return []
+        is_early = is_early or any(move_at_most(take, each, clock) for each in steps)
         until = min(until, next_step(take, config, clock.now))
     sums = count_folder(folder, config, clock)
     return [
@@ -3302,6 +3406,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
             "path": join(folder.path, ""),
             "rest": fingerprint(folder, config),
             "until": until if until < LATEST else None,
+            "early": is_early,  # whether it has a move for `keep_free`
             "sums": sums,
             "seal": seal(sums),
         }
@@ -3320,6 +3425,8 @@ def fingerprint(folder: Folder, config: Config) -> str:
 def next_step(take: Take, config: Config, now: float) -> float:
     """Returns when a take next gets old enough for a step, in seconds since the epoch."""
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
+    if config.keep_free:
+        steps.append(EARLIEST)
     ages = [file.mtime_ns / 1e9 for file in take.files]
     ages.append(max(take.past.back, take.past.place.mtime_ns / 1e9 if take.past.place else 0))
     times = [age + step * DAY for age in ages for step in steps]
@@ -6960,18 +7067,25 @@ class Losses:
         self.run, self.library, self.report = run, run.library, run.report
         self.met: dict[str, int] = {}  # number of files, by folder
         self.doubtful: dict[str, Reread] = {}  # by stem
+        self.returned: list[Reread] = []  # that a tier had deleted
         self.is_cut = False  # nothing more is to be read
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
-            if take.is_in_doubt:
+            if take.was_brought_back:
+                move = reread(take, recording)
+                move.after = take.past._replace(deleted=0, back=self.run.now)
+                self.returned.append(move)
+            elif take.is_in_doubt:
                 self.doubtful[take.stem] = reread(take, recording)
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
         Raises Stopped, ServiceError."""
-        return self.settle(self.read(list(self.doubtful.values())))
+        for move in self.returned:
+            self.news(f"{move.path} is back, after a tier had deleted it. Its age counts from now.")
+        return self.settle(self.read(list(self.doubtful.values())), self.returned)
 
     @cached_property
     def checked(self) -> int:
@@ -7043,7 +7157,7 @@ class Losses:
                 move.outcome = Outcome(Reason.BAD_COPY, detail)
         return list(by_path.values())
 
-    def settle(self, moves: Sequence[Reread]) -> bool:
+    def settle(self, moves: Sequence[Reread], returned: Iterable[Reread] = ()) -> bool:
         """Puts on record what became of copies, and reports it. Returns whether anything was put on
         record. Raises ServiceError."""
         run, history, report = self.run, self.library.history, self.report
@@ -7062,7 +7176,7 @@ class Losses:
         new = [past for past in gone if not past.lost and past.sha256 not in places]
         known = sum(past.has_copy and not past.lost for past in pasts.values())
         is_most = known >= FEWEST and 2 * len(new) > known
-        changed = list[Reread]()
+        changed = [*returned]
         for move in moves:
             there = places.get(move.take.past.sha256, "")
             changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
@@ -7501,6 +7615,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "savings": was["before"] - was["after"],
         "compression_ratio": round(was["after"] / was["before"], 4) if was["before"] else None,
         "free_space": room if room < math.inf else None,
+        "keep_free": space_wanted(library, config) if config.keep_free else None,
         "paused": until > 0,
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
@@ -7626,6 +7741,9 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
     for problem in stats["problems"]:
         yield Finding(problem, 1)
+    if stats["keep_free"] and run.is_short:
+        room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
+        yield Finding(f"{room} free, keep_free asks for {wanted}.")
     if not stats["recordings"]:
         yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
     if run.last:
@@ -8578,7 +8696,7 @@ class Report:
     seconds = 0.0  # of audio that a dry run found to be due
     workers = 1
     exit_code = 0
-    announcement = ""  # of a deletion; sent whatever `notify_on` says
+    is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     missed = 0  # lost copies that earlier runs reported
     errors = 0
@@ -8590,6 +8708,7 @@ class Report:
         self.started = self.drawn = monotonic()
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
+        self.remarks: list[str] = []  # in the sentence at the end
         self.order: deque[str] = deque()  # paths, in which a dry run reports
         self.lines: dict[str, tuple[str, Mapping[str, Any]]] = {}  # that wait for their turn
         self.is_terminal = os.isatty(2)
@@ -8669,9 +8788,17 @@ class Report:
         self.error(text, code)
         return text
 
+    def add(self, remark: str, is_urgent: bool) -> None:
+        """Adds a remark to the sentence at the end, which is sent at once if it is urgent."""
+        self.remarks.append(remark)
+        self.is_urgent = self.is_urgent or is_urgent
+
+    def announce(self, remark: str) -> None:
+        self.add(remark, is_urgent=True)
+
     def begin(self, moves: Sequence[Move], workers: int) -> None:
         """Reports what is due, with its length where that is known. A dry run measures it."""
-        self.due, self.workers = len(moves), workers
+        self.due, self.workers = self.due + len(moves), workers
         proofs = [move for move in moves if not move.is_whole]
         if self.config.dry_run:
             self.order.extend(move.path for move in moves)
@@ -8679,7 +8806,7 @@ class Report:
             size = size_text(sum(move.source_size for move in proofs))
             known = [move.seconds or move.recording.seconds_of(move.take) for move in proofs]
             much = f", {duration_text(sum(known))} of audio" if all(known) else ""
-            self.say(f"Due: {self.due}, {size}{much}.")
+            self.say(f"Due: {len(moves)}, {size}{much}.")
 
     def outcome(self, move: Move) -> None:
         """Counts and reports what became of one take: called once for each."""
@@ -8832,7 +8959,7 @@ class Report:
             parts.append(f"Lost before, and still missing: {self.missed}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
-        parts.append(self.announcement)
+        parts += self.remarks
         if self.seconds and config.command == "run":
             took = duration_text(self.seconds / SPEED / self.workers)
             parts.append(f"{duration_text(self.seconds)} of audio. A run may take {took}")
