@@ -1,4 +1,4 @@
-"""What a person meets first: the command line, what is said of a library, the page."""
+"""The command line, the findings on a library and its page, as a person first meets them."""
 
 from __future__ import annotations
 
