@@ -1324,6 +1324,18 @@ def check_date(value: Any) -> str:
         raise ValueError("expected a date such as 2025-10-27") from None
 
 
+FREE_SPACE = re.compile(r"(\d{1,9}(?:\.\d+)?) ?(kB|MB|GB|TB|%)")
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+def check_free(value: Any) -> Any:
+    """Returns free space as a text: a size, or a share of the disk."""
+    found = FREE_SPACE.fullmatch(str(value))
+    if found and (found[2] != "%" or float(found[1]) < 100):
+        return value
+    raise ValueError('expected free space such as "20GB" or "10%"')
+
+
 BOOLEAN_ACTIONS: Mapping[Any, Any] = {
     False: "store_true",
     True: "store_false",
@@ -1399,6 +1411,7 @@ class Config:
         True, check_boolean, "--keep-originals: leave every original beside its copy"
     )
     keep_originals_days: float = setting(0, DAYS)
+    keep_free: Optional[str] = setting(None, or_none(check_free))
     verify_before_delete: bool = setting(True, check_boolean)
     check_days: int = setting(30, number(0, 65_535, whole=True))
     min_saving_percent: float = setting(5, number(0, 99))
@@ -1604,6 +1617,8 @@ class Run:
         self.is_locked = False
         self.finished: list[Move] = []  # proven or refused, still to be committed
         self.doomed: Counter[str] = Counter()  # what the next run will delete, if it is announced
+        self.is_making_room = False
+        self.moved: set[str] = set()  # stems of the takes that made a move, if room may be made
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Compress, Job] = {}  # at work just now
         self.seconds_done = 0.0  # of audio, as guessed from sizes
@@ -1657,6 +1672,7 @@ class Run:
                         groups = self.plan()
                     self.work(groups)
                     self.announce()
+                    self.report_space()
         except Exception as error:  # so that nothing ends a run in silence
             message = self.report.failed(error)
         summary = self.report.summary(message)
@@ -1671,7 +1687,8 @@ class Run:
             return True
         is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
-        return bool(is_due or self.report.held or self.report.ahead > 1)
+        waits = self.report.held or (self.report.found and self.is_short)
+        return bool(is_due or waits or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
@@ -1702,6 +1719,7 @@ class Run:
         index = self.committer.index_digest if is_true else ""
         record: dict[str, Any] = {"type": self.config.command}
         record.update(python=sys.executable, index=index, checked=self.losses.checked)
+        record["short"] = self.is_short
         if self.is_complete:
             tier = self.config.delete_tier
             record["announced"] = tier.after_days if tier else None
@@ -1737,6 +1755,8 @@ class Run:
         self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
         if problems or not moves or moves[0].take.is_half_deleted:
             return False
+        if self.is_making_room:  # it was counted before
+            return True
         self.doomed["recordings"] += 1
         self.doomed["bytes"] += sum(file.size for move in moves for file in move.removes)
         return True
@@ -1746,11 +1766,55 @@ class Run:
         tier, doomed = self.config.delete_tier, self.doomed
         if self.is_announced or not tier or not self.is_complete:
             return
-        self.report.announcement = (
+        self.report.announce(
             f"The tier of {tier.after_days:g} days is new: the next run deletes "
             f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
             f"{doomed['stay']} files without a sidecar stay"
         )
+
+    @property
+    def is_short(self) -> bool:
+        """Returns whether less space is free than `keep_free` asks for. A dry run takes what it
+        would free for free."""
+        gained = self.report.saved if self.config.dry_run else 0
+        return free_space(self.library) + gained < space_wanted(self.library, self.config)
+
+    def report_space(self) -> None:
+        """Reports a lack of space. Where it begins or ends, that is announced."""
+        was_short = bool(self.last.get("short"))
+        if self.is_short:
+            wanted = size_text(space_wanted(self.library, self.config))
+            text = f"{size_text(free_space(self.library))} free, keep_free asks for {wanted}"
+            report = self.report
+            if self.is_making_room and not (report.left or report.held or report.exit_code):
+                text += ". No step is left that would free more"
+            self.report.add(text, is_urgent=not was_short)
+        elif was_short:
+            self.report.announce("As much space is free again as keep_free asks for")
+
+    def make_room(self) -> None:
+        """Makes moves before their age, one kind after the other, while space is short."""
+        if not self.is_short:
+            return
+        self.is_making_room = True
+        for names, config in early_steps(self.planned, self.has_own_disk()):
+            if self.must_end() or self.report.due >= (self.config.limit or math.inf):
+                return
+            self.planned = config
+            groups = sorted(self.due_groups(), key=place_in_line)
+            self.carry_out_all([group for group in groups if self.may_make(group, names)])
+
+    def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
+        """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
+        is_kind = group[0].name in names and not group[0].outcome
+        takes = group[0].recording.takes if group[0].is_whole else [group[0].take]
+        return is_kind and self.moved.isdisjoint(take.stem for take in takes)
+
+    def has_own_disk(self) -> bool:
+        """Returns whether what goes to the archive makes room here."""
+        if not isinstance(self.archive, FolderArchive) or not exists(self.archive.root):
+            return True
+        return os.stat(self.archive.root).st_dev != os.stat(self.library.root).st_dev
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -1837,6 +1901,7 @@ class Run:
         """Returns the note on a folder, empty if it does not hold any more."""
         note = self.history.note_on(folder.path)
         is_over = self.now >= (note.get("until") or math.inf)
+        is_over = is_over or (self.is_making_room and note.get("early") is not False)
         holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
         return note if holds else {}
 
@@ -1856,10 +1921,19 @@ class Run:
             )
 
     def work(self, groups: list[list[Move]]) -> None:
-        """Carries out all that a run has to do: moves of single takes, then those of whole
-        recordings, so that an archive that is not mounted stops no compression. The list is
-        emptied, because the packets of one recording may take 40 kB."""
+        """Carries out all that a run has to do, and reads the copies whose turn it is."""
+        with self.finishing():
+            self.carry_out_all(groups)
+            self.make_room()
+            self.losses.read_share()
+
+    def carry_out_all(self, groups: list[list[Move]]) -> None:
+        """Carries out moves of single takes, then those of whole recordings, so that an archive
+        that is not mounted stops no compression. The list is emptied, because the packets of one
+        recording may take 40 kB."""
         self.report.begin(list(itertools.chain(*groups)), self.workers)
+        if self.config.keep_free:
+            self.moved.update(move.take.stem for group in groups for move in group)
         singles, wholes = by_round(groups)
         if groups and self.config.dry_run:
             read_signs(self.library)
@@ -1868,10 +1942,8 @@ class Run:
         if singles and self.config.dry_run:
             self.try_ffmpeg_on(singles[0])
         groups.clear()
-        with self.finishing():
-            self.compress(singles)
-            self.carry_out(wholes)
-            self.losses.read_share()
+        self.compress(singles)
+        self.carry_out(wholes)
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -2074,14 +2146,15 @@ class Run:
         elif is_paused:
             self.report.once("Paused while at work; what is left waits for 'resume'.")
         is_full = self.report.exit_code == NoSpaceError.exit_code
-        return self.stop.requested or is_late or is_paused or is_full
+        is_enough = self.is_making_room and not self.is_short
+        return self.stop.requested or is_late or is_paused or is_full or is_enough
 
 
 def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
     """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
     in the message. A failure is reported and changes nothing."""
     is_work = report.has_news and config.notify_on == "work"
-    is_asked = config.notify_on == "always" or summary["exit_code"] or report.announcement
+    is_asked = config.notify_on == "always" or summary["exit_code"] or report.is_urgent
     is_wanted = is_work or is_asked
     if config.dry_run or not config.notify_command or not is_wanted:
         return
@@ -2125,6 +2198,16 @@ def free_space(library: Library) -> float:
     """Bytes; infinite where the file system does not say, as some on FUSE. Raises OSError."""
     disk = disk_state(library.root)
     return disk.f_bavail * disk.f_frsize if disk else math.inf
+
+
+def space_wanted(library: Library, config: Config) -> float:
+    """Returns the bytes that `keep_free` asks for, 0 without it. Raises OSError."""
+    found = FREE_SPACE.fullmatch(config.keep_free or "")
+    if not found:
+        return 0.0
+    disk = disk_state(library.root)
+    percent = disk.f_blocks * disk.f_frsize / 100 if disk else 0.0
+    return float(found[1]) * UNITS.get(found[2], percent)
 
 
 def disk_state(path: str) -> Optional[os.statvfs_result]:
@@ -2244,12 +2327,14 @@ class Trials:
 
     def __init__(self, library: Library, staging: Optional[Staging] = None) -> None:
         self.library, self.staging = library, staging
+        self.trying = threading.Lock()  # so that each folder is tried once
 
     def foresee(self, move: Move) -> None:
         """Raises Refusal if a commit could not make, give away, replace or remove a file. Raises
         OSError."""
         folder = move.take.folder
-        problem = self.folder_problem(folder)
+        with self.trying:
+            problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         replaced = {file.name for file in (*move.removes, move.displaces) if file}
@@ -2284,7 +2369,8 @@ class Trials:
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
         """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
         in its place. Raises OSError."""
-        whole, folder = self.library.path(path), self.library.path(dirname(path))
+        whole = self.library.path(path)
+        folder = dirname(whole)
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
         with open_regular(whole) as file:
             before, acl = os.fstat(file.fileno()), access_list(file.fileno())
@@ -2424,11 +2510,11 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
     lines = (
         f"-f lavfi -i sine=duration=1:sample_rate={OPUS_RATE} -f nut pipe:1",
         f"-f nut -i pipe:0 {codec} -f matroska pipe:1",
-        "-f matroska -i pipe:0 -ac 1 -c:a pcm_u8 -f u8 pipe:1",
+        "-f matroska -i pipe:0 -c:a pcm_f32le -f f32le pipe:1",
     )
     commands = [[tools.ffmpeg, *QUIET, *line.split()] for line in lines]
     try:
-        samples = len(tools.pipe(commands, 1, os.devnull)[1])  # of one byte each
+        samples = len(tools.pipe(commands, 1, os.devnull)[1]) // 4  # bytes each
         problem = "" if samples > 0.98 * OPUS_RATE else f"{samples} of {OPUS_RATE} samples"
     except (Refusal, OSError) as error:
         problem = explain(error)
@@ -3020,7 +3106,7 @@ SILENT_BYTES = 227  # a second of silence in Ogg Opus: 50 packets of 3, lacing, 
 DATE = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
 FOLDER_SETTINGS = (
     "age_threshold_days target_bitrate target_format min_saving_percent verify_before_delete "
-    "delete_originals keep_originals_days tiers check_days"
+    "delete_originals keep_originals_days keep_free tiers check_days"
 )
 
 
@@ -3260,6 +3346,25 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
     return objection(recording.policy)
 
 
+EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
+
+
+def early_steps(config: Config, has_own_disk: bool) -> Iterator[tuple[Sequence[str], Config]]:
+    """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
+    they are due. An archive on the library's own disk makes none."""
+    config = dataclasses.replace(config, keep_originals_days=0)
+    yield (Free.name,), config
+    first = min(config.age_threshold_days, EARLIEST)
+    config = dataclasses.replace(config, age_threshold_days=first)
+    yield (Compress.name, Adopt.name), config
+    for number, tier in enumerate(config.tiers):
+        if not tier.delete and (tier.bitrate or has_own_disk):
+            tiers = list(config.tiers)
+            tiers[number] = tier._replace(after_days=EARLIEST)
+            config = dataclasses.replace(config, tiers=tuple(tiers))
+            yield (Smaller.name if tier.bitrate else Store.name,), config
+
+
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
     """Returns the settings of a decision as text for the history, and whether the copy's name is
     taken. Behind a bar stand the wishes of the sidecars, once they have been read."""
@@ -3285,7 +3390,8 @@ def count_held(recording: Recording, config: Config, moment: Moment, clock: Mome
 def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str, Any]]:
     """Returns the note on a folder whose documents are true: what it rests on, and until when;
     nothing where something is left to be tried now, or a copy is lost."""
-    until = math.inf
+    until, is_early = math.inf, False
+    steps = [early for _, early in early_steps(config, True)] if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
     if any(past.is_lost for _, past in pasts):
@@ -3293,6 +3399,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     for take in (*away, *folder.takes.values()):
         if move_at_most(take, config, clock):
             return []
+        is_early = is_early or any(move_at_most(take, each, clock) for each in steps)
         until = min(until, next_step(take, config, clock.now))
     sums = count_folder(folder, config, clock)
     return [
@@ -3301,6 +3408,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
             "path": join(folder.path, ""),
             "rest": fingerprint(folder, config),
             "until": until if until < LATEST else None,
+            "early": is_early,  # whether it has a move for `keep_free`
             "sums": sums,
             "seal": seal(sums),
         }
@@ -3319,6 +3427,8 @@ def fingerprint(folder: Folder, config: Config) -> str:
 def next_step(take: Take, config: Config, now: float) -> float:
     """Returns when a take next gets old enough for a step, in seconds since the epoch."""
     steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
+    if config.keep_free:
+        steps.append(EARLIEST)
     ages = [file.mtime_ns / 1e9 for file in take.files]
     ages.append(max(take.past.back, take.past.place.mtime_ns / 1e9 if take.past.place else 0))
     times = [age + step * DAY for age in ages for step in steps]
@@ -4162,7 +4272,7 @@ class Window:
         if self.stop.requested:
             raise Stopped
         begin = offset - self.start
-        if not 0 <= begin <= begin + length <= len(self.data):
+        if not 0 <= begin <= len(self.data) - length:
             self.start, begin = offset, 0
             self.data = os.pread(self.descriptor, max(length, HEAD_BYTES), offset)
         return self.data[begin : begin + length]
@@ -4170,6 +4280,10 @@ class Window:
 
 def damaged(found: str) -> Refusal:
     return Refusal(Reason.DAMAGED, found)
+
+
+def truncated(found: str) -> Refusal:
+    return Refusal(Reason.TRUNCATED, found)
 
 
 def unsupported(found: str) -> Refusal:
@@ -4254,8 +4368,8 @@ class Container(NamedTuple):
                 reached = yield from self.walk(window, body, stop, inner, size is None)
             short = max(body, stop) - window.size
             if short > 0:
-                end_of = f"{short} bytes short of the end of a part that begins at byte {offset}"
-                raise Refusal(Reason.TRUNCATED, f"it ends {end_of}")
+                end_of = f"the end of a part that begins at byte {offset}"
+                raise truncated(f"it ends {short} bytes short of {end_of}")
             yield name, body, stop - body
             offset = reached + reached % self.alignment
         return offset
@@ -4329,13 +4443,6 @@ for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
     for parent in parents:
         MATROSKA.parts[parent] += f"|{name}"
 
-# Elements that a copy would lose.
-LOST_ELEMENTS = {
-    "Chapters": Refusal(Reason.CHAPTERS),
-    "Attachments": Refusal(Reason.COVER),
-    "BlockAdditions": Refusal(Reason.DATA, "BlockAdditions"),
-}
-
 
 def walk_matroska(window: Window) -> Probe:
     """Returns what is in a WebM or Matroska file (RFC 8794, RFC 9559). Raises Refusal."""
@@ -4358,13 +4465,17 @@ def walk_matroska(window: Window) -> Probe:
             if found.codec:
                 raise damaged("it has a second list of tracks")
             found = read_tracks(values, tracks)
-        elif name in LOST_ELEMENTS:
-            raise LOST_ELEMENTS[name]
+        elif name == "Chapters":
+            raise Refusal(Reason.CHAPTERS)
+        elif name == "Attachments":
+            raise Refusal(Reason.COVER)
+        elif name == "BlockAdditions":
+            raise Refusal(Reason.DATA, name)
     # Chrome's header is 60 ms short, or says 1 ms; it never says more than was recorded.
     lasts = real(values["Duration"]) * tick_of(values)
     if lasts > found.end + 1.0:
         ends = f"it ends at {found.end:.1f} s"
-        raise Refusal(Reason.TRUNCATED, f"its header says {lasts:.1f} s, but {ends}")
+        raise truncated(f"its header says {lasts:.1f} s, but {ends}")
     return found
 
 
@@ -4409,8 +4520,8 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
         return found
     if codec not in PCM_TAGS:
         raise unsupported(codec)
-    bits = big(values["BitDepth"])
-    return pcm_probe("matroska", PCM_TAGS[codec], bits, channels, rate_of(values))
+    tag, bits = PCM_TAGS[codec], big(values["BitDepth"])
+    return pcm_probe("matroska", tag, bits, channels, rate_of(values))
 
 
 def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
@@ -4446,11 +4557,10 @@ def riff_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
     body = offset + 8
     if name == "RIFF":
         return name, body + 4, None
-    is_counted_in = 0 < body + size - window.size <= body
-    is_beyond = body + size > window.size
-    is_streamed = size == 0 or is_counted_in or (is_beyond and size >= STREAMED_FROM)
-    if is_beyond and not WAV_CHUNKS.fullmatch(name):
+    beyond = body + size - window.size
+    if beyond > 0 and not WAV_CHUNKS.fullmatch(name):
         return "no chunk\n", body, size
+    is_streamed = size == 0 or (beyond > 0 and (beyond <= body or size >= STREAMED_FROM))
     return name, body, None if name == "data" and is_streamed else size
 
 
@@ -4469,9 +4579,8 @@ def walk_wav(window: Window) -> Probe:
             start, size = body, length
         elif name == "fmt ":
             form = content
-        elif name == "cue ":
-            if any(content[:4]):  # some programs always write a list, even without marks
-                raise Refusal(Reason.CHAPTERS)
+        elif name == "cue " and any(content[:4]):  # some programs write a list without marks
+            raise Refusal(Reason.CHAPTERS)
         elif name.lower() == "id3 " and find(window, b"APIC", body, length):
             raise Refusal(Reason.COVER)
         elif name == "LIST" and content[:4] != b"INFO":
@@ -4489,7 +4598,7 @@ def walk_wav(window: Window) -> Probe:
         raise Refusal(Reason.APPENDED, f"a second one begins at byte {second}")
     samples, rest = divmod(size, channels * bits // 8)
     if rest:
-        raise Refusal(Reason.TRUNCATED, f"it ends inside a sample, after {samples / rate:.1f} s")
+        raise truncated(f"it ends inside a sample, after {samples / rate:.1f} s")
     found.add(0.0, samples, size - rest)
     return found
 
@@ -4570,7 +4679,7 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
     """Checks that an MP4 is one track of sound, and that its `media` bytes all belong to packets.
     `kinds` are its handlers, `lost` the boxes that a copy would lose. Raises Refusal."""
     if "moov" not in movie.places:
-        raise Refusal(Reason.TRUNCATED, "its index (moov) was never written")
+        raise truncated("its index (moov) was never written")
     tracks = [kind for kind in kinds if kind not in ("mdir", "mdta", "alis", "url ")]
     if "vide" in tracks:
         raise Refusal(Reason.VIDEO)
@@ -4582,13 +4691,13 @@ def check_boxes(movie: Movie, kinds: Collection[str], lost: set[str], media: int
         raise Refusal(Reason.DATA, ", ".join(sorted(lost)))
     unplayed = media - sum(movie.sizes)
     if unplayed < 0:
-        raise Refusal(Reason.TRUNCATED, f"its packets take {-unplayed} bytes more than it has")
+        raise truncated(f"its packets take {-unplayed} bytes more than it has")
     if unplayed and find(movie.window, b"moof....mfhd", *movie.places["mdat"]):
         # OBS writes fragments, and in the end a table over them.
         raise unsupported("an MP4 that lists its packets twice (hybrid)")
     if unplayed:
-        total = f"{unplayed} of its {movie.window.size} bytes"
-        raise damaged(f"{total} belong to no packet that is played")
+        size = movie.window.size
+        raise damaged(f"{unplayed} of its {size} bytes belong to no packet that is played")
 
 
 def find(window: Window, pattern: bytes, offset: int, size: int) -> Optional[int]:
@@ -4659,7 +4768,7 @@ class Movie:
         if flags & 16:
             (size,) = self.numbers("tfhd", at, 1)
         flags, count = self.numbers("trun", 0, 2)
-        at = 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
+        at = 8 + 4 * bin(flags & 5).count("1")  # two fields may stand before the table
         fields = bin(flags & 0xF00).count("1")
         table = self.numbers("trun", at, fields * count)
         durations: Iterable[int] = itertools.repeat(duration)
@@ -4694,7 +4803,7 @@ class Movie:
             pre_skip = big(head[1]) if head else 0
             delay = max(OPUS_DELAY, pre_skip)
             start = pre_skip if has_fragments else start or pre_skip
-        behind = max(0, found.length - end)
+        behind = found.length - end
         if start > delay or behind > 2 * usual:
             first, last = start / found.rate, behind / found.rate
             raise Refusal(Reason.HIDDEN, f"{first:.1f} s at the start, {last:.1f} s at the end")
@@ -4722,18 +4831,20 @@ class Movie:
         data = self.content("elst", 4_096)  # versions 0 and 1 have rows of different lengths
         row = ">QqhH" if data[:1] == b"\1" else ">IihH"
         step = struct.calcsize(row)
-        # Length, start (-1 for silence), and speed.
         parts = [struct.unpack_from(row, data, at) for at in range(8, len(data) - step + 1, step)]
-        while parts and parts[0][1] == -1:
-            lead += parts.pop(0)[0] / self.scale("mvhd")
-            hides_all = not parts and "trun" not in self.places
-            end = 0 if hides_all else end
-        if len(parts) > 1 or (parts and parts[0][2:] != (1, 0)):
-            raise Refusal(Reason.HIDDEN, "several parts, or another speed")
-        for ticks, begin, *_ in parts:
+        is_played = False
+        for ticks, begin, *speed in parts:
+            if begin == -1 and not is_played:  # silence before the sound
+                lead += ticks / self.scale("mvhd")
+                continue
+            if is_played or speed != [1, 0]:
+                raise Refusal(Reason.HIDDEN, "several parts, or another speed")
+            is_played = True
             start = round(begin * rate / self.scale("mdhd"))
             if "trun" not in self.places:  # ffmpeg plays all fragments
                 end = min(end, start + round(ticks * rate / self.scale("mvhd")))
+        if parts and not (is_played or "trun" in self.places):
+            end = 0
         return lead, start, end
 
 
@@ -4795,7 +4906,7 @@ def walk_ogg(window: Window) -> Probe:
         add_ogg_packets(found, audio, granule, bool(flags & LAST_PAGE), offset)
         offset += at
     if not flags & LAST_PAGE:
-        raise Refusal(Reason.TRUNCATED, "its last page does not end the stream")
+        raise truncated("its last page does not end the stream")
     return found
 
 
@@ -5257,14 +5368,12 @@ def compare_parts(
     power, count = mean_power(source), min(len(source), len(copy))
     if power <= quiet:
         return
-    parts = max(1, round(count / LEVEL_PART))
-    faint = math.sqrt(max(quiet, tolerance.faint * power) * count / parts)
-    loud = math.sqrt(max(quiet, tolerance.loud * power) * count / parts)
+    faint = math.sqrt(max(quiet, tolerance.faint * power) * LEVEL_PART)
+    loud = math.sqrt(max(quiet, tolerance.loud * power) * LEVEL_PART)
     left = math.sqrt(tolerance.left)
-    at = 0
-    for number in range(1, parts + 1):
-        end = count * number // parts
-        part, other = source[at:end], copy[at:end]
+    # A hole of 30 ms holds a whole part, also if it covers the rest of less than 10 ms.
+    for at in range(0, count - LEVEL_PART + 1, LEVEL_PART):
+        part, other = source[at : at + LEVEL_PART], copy[at : at + LEVEL_PART]
         sound = math.hypot(*part)
         if sound > faint:
             seconds = (begin + at) / LEVEL_RATE
@@ -5276,7 +5385,6 @@ def compare_parts(
                 gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
                 if gain < tolerance.gain:
                     raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
-        at = end
 
 
 # ---------------------------------------------------------------------------------------- commit
@@ -6958,18 +7066,25 @@ class Losses:
         self.run, self.library, self.report = run, run.library, run.report
         self.met: dict[str, int] = {}  # number of files, by folder
         self.doubtful: dict[str, Reread] = {}  # by stem
+        self.returned: list[Reread] = []  # that a tier had deleted
         self.is_cut = False  # nothing more is to be read
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
-            if take.is_in_doubt:
+            if take.was_brought_back:
+                move = reread(take, recording)
+                move.after = take.past._replace(deleted=0, back=self.run.now)
+                self.returned.append(move)
+            elif take.is_in_doubt:
                 self.doubtful[take.stem] = reread(take, recording)
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
         Raises Stopped, ServiceError."""
-        return self.settle(self.read(list(self.doubtful.values())))
+        for move in self.returned:
+            self.news(f"{move.path} is back, after a tier had deleted it. Its age counts from now.")
+        return self.settle(self.read(list(self.doubtful.values())), self.returned)
 
     @cached_property
     def checked(self) -> int:
@@ -7047,7 +7162,7 @@ class Losses:
                 move.outcome = Outcome(Reason.BAD_COPY, detail)
         return list(by_path.values())
 
-    def settle(self, moves: Sequence[Reread]) -> bool:
+    def settle(self, moves: Sequence[Reread], returned: Iterable[Reread] = ()) -> bool:
         """Puts on record what became of copies, and reports it. Returns whether anything was put on
         record. Raises ServiceError."""
         run, history, report = self.run, self.library.history, self.report
@@ -7066,7 +7181,7 @@ class Losses:
         new = [past for past in gone if not past.lost and past.sha256 not in places]
         known = sum(past.has_copy and not past.lost for past in pasts.values())
         is_most = known >= FEWEST and 2 * len(new) > known
-        changed = list[Reread]()
+        changed = [*returned]
         for move in moves:
             there = places.pop(move.take.past.sha256, "")  # one file is one copy
             changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
@@ -7507,6 +7622,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "savings": was["before"] - was["after"],
         "compression_ratio": round(was["after"] / was["before"], 4) if was["before"] else None,
         "free_space": room if room < math.inf else None,
+        "keep_free": space_wanted(library, config) if config.keep_free else None,
         "paused": until > 0,
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
@@ -7638,6 +7754,9 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(f"{failed:,} failed, and 'stats' names them. Their originals are kept.", 1)
     for problem in stats["problems"]:
         yield Finding(problem, 1)
+    if stats["keep_free"] and run.is_short:
+        room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
+        yield Finding(f"{room} free, keep_free asks for {wanted}.")
     if not stats["recordings"]:
         yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
     if run.last:
@@ -8130,7 +8249,7 @@ class Tools:
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
             messages = judge(processes, b"\n".join(said for _, said in heard))
             if messages:
-                raise Refusal(Reason.DAMAGED, messages)
+                raise damaged(messages)
             return digest.result(), heard[-1][0]
 
     @contextmanager
@@ -8181,7 +8300,7 @@ class Tools:
             if monotonic() > deadline:
                 raise Refusal(Reason.TOOL_HUNG, f"no end after {limit:.0f} s")
             if len(messages) > MOST_MESSAGES:
-                raise Refusal(Reason.DAMAGED, f"complaints without end: {tail(bytes(messages))}")
+                raise damaged(f"complaints without end: {tail(bytes(messages))}")
             if len(output) > MOST_OUTPUT:
                 raise Refusal(Reason.TOOL_FAILED, "output without end")
 
@@ -8190,12 +8309,11 @@ class Tools:
             for stream, taker in takers:
                 if stream:
                     streams.register(stream, selectors.EVENT_READ, taker)
-            has_ended, is_quiet = False, False
-            # A grandchild may keep the streams open for ever.
-            while streams.get_map() and not (has_ended and is_quiet):
+            while streams.get_map():
                 has_ended = process.poll() is not None  # its last words are still to be read
                 events = streams.select(0 if has_ended else 0.2)
-                is_quiet = not events
+                if has_ended and not events:
+                    break  # a grandchild may keep the streams open for ever
                 for key, _ in events:
                     data = os.read(key.fd, 1 << 16)
                     key.data(data)
@@ -8590,7 +8708,7 @@ class Report:
     seconds = 0.0  # of audio that is due
     workers = 1
     exit_code = 0
-    announcement = ""  # of a deletion; sent whatever `notify_on` says
+    is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     missed = 0  # lost copies that earlier runs reported
     errors = 0
@@ -8602,6 +8720,7 @@ class Report:
         self.started = self.drawn = monotonic()
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
+        self.remarks: list[str] = []  # in the sentence at the end
         self.order: deque[str] = deque()  # paths, in which a dry run reports
         self.lines: dict[str, Callable[[], None]] = {}  # that wait for their turn
         self.is_terminal = os.isatty(2)
@@ -8681,9 +8800,17 @@ class Report:
         self.error(text, code)
         return text
 
+    def add(self, remark: str, is_urgent: bool) -> None:
+        """Adds a remark to the sentence at the end, which is sent at once if it is urgent."""
+        self.remarks.append(remark)
+        self.is_urgent = self.is_urgent or is_urgent
+
+    def announce(self, remark: str) -> None:
+        self.add(remark, is_urgent=True)
+
     def begin(self, moves: Sequence[Move], workers: int) -> None:
         """Reports what is due: how much, and how long it may take."""
-        self.due, self.workers = len(moves), workers
+        self.due, self.workers = self.due + len(moves), workers
         if self.config.dry_run:  # which measures, and reports in this order
             self.order.extend(move.path for move in moves)
             return
@@ -8694,7 +8821,7 @@ class Report:
         self.seconds = sum(guessed)
         much = f", {duration_text(self.seconds)} of audio" if all(known) else ""
         if proofs:
-            self.say(f"Due: {self.due}, {size}{much}. {self.expected}.")
+            self.say(f"Due: {len(moves)}, {size}{much}. {self.expected}.")
 
     @property
     def expected(self) -> str:
@@ -8852,7 +8979,7 @@ class Report:
             parts.append(f"Lost before, and still missing: {self.missed}")
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
-        parts.append(self.announcement)
+        parts += self.remarks
         if self.seconds and config.dry_run:
             parts.append(f"{duration_text(self.seconds)} of audio. {self.expected}")
         elif self.counts:

@@ -200,7 +200,7 @@ class WithoutARecord(ShortCase):
         lines = [json.loads(line) for line in self.history().read_text().splitlines()]
         for line in lines:
             if "past" in line:
-                line["past"].update(deleted=1.5, policy={"a": 1}, _replace=2, of="x")
+                line["past"].update(later=1.5, policy={"a": 1}, _replace=2, of="x")
                 line["past"].get("place", {}).update(later=[1])
         self.history().write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.assertEqual(self.run_cli("restore", "d/a.webm").code, 0)
