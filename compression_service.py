@@ -7114,7 +7114,7 @@ class Losses:
             with suppress(OSError, UsageError):
                 for take in self.library.folder(path).takes.values():
                     is_due = share_of(take.stem if is_large else path, every) == number
-                    if is_due and take.proven_copy:
+                    if is_due and take.proven_copy and not take.is_in_doubt:
                         yield reread(take, Recording(path, (take,)))
 
     def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
@@ -7248,7 +7248,8 @@ class Losses:
             reason = Reason.VANISHED
         if past.is_lost:
             self.report.missed += 1
-            return []
+            move.after = past if is_gone else past._replace(lost=reason.code)
+            return [move] if move.after != past else []
         hint = f"its bytes are in {there}" if there else ""
         found = move.outcome.detail if move.outcome else ""
         details = (found, since_when(past), hint)
