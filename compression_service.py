@@ -3112,22 +3112,23 @@ FOLDER_SETTINGS = (
 
 def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]:
     """Returns the moves that a recording makes next: what finishes a restore that was cut short,
-    else one for each take that has one, else one for each take that they make together."""
-    policy, moves = recording.policy, list[Move]()
-    if any(take.is_half_restored for take in recording.takes):
+    or its deletion; else one for each take that has one; else those that archive it. Moves of a
+    whole recording are not made if only a part of it is selected."""
+    takes, policy, moves = recording.takes, recording.policy, list[Move]()
+    if any(take.is_half_restored for take in takes):
         moves = moves_back(recording, config)
     moves = moves or deleting(recording, config, moment)
-    for take in () if moves else recording.takes:
-        move = next_move(take, policy, config, moment)
-        moves += for_each_original(move) if move else []
-    moves = [move for move in moves if is_selected(move.take, recording, config)]
     if not moves:
-        moves = archiving(recording.takes, policy, config, moment)
-        if not all(is_selected(move.take, recording, config) for move in moves):
-            return []
-    for move in moves:
+        for take in takes:
+            move = next_move(take, policy, config, moment)
+            moves += for_each_original(move) if move else []
+    moves = moves or archiving(takes, policy, config, moment)
+    selected = [move for move in moves if is_selected(move.take, recording, config)]
+    if moves and moves[0].is_whole and len(selected) < len(moves):
+        return []
+    for move in selected:
         move.recording = recording
-    return moves
+    return selected
 
 
 def next_move(
@@ -3298,7 +3299,8 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]
     short, or what a tier asks for. If the recording has to stay, they say why."""
     tier = config.delete_tier
     is_begun = any(take.is_half_deleted for take in recording.takes)
-    is_due = tier is not None and is_old(recording, moment.careful - tier.after_days * DAY)
+    age = max(tier.after_days, recording.policy.after_days) if tier else 0
+    is_due = tier is not None and is_old(recording, moment.careful - age * DAY)
     if not (is_begun or is_due) or not config.delete_originals:
         return []
     problem = None if is_begun else why_it_stays(recording)
