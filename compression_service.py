@@ -3217,7 +3217,8 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     if original and (taken or copy is None):
         yield asked.move(Compress, original, removes, problem)
         return
-    if original and copy and take.past.lost == Reason.ROTTEN.code:
+    is_its = copy is not None and copy.is_on_record(take.past.size, take.past.mtime_ns)
+    if original and is_its and take.past.lost == Reason.ROTTEN.code:
         yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
@@ -7114,7 +7115,7 @@ class Losses:
             with suppress(OSError, UsageError):
                 for take in self.library.folder(path).takes.values():
                     is_due = share_of(take.stem if is_large else path, every) == number
-                    if is_due and take.proven_copy:
+                    if is_due and take.proven_copy and not take.is_in_doubt:
                         yield reread(take, Recording(path, (take,)))
 
     def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
@@ -7183,7 +7184,7 @@ class Losses:
         is_most = known >= FEWEST and 2 * len(new) > known
         changed = [*returned]
         for move in moves:
-            there = places.get(move.take.past.sha256, "")
+            there = places.pop(move.take.past.sha256, "")  # one file is one copy
             changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
         for move in changed:
             if not move.after:
@@ -7199,7 +7200,8 @@ class Losses:
     def sound(self, move: Reread) -> list[Reread]:
         """Returns the move if its record has to change. Its copy plays in full."""
         past, file, seen = move.take.past, move.copy, move.copy_seen
-        if not (past.has_copy and file and seen):
+        is_adopted = move.take.originals and not move.take.proven_copy  # by a run, not here
+        if not (past.has_copy and file and seen) or is_adopted:
             return []
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
@@ -7223,7 +7225,8 @@ class Losses:
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
             return []  # a link; or archived or deleted, by the word of its sidecar
-        if not past.has_copy or reason.action is Action.FAILED:
+        is_ours = take.proven_copy or not take.originals
+        if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
             return []
         if take.originals:
@@ -7246,7 +7249,8 @@ class Losses:
             reason = Reason.VANISHED
         if past.is_lost:
             self.report.missed += 1
-            return []
+            move.after = past if is_gone else past._replace(lost=reason.code)
+            return [move] if move.after != past else []
         hint = f"its bytes are in {there}" if there else ""
         found = move.outcome.detail if move.outcome else ""
         details = (found, since_when(past), hint)
