@@ -1895,8 +1895,6 @@ class Run:
             return True
         if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
-        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
-            return True
         mount = read_only_mount(self.library, folder.path)
         if mount:
             self.report.once(f"{mount} is mounted read-only, and was passed over.")
@@ -2479,6 +2477,11 @@ def read_signs(library: Library) -> None:
     for path in (library.root, library.own(""), library.own("history.jsonl")):
         if lexists(path):
             read_sign(path)
+    # A disk without room for another name is full too, but servers may count no names at all.
+    root = library.root
+    disk = disk_state(root)
+    if disk and disk.f_files and not disk.f_favail and not SERVED.match(kind_of_disk(root)):
+        raise failed_trial(root, system_error(errno.ENOSPC))
 
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
@@ -2488,9 +2491,6 @@ def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
     if disk and disk.f_bavail * disk.f_frsize < least:
-        problem = errno.ENOSPC
-    # A disk without room for another name is full too, but servers may count no names at all.
-    if disk and disk.f_files and not disk.f_favail and not SERVED.match(kind_of_disk(path)):
         problem = errno.ENOSPC
     if is_read_only(path):
         problem = errno.EROFS
@@ -7865,7 +7865,7 @@ def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     tables = stats_tables(stats)
     storage = tables.pop("storage", [])
     if storage:
-        yield " · ".join(map(" ".join, storage))
+        yield " \u00b7 ".join(map(" ".join, storage))
     for title, rows in tables.items():
         yield f"{title}:"
         width = min(44, max(len(label) for label, _ in rows))
@@ -8980,11 +8980,12 @@ class Report:
         sizes = self.change(self.original_size, self.compressed_size)
         count, days = self.counts[action], self.config.keep_originals_days
         originals, their = ("original", "its") if count == 1 else ("originals", "their")
+        over = f" after {their} {days:g} days" if days else ""
         words = {
             Action.COMPRESSED: f"compressed ({sizes})",
             Action.WOULD_COMPRESS: f"to compress ({sizes})",
-            Action.FREED: f"{originals} deleted after {their} {days:g} days",
-            Action.WOULD_FREE: f"{originals} to delete after {their} {days:g} days",
+            Action.FREED: f"{originals} deleted{over}",
+            Action.WOULD_FREE: f"{originals} to delete{over}",
         }
         return f"{count} {words.get(action) or action.value.replace('would-', 'to ')}"
 
