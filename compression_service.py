@@ -1646,8 +1646,8 @@ class Run:
 
     @cached_property
     def moment(self) -> Moment:
-        """Returns the time for steps by age: the clock's, but at most two days after the last run on
-        record. The first compression may also count from the newest recording. Without a run on
+        """Returns the time for steps by age: by the clock, but at most two days after the last run
+        on record. The first compression may also count from the newest recording. Without a run on
         record, the clock is trusted for the first compression alone. Raises OSError."""
         if not self.last:
             return Moment(self.now, -math.inf)
