@@ -1804,10 +1804,12 @@ class Run:
         self.is_making_room = True
         for names, config in early_steps(self.planned, self.has_own_disk()):
             if self.must_end() or self.report.due >= (self.config.limit or math.inf):
-                return
+                break
             self.planned = config
             groups = sorted(self.due_groups(), key=place_in_line)
             self.carry_out_all([group for group in groups if self.may_make(group, names)])
+        if not self.is_short:  # what was not needed is not due
+            self.report.due -= self.report.left
 
     def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
         """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
@@ -1844,8 +1846,8 @@ class Run:
         for folder in every_folder(self.library, report.error, report.once):
             report.found += len(folder.audio)
             report.links += folder.links
-            report.young += sum(self.is_young(file) for file in folder.audio if file.is_original)
             for file in folder.audio:
+                report.young += file.is_original and self.is_young(file, config)
                 if self.clock.age(file) < -1:
                     report.ahead += 1
                     ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
@@ -1883,8 +1885,8 @@ class Run:
         tiers = tuple(tier for tier in self.config.tiers if self.is_announced or not tier.delete)
         return dataclasses.replace(self.config, tiers=tiers)
 
-    def is_young(self, file: File) -> bool:
-        return self.clock.age(file) < self.config.age_threshold_days
+    def is_young(self, file: File, config: Config) -> bool:
+        return self.clock.age(file) < config.age_threshold_days
 
     def is_at_rest(self, folder: Folder) -> bool:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
@@ -1892,7 +1894,8 @@ class Run:
         the history."""
         if self.note_on(folder) and not self.config.retry:
             return True
-        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
+        is_new = all(self.is_young(file, self.planned) for file in folder.audio)
+        if is_new and not self.history.in_folder(folder.path):
             return True
         mount = read_only_mount(self.library, folder.path)
         if mount:
