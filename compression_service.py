@@ -308,7 +308,7 @@ class Reason(enum.Enum):
     SIDECAR = "kept: its sidecar cannot be edited: {}"
     NO_SIDECAR = "kept: no tier deletes it, as no sidecar owns it{}"
     NO_TRANSCRIPT = "kept: no tier deletes it, as no sidecar has its transcript{}"
-    INCOMPLETE = "kept: no tier deletes it, as a part of it is lost or not here yet: {}"
+    INCOMPLETE = "kept: a part of its recording is lost or not here yet: {}"
 
     MISSING = "lost: its copy is missing: {}"
     VANISHED = "lost: its copy is missing, as most copies are: {}"
@@ -615,6 +615,12 @@ class Take(NamedTuple):
         return take_of(self.stem, files, self.past, self.rates)
 
     @property
+    def size(self) -> int:
+        """Returns the bytes that its deletion frees, here and in the archive."""
+        files = (*self.originals, *self.copies, self.past.place)
+        return sum(file.size for file in files if file)
+
+    @property
     def original(self) -> Optional[File]:
         return self.originals[0] if self.originals else None
 
@@ -669,8 +675,11 @@ class Take(NamedTuple):
 
     @property
     def was_brought_back(self) -> bool:
-        """Returns whether files are here of a take that was deleted."""
-        return self.past.deleted > 0 and bool(self.files) and not self.is_half_deleted
+        """Returns whether files are here of a take that was deleted. A file that is not ours may
+        have been here all the time."""
+        files = (*self.originals, *self.copies)
+        is_back = bool(files) or any(file.suffix == self.past.suffix for file in self.strangers)
+        return self.past.deleted > 0 and is_back and not self.is_half_deleted
 
     @property
     def is_half_restored(self) -> bool:
@@ -1720,9 +1729,9 @@ class Run:
         record: dict[str, Any] = {"type": self.config.command}
         record.update(python=sys.executable, index=index, checked=self.losses.checked)
         record["short"] = self.is_short
-        if self.is_complete:
-            tier = self.config.delete_tier
-            record["announced"] = tier.after_days if tier else None
+        tier = self.config.delete_tier
+        if tier and (self.is_announced or self.is_complete):
+            record["announced"] = tier.after_days
         self.history.note([{**summary, **record}], self.now)
 
     @property
@@ -1740,37 +1749,51 @@ class Run:
 
     @cached_property
     def is_announced(self) -> bool:
-        """Returns whether the last complete run has announced what the tier that deletes deletes
-        now. A dry run need not wait for that."""
+        """Returns whether a complete run has announced what the tier that deletes deletes now. Each
+        run hands that on to the next."""
         tier = self.config.delete_tier
-        told = [run["announced"] for run in self.history.runs if "announced" in run]
-        return not tier or self.config.dry_run or told[-1:] == [tier.after_days]
+        return not tier or self.last.get("announced") == tier.after_days
+
+    @cached_property
+    def planned(self) -> Config:
+        """Returns the settings to plan with: without a tier that is still to be announced. A dry
+        run need not wait for that."""
+        is_free = self.is_announced or self.config.dry_run
+        tiers = tuple(tier for tier in self.config.tiers if is_free or not tier.delete)
+        return dataclasses.replace(self.config, tiers=tiers)
+
+    @cached_property
+    def announced(self) -> Config:
+        """Returns the settings that the next run plans with. What stayed before counts again."""
+        return dataclasses.replace(self.config, retry=True)
 
     def is_doomed(self, recording: Recording) -> bool:
         """Returns whether a recording waits for its deletion to be announced, and counts it."""
-        if self.is_announced:
+        if self.is_announced or self.config.dry_run:
             return False
-        moves = deleting(recording, self.config, self.clock)
+        moves = deleting(recording, self.announced, self.clock)
         problems = [move.outcome.reason for move in moves if move.outcome]
-        self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
-        if problems or not moves or moves[0].take.is_half_deleted:
+        if not self.is_making_room:  # then it was counted before
+            self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
+        if problems or not moves:
             return False
-        if self.is_making_room:  # it was counted before
-            return True
-        self.doomed["recordings"] += 1
-        self.doomed["bytes"] += sum(file.size for move in moves for file in move.removes)
+        if not self.is_making_room:
+            self.doomed["recordings"] += 1
+            self.doomed["bytes"] += sum(move.take.size for move in moves)
         return True
 
     def announce(self) -> None:
-        """Reports what the tier that deletes will delete from the next run on."""
+        """Reports what the tier that deletes will delete from the next run on. A dry run says
+        when."""
         tier, doomed = self.config.delete_tier, self.doomed
-        if self.is_announced or not tier or not self.is_complete:
-            return
-        self.report.announce(
-            f"The tier of {tier.after_days:g} days is new: the next run deletes "
-            f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
-            f"{doomed['stay']} files without a sidecar stay"
-        )
+        if tier and self.config.dry_run:
+            self.report.remarks += deletion_texts(next_deletions(add_up(self, []), self.now))
+        elif tier and not self.is_announced and self.is_complete:
+            self.report.announce(
+                f"The tier of {tier.after_days:g} days is new: the next run deletes "
+                f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
+                f"{doomed['stay']} files without a sidecar stay"
+            )
 
     @property
     def is_short(self) -> bool:
@@ -1872,12 +1895,6 @@ class Run:
                 "The selection fits nothing that is due. "
                 "Paths for --only are such as '2025-10-27/*'."
             )
-
-    @cached_property
-    def planned(self) -> Config:
-        """Returns the settings to plan with: without a tier that is still to be announced."""
-        tiers = tuple(tier for tier in self.config.tiers if self.is_announced or not tier.delete)
-        return dataclasses.replace(self.config, tiers=tiers)
 
     def is_young(self, file: File) -> bool:
         return self.clock.age(file) < self.config.age_threshold_days
@@ -2552,7 +2569,9 @@ SIDECAR_MEMBERS = (
     *RECORDING_MEMBERS,
 )
 # A string that is more than blanks, and such a text of a segment.
-SPOKEN = re.compile(rb'"(?!(?: |\\[bfnrt])*")')
+# Blanks may be escaped, and those of other scripts are NBSP and U+3000.
+SPACES = rb" |\\[bfnrt]|\\u00(?:[01].|20|[aA]0)|\\u3000|\xc2\xa0|\xe3\x80\x80"
+SPOKEN = re.compile(rb'"(?!(?:%b)*")' % SPACES)
 SPOKEN_SEGMENT = re.compile(rb'"text"\s*:\s*' + SPOKEN.pattern)
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
@@ -3294,18 +3313,16 @@ def archiving(
 
 
 def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]:
-    """Returns the moves that delete a recording for good: what finishes a deletion that was cut
-    short, or what a tier asks for. If the recording has to stay, they say why."""
-    tier = config.delete_tier
-    is_begun = any(take.is_half_deleted for take in recording.takes)
-    age = max(tier.after_days, recording.policy.after_days) if tier else 0
-    is_due = tier is not None and is_old(recording, moment.careful - age * DAY)
-    if not (is_begun or is_due) or not config.delete_originals:
+    """Returns the moves that delete a recording for good, as a tier asks for. They also finish a
+    deletion that was cut short. If the recording has to stay, they say why."""
+    tier, moves = config.delete_tier, list[Move]()
+    if not tier or not config.delete_originals:
         return []
-    problem = None if is_begun else why_it_stays(recording)
-    days = f"{tier.after_days:g}" if tier else "some"
+    before = moment.careful - max(tier.after_days, recording.policy.after_days) * DAY
+    if any(old_since(take, recording) > before for take in recording.takes):
+        return []
+    problem, days = why_it_stays(recording), f"{tier.after_days:g}"
     target = Target(config.target_format, config.target_bitrate)
-    moves = list[Move]()
     for take in recording.takes:
         removes, past = (*take.originals, *take.copies), take.past
         if not (removes or past.place or take.is_half_deleted):
@@ -3319,18 +3336,22 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]
     return moves
 
 
-def is_old(recording: Recording, before: float) -> bool:
-    """Returns whether a recording and each of its files are from before a time. What came back
-    counts from then."""
-    for take in recording.takes:
-        times = [file.mtime_ns for file in take.files]
-        if take.past.place:
-            times.append(take.past.place.mtime_ns)
-        newest = max(max(times, default=0) / 1e9, take.past.back)
-        is_young = newest > before or recorded_date(take, recording) > local_time(before)[:10]
-        if is_young or (take.was_brought_back and not take.past.back):
-            return False
-    return True
+def old_since(take: Take, recording: Recording) -> float:
+    """Returns the time that the age of a take counts from for its deletion: that of its newest
+    file, of its date, or of its return. Infinite if a run has still to put its return on record."""
+    times = [file.mtime_ns / 1e9 for file in take.files]
+    if take.past.place:
+        times.append(take.past.place.mtime_ns / 1e9)
+    back = math.inf if take.was_brought_back else take.past.back
+    return max(*times, back, beginning_of(recorded_date(take, recording)))
+
+
+@memoized
+def beginning_of(date: str) -> float:
+    """Returns when a day begins. A date that no calendar has never comes."""
+    with suppress(ValueError, ArithmeticError, OSError):
+        return datetime.fromisoformat(date).timestamp()
+    return math.inf
 
 
 def why_it_stays(recording: Recording) -> Optional[Outcome]:
@@ -3431,10 +3452,17 @@ def next_step(take: Take, config: Config, now: float) -> float:
     if config.keep_free:
         steps.append(EARLIEST)
     ages = [file.mtime_ns / 1e9 for file in take.files]
-    ages.append(max(take.past.back, take.past.place.mtime_ns / 1e9 if take.past.place else 0))
     times = [age + step * DAY for age in ages for step in steps]
-    times.append(freed_from(take, config))
+    times += [freed_from(take, config), deletion_time(take, config)]
     return min((time for time in times if time > now), default=math.inf)
+
+
+def deletion_time(take: Take, config: Config) -> float:
+    """Returns when a tier deletes a take, infinite if none does. Its sidecars are not read."""
+    tier = config.delete_tier
+    if not tier or take.past.stays:
+        return math.inf
+    return old_since(take, Recording(take.folder, (take,))) + tier.after_days * DAY
 
 
 def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
@@ -3449,10 +3477,9 @@ def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
 def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     """Returns the move that a take makes by the clock, alone or with its recording, if its sidecars
     say the same as before. They have not been read."""
-    alone, tier = Recording(take.folder, (take,)), config.delete_tier
+    alone = Recording(take.folder, (take,))
     moves = moves_back(alone, config) if take.is_half_restored else []
-    is_over = tier is not None and is_old(alone, clock.careful - tier.after_days * DAY)
-    if take.is_half_deleted or (is_over and not take.past.stays):
+    if deletion_time(take, config) <= clock.careful:
         moves.append(Delete(take, Target("", 0), "", take.file))
     alone_next = next_move(take, None, config, clock)
     moves += [alone_next] if alone_next else archiving([take], None, config, clock)
@@ -3485,7 +3512,7 @@ def fits(path: str, config: Config) -> bool:
 
 def recorded_date(take: Take, recording: Recording) -> str:
     """YYYY-MM-DD from the sidecars' ids, else from folder and name, else the modification time."""
-    found = DATE.search("\n".join((*recording.ids, take.stem)))
+    found = DATE.search("\n".join((*recording.ids, *take.past.ids, take.stem)))
     if found:
         return found[0]
     times = [file.mtime_ns for file in take.files] or [take.past.mtime_ns]
@@ -3971,6 +3998,8 @@ class Delete(Move):
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
         expect(seen.identity[-2:] == file[1:])
+        if file == self.source and not self.is_on_record(seen.sha256):
+            raise Refusal(Reason.ROTTEN, since_when(self.take.past))
         return seen
 
     def check(self, library: Library) -> None:
@@ -3995,7 +4024,7 @@ class Delete(Move):
         past = super().past_after(now)
         if not self.is_done:
             return past
-        deleted = past._replace(deleted=self.take.past.deleted or now, back=0)
+        deleted = past._replace(deleted=self.take.past.deleted or now, back=0, stays="")
         return deleted._replace(place=None) if self.outcome else deleted._replace(code=DELETING)
 
 
@@ -4095,7 +4124,8 @@ def keep_together(moves: Iterable[Move]) -> None:
         other = stuck.get(id(move.recording))
         if other and other.outcome and not move.outcome:
             why = f"of its other part {other.path}: {other.outcome.detail}"
-            move.outcome = Outcome(other.outcome.reason, why)
+            is_lost = other.reason.action is Action.LOST  # which the other one alone is
+            move.outcome = Outcome(Reason.INCOMPLETE if is_lost else other.reason, why)
 
 
 def expect(is_unchanged: bool) -> None:
@@ -7073,12 +7103,26 @@ class Losses:
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
-            if take.was_brought_back:
+            is_left = bool(take.files or take.past.place) and take.is_half_deleted
+            stays = not self.run.config.delete_tier or recording.policy.keep
+            if take.was_brought_back or (is_left and stays):
                 move = reread(take, recording)
-                move.after = take.past._replace(deleted=0, back=self.run.now)
+                past = self.past_of_returned(take)
+                move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
             elif take.is_in_doubt:
                 self.doubtful[take.stem] = reread(take, recording)
+
+    def past_of_returned(self, take: Take) -> Past:
+        """Returns what is still true of the past of a take that is back, whatever its time."""
+        past = take.past
+        for file in take.files:
+            with suppress(OSError):
+                path = self.library.path(take.folder, file.name)
+                if file.suffix == past.suffix and digest_of(path) == past.sha256:
+                    return past._replace(mtime_ns=file.mtime_ns)
+        is_same = take.is_known or take.is_half_deleted
+        return past if is_same else Past(ids=past.ids, settings=past.settings)
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
@@ -7605,7 +7649,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
     library = run.library
     library.require(config.log_file)
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in sorted(add_up(run, problems).items()):
+    sums = add_up(run, problems)
+    for key, value in sorted(sums.items()):
         group, _, name = key.partition("/")
         groups[group][name] = value
     for stem, past in losses(library).items():
@@ -7625,6 +7670,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "paused": until > 0,
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
+        "next_deletions": next_deletions(sums, run.now),
         "runs": run.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
@@ -7666,11 +7712,14 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         past, file = take.past, take.file
         # As a run asks, but without sidecars, which may still say otherwise.
         add_take(sums, take, likely_move(take, config, moment))
+        add_deletion(sums, take, config)
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             names[f"named/{past.action} {past.code}"].append(join(folder.path, file.name))
             sums["made/size"] += file.size
             sums["made/asked"] += file.size * config.target_bitrate
-    for past in folder.library.history.in_folder(folder.path).values():
+    for stem, past in folder.library.history.in_folder(folder.path).items():
+        if past.place and basename(stem) not in folder.takes:
+            add_deletion(sums, Take(stem, past=past), config)
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
@@ -7679,6 +7728,35 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
             sums[f"{group}/size"] += size
             add_saving(sums, past, size)
     return {**sums, **names}
+
+
+def add_deletion(sums: Counter[str], take: Take, config: Config) -> None:
+    """Adds a take to those that a tier deletes on a day."""
+    due = deletion_time(take, config)
+    if due < LATEST:
+        day = local_time(due)[:10]
+        sums[f"doomed/{day}"] += 1
+        sums[f"doomed_size/{day}"] += take.size
+
+
+def next_deletions(sums: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
+    """Returns the days on which a tier deletes next. What should be gone is due today. Documents
+    have not been read, so some of it may stay."""
+    found, today = dict[str, dict[str, Any]](), local_time(now)[:10]
+    for key in sorted(sums):
+        group, _, day = key.partition("/")
+        if group == "doomed":
+            day = max(day, today)
+            told = found.setdefault(day, {"date": day, "count": 0, "size": 0})
+            told["count"] += sums[key]
+            told["size"] += sums[key.replace("doomed", "doomed_size")]
+    return [*found.values()][:LISTED]
+
+
+def deletion_texts(days: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what is deleted next, in words."""
+    text = "Next to be deleted for good: {count:,} ({}) on {date}"
+    return [text.format(size_text(day["size"]), **day) for day in days[:1]]
 
 
 def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
@@ -7756,6 +7834,8 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
     if stats["keep_free"] and run.is_short:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
         yield Finding(f"{room} free, keep_free asks for {wanted}.")
+    for text in deletion_texts(stats["next_deletions"]):
+        yield Finding(f"{text}.")
     if not stats["recordings"]:
         yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
     if run.last:
@@ -7837,6 +7917,9 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
     if due["count"]:
         saving = size_text(due["estimated_saving"])
         to_do.append(("to encode", f"{size_text(due['size'])}, saves about {saving}"))
+    for day in stats["next_deletions"]:
+        told = f"{day['count']:,} ({size_text(day['size'])})"
+        to_do.append((f"{NEXT['delete']} on {day['date']}", told))
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:
