@@ -877,6 +877,11 @@ class Recording(NamedTuple):
         """Returns a name for it. Compression does not change this name."""
         return min(take.stem for take in self.takes)
 
+    def seconds_of(self, take: Take) -> float:
+        """Returns the length of a take by the sidecars, 0 if they do not say."""
+        name = folded(take.name)
+        return max((sidecar.durations.get(name, 0.0) for sidecar in self.sidecars), default=0.0)
+
     @property
     def location(self) -> str:
         """Returns where its sidecars say that it is archived; "" if they do not."""
@@ -1134,9 +1139,17 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     )
     for each in settings_of_command(name):
         add_flag(parser, SETTINGS[each])
-    found, unknown = parser.parse_known_args([*words[:at], *words[at + 1 :]])
+    others = [*words[:at], *words[at + 1 :]]
+    if "--" in others:  # the intermixed parser forgets it
+        end = others.index("--")
+        others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
+    found, unknown = parser.parse_known_intermixed_args(others)
     if unknown:
-        parser.error(f"'{name}' takes no {unknown[0]}{flag_meant(name, unknown[0])}")
+        flags = {flag: each for each in (*COMMANDS, name) for flag in flags_of_command(each)}
+        near = nearest(unknown[0].partition("=")[0], flags)
+        whose = "" if flags[near] == name else f" of '{flags[near]}'"
+        said = f"; the nearest is {near}{whose}" if unknown[0].startswith("-") else ""
+        parser.error(f"'{name}' takes no {unknown[0]}{said}")
     found.command = name
     return found
 
@@ -1163,8 +1176,8 @@ COMMAND --help lists its options and exit codes. Options may stand before it."""
 
 
 def place_of_command(words: Sequence[str]) -> int:
-    """Returns where the first word stands that is neither an option nor an option's value; the
-    number of words if there is none."""
+    """Returns where the first word stands that is neither an option nor an option's value, or how
+    many words there are."""
     before = ""
     for at, word in enumerate(words):
         if word == "--":
@@ -1179,16 +1192,9 @@ def settings_of_command(name: str) -> list[str]:
     return f"file recordings_dir {COMMANDS[name].settings}".split()
 
 
-def flag_meant(name: str, word: str) -> str:
-    """Returns the nearest flag to an unknown one, and whose it is if not of this command."""
-    flags = {}
-    for command in (*COMMANDS, name):
-        for each in settings_of_command(command):
-            flags.update(dict.fromkeys(flags_of(SETTINGS[each]), command))
-    if not word.startswith("-"):
-        return ""
-    near = nearest(word.partition("=")[0], flags)
-    return f"; the nearest is {near}" + ("" if flags[near] == name else f" of '{flags[near]}'")
+def flags_of_command(name: str) -> Iterator[str]:
+    for each in settings_of_command(name):
+        yield from flags_of(SETTINGS[each])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1196,8 +1202,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
-    """One setting's flags, or the words that stand without one; its help also tells its key in the
-    config file, and the default."""
+    """Adds the flags of a setting, or the words that stand without one. Its help also names its key
+    in the config file, and the default."""
     kind, declared, has_key = field.metadata.values()
     flags, text = flags_of(field), declared.partition(": ")[2]
     options: dict[str, Any] = {"dest": field.name, "help": text}
@@ -1218,8 +1224,8 @@ def flags_of(field: dataclasses.Field[Any]) -> list[str]:
 
 
 def from_text(kind: Kind, text: str) -> Any:
-    """A flag's value: its text, a path from where we are, or what it is as JSON. Raises what
-    argparse tells."""
+    """Returns the value of a flag: its text, a path from where we are, or what it is as JSON.
+    Raises what argparse reports."""
     try:
         value = kind(text)
     except ValueError as error:
@@ -1247,7 +1253,7 @@ flag = partial(setting, key=False)  # only the command line sets it
 
 
 def number(least: float, most: float, whole: bool = False) -> Kind:
-    """Returns a checker of numbers in a range. JSON's true is none."""
+    """Returns a checker of numbers in a range. JSON's true is not a number."""
     what = "a whole number" if whole else "a number"
 
     def check(value: Any) -> Any:
@@ -1616,7 +1622,6 @@ class Run:
     committer: Committer
     transcoder: Transcoder
     trials: Trials
-    tell_holder: Callable[[str], object] = str  # how far it is, to whoever asks the lock
 
     def __init__(self, config: Config, report: Report) -> None:
         self.config, self.report = config, report
@@ -1708,7 +1713,7 @@ class Run:
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
             self.trials = Trials(self.library)
             if locks:
-                self.tell_holder = stack.enter_context(self.library.lock())
+                stack.enter_context(self.library.lock())
                 self.staging = stack.enter_context(Staging(self.library))
                 self.trials = Trials(self.library, self.staging)
                 self.library.history = History(self.library)  # another run may have been faster
@@ -1903,9 +1908,9 @@ class Run:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
-        if not self.history.in_folder(folder.path) and all(map(self.is_young, folder.audio)):
-            return True
         if self.note_on(folder) and not self.config.retry:
+            return True
+        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
         if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
@@ -2009,7 +2014,7 @@ class Run:
                     if self.transcoder.ended:
                         raise self.transcoder.ended
                 done = self.seconds_done + self.seconds_at_work()
-                self.tell_holder(self.report.progress(done, queue.seconds))
+                self.report.progress(done, queue.seconds)
         except BaseException:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
@@ -2685,7 +2690,7 @@ class Library:
         by that of an earlier version."""
         found = rb"(compressed|kept|failed|archived|restored)\b|Found: [1-9]|Younger than"
         root = re.escape(printable(self.root)).encode()
-        pattern = re.compile(rb" - INFO - %b: .*?(?:%b)" % (root, found))
+        pattern = re.compile(rb" - INFO - %b: (?!No recordings).*?(?:%b)" % (root, found))
         for number in range(OLD_LOGS + 1):
             name = f"{log_file}.{number}" if number else log_file
             with suppress(OSError), open_regular(realpath(name)) as log:
@@ -2713,10 +2718,10 @@ class Library:
         return f"{about}: runs leave {self.root} alone." if until else ""
 
     @contextmanager
-    def lock(self) -> Iterator[Callable[[str], None]]:
-        """flock on our file `lock`, which is never unlinked and says who holds it; yields what adds
-        how far that is. Doctor and statistics hold it for an instant, so it is waited for. Raises
-        BusyError, ServiceError where it cannot be locked."""
+    def lock(self) -> Iterator[None]:
+        """Holds our file `lock`, which is never unlinked and says who holds it since when. Doctor
+        and statistics hold it for an instant, so it is waited for. Raises BusyError, and
+        ServiceError if it cannot be locked."""
         with ExitStack() as stack:
             try:
                 self.make_own()
@@ -2733,14 +2738,10 @@ class Library:
             except OSError as error:
                 raise failed_trial(self.own("lock"), error) from None
             we = f"process {os.getpid()} on {socket.gethostname()} since {local_time(time.time())}"
-
-            def tell(how_far: str) -> None:
-                with suppress(OSError):  # a full disk is found by what writes more
-                    os.pwrite(descriptor, f"{we}, {how_far}".ljust(HOLDER_BYTES).encode(), 0)
-
-            tell("just begun")
+            with suppress(OSError):  # a full disk is found by what writes more
+                os.pwrite(descriptor, we.ljust(HOLDER_BYTES).encode(), 0)
             self.clock_ahead = os.fstat(descriptor).st_mtime - time.time()
-            yield tell
+            yield
 
     def at_work(self) -> str:
         """Returns who locks the library now, "" if nobody does or that cannot be found out."""
@@ -2749,8 +2750,8 @@ class Library:
         return ""
 
     def holder(self, file: IO[bytes], kind: int = fcntl.LOCK_SH) -> str:
-        """Who locks the library, since when and how far it is, by its own word; "" where nobody
-        does, and then `file` has the lock. Raises OSError."""
+        """Returns who locks the library since when, by its own word. Returns "" if nobody does;
+        then `file` has the lock. Raises OSError."""
         told = os.pread(file.fileno(), HOLDER_BYTES, 0)
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -3235,7 +3236,8 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     if original and (taken or copy is None):
         yield asked.move(Compress, original, removes, problem)
         return
-    if original and copy and take.past.lost == Reason.ROTTEN.code:
+    is_its = copy is not None and copy.is_on_record(take.past.size, take.past.mtime_ns)
+    if original and is_its and take.past.lost == Reason.ROTTEN.code:
         yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
@@ -3799,10 +3801,8 @@ class Compress(Move):
             if is_copy and not self.is_on_record(digest_from(file, stop=run.stop)):
                 raise Refusal(Reason.ROTTEN, since_when(self.take.past))
             self.probe = probe(file.fileno(), path, run.tools)
-            name = folded(self.take.name)
-            recorded = [sidecar.durations.get(name, 0.0) for sidecar in self.recording.sidecars]
+            lasts = self.recording.seconds_of(self.take)
             saving = run.config.min_saving_percent if self.encodes else -math.inf
-            lasts = max(recorded, default=0.0)
             self.estimate = decide(self.probe, self.size_before, lasts, self.target, saving)
             run.trials.foresee(self)
             if run.config.dry_run and source:
@@ -7159,7 +7159,7 @@ class Losses:
             with suppress(OSError, UsageError):
                 for take in self.library.folder(path).takes.values():
                     is_due = share_of(take.stem if is_large else path, every) == number
-                    if is_due and take.proven_copy:
+                    if is_due and take.proven_copy and not take.is_in_doubt:
                         yield reread(take, Recording(path, (take,)))
 
     def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
@@ -7228,7 +7228,7 @@ class Losses:
         is_most = known >= FEWEST and 2 * len(new) > known
         changed = [*returned]
         for move in moves:
-            there = places.get(move.take.past.sha256, "")
+            there = places.pop(move.take.past.sha256, "")  # one file is one copy
             changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
         for move in changed:
             if not move.after:
@@ -7244,7 +7244,8 @@ class Losses:
     def sound(self, move: Reread) -> list[Reread]:
         """Returns the move if its record has to change. Its copy plays in full."""
         past, file, seen = move.take.past, move.copy, move.copy_seen
-        if not (past.has_copy and file and seen):
+        is_adopted = move.take.originals and not move.take.proven_copy  # by a run, not here
+        if not (past.has_copy and file and seen) or is_adopted:
             return []
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
@@ -7268,7 +7269,8 @@ class Losses:
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
             return []  # a link; or archived or deleted, by the word of its sidecar
-        if not past.has_copy or reason.action is Action.FAILED:
+        is_ours = take.proven_copy or not take.originals
+        if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
             return []
         if take.originals:
@@ -7291,7 +7293,8 @@ class Losses:
             reason = Reason.VANISHED
         if past.is_lost:
             self.report.missed += 1
-            return []
+            move.after = past if is_gone else past._replace(lost=reason.code)
+            return [move] if move.after != past else []
         hint = f"its bytes are in {there}" if there else ""
         found = move.outcome.detail if move.outcome else ""
         details = (found, since_when(past), hint)
@@ -7680,8 +7683,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
 
 
 def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
-    """Returns the sums of all folders, also of those that are gone, as all in them is archived. The
-    note on a folder has them while it holds."""
+    """Returns the sums of all folders. A folder that was removed still counts what is archived. The
+    note on a folder has its sums while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
     gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
     seen = set[str]()
@@ -7700,8 +7703,8 @@ def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
 
 
 def seal(sums: Any) -> int:
-    """Returns a checksum, so that odd sums in the history are not believed."""
-    return zlib.crc32(json.dumps(sums).encode())
+    """Returns a checksum, so that sums of another version, or odd ones, are not believed."""
+    return zlib.crc32(json.dumps([SUMMED_UP, sums]).encode())
 
 
 def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, Any]:
@@ -7714,9 +7717,10 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         add_take(sums, take, likely_move(take, config, moment))
         add_deletion(sums, take, config)
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
-            names[f"named/{past.action} {past.code}"].append(join(folder.path, file.name))
-            sums["made/size"] += file.size
-            sums["made/asked"] += file.size * config.target_bitrate
+            action = Action(past.action).value  # of a run that has just ended, it is a member
+            names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
+            as_before = {"made/size": file.size, "made/asked": file.size * config.target_bitrate}
+            sums.update(as_before)
     for stem, past in folder.library.history.in_folder(folder.path).items():
         if past.place and basename(stem) not in folder.takes:
             add_deletion(sums, Take(stem, past=past), config)
@@ -7724,8 +7728,7 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
         if past.place or past.deleted:
-            sums[f"{group}/count"] += 1
-            sums[f"{group}/size"] += size
+            sums.update({f"{group}/count": 1, f"{group}/size": size})
             add_saving(sums, past, size)
     return {**sums, **names}
 
@@ -7764,56 +7767,50 @@ def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
     past, copy, source = take.past, take.proven_copy, move and move.source
     originals = [file.size for file in take.files if file.is_original]
     copies = [file.size for file in take.files if not file.is_original]
-    sums["all/recordings"] += max(1, len(originals))
-    sums["all/originals"] += len(originals)
-    sums["all/original_size"] += sum(originals)
-    sums["all/compressed"] += len(copies)
-    sums["all/compressed_size"] += sum(copies)
-    sums["all/unrecorded"] += len(copies) - bool(copy)
+    sums.update(
+        {
+            "all/recordings": max(1, len(originals)),
+            "all/originals": len(originals),
+            "all/original_size": sum(originals),
+            "all/compressed": len(copies),
+            "all/compressed_size": sum(copies),
+            "all/unrecorded": len(copies) - bool(copy),
+        }
+    )
     if copy and not originals:
         add_saving(sums, past, copy.size)
     else:  # a copy saves nothing while its original is here
         add_saving(sums, Past(mtime_ns=take.files[0].mtime_ns), sum(originals or copies))
-    if copy:
-        sums["made/size"] += copy.size
-        sums["made/asked"] += past.first_size * past.bitrate
+    if copy and past.first_size:
+        sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
     if move:
         sums[f"due_by_move/{move.name}"] += 1
     elif take.original and take.state is State.WAITING:
         sums["all/young"] += 1
     if move and source and move.encodes:
-        sums["due/count"] += 1
-        sums["due/size"] += source.size
-        first_size = source.size if take.original else past.first_size
-        sums["due/asked"] += first_size * move.target.bitrate
+        asked = (source.size if take.original else past.first_size) * move.target.bitrate
+        sums.update({"due/count": 1, "due/size": source.size, "due/asked": asked})
 
 
 def add_saving(sums: Counter[str], past: Past, size: int) -> None:
     """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
     before = past.first_size or size
-    sums[f"recorded_by_month/{month_of(past.mtime_ns // QUARTER)}"] += before
+    sums[f"recorded_by_month/{local_time(past.mtime_ns // 10**9)[:7]}"] += before
     if past.suffix:
-        month = month_of(int(past.compressed) * 10**9 // QUARTER)
-        sums[f"savings_by_month/{month}"] += before - size
-        sums["was/before"] += before
-        sums["was/after"] += size
-
-
-QUARTER = 900 * 10**9  # of an hour in ns: time zones differ by such
-
-
-@memoized
-def month_of(quarters: int) -> str:
-    """Returns YYYY-MM, from quarters of an hour since the epoch."""
-    return local_time(quarters * 900)[:7]
+        sums[f"savings_by_month/{local_time(past.compressed)[:7]}"] += before - size
+        sums.update({"was/before": before, "was/after": size})
 
 
 def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
     """Returns an object on what was kept or failed for one reason, by action and code."""
     action, code = key.split(" ", 1)
-    reason = SENTENCES.get(code, code)
-    about = {"action": action, "code": code, "reason": reason}
-    return {**about, "count": len(paths), "paths": sorted(paths)}
+    return {
+        "action": action,
+        "code": code,
+        "reason": SENTENCES.get(code, code),
+        "count": len(paths),
+        "paths": sorted(paths),
+    }
 
 
 class Finding(NamedTuple):
@@ -7825,10 +7822,10 @@ class Finding(NamedTuple):
 
 def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields the sentences that doctor, terminal and page say first."""
-    yield from obstacles(run.config)
+    yield from obstacles(run)
     failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
     if failed:
-        yield Finding(f"{failed:,} failed, and 'stats' names them. Their originals are kept.", 1)
+        yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
     for problem in stats["problems"]:
         yield Finding(problem, 1)
     if stats["keep_free"] and run.is_short:
@@ -7849,6 +7846,9 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(f"Its {python} is gone: print the schedule anew.", 1)
     else:
         yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
+    room = stats["free_space"]
+    free = "" if room is None else f", {size_text(room)} free"
+    yield Finding(f"{saved_percent(stats)} % saved{free}.")
 
 
 def library_of(config: Config) -> Library:
@@ -7871,17 +7871,15 @@ def local_time(seconds: float) -> str:
 def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
     """Returns the state of a library in some sentences, and whether something is wrong."""
     wrong = [each["text"] for each in stats["findings"] if each["code"]]
-    said = wrong or ["All well."]
-    said += [each["text"] for each in stats["findings"] if not each["code"]]
-    room = stats["free_space"]
-    free = "" if room is None else f", {size_text(room)} free"
-    return " ".join([*said, f"{saved_percent(stats)} % saved{free}."]), wrong != []
+    calm = [each["text"] for each in stats["findings"] if not each["code"]]
+    return " ".join([*(wrong or ["All well."]), *calm]), wrong != []
 
 
 def saved_percent(stats: Mapping[str, Any]) -> Any:
     """Returns the share that was saved of what the recordings would take."""
-    saved, now = stats["savings"], stats["total_size"] + stats["archived"]["size"]
-    return round(100 * float(saved) / max(1, saved + now))
+    saved: int = stats["savings"]
+    now: int = stats["total_size"] + stats["archived"]["size"]
+    return round(100 * saved / max(1, saved + now))
 
 
 NEXT = {  # what is due, by move
@@ -7925,18 +7923,21 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
     if len(named) > NAMED:
         named[NAMED:] = [(f"and {len(named) - NAMED:,} more", "--json has all")]
     runs = [(local_time(run["time"]), str(run.get("message"))) for run in stats["runs"]]
-    months = []
-    for month in sorted({*recorded, *saved}):
-        sizes = size_text(recorded.get(month, 0)), size_text(saved.get(month, 0))
-        months.append((month, "{} recorded, {} saved".format(*sizes)))
     tables = {
         "storage": storage_rows(stats),
         "at work now": [(stats["at_work"], "")] if stats["at_work"] else [],
         "next run": to_do,
-        "failed or kept": [(text, f"{len(paths):,}") for text, paths in kept],
+        "failed or kept": [(f"{len(paths):,}", text) for text, paths in kept],
         "last runs": [*reversed(runs[-LISTED:])],
         "failed or kept, by name": named,
-        "by month": months,
+        "by month": [
+            (
+                month,
+                f"{size_text(recorded.get(month, 0))} recorded, "
+                f"{size_text(saved.get(month, 0))} saved",
+            )
+            for month in sorted({*recorded, *saved})
+        ],
     }
     return {title: rows for title, rows in tables.items() if rows}
 
@@ -7945,13 +7946,14 @@ def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     """Yields lines for a terminal of 80 columns."""
     yield from textwrap.wrap(printable(verdict(stats)[0]), 80, break_on_hyphens=False)
     tables = stats_tables(stats)
-    yield " · ".join(map(" ".join, tables.pop("storage", ())))
+    storage = tables.pop("storage", [])
+    if storage:
+        yield " · ".join(map(" ".join, storage))
     for title, rows in tables.items():
         yield f"{title}:"
-        label, value = (max(map(len, column)) for column in zip(*rows))
-        width = min(label, max(44, 76 - value))
-        for label_, text in rows:
-            row = f"  {printable(label_):<{width}}  {printable(text)}"
+        width = min(44, max(len(label) for label, _ in rows))
+        for label, text in rows:
+            row = f"  {printable(label):<{width}}  {printable(text)}"
             yield from textwrap.wrap(row, 80, subsequent_indent=" " * (width + 4))
 
 
@@ -7973,9 +7975,10 @@ margin:0 0 1rem}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;overflow-wrap:break-word}
 th{font-weight:normal;color:var(--soft)}td:last-child{padding-right:0}
-.runs th,.storage td,.month *,.kept td{white-space:nowrap}.runs th{width:9.5rem}
-.storage td,.next td,.month td,.kept td{text-align:right}
-.name th,.name td{text-align:left;white-space:normal;overflow-wrap:anywhere}
+.runs th,.storage td,.month *{white-space:nowrap}.runs th{width:9.5rem}
+.storage td,.next td,.month td{text-align:right}.next th{width:45%}
+.kept th{width:1%;text-align:right}
+.name th,.name td{width:auto;text-align:left;white-space:normal;overflow-wrap:anywhere}
 tr+tr>*{border-top:1px solid var(--line)}
 @media(max-width:40rem){.runs,.month{font-size:.85rem}.runs{table-layout:fixed}
 .runs th{width:7.6rem}
@@ -8027,7 +8030,7 @@ def size_chart(stats: Mapping[str, Any]) -> str:
     if not months:
         return "<p>No recordings yet.</p>"
     count, size, less, columns, labels = len(months), 0, 0, "", ""
-    top = round_up(sum(recorded.values()))
+    top = max(1, sum(recorded.values()))
     for x, month in enumerate(months):
         size += recorded.get(month, 0)
         less += saved.get(month, 0)
@@ -8047,12 +8050,6 @@ preserveAspectRatio="none" role="group" aria-label="Until {words}.">{columns}</s
 <p><i class="key with"></i>with compression<i class="key without"></i>without</p>
 <p>Until {words}.</p>
 """
-
-
-def round_up(size: float) -> float:
-    """Returns the next larger number that begins with 1, 2 or 5, and zeros."""
-    power = 10.0 ** math.floor(math.log10(max(1, size)))
-    return min(power * first for first in (1, 2, 5, 10) if power * first >= size)
 
 
 def command_stats(config: Config, report: Report) -> None:
@@ -8787,7 +8784,7 @@ class Report:
     found = young = links = due = 0  # as the plan counts them
     ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
-    seconds = 0.0  # of audio that is due
+    seconds = 0.0  # of audio that a dry run found to be due
     workers = 1
     exit_code = 0
     is_urgent = False  # sent whatever `notify_on` says
@@ -8804,7 +8801,7 @@ class Report:
         self.told: set[str] = set()
         self.remarks: list[str] = []  # in the sentence at the end
         self.order: deque[str] = deque()  # paths, in which a dry run reports
-        self.lines: dict[str, Callable[[], None]] = {}  # that wait for their turn
+        self.lines: dict[str, tuple[str, Mapping[str, Any]]] = {}  # that wait for their turn
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -8891,23 +8888,16 @@ class Report:
         self.add(remark, is_urgent=True)
 
     def begin(self, moves: Sequence[Move], workers: int) -> None:
-        """Reports what is due: how much, and how long it may take."""
+        """Reports what is due, with its length where that is known. A dry run measures it."""
         self.due, self.workers = self.due + len(moves), workers
-        if self.config.dry_run:  # which measures, and reports in this order
-            self.order.extend(move.path for move in moves)
-            return
         proofs = [move for move in moves if not move.is_whole]
-        size = size_text(sum(move.source_size for move in proofs))
-        known = [seconds_known(move) for move in proofs]
-        guessed = (seconds or move.guessed_seconds for seconds, move in zip(known, proofs))
-        self.seconds = sum(guessed)
-        much = f", {duration_text(self.seconds)} of audio" if all(known) else ""
-        if proofs:
-            self.say(f"Due: {len(moves)}, {size}{much}. {self.expected}.")
-
-    @property
-    def expected(self) -> str:
-        return f"A run may take {duration_text(self.seconds / SPEED / self.workers)}"
+        if self.config.dry_run:
+            self.order.extend(move.path for move in moves)
+        elif proofs:
+            size = size_text(sum(move.source_size for move in proofs))
+            known = [move.seconds or move.recording.seconds_of(move.take) for move in proofs]
+            much = f", {duration_text(sum(known))} of audio" if all(known) else ""
+            self.say(f"Due: {len(moves)}, {size}{much}.")
 
     def outcome(self, move: Move) -> None:
         """Counts and reports what became of one take: called once for each."""
@@ -8931,7 +8921,7 @@ class Report:
         line = self.line(move, sizes, told["reason"])
         trace = move.outcome.trace if move.outcome else ""
         self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
-        self.lines[move.path] = partial(self.show, line, told, is_failed)
+        self.lines[move.path] = (line, told)
         self.show_lines()
         advice = advice_on(move)
         if advice:
@@ -8940,15 +8930,15 @@ class Report:
     def show_lines(self) -> None:
         """Shows each line whose turn has come; all of them where no order is left."""
         while self.order and self.order[0] in self.lines:
-            self.lines.pop(self.order.popleft())()
+            self.show(*self.lines.pop(self.order.popleft()))
         while self.lines and not self.order:
-            self.lines.pop(next(iter(self.lines)))()
+            self.show(*self.lines.pop(next(iter(self.lines))))
 
-    def show(self, line: str, told: Mapping[str, Any], is_failed: bool) -> None:
+    def show(self, line: str, told: Mapping[str, Any]) -> None:
         self.write_json(told)
-        if told["action"] is Action.LOST and self.counts[Action.LOST] > NAMED:
+        if told["action"] == Action.LOST and self.counts[Action.LOST] > NAMED:
             pass  # the log has it
-        elif is_failed and self.config.quiet:
+        elif self.config.quiet and told["action"] in (Action.FAILED, Action.LOST):
             self.write(printable(line), sys.stderr)
         elif not self.config.json:
             self.say(line)
@@ -8971,18 +8961,17 @@ class Report:
         return f"{size_text(before)} -> {about}{size_text(after)}"
 
     def progress(self, done: float, due: float) -> str:
-        """Seconds of audio, what is staged counted in: a bar on a terminal; elsewhere, if it was
-        asked for, a line a minute. Returns it."""
-        asked = self.config.progress
+        """Returns how far a run is, by seconds of audio, and shows that: in a bar on a terminal;
+        elsewhere, if it was asked for, by a line a minute."""
+        asked, pause = self.config.progress, 0 if self.is_terminal else PROGRESS_PAUSE
         is_asked = self.is_terminal if asked is None else asked
         now, share = monotonic(), min(1.0, done / (due or 1))
         text = f"{sum(self.counts.values())} of {self.due}, {100 * share:.0f} %"
         if share > 0.02:
             left = (now - self.started) * (1 - share) / share
             text += f", about {duration_text(left)} left"
-        is_time = self.is_terminal or now - self.drawn >= PROGRESS_PAUSE
-        is_shown = is_asked and not self.config.quiet
-        if is_shown and is_time and text != self.bar:
+        is_time = now - self.drawn >= pause and text != self.bar
+        if is_asked and is_time and not self.config.quiet:
             self.drawn = now
             self.write(text, sys.stderr, "\r" if self.is_terminal else "\n")
             self.bar = text
@@ -9062,8 +9051,9 @@ class Report:
         if self.links:
             parts.append(f"Symbolic links passed over: {self.links}")
         parts += self.remarks
-        if self.seconds and config.dry_run:
-            parts.append(f"{duration_text(self.seconds)} of audio. {self.expected}")
+        if self.seconds and config.command == "run":
+            took = duration_text(self.seconds / SPEED / self.workers)
+            parts.append(f"{duration_text(self.seconds)} of audio. A run may take {took}")
         elif self.counts:
             parts.append(f"Took {duration_text(monotonic() - self.started)}")
         return ". ".join(filter(None, parts)) + "."
@@ -9117,13 +9107,6 @@ def rotate(path: str) -> None:
             RotatingFileHandler(path, backupCount=OLD_LOGS, delay=True).doRollover()
 
 
-def seconds_known(move: Move) -> float:
-    """Returns the length of a recording by its record or its sidecars, 0 if they do not say."""
-    name = folded(move.take.name)
-    noted = [sidecar.durations.get(name, 0.0) for sidecar in move.recording.sidecars]
-    return move.take.past.seconds or max(noted, default=0.0)
-
-
 def size_on_disk(take: Take) -> int:
     """Bytes of all its files here."""
     return sum(file.size for file in take.files)
@@ -9168,7 +9151,7 @@ def iso(seconds: float) -> str:
 def command_doctor(config: Config, report: Report) -> None:
     """Reports each finding once; the exit code is that of the gravest."""
     run = Run(config, report)
-    found = [*obstacles(config), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    found = [*obstacles(run), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
     checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_state)
     with run.open(locks=False):
         for check in checks:
@@ -9189,9 +9172,9 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
-def obstacles(config: Config) -> Iterator[Finding]:
+def obstacles(run: Run) -> Iterator[Finding]:
     """Yields what keeps runs from their work, or their owner from hearing of it."""
-    pause = Library(config.recordings_dir).paused(time.time())
+    config, pause = run.config, run.library.paused(run.now)
     if pause:
         yield Finding(pause, 1)
     if config.dry_run:
@@ -9201,7 +9184,7 @@ def obstacles(config: Config) -> Iterator[Finding]:
         text = f"The notify_command begins with {word}. No program on PATH has this name."
         yield Finding(text, 1)
     with suppress(ServiceError, OSError):
-        lost = losses(Library(config.recordings_dir)).items()
+        lost = losses(run.library).items()
         paths = [stem + past.suffix for stem, past in lost]
         if paths:
             yield Finding(f"Lost copies: {', '.join(paths)}. {LOST_ADVICE}", 1)
@@ -9299,11 +9282,8 @@ def examine_log(run: Run) -> Iterator[Finding]:
 
 def examine_state(run: Run) -> Iterator[Finding]:
     """Yields what statistics and page say too."""
-    stats = gather_stats(run.config)
-    for each in stats["findings"]:
+    for each in gather_stats(run.config)["findings"]:
         yield Finding(**each)
-    if stats["free_space"] is not None:
-        yield Finding(f"{size_text(stats['free_space'])} free")
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -9422,8 +9402,7 @@ DEMO_SOUND = (
 
 def command_demo(config: Config, report: Report) -> None:
     """Does the whole job on a library of its own, in a folder that is removed afterwards."""
-    for line in DEMO_BEGINS.splitlines():
-        report.say(line)
+    report.write(DEMO_BEGINS, sys.stdout)
     with tempfile.TemporaryDirectory(prefix="compression-demo-") as folder:
         day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
@@ -9439,8 +9418,7 @@ def command_demo(config: Config, report: Report) -> None:
             report.say(f"--- {PROGRAM} {words} ---")
             code = main([*words.split(), "-c", join(folder, "config.json")])
             report.exit_code = max(report.exit_code, code)
-    for line in DEMO_ENDS.splitlines():
-        report.say(line)
+    report.write(DEMO_ENDS, sys.stdout)
 
 
 def command_pause(config: Config, report: Report) -> None:

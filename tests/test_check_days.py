@@ -81,6 +81,26 @@ class Shares(ShareCase):
         self.assertEqual((ran.summary["lost"], self.copy("e").stat().st_size), (0, sound))
         self.assertEqual(self.run_cli("check").code, 0)
 
+    def test_what_comes_back_rotten_is_still_lost_and_counted_once(self) -> None:
+        self.copy().unlink()
+        self.at(0.1, code=1)
+        shutil.copy2(self.source() / "d/a.opus", self.copy())
+        rot(self.copy())
+        self.assertEqual(self.at(1).summary["lost"], 1)
+        self.assertEqual(self.at(2).summary["lost"], 1)
+        self.assertIn("d/a.opus", self.run_cli("doctor").out)
+
+    def test_what_took_a_copys_place_stays_beside_its_original(self) -> None:
+        self.configure(check_days=1, delete_originals=False)
+        self.add("chunk_0", "d/e.webm")
+        self.at(0)
+        data = self.copy("b").read_bytes()
+        self.copy("b").replace(self.copy("e"))
+        self.run_cli("check")
+        self.at(1, code=1)
+        self.at(2, code=1)
+        self.assertEqual(self.copy("e").read_bytes(), data)
+
     def test_no_smaller_copy_is_made_from_a_rotten_one(self) -> None:
         rot(self.copy())
         self.configure(check_days=0, tiers=[{"after_days": 20, "bitrate": "24k"}])

@@ -1,4 +1,4 @@
-"""What a person meets first: the command line, what is said of a library, the page."""
+"""The command line, the findings on a library and its page, as a person first meets them."""
 
 from __future__ import annotations
 
@@ -69,10 +69,12 @@ class Words(FrontCase):
         found = service.parse_words(["--only", "check", "-n", "run"])
         self.assertEqual((found.command, found.only, found.dry_run), ("run", ["check"], True))
         self.assertEqual(service.parse_words(["-n", "restore", "run"]).paths, ["run"])
+        found = service.parse_words(["restore", "x", "-n", "y", "--json", "z"])
+        self.assertEqual((found.paths, found.dry_run), (["x", "y", "z"], True))
 
     def test_a_path_with_a_dash_stands_behind_two(self) -> None:
         found = service.parse_words(["restore", "-n", "--", "-x.webm"])
-        self.assertEqual((found.paths, found.dry_run), (["-x.webm"], True))
+        self.assertEqual((found.paths, found.dry_run), (["./-x.webm"], True))
 
     def test_the_nearest_is_named_with_the_help_of_the_command_at_hand(self) -> None:
         for words, near, command in (
@@ -115,6 +117,14 @@ class State(FrontCase):
             self.assertEqual(ran.code, 0, ran.err)
             self.assertIn(f"No recordings (*.webm) below {self.library}", " ".join(ran.out.split()))
 
+    def test_an_empty_library_stays_one_whatever_its_folder_is_called(self) -> None:
+        self.library = self.folder / "kept" / "recordings"
+        self.library.mkdir(parents=True)
+        for _ in range(2):
+            ran = self.run_here("run", "--recordings", str(self.library))
+            self.assertEqual((ran.code, ran.err), (0, ""))
+            self.assertIn("No recordings (*.webm) below", ran.out)
+
     def test_doctor_says_one_thing_once_and_where_it_looked_for_ffmpeg(self) -> None:
         self.add("chunk_0", "a.webm")
         with (
@@ -134,7 +144,7 @@ class State(FrontCase):
         said = self.run_here("doctor").out
         text, is_wrong = service.verdict(self.stats())
         self.assertTrue(is_wrong)
-        self.assertTrue(text.startswith("1 failed, and 'stats' names them."), text)
+        self.assertTrue(text.startswith("1 failed and stayed as they were;"), text)
         page = service.stats_page(self.stats())
         self.assertIn('<p class="verdict wrong"', page)
         for words in ("1 failed", ": Bad.", "That is 3 d ago. Is the schedule at work?"):
@@ -150,7 +160,8 @@ class State(FrontCase):
             for hours, text in ((30, "Older."), (2, "1 compressed."))
         ]
         self.remember(past_of("d/a"), *runs)
-        stats = self.stats()
+        with mock.patch.object(service, "free_space", return_value=30e9):
+            stats = self.stats()
         when = service.local_time(now - 7200)
         text = f"All well. Last run {when}: 1 compressed. 40 % saved, 30.0 GB free."
         self.assertEqual(service.verdict(stats), (text, False))
@@ -158,6 +169,16 @@ class State(FrontCase):
         self.assertIn('<p class="verdict well"', page)
         runs_of_page = page[page.index('class="last runs"') :]
         self.assertLess(runs_of_page.index("1 compressed."), runs_of_page.index("Older."))
+
+    def test_a_library_of_an_empty_file_has_statistics_and_a_page(self) -> None:
+        self.add_bytes(b"", "d/a.webm")
+        for _ in range(2):
+            ran = self.run_here("stats")
+            self.assertEqual((ran.code, ran.err), (0, ""))
+            self.assertNotIn("\n\n", ran.out)
+            self.assertIn("<title>2025-10: 0 B with", service.stats_page(self.stats()))
+            self.assertEqual(self.run_cli().code, 0)
+        self.assertIn("1  kept: the file is empty", ran.out)
 
     def test_a_pause_says_until_when(self) -> None:
         self.run_here("pause", "--for", "2h")
@@ -237,9 +258,9 @@ class Expected(FrontCase):
 
     def test_a_length_that_a_sidecar_has_is_no_guess(self) -> None:
         self.add_bytes(b"x" * 32_000, "d/a.webm")
-        self.assertIn("Due: 1, 32.0 kB. A run", self.run_cli().out)
+        self.assertIn("Due: 1, 32.0 kB.\n", self.run_cli().out)
         self.add_json("d/a.json", sidecar("x", ["a.webm"], 1200.0))
-        self.assertIn("Due: 1, 32.0 kB, 20 min of audio. A run", self.run_cli("--retry").out)
+        self.assertIn("Due: 1, 32.0 kB, 20 min of audio.\n", self.run_cli("--retry").out)
 
     def test_what_was_freed_is_counted_by_itself(self) -> None:
         self.add("chunk_0", "d/a.webm")

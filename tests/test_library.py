@@ -120,14 +120,12 @@ class Walking(Case):
             pass
         self.assertTrue(os.path.exists(self.library.own("lock")))
 
-    def test_whoever_asks_is_told_who_is_at_work_since_when_and_how_far_it_is(self) -> None:
+    def test_whoever_asks_hears_who_is_at_work_since_when(self) -> None:
         self.assertEqual(self.library.at_work(), "")
-        with self.library.lock() as tell:
+        with self.library.lock():
             today = service.local_time(time.time())[:10]
             self.assertIn(f"process {os.getpid()} on ", self.library.at_work())
             self.assertIn(f" since {today} ", self.library.at_work())
-            tell("12 of 40  30 %")
-            self.assertTrue(self.library.at_work().endswith("12 of 40  30 %"))
         self.assertEqual(self.library.at_work(), "")
 
     def test_one_that_only_asks_keeps_no_run_from_its_work(self) -> None:

@@ -192,7 +192,12 @@ class Pause(NotifyCase):
 
     def found(self) -> dict[str, Any]:
         config = service.resolve_config(service.parse_words(["stats", "-c", str(self.config)]))
-        return {"findings": [each._asdict() for each in service.obstacles(config)]}
+        return {
+            "findings": [
+                each._asdict()
+                for each in service.obstacles(service.Run(config, service.Report(config)))
+            ]
+        }
 
     def test_a_forgotten_pause_is_the_first_line_of_doctor_and_no_fault_of_the_schedule(
         self,
@@ -214,7 +219,9 @@ class Findings(NotifyCase):
     def found(self, **settings: Any) -> list[str]:
         self.configure(**settings)
         config = service.resolve_config(service.parse_words(["doctor", "-c", str(self.config)]))
-        return [each.text for each in service.obstacles(config)]
+        return [
+            each.text for each in service.obstacles(service.Run(config, service.Report(config)))
+        ]
 
     def test_a_sound_library_has_none(self) -> None:
         self.add_json("index.json", {"recordings": []})

@@ -271,7 +271,7 @@ class Telling(StatsCase):
         self.remember(compressed("d/a"), failed, run())
         lines = [line.split() for line in service.stats_lines(self.stats())]
         for row in ("originals still here 1.00 kB (1) · copies 600 B (1) · saved 400 B (20 %)",
-                    "2026-01 0 B recorded, 400 B saved", "failed: ffmpeg failed 1", "d/b.webm failed: ffmpeg failed"):  # fmt: skip
+                    "2026-01 0 B recorded, 400 B saved", "1 failed: ffmpeg failed", "d/b.webm failed: ffmpeg failed"):  # fmt: skip
             self.assertIn(row.split(), lines)
         self.assertIn(["1", "compressed"], [line[-2:] for line in lines])
 
