@@ -1630,8 +1630,10 @@ class Run:
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
         self.finished: list[Move] = []  # proven or refused, still to be committed
-        self.doomed: Counter[str] = Counter()  # what the next run will delete, if it is announced
-        self.is_making_room = False
+        self.doomed: dict[str, int] = {}  # what the next run deletes: bytes by recording
+        self.unowned: set[str] = set()  # what it would delete, if a sidecar owned it
+        self.early: dict[str, None] = {}  # folders that may have a move for `keep_free`
+        self.is_spent = False  # no such move is left
         self.moved: set[str] = set()  # stems of the takes that made a move, if room may be made
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Compress, Job] = {}  # at work just now
@@ -1701,7 +1703,7 @@ class Run:
             return True
         is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
-        waits = self.report.held or (self.report.found and self.is_short)
+        waits = self.report.held or (self.report.found and self.shortage > 0)
         return bool(is_due or waits or self.report.ahead > 1)
 
     @contextmanager
@@ -1733,7 +1735,7 @@ class Run:
         index = self.committer.index_digest if is_true else ""
         record: dict[str, Any] = {"type": self.config.command}
         record.update(python=sys.executable, index=index, checked=self.losses.checked)
-        record["short"] = self.is_short
+        record["short"] = self.was_short
         tier = self.config.delete_tier
         if tier and (self.is_announced or self.is_complete):
             record["announced"] = tier.after_days
@@ -1777,72 +1779,81 @@ class Run:
         if self.is_announced or self.config.dry_run:
             return False
         moves = deleting(recording, self.announced, self.clock)
-        problems = [move.outcome.reason for move in moves if move.outcome]
-        if not self.is_making_room:  # then it was counted before
-            self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
+        problems = [move for move in moves if move.outcome]
+        is_unowned = any(move.reason is Reason.NO_SIDECAR for move in problems)
+        self.unowned.update(move.take.stem for move in problems if is_unowned)
         if problems or not moves:
             return False
-        if not self.is_making_room:
-            self.doomed["recordings"] += 1
-            self.doomed["bytes"] += sum(move.take.size for move in moves)
+        self.doomed[recording.key] = sum(move.take.size for move in moves)
         return True
 
     def announce(self) -> None:
         """Reports what the tier that deletes will delete from the next run on. A dry run says
         when."""
-        tier, doomed = self.config.delete_tier, self.doomed
+        tier = self.config.delete_tier
         if tier and self.config.dry_run:
             self.report.remarks += deletion_texts(next_deletions(add_up(self, []), self.now))
         elif tier and not self.is_announced and self.is_complete:
             self.report.announce(
                 f"The tier of {tier.after_days:g} days is new: the next run deletes "
-                f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
-                f"{doomed['stay']} files without a sidecar stay"
+                f"{len(self.doomed)} recordings ({size_text(sum(self.doomed.values()))}) for good. "
+                f"{len(self.unowned)} files without a sidecar stay"
             )
 
     @property
-    def is_short(self) -> bool:
-        """Returns whether less space is free than `keep_free` asks for. A dry run takes what it
-        would free for free."""
+    def shortage(self) -> float:
+        """Returns the bytes that are missing to what `keep_free` asks for, 0 or less if none are. A
+        dry run takes what it would free for free."""
         gained = self.report.saved if self.config.dry_run else 0
-        return free_space(self.library) + gained < space_wanted(self.library, self.config)
+        return space_wanted(self.library, self.config) - free_space(self.library) - gained
+
+    @cached_property
+    def was_short(self) -> bool:
+        """Returns whether a lack of space is on record."""
+        return bool(self.last.get("short"))
 
     def report_space(self) -> None:
         """Reports a lack of space. Where it begins or ends, that is announced."""
-        was_short = bool(self.last.get("short"))
-        if self.is_short:
+        is_short, is_news = self.shortage > 0, self.was_short != (self.shortage > 0)
+        if is_short:
             wanted = size_text(space_wanted(self.library, self.config))
             text = f"{size_text(free_space(self.library))} free, keep_free asks for {wanted}"
-            report = self.report
-            if self.is_making_room and not (report.left or report.held or report.exit_code):
+            if self.is_spent and not self.report.exit_code and self.moment == self.clock:
                 text += ". No step is left that would free more"
-            self.report.add(text, is_urgent=not was_short)
-        elif was_short:
+            self.report.add(text, is_urgent=is_news)
+        elif is_news and self.config.keep_free:
             self.report.announce("As much space is free again as keep_free asks for")
+        self.was_short = is_short
 
     def make_room(self) -> None:
-        """Makes moves before their age, one kind after the other, while space is short."""
-        if not self.is_short:
-            return
-        self.is_making_room = True
-        for names, config in early_steps(self.planned, self.has_own_disk()):
-            if self.must_end() or self.report.due >= (self.config.limit or math.inf):
-                return
+        """Makes moves before their age, one kind after the other, while space is short. It looks at
+        the free space again once as many bytes as were missing have been worked on."""
+        for names, config in early_steps(self.planned) if self.shortage > 0 else ():
             self.planned = config
-            groups = sorted(self.due_groups(), key=place_in_line)
-            self.carry_out_all([group for group in groups if self.may_make(group, names)])
+            groups = sorted(self.early_groups(), key=place_in_line)
+            waiting = deque(group for group in groups if self.may_make(group, names))
+            while waiting and self.shortage > 0:
+                missing, batch = self.shortage, list[list[Move]]()
+                while waiting and missing > 0:
+                    missing -= sum(move.source_size for move in waiting[0])
+                    batch.append(waiting.popleft())
+                batch = self.within_limit(batch)
+                if not batch or self.must_end():
+                    return
+                self.carry_out_all(batch)
+        self.is_spent = True
+
+    def early_groups(self) -> Iterator[list[Move]]:
+        """Yields the groups of the folders that may have a move before its age."""
+        for path in self.early:
+            for recording in self.recordings_in(self.library.folder(path)):
+                yield from self.groups_of(recording)
 
     def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
         """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
         is_kind = group[0].name in names and not group[0].outcome
         takes = group[0].recording.takes if group[0].is_whole else [group[0].take]
         return is_kind and self.moved.isdisjoint(take.stem for take in takes)
-
-    def has_own_disk(self) -> bool:
-        """Returns whether what goes to the archive makes room here."""
-        if not isinstance(self.archive, FolderArchive) or not exists(self.archive.root):
-            return True
-        return os.stat(self.archive.root).st_dev != os.stat(self.library.root).st_dev
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -1853,7 +1864,11 @@ class Run:
         groups = sorted(self.due_groups(), key=place_in_line)
         if self.is_locked:
             self.committer.attempt((), self.committer.look_at_index)
-        counts = itertools.accumulate(map(len, groups), initial=0)  # before each group
+        return self.within_limit(groups)
+
+    def within_limit(self, groups: list[list[Move]]) -> list[list[Move]]:
+        """Returns the groups that --limit admits beside those before."""
+        counts = itertools.accumulate(map(len, groups), initial=self.report.due)
         limit = self.config.limit or math.inf
         return [group for group, before in zip(groups, counts) if before < limit]
 
@@ -1880,16 +1895,10 @@ class Run:
                 continue
             for recording in self.recordings_in(folder):
                 self.losses.doubt(recording)
-                moves: list[Move] = []
-                with boundary(partial(report.defect, f"{recording.key} was kept")):
-                    if not self.is_doomed(recording):
-                        moves = moves_of(recording, self.planned, self.moment)
-                    report.held += count_held(recording, config, self.moment, self.clock)
-                is_found = is_found or bool(moves)
-                if moves and moves[0].is_whole:
-                    yield moves
-                else:
-                    yield from ([move] for move in moves)
+                groups = self.groups_of(recording)
+                report.held += count_held(recording, config, self.moment, self.clock)
+                is_found = is_found or bool(groups)
+                yield from groups
             if self.is_locked:
                 self.committer.folders.add(folder.path)
         for path in () if is_most(vars(report)) else ahead:
@@ -1901,6 +1910,16 @@ class Run:
                 "Paths for --only are such as '2025-10-27/*'."
             )
 
+    def groups_of(self, recording: Recording) -> list[list[Move]]:
+        """Returns the moves of a recording in groups. After a defect it returns none and reports
+        that."""
+        with boundary(partial(self.report.defect, f"{recording.key} was kept")):
+            if self.is_doomed(recording):
+                return []
+            moves = moves_of(recording, self.planned, self.moment)
+            return [moves] if moves and moves[0].is_whole else [[move] for move in moves]
+        return []
+
     def is_young(self, file: File) -> bool:
         return self.clock.age(file) < self.config.age_threshold_days
 
@@ -1908,9 +1927,12 @@ class Run:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
-        if self.note_on(folder) and not self.config.retry:
-            return True
-        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
+        note = self.note_on(folder)
+        if note.get("early", True) and any(
+            self.clock.age(each) > EARLIEST for each in folder.audio
+        ):
+            self.early[folder.path] = None
+        if note and not self.config.retry:
             return True
         if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
             return True
@@ -1923,7 +1945,6 @@ class Run:
         """Returns the note on a folder, empty if it does not hold any more."""
         note = self.history.note_on(folder.path)
         is_over = self.now >= (note.get("until") or math.inf)
-        is_over = is_over or (self.is_making_room and note.get("early") is not False)
         holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
         return note if holds else {}
 
@@ -2168,8 +2189,7 @@ class Run:
         elif is_paused:
             self.report.once("Paused while at work; what is left waits for 'resume'.")
         is_full = self.report.exit_code == NoSpaceError.exit_code
-        is_enough = self.is_making_room and not self.is_short
-        return self.stop.requested or is_late or is_paused or is_full or is_enough
+        return self.stop.requested or is_late or is_paused or is_full
 
 
 def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
@@ -3214,7 +3234,12 @@ def asked_of(
     form = (take.copy.format if take.copy else wish.format) or config.target_format
     target = Target(form, wish.bitrate or config.rate_at(age))
     # Settings noted before the sidecars were read have the first half alone.
-    holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
+    noted = (past.settings, past.settings.partition("|")[0])
+    ages = [age]
+    if past.move == Smaller.name and past.action == Action.KEPT:
+        # If a copy as a later tier asks for it would not save enough, neither does this one.
+        ages += [tier.after_days for tier in config.tiers if tier.after_days > age]
+    holds = is_known and any(settings_of(take, policy, config, each) in noted for each in ages)
     return Asked(take, wish, config, moment, target, settings, holds)
 
 
@@ -3268,14 +3293,13 @@ def for_each_original(move: Move) -> list[Move]:
 
 
 def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
-    """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
-    copy must be on record for so long."""
+    """Returns the original if settings let a move remove it now. If it was kept, its copy must be
+    on record for `keep_originals_days`."""
     take, config = asked.take, asked.config
-    days = config.keep_originals_days
-    is_over = freed_from(take, config) <= asked.moment.careful
-    if not (take.original and config.delete_originals):
-        return ()
-    return (take.original,) if not days or (is_proven and is_over) else ()
+    is_over = not config.keep_originals_days
+    if is_proven:
+        is_over = freed_from(take, config) <= asked.moment.careful
+    return (take.original,) if take.original and config.delete_originals and is_over else ()
 
 
 def freed_from(take: Take, config: Config) -> float:
@@ -3373,20 +3397,30 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
 
 
-def early_steps(config: Config, has_own_disk: bool) -> Iterator[tuple[Sequence[str], Config]]:
+def early_steps(config: Config) -> Iterator[tuple[Sequence[str], Config]]:
     """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
-    they are due. An archive on the library's own disk makes none."""
-    config = dataclasses.replace(config, keep_originals_days=0)
+    they are due."""
+    oldest = max(config.age_threshold_days, EARLIEST)
+    config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=oldest)
     yield (Free.name,), config
-    first = min(config.age_threshold_days, EARLIEST)
-    config = dataclasses.replace(config, age_threshold_days=first)
+    config = dataclasses.replace(config, age_threshold_days=EARLIEST)
     yield (Compress.name, Adopt.name), config
     for number, tier in enumerate(config.tiers):
-        if not tier.delete and (tier.bitrate or has_own_disk):
+        if tier.bitrate or (tier.archive and has_own_disk(config)):
             tiers = list(config.tiers)
             tiers[number] = tier._replace(after_days=EARLIEST)
             config = dataclasses.replace(config, tiers=tuple(tiers))
             yield (Smaller.name if tier.bitrate else Store.name,), config
+
+
+def has_own_disk(config: Config) -> bool:
+    """Returns whether the archive is there, and on another disk than the library, so that what goes
+    there makes room."""
+    target = (config.archive_tier or Tier(0)).archive or ""
+    with suppress(OSError):
+        places = [target] if os.path.isabs(target) else []
+        return all(os.stat(path).st_dev != os.stat(config.recordings_dir).st_dev for path in places)
+    return False
 
 
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
@@ -3415,7 +3449,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     """Returns the note on a folder whose documents are true: what it rests on, and until when;
     nothing where something is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
-    steps = [early for _, early in early_steps(config, True)] if config.keep_free else []
+    steps = [early for _, early in early_steps(config)] if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
     if any(past.is_lost for _, past in pasts):
@@ -3443,6 +3477,8 @@ def fingerprint(folder: Folder, config: Config) -> str:
     """Returns a fingerprint of all that the plan of a folder depends on beside the time: files,
     documents, history, settings."""
     settings = [getattr(config, name) for name in FOLDER_SETTINGS.split()]
+    if config.keep_free:
+        settings.append(has_own_disk(config))
     known = folder.library.history.checksum(folder.path)
     rests_on = [VERSION, settings, known, sorted(folder.audio), sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
@@ -7828,7 +7864,7 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
     for problem in stats["problems"]:
         yield Finding(problem, 1)
-    if stats["keep_free"] and run.is_short:
+    if run.shortage > 0:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
         yield Finding(f"{room} free, keep_free asks for {wanted}.")
     for text in deletion_texts(stats["next_deletions"]):
