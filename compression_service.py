@@ -1646,7 +1646,7 @@ class Run:
 
     @property
     def last(self) -> Mapping[str, Any]:
-        """Returns the record of the last run, empty if there is none."""
+        """Returns the record of the last run, or an empty one."""
         runs = [record for record in self.history.runs if record.get("type") == "run"]
         return runs[-1] if runs else {}
 
@@ -1657,9 +1657,9 @@ class Run:
 
     @cached_property
     def moment(self) -> Moment:
-        """The time that steps by age go by: the clock, but at most two days after the last run on
-        record, or for the first compression after the newest recording. With no run on record,
-        only the first compression goes by the clock. Raises OSError."""
+        """Returns the time for steps by age: by the clock, but at most two days after the last run
+        on record. The first compression may also count from the newest recording. Without a run on
+        record, the clock is trusted for the first compression alone. Raises OSError."""
         if not self.last:
             return Moment(self.now, -math.inf)
         trusted = self.last["time"] + TRUSTED_SECONDS
@@ -1672,8 +1672,8 @@ class Run:
         return Moment(min(self.now, max(trusted, newest + TRUSTED_SECONDS)), trusted)
 
     def execute(self) -> None:
-        """The whole of `run`. Log line, summary, history's run record and notification follow also
-        where it could not begin, is paused, or finds no library; so errors are told here."""
+        """Carries out `run`. Reports errors itself: log line, summary, run record and notification
+        follow also after a run that could not begin."""
         message = ""
         try:
             self.report.open_log()
@@ -1729,8 +1729,8 @@ class Run:
             self.report.error(f"Stopped by {name}: {kept}", 128 + self.stop.signal)
 
     def note(self, summary: Mapping[str, Any]) -> None:
-        """Appends the record of this run, by the time when it began. Where all is true, it has the
-        SHA-256 of the index."""
+        """Appends the record of this run, dated by its start. If all documents are true, the record
+        has the SHA-256 of the index."""
         is_true = not self.committer.ids and not self.report.exit_code
         index = self.committer.index_digest if is_true else ""
         record: dict[str, Any] = {"type": self.config.command}
@@ -1857,9 +1857,8 @@ class Run:
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
-        two groups. A whole recording is one group, any other move another. Where the index is not
-        as we left it, that too is looked into. Raises ServiceError where the clock cannot be
-        true."""
+        two groups. A whole recording is one group, any other move another. Also looks into an index
+        that is not as we left it. Raises ServiceError if the clock cannot be true."""
         self.check_clock()
         groups = sorted(self.due_groups(), key=place_in_line)
         if self.is_locked:
@@ -1883,8 +1882,8 @@ class Run:
         for folder in every_folder(self.library, report.error, report.once):
             report.found += len(folder.audio)
             report.links += folder.links
-            report.young += sum(self.is_young(file) for file in folder.audio if file.is_original)
             for file in folder.audio:
+                report.young += file.is_original and self.is_young(file, config)
                 if self.clock.age(file) < -1:
                     report.ahead += 1
                     ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
@@ -1920,21 +1919,21 @@ class Run:
             return [moves] if moves and moves[0].is_whole else [[move] for move in moves]
         return []
 
-    def is_young(self, file: File) -> bool:
-        return self.clock.age(file) < self.config.age_threshold_days
+    def is_young(self, file: File, config: Config) -> bool:
+        return self.clock.age(file) < config.age_threshold_days
 
     def is_at_rest(self, folder: Folder) -> bool:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
         note = self.note_on(folder)
-        if note.get("early", True) and any(
-            self.clock.age(each) > EARLIEST for each in folder.audio
-        ):
+        is_old = any(self.clock.age(file) > EARLIEST for file in folder.audio)
+        if is_old and note.get("early", True):
             self.early[folder.path] = None
         if note and not self.config.retry:
             return True
-        if all(map(self.is_young, folder.audio)) and not self.history.in_folder(folder.path):
+        is_new = all(self.is_young(file, self.config) for file in folder.audio)
+        if is_new and not self.history.in_folder(folder.path):
             return True
         mount = read_only_mount(self.library, folder.path)
         if mount:
@@ -1949,9 +1948,8 @@ class Run:
         return note if holds else {}
 
     def check_clock(self) -> None:
-        """Raises ServiceError where the clock cannot be true. That run is on record with its own
-        time, and with how many recordings are dated ahead of it, so that the next run works
-        again."""
+        """Raises ServiceError if the clock cannot be true. This run then goes on record with its
+        time, and with the number of recordings dated ahead. So the next run works again."""
         last, why = self.last, ""
         if last and self.now < last["time"] - DAY:
             why = f"the last run was at {local_time(last['time'])}"
@@ -1990,8 +1988,8 @@ class Run:
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """Whatever ends the work inside, documents and index are made true. An error is reported
-        before, so that what only follows from it is not."""
+        """Makes documents and index true, whatever ends the work inside. Reports an error first, so
+        that its consequences are not reported."""
         try:
             yield
         except ServiceError as error:
@@ -2516,6 +2514,11 @@ def read_signs(library: Library) -> None:
     for path in (library.root, library.own(""), library.own("history.jsonl")):
         if lexists(path):
             read_sign(path)
+    # A disk without room for another name is full too, but servers may count no names at all.
+    root = library.root
+    disk = disk_state(root)
+    if disk and disk.f_files and not disk.f_favail and not SERVED.match(kind_of_disk(root)):
+        raise failed_trial(root, system_error(errno.ENOSPC))
 
 
 def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
@@ -2525,9 +2528,6 @@ def read_sign(path: str, least: int = SPACE_MARGIN) -> None:
     if not os.access(path, os.W_OK):
         problem = errno.EACCES
     if disk and disk.f_bavail * disk.f_frsize < least:
-        problem = errno.ENOSPC
-    # A disk without room for another name is full too, but servers may count no names at all.
-    if disk and disk.f_files and not disk.f_favail and not SERVED.match(kind_of_disk(path)):
         problem = errno.ENOSPC
     if is_read_only(path):
         problem = errno.EROFS
@@ -3174,7 +3174,7 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
 def next_move(
     take: Take, policy: Optional[Policy], config: Config, moment: Moment
 ) -> Optional[Move]:
-    """Returns the move that a take makes next by itself, None if there is none.
+    """Returns the move that a take makes next by itself, or None.
 
     Without a `policy` the sidecars have not been read. They are then taken to say the same as
     before, so that most nights need not read them.
@@ -3188,15 +3188,15 @@ def next_move(
 
 
 class Asked(NamedTuple):
-    """What settings and sidecars ask of a take that is old enough."""
+    """The settings and wishes for a take that is old enough."""
 
     take: Take
     policy: Policy
     config: Config
     moment: Moment
     target: Target
-    settings: str  # as the history notes them
-    holds: bool  # whether its last outcome rests on the same take and settings
+    settings: str  # in the history's form
+    holds: bool  # its last outcome had the same settings
 
     def move(
         self,
@@ -3446,8 +3446,8 @@ def count_held(recording: Recording, config: Config, moment: Moment, clock: Mome
 
 
 def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str, Any]]:
-    """Returns the note on a folder whose documents are true: what it rests on, and until when;
-    nothing where something is left to be tried now, or a copy is lost."""
+    """Returns the note on a folder whose documents are true: a fingerprint, and until when it
+    holds. Returns none if a move is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
     steps = [early for _, early in early_steps(config)] if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
@@ -3504,8 +3504,8 @@ def deletion_time(take: Take, config: Config) -> float:
 
 
 def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
-    """Returns the move that a take may have by the clock, if every file in a copy's format were
-    ours. Its documents and its tag say whose it is, and those have not been read."""
+    """Returns the move that a take may have by the clock, assuming that its copies are ours.
+    Finding out needs its tags and sidecars, which have not been read yet."""
     if not take.originals and not take.copies:
         rates = {file.name: 0 for file in take.strangers}
         take = take_of(take.stem, take.files, take.past, rates)
@@ -3596,12 +3596,12 @@ def estimated_size(found: Probe, target: Target) -> int:
 
 # ----------------------------------------------------------------------------------------- moves
 # Each row of the table is a class that carries itself out. `examine`, `stage`, `finish` run in a
-# thread, `carry` in the main one. All four write staged files only. `Committer.commit` knows no
-# rows, and calls the rest in its own order.
+# thread, `carry` in the main one. All four write staged files only. `Committer.commit` calls the
+# other methods, in one order for all rows.
 
 
 class Outcome(NamedTuple):
-    """What became of a move."""
+    """The outcome of a move."""
 
     reason: Reason
     detail: str = ""  # what was found
@@ -3622,7 +3622,7 @@ class Move:
 
     take: Take
     target: Target
-    settings: str  # that this rests on
+    settings: str  # of the decision
     source: Optional[File]  # None: to be fetched
     removes: tuple[File, ...] = ()  # last, once all is true
     outcome: Optional[Outcome] = None  # set once
@@ -3711,7 +3711,7 @@ class Move:
         return False
 
     def check(self, library: Library) -> None:
-        """Compares what it rests on with what was seen. Raises Refusal, OSError."""
+        """Compares the files that were examined once more. Raises Refusal, OSError."""
         if self.source:
             expect(is_same(library.path(self.path), self.source_seen))
             expect(self.source_seen is not None and self.is_on_record(self.source_seen.sha256))
@@ -3883,7 +3883,7 @@ class Compress(Move):
         seen = run.library.witness(job.copy, run.stop)
         if seen.sha256 != job.digest and self.encodes:
             raise NotProven("the bytes that were decoded", "others in the file")
-        expect(seen.sha256 == job.digest)  # what goes on record is the file that was decoded
+        expect(seen.sha256 == job.digest)  # the file on record is the one that was decoded
         self.copy_seen = seen
         self.copy = File(basename(self.target_path), *seen.identity[-2:])
         self.is_proven = True
@@ -3928,7 +3928,7 @@ class Adopt(Compress):
 
 
 class Free(Adopt):
-    """An original whose days are over goes, after its copy was proven again."""
+    """An original whose days are over is removed, after its copy was proven again."""
 
     name, rank, done, due = "free", 3, Reason.FREED, Reason.FREE_DUE
 
@@ -3958,8 +3958,7 @@ class Smaller(Compress):
 
     @property
     def has_first_word(self) -> bool:
-        """Without its original, nothing else could tell that a copy in another's place is
-        proven."""
+        """Without the original, only the history can show that the new copy is proven."""
         return self.take.original is None
 
     def check(self, library: Library) -> None:
@@ -3986,7 +3985,7 @@ class Smaller(Compress):
 
 
 class Store(Move):
-    """A whole recording goes to the archive: read back there, compared, then removed here."""
+    """A whole recording is archived: copied there, read back, compared, then removed here."""
 
     name, rank, done, due = "archive", 4, Reason.ARCHIVED, Reason.ARCHIVE_DUE
     is_whole = is_removal = True
@@ -4054,7 +4053,7 @@ class Delete(Move):
                 raise Refusal(Reason.NOT_REMOVED, f"{there} is still in the archive")
 
     def past_after(self, now: float) -> Past:
-        """What stays keeps its past, as other moves go on from that."""
+        """A recording that stays keeps its past, because other moves go on from that."""
         if self.reason.action is Action.KEPT:
             return self.take.past._replace(stays=self.reason.code)
         past = super().past_after(now)
@@ -4103,7 +4102,7 @@ class Fetch(Restore):
 
 
 class BringBack(Restore, Adopt):
-    """A kept original takes its place again, and its copy goes, once it is proven to be one."""
+    """A kept original replaces its copy again, once that is proven to be its copy."""
 
     name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
 
@@ -4117,8 +4116,8 @@ class BringBack(Restore, Adopt):
         """Does nothing: the original is in its place."""
 
     def past_if_done(self, past: Past, now: float) -> Past:
-        """The copy is gone, or stays as it did not prove to be the original's: from now on any file
-        in its place is unproven."""
+        """Any file in the copy's place is unproven from now on: the copy is removed, or it did not
+        prove to be the original's."""
         is_going = self.outcome is None and self.removes
         return past if is_going else past._replace(size=0)
 
@@ -4187,9 +4186,9 @@ def give_attributes_of(source: str, copy: str) -> None:
 
 
 def check_claim(move: Adopt, job: Job) -> None:
-    """A tag can be forged, and a name can mean a preview. A copy that is not on record as ours must
-    have the rate that is asked for now, and half the size of an encode of its sound at its rate.
-    Raises Refusal."""
+    """Raises Refusal if a copy without a record is not what it claims: a tag can be forged, and a
+    name can mean a preview. It must have the rate that is asked for now. It must have half the size
+    of an encode of its sound at its rate."""
     copy, asked = move.take.copy, move.target
     assert copy
     rate = move.take.bitrate or asked.bitrate
@@ -5475,8 +5474,8 @@ class Committer:
         self.index_written, self.cost = monotonic(), 0.0  # seconds
 
     def commit(self, moves: Sequence[Move]) -> None:
-        """Commits all that is ready, and what was refused (it changes what documents say, and goes
-        into the history). Each move then has its final outcome, and the report knows it.
+        """Commits the moves that are ready. Refused moves go into documents and history too. Each
+        move then has its final outcome, and the report knows it.
 
         1. check each against what was seen; what its owner deleted is passed over
         2. write first words to the history, for the rows that need them
@@ -5545,8 +5544,8 @@ class Committer:
     def attempt(
         self, moves: Sequence[Move], step: Callable[..., object], *arguments: object
     ) -> bool:
-        """Does one step. Whatever goes wrong in it keeps the sources of these moves. Returns False
-        if the next run should try again. A broken document is not retried: repairing it changes its
+        """Does one step. An error in it keeps the sources of these moves. Returns False if the next
+        run should try again. A broken document is not retried: repairing it changes its
         mtime, and that is noticed."""
         failures: list[Exception] = []
         with boundary(failures.append):
@@ -5579,8 +5578,8 @@ class Committer:
             self.report.defect("What is said of some recordings was left as it is", error)
 
     def make_moves_true(self, folder: str, moves: Sequence[Move], now: float) -> None:
-        """Makes the sidecars of recordings say what these moves make of them. Where that fails, the
-        copies stay beside their originals as SIDECAR_FAILED, and are adopted when it can be."""
+        """Makes the sidecars of recordings say what these moves make of them. If that fails, the
+        copies stay beside their originals as SIDECAR_FAILED. A later run adopts them."""
         after = {move.take.stem: move.take_after(now) for move in moves}
         here = self.library.folder(folder)
         for recording in resolve_recordings(here):
@@ -5634,8 +5633,8 @@ class Committer:
         return False
 
     def look_at_index(self) -> None:
-        """Where another program has written the index since our last run: notes which entries it
-        has turned back. (From the history alone, so only a hint.)"""
+        """Notes which entries of the index another program has turned back since our last run. It
+        reads the history alone, so this is only a hint."""
         last = self.history.runs[-1:]
         self.index_digest = self.library.index_digest()
         if self.index_digest in ("", *(record.get("index") for record in last)):
@@ -5654,7 +5653,7 @@ class Committer:
                     yield id_
 
         path = self.library.path(INDEX_NAME)
-        with suppress(Flaw, OSError):  # told by a run that would have changed it
+        with suppress(Flaw, OSError):  # a run that would have changed it reports that
             self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
 
     def write_index(self, at_once: bool) -> None:
@@ -5697,9 +5696,9 @@ class Committer:
         self.index_digest = rewrite(path, edit, self.staging, backup=False)
 
     def finish(self) -> None:
-        """The end of the work: all documents of folders that the run has looked into are made true,
-        also those that another program has written meanwhile, and the index. Where nothing is left
-        to be tried, that is noted; what was not written is looked at again by the next run."""
+        """Ends the work. Makes true all documents of the folders that the run has looked into, and
+        the index, also after another program has written them. Notes the folders in which no move
+        is left. The next run looks again at what could not be written."""
         notes = []
         for path in sorted(self.folders):
             defect = partial(self.report.defect, f"What is said in {path} was left as it is")
@@ -7099,7 +7098,7 @@ def losses(library: Library) -> dict[str, Past]:
     OSError if the history cannot be read."""
     history, found = library.history, {}
     for path in sorted(history.folders(history.lossy if history.lines else ())):
-        with suppress(OSError, UsageError):  # a folder that cannot be read tells nothing
+        with suppress(OSError, UsageError):  # a folder that cannot be read
             here = library.folder(path).takes if isdir(library.path(path)) else {}
             for stem, past in history.in_folder(path).items():
                 take = here.get(basename(stem), Take(stem, past=past))
@@ -7180,7 +7179,7 @@ class Losses:
             return
         for day in range(max(self.checked, today - every) + 1, today + 1):
             found = self.read(list(self.share(day % every, every)), self.run.must_end)
-            # What went meanwhile is for the next run, which asks the documents.
+            # The next run judges what is missing since, as it reads the documents.
             self.settle([move for move in found if move.reason is not Reason.MISSING])
             if self.is_cut:
                 return
@@ -7299,8 +7298,8 @@ class Losses:
         return [move] if move.after != past else []
 
     def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
-        """Returns what goes on record of a copy that is not sound. Its bytes may be `there`.
-        `is_most` tells whether most copies are missing at once."""
+        """Returns the moves that put on record a copy that is not sound. Its bytes may be `there`.
+        `is_most` means that most copies are missing at once."""
         take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
@@ -7984,7 +7983,7 @@ def stats_lines(stats: Mapping[str, Any]) -> Iterator[str]:
     tables = stats_tables(stats)
     storage = tables.pop("storage", [])
     if storage:
-        yield " · ".join(map(" ".join, storage))
+        yield " \u00b7 ".join(map(" ".join, storage))
     for title, rows in tables.items():
         yield f"{title}:"
         width = min(44, max(len(label) for label, _ in rows))
@@ -9099,11 +9098,12 @@ class Report:
         sizes = self.change(self.original_size, self.compressed_size)
         count, days = self.counts[action], self.config.keep_originals_days
         originals, their = ("original", "its") if count == 1 else ("originals", "their")
+        over = f" after {their} {days:g} days" if days else ""
         words = {
             Action.COMPRESSED: f"compressed ({sizes})",
             Action.WOULD_COMPRESS: f"to compress ({sizes})",
-            Action.FREED: f"{originals} deleted after {their} {days:g} days",
-            Action.WOULD_FREE: f"{originals} to delete after {their} {days:g} days",
+            Action.FREED: f"{originals} deleted{over}",
+            Action.WOULD_FREE: f"{originals} to delete{over}",
         }
         return f"{count} {words.get(action) or action.value.replace('would-', 'to ')}"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -124,19 +123,15 @@ class RunsAtOnce(SignalCase):
         self.assert_sidecars_true()
         self.assert_no_leftovers()
 
-    def test_the_one_at_work_is_told_with_how_far_it_is(self) -> None:
+    def test_the_one_at_work_is_named_with_its_start(self) -> None:
         process = self.start("-j", "1", env=self.slow_one())
         self.wait_for(self.sign)
-        expected = rf"process {process.pid} on .* since 20\d\d-.* of 2, \d+ %"
+        expected = rf"process {process.pid} on .* since 20\d\d-"
         ran = self.run_cli()
-        while not re.search(expected, ran.err):  # it is noted twice a second
-            self.assertIsNone(process.poll())
-            ran = self.run_cli()
         self.assertEqual(ran.code, 3)
         self.assertRegex(ran.err, expected)
         self.assertRegex(json.loads(self.run_cli("stats", "--json").out)["at_work"], expected)
-        out = self.run_cli("stats").out
-        self.assertEqual(out.splitlines()[0], "at work now")
+        self.assertIn("at work now", self.run_cli("stats").out)
         self.goes_on.touch()
         self.assertEqual(self.end_of(process).code, 0)
         self.assertEqual(json.loads(self.run_cli("stats", "--json").out)["at_work"], "")

@@ -50,9 +50,9 @@ class Versions(LibraryCase):
             self.add(name, f"{name}.webm")
         ran = self.run_cli("--json", "--retry", "-j", jobs, env=env)
         self.assertEqual(ran.code, 0, ran.out + ran.err)
-        self.add("chunk_0", "chunk_0.webm")
+        self.add("chunk_0", "other.webm")
         if jobs == "1":
-            words = ("--format", "m4a", "--bitrate", "64k", "--only", "chunk_0.webm")
+            words = ("--format", "m4a", "--bitrate", "64k", "--only", "other.webm")
             other = self.run_cli("--json", "--retry", *words, env=env)
             self.assertEqual(other.summary["compressed"], 1, other.out + other.err)
         return {path: line["compressed_size"] for path, line in ran.outcomes.items()}
