@@ -308,7 +308,7 @@ class Reason(enum.Enum):
     SIDECAR = "kept: its sidecar cannot be edited: {}"
     NO_SIDECAR = "kept: no tier deletes it, as no sidecar owns it{}"
     NO_TRANSCRIPT = "kept: no tier deletes it, as no sidecar has its transcript{}"
-    INCOMPLETE = "kept: no tier deletes it, as a part of it is lost or not here yet: {}"
+    INCOMPLETE = "kept: a part of its recording is lost or not here yet: {}"
 
     MISSING = "lost: its copy is missing: {}"
     VANISHED = "lost: its copy is missing, as most copies are: {}"
@@ -615,6 +615,12 @@ class Take(NamedTuple):
         return take_of(self.stem, files, self.past, self.rates)
 
     @property
+    def size(self) -> int:
+        """Returns the bytes that its deletion frees, here and in the archive."""
+        files = (*self.originals, *self.copies, self.past.place)
+        return sum(file.size for file in files if file)
+
+    @property
     def original(self) -> Optional[File]:
         return self.originals[0] if self.originals else None
 
@@ -669,8 +675,11 @@ class Take(NamedTuple):
 
     @property
     def was_brought_back(self) -> bool:
-        """Returns whether files are here of a take that was deleted."""
-        return self.past.deleted > 0 and bool(self.files) and not self.is_half_deleted
+        """Returns whether files are here of a take that was deleted. A file that is not ours may
+        have been here all the time."""
+        files = (*self.originals, *self.copies)
+        is_back = bool(files) or any(file.suffix == self.past.suffix for file in self.strangers)
+        return self.past.deleted > 0 and is_back and not self.is_half_deleted
 
     @property
     def is_half_restored(self) -> bool:
@@ -1621,8 +1630,10 @@ class Run:
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
         self.finished: list[Move] = []  # proven or refused, still to be committed
-        self.doomed: Counter[str] = Counter()  # what the next run will delete, if it is announced
-        self.is_making_room = False
+        self.doomed: dict[str, int] = {}  # what the next run deletes: bytes by recording
+        self.unowned: set[str] = set()  # what it would delete, if a sidecar owned it
+        self.early: dict[str, None] = {}  # folders that may have a move for `keep_free`
+        self.is_spent = False  # no such move is left
         self.moved: set[str] = set()  # stems of the takes that made a move, if room may be made
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
         self.jobs: dict[Compress, Job] = {}  # at work just now
@@ -1692,7 +1703,7 @@ class Run:
             return True
         is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
-        waits = self.report.held or (self.report.found and self.is_short)
+        waits = self.report.held or (self.report.found and self.shortage > 0)
         return bool(is_due or waits or self.report.ahead > 1)
 
     @contextmanager
@@ -1724,10 +1735,10 @@ class Run:
         index = self.committer.index_digest if is_true else ""
         record: dict[str, Any] = {"type": self.config.command}
         record.update(python=sys.executable, index=index, checked=self.losses.checked)
-        record["short"] = self.is_short
-        if self.is_complete:
-            tier = self.config.delete_tier
-            record["announced"] = tier.after_days if tier else None
+        record["short"] = self.was_short
+        tier = self.config.delete_tier
+        if tier and (self.is_announced or self.is_complete):
+            record["announced"] = tier.after_days
         self.history.note([{**summary, **record}], self.now)
 
     @property
@@ -1745,83 +1756,104 @@ class Run:
 
     @cached_property
     def is_announced(self) -> bool:
-        """Returns whether the last complete run has announced what the tier that deletes deletes
-        now. A dry run need not wait for that."""
+        """Returns whether a complete run has announced what the tier that deletes deletes now. Each
+        run hands that on to the next."""
         tier = self.config.delete_tier
-        told = [run["announced"] for run in self.history.runs if "announced" in run]
-        return not tier or self.config.dry_run or told[-1:] == [tier.after_days]
+        return not tier or self.last.get("announced") == tier.after_days
+
+    @cached_property
+    def planned(self) -> Config:
+        """Returns the settings to plan with: without a tier that is still to be announced. A dry
+        run need not wait for that."""
+        is_free = self.is_announced or self.config.dry_run
+        tiers = tuple(tier for tier in self.config.tiers if is_free or not tier.delete)
+        return dataclasses.replace(self.config, tiers=tiers)
+
+    @cached_property
+    def announced(self) -> Config:
+        """Returns the settings that the next run plans with. What stayed before counts again."""
+        return dataclasses.replace(self.config, retry=True)
 
     def is_doomed(self, recording: Recording) -> bool:
         """Returns whether a recording waits for its deletion to be announced, and counts it."""
-        if self.is_announced:
+        if self.is_announced or self.config.dry_run:
             return False
-        moves = deleting(recording, self.config, self.clock)
-        problems = [move.outcome.reason for move in moves if move.outcome]
-        self.doomed["stay"] += problems.count(Reason.NO_SIDECAR)
-        if problems or not moves or moves[0].take.is_half_deleted:
+        moves = deleting(recording, self.announced, self.clock)
+        problems = [move for move in moves if move.outcome]
+        is_unowned = any(move.reason is Reason.NO_SIDECAR for move in problems)
+        self.unowned.update(move.take.stem for move in problems if is_unowned)
+        if problems or not moves:
             return False
-        if self.is_making_room:  # it was counted before
-            return True
-        self.doomed["recordings"] += 1
-        self.doomed["bytes"] += sum(file.size for move in moves for file in move.removes)
+        self.doomed[recording.key] = sum(move.take.size for move in moves)
         return True
 
     def announce(self) -> None:
-        """Reports what the tier that deletes will delete from the next run on."""
-        tier, doomed = self.config.delete_tier, self.doomed
-        if self.is_announced or not tier or not self.is_complete:
-            return
-        self.report.announce(
-            f"The tier of {tier.after_days:g} days is new: the next run deletes "
-            f"{doomed['recordings']} recordings ({size_text(doomed['bytes'])}) for good. "
-            f"{doomed['stay']} files without a sidecar stay"
-        )
+        """Reports what the tier that deletes will delete from the next run on. A dry run says
+        when."""
+        tier = self.config.delete_tier
+        if tier and self.config.dry_run:
+            self.report.remarks += deletion_texts(next_deletions(add_up(self, []), self.now))
+        elif tier and not self.is_announced and self.is_complete:
+            self.report.announce(
+                f"The tier of {tier.after_days:g} days is new: the next run deletes "
+                f"{len(self.doomed)} recordings ({size_text(sum(self.doomed.values()))}) for good. "
+                f"{len(self.unowned)} files without a sidecar stay"
+            )
 
     @property
-    def is_short(self) -> bool:
-        """Returns whether less space is free than `keep_free` asks for. A dry run takes what it
-        would free for free."""
+    def shortage(self) -> float:
+        """Returns the bytes that are missing to what `keep_free` asks for, 0 or less if none are. A
+        dry run takes what it would free for free."""
         gained = self.report.saved if self.config.dry_run else 0
-        return free_space(self.library) + gained < space_wanted(self.library, self.config)
+        return space_wanted(self.library, self.config) - free_space(self.library) - gained
+
+    @cached_property
+    def was_short(self) -> bool:
+        """Returns whether a lack of space is on record."""
+        return bool(self.last.get("short"))
 
     def report_space(self) -> None:
-        """Reports a lack of space. Announces its beginning and its end."""
-        was_short = bool(self.last.get("short"))
-        if self.is_short:
+        """Reports a lack of space. Where it begins or ends, that is announced."""
+        is_short, is_news = self.shortage > 0, self.was_short != (self.shortage > 0)
+        if is_short:
             wanted = size_text(space_wanted(self.library, self.config))
             text = f"{size_text(free_space(self.library))} free, keep_free asks for {wanted}"
-            report = self.report
-            if self.is_making_room and not (report.left or report.held or report.exit_code):
+            if self.is_spent and not self.report.exit_code and self.moment == self.clock:
                 text += ". No step is left that would free more"
-            self.report.add(text, is_urgent=not was_short)
-        elif was_short:
+            self.report.add(text, is_urgent=is_news)
+        elif is_news and self.config.keep_free:
             self.report.announce("As much space is free again as keep_free asks for")
+        self.was_short = is_short
 
     def make_room(self) -> None:
-        """Makes moves before their age, one kind after the other, while space is short."""
-        if not self.is_short:
-            return
-        self.is_making_room = True
-        for names, config in early_steps(self.planned, self.has_own_disk()):
-            if self.must_end() or self.report.due >= (self.config.limit or math.inf):
-                break
+        """Makes moves before their age, one kind after the other, while space is short. It looks at
+        the free space again once as many bytes as were missing have been worked on."""
+        for names, config in early_steps(self.planned) if self.shortage > 0 else ():
             self.planned = config
-            groups = sorted(self.due_groups(), key=place_in_line)
-            self.carry_out_all([group for group in groups if self.may_make(group, names)])
-        if not self.is_short:  # what was not needed is not due
-            self.report.due -= self.report.left
+            groups = sorted(self.early_groups(), key=place_in_line)
+            waiting = deque(group for group in groups if self.may_make(group, names))
+            while waiting and self.shortage > 0:
+                missing, batch = self.shortage, list[list[Move]]()
+                while waiting and missing > 0:
+                    missing -= sum(move.source_size for move in waiting[0])
+                    batch.append(waiting.popleft())
+                batch = self.within_limit(batch)
+                if not batch or self.must_end():
+                    return
+                self.carry_out_all(batch)
+        self.is_spent = True
+
+    def early_groups(self) -> Iterator[list[Move]]:
+        """Yields the groups of the folders that may have a move before its age."""
+        for path in self.early:
+            for recording in self.recordings_in(self.library.folder(path)):
+                yield from self.groups_of(recording)
 
     def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
         """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
         is_kind = group[0].name in names and not group[0].outcome
         takes = group[0].recording.takes if group[0].is_whole else [group[0].take]
         return is_kind and self.moved.isdisjoint(take.stem for take in takes)
-
-    def has_own_disk(self) -> bool:
-        """Returns whether archiving makes room here."""
-        if not isinstance(self.archive, FolderArchive) or not exists(self.archive.root):
-            return True
-        return os.stat(self.archive.root).st_dev != os.stat(self.library.root).st_dev
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -1831,7 +1863,11 @@ class Run:
         groups = sorted(self.due_groups(), key=place_in_line)
         if self.is_locked:
             self.committer.attempt((), self.committer.look_at_index)
-        counts = itertools.accumulate(map(len, groups), initial=0)  # before each group
+        return self.within_limit(groups)
+
+    def within_limit(self, groups: list[list[Move]]) -> list[list[Move]]:
+        """Returns the groups that --limit admits beside those before."""
+        counts = itertools.accumulate(map(len, groups), initial=self.report.due)
         limit = self.config.limit or math.inf
         return [group for group, before in zip(groups, counts) if before < limit]
 
@@ -1858,16 +1894,10 @@ class Run:
                 continue
             for recording in self.recordings_in(folder):
                 self.losses.doubt(recording)
-                moves: list[Move] = []
-                with boundary(partial(report.defect, f"{recording.key} was kept")):
-                    if not self.is_doomed(recording):
-                        moves = moves_of(recording, self.planned, self.moment)
-                    report.held += count_held(recording, config, self.moment, self.clock)
-                is_found = is_found or bool(moves)
-                if moves and moves[0].is_whole:
-                    yield moves
-                else:
-                    yield from ([move] for move in moves)
+                groups = self.groups_of(recording)
+                report.held += count_held(recording, config, self.moment, self.clock)
+                is_found = is_found or bool(groups)
+                yield from groups
             if self.is_locked:
                 self.committer.folders.add(folder.path)
         for path in () if is_most(vars(report)) else ahead:
@@ -1879,11 +1909,15 @@ class Run:
                 "Paths for --only are such as '2025-10-27/*'."
             )
 
-    @cached_property
-    def planned(self) -> Config:
-        """Returns the settings to plan with: without a tier that is still to be announced."""
-        tiers = tuple(tier for tier in self.config.tiers if self.is_announced or not tier.delete)
-        return dataclasses.replace(self.config, tiers=tiers)
+    def groups_of(self, recording: Recording) -> list[list[Move]]:
+        """Returns the moves of a recording in groups. After a defect it returns none and reports
+        that."""
+        with boundary(partial(self.report.defect, f"{recording.key} was kept")):
+            if self.is_doomed(recording):
+                return []
+            moves = moves_of(recording, self.planned, self.moment)
+            return [moves] if moves and moves[0].is_whole else [[move] for move in moves]
+        return []
 
     def is_young(self, file: File, config: Config) -> bool:
         return self.clock.age(file) < config.age_threshold_days
@@ -1892,9 +1926,13 @@ class Run:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
-        if self.note_on(folder) and not self.config.retry:
+        note = self.note_on(folder)
+        is_old = any(self.clock.age(file) > EARLIEST for file in folder.audio)
+        if is_old and note.get("early", True):
+            self.early[folder.path] = None
+        if note and not self.config.retry:
             return True
-        is_new = all(self.is_young(file, self.planned) for file in folder.audio)
+        is_new = all(self.is_young(file, self.config) for file in folder.audio)
         if is_new and not self.history.in_folder(folder.path):
             return True
         mount = read_only_mount(self.library, folder.path)
@@ -1906,7 +1944,6 @@ class Run:
         """Returns the note on a folder, empty if it does not hold any more."""
         note = self.history.note_on(folder.path)
         is_over = self.now >= (note.get("until") or math.inf)
-        is_over = is_over or (self.is_making_room and note.get("early") is not False)
         holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
         return note if holds else {}
 
@@ -2150,8 +2187,7 @@ class Run:
         elif is_paused:
             self.report.once("Paused while at work; what is left waits for 'resume'.")
         is_full = self.report.exit_code == NoSpaceError.exit_code
-        is_enough = self.is_making_room and not self.is_short
-        return self.stop.requested or is_late or is_paused or is_full or is_enough
+        return self.stop.requested or is_late or is_paused or is_full
 
 
 def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
@@ -2558,7 +2594,9 @@ SIDECAR_MEMBERS = (
     *RECORDING_MEMBERS,
 )
 # A string that is more than blanks, and such a text of a segment.
-SPOKEN = re.compile(rb'"(?!(?: |\\[bfnrt])*")')
+# Blanks may be escaped, and those of other scripts are NBSP and U+3000.
+SPACES = rb" |\\[bfnrt]|\\u00(?:[01].|20|[aA]0)|\\u3000|\xc2\xa0|\xe3\x80\x80"
+SPOKEN = re.compile(rb'"(?!(?:%b)*")' % SPACES)
 SPOKEN_SEGMENT = re.compile(rb'"text"\s*:\s*' + SPOKEN.pattern)
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
@@ -3196,7 +3234,12 @@ def asked_of(
     form = (take.copy.format if take.copy else wish.format) or config.target_format
     target = Target(form, wish.bitrate or config.rate_at(age))
     # Settings noted before the sidecars were read have the first half alone.
-    holds = is_known and settings in (past.settings, past.settings.partition("|")[0])
+    noted = (past.settings, past.settings.partition("|")[0])
+    ages = [age]
+    if past.move == Smaller.name and past.action == Action.KEPT:
+        # If a copy as a later tier asks for it would not save enough, neither does this one.
+        ages += [tier.after_days for tier in config.tiers if tier.after_days > age]
+    holds = is_known and any(settings_of(take, policy, config, each) in noted for each in ages)
     return Asked(take, wish, config, moment, target, settings, holds)
 
 
@@ -3250,14 +3293,13 @@ def for_each_original(move: Move) -> list[Move]:
 
 
 def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
-    """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
-    copy must be on record for so long."""
+    """Returns the original if settings let a move remove it now. If it was kept, its copy must be
+    on record for `keep_originals_days`."""
     take, config = asked.take, asked.config
-    days = config.keep_originals_days
-    is_over = freed_from(take, config) <= asked.moment.careful
-    if not (take.original and config.delete_originals):
-        return ()
-    return (take.original,) if not days or (is_proven and is_over) else ()
+    is_over = not config.keep_originals_days
+    if is_proven:
+        is_over = freed_from(take, config) <= asked.moment.careful
+    return (take.original,) if take.original and config.delete_originals and is_over else ()
 
 
 def freed_from(take: Take, config: Config) -> float:
@@ -3297,18 +3339,16 @@ def archiving(
 
 
 def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]:
-    """Returns the moves that delete a recording for good: what finishes a deletion that was cut
-    short, or what a tier asks for. If the recording has to stay, they say why."""
-    tier = config.delete_tier
-    is_begun = any(take.is_half_deleted for take in recording.takes)
-    age = max(tier.after_days, recording.policy.after_days) if tier else 0
-    is_due = tier is not None and is_old(recording, moment.careful - age * DAY)
-    if not (is_begun or is_due) or not config.delete_originals:
+    """Returns the moves that delete a recording for good, as a tier asks for. They also finish a
+    deletion that was cut short. If the recording has to stay, they say why."""
+    tier, moves = config.delete_tier, list[Move]()
+    if not tier or not config.delete_originals:
         return []
-    problem = None if is_begun else why_it_stays(recording)
-    days = f"{tier.after_days:g}" if tier else "some"
+    before = moment.careful - max(tier.after_days, recording.policy.after_days) * DAY
+    if any(old_since(take, recording) > before for take in recording.takes):
+        return []
+    problem, days = why_it_stays(recording), f"{tier.after_days:g}"
     target = Target(config.target_format, config.target_bitrate)
-    moves = list[Move]()
     for take in recording.takes:
         removes, past = (*take.originals, *take.copies), take.past
         if not (removes or past.place or take.is_half_deleted):
@@ -3322,18 +3362,22 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]
     return moves
 
 
-def is_old(recording: Recording, before: float) -> bool:
-    """Returns whether a recording and each of its files are from before a time. A file that came
-    back counts from its return."""
-    for take in recording.takes:
-        times = [file.mtime_ns for file in take.files]
-        if take.past.place:
-            times.append(take.past.place.mtime_ns)
-        newest = max(max(times, default=0) / 1e9, take.past.back)
-        is_young = newest > before or recorded_date(take, recording) > local_time(before)[:10]
-        if is_young or (take.was_brought_back and not take.past.back):
-            return False
-    return True
+def old_since(take: Take, recording: Recording) -> float:
+    """Returns the time that the age of a take counts from for its deletion: that of its newest
+    file, of its date, or of its return. Infinite if a run has still to put its return on record."""
+    times = [file.mtime_ns / 1e9 for file in take.files]
+    if take.past.place:
+        times.append(take.past.place.mtime_ns / 1e9)
+    back = math.inf if take.was_brought_back else take.past.back
+    return max(*times, back, beginning_of(recorded_date(take, recording)))
+
+
+@memoized
+def beginning_of(date: str) -> float:
+    """Returns when a day begins. A date that no calendar has never comes."""
+    with suppress(ValueError, ArithmeticError, OSError):
+        return datetime.fromisoformat(date).timestamp()
+    return math.inf
 
 
 def why_it_stays(recording: Recording) -> Optional[Outcome]:
@@ -3353,20 +3397,30 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
 
 
-def early_steps(config: Config, has_own_disk: bool) -> Iterator[tuple[Sequence[str], Config]]:
+def early_steps(config: Config) -> Iterator[tuple[Sequence[str], Config]]:
     """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
-    they are due. An archive on the library's own disk makes none."""
-    config = dataclasses.replace(config, keep_originals_days=0)
+    they are due."""
+    oldest = max(config.age_threshold_days, EARLIEST)
+    config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=oldest)
     yield (Free.name,), config
-    first = min(config.age_threshold_days, EARLIEST)
-    config = dataclasses.replace(config, age_threshold_days=first)
+    config = dataclasses.replace(config, age_threshold_days=EARLIEST)
     yield (Compress.name, Adopt.name), config
     for number, tier in enumerate(config.tiers):
-        if not tier.delete and (tier.bitrate or has_own_disk):
+        if tier.bitrate or (tier.archive and has_own_disk(config)):
             tiers = list(config.tiers)
             tiers[number] = tier._replace(after_days=EARLIEST)
             config = dataclasses.replace(config, tiers=tuple(tiers))
             yield (Smaller.name if tier.bitrate else Store.name,), config
+
+
+def has_own_disk(config: Config) -> bool:
+    """Returns whether the archive is there, and on another disk than the library, so that what goes
+    there makes room."""
+    target = (config.archive_tier or Tier(0)).archive or ""
+    with suppress(OSError):
+        places = [target] if os.path.isabs(target) else []
+        return all(os.stat(path).st_dev != os.stat(config.recordings_dir).st_dev for path in places)
+    return False
 
 
 def settings_of(take: Take, policy: Optional[Policy], config: Config, age: float) -> str:
@@ -3395,7 +3449,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     """Returns the note on a folder whose documents are true: a fingerprint, and until when it
     holds. Returns none if a move is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
-    steps = [early for _, early in early_steps(config, True)] if config.keep_free else []
+    steps = [early for _, early in early_steps(config)] if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
     if any(past.is_lost for _, past in pasts):
@@ -3423,6 +3477,8 @@ def fingerprint(folder: Folder, config: Config) -> str:
     """Returns a fingerprint of all that the plan of a folder depends on beside the time: files,
     documents, history, settings."""
     settings = [getattr(config, name) for name in FOLDER_SETTINGS.split()]
+    if config.keep_free:
+        settings.append(has_own_disk(config))
     known = folder.library.history.checksum(folder.path)
     rests_on = [VERSION, settings, known, sorted(folder.audio), sorted(folder.documents.items())]
     return hashlib.sha256(json.dumps(rests_on).encode("ascii")).hexdigest()[:16]
@@ -3434,10 +3490,17 @@ def next_step(take: Take, config: Config, now: float) -> float:
     if config.keep_free:
         steps.append(EARLIEST)
     ages = [file.mtime_ns / 1e9 for file in take.files]
-    ages.append(max(take.past.back, take.past.place.mtime_ns / 1e9 if take.past.place else 0))
     times = [age + step * DAY for age in ages for step in steps]
-    times.append(freed_from(take, config))
+    times += [freed_from(take, config), deletion_time(take, config)]
     return min((time for time in times if time > now), default=math.inf)
+
+
+def deletion_time(take: Take, config: Config) -> float:
+    """Returns when a tier deletes a take, infinite if none does. Its sidecars are not read."""
+    tier = config.delete_tier
+    if not tier or take.past.stays:
+        return math.inf
+    return old_since(take, Recording(take.folder, (take,))) + tier.after_days * DAY
 
 
 def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
@@ -3452,10 +3515,9 @@ def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
 def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     """Returns the move that a take makes by the clock, alone or with its recording, if its sidecars
     say the same as before. They have not been read."""
-    alone, tier = Recording(take.folder, (take,)), config.delete_tier
+    alone = Recording(take.folder, (take,))
     moves = moves_back(alone, config) if take.is_half_restored else []
-    is_over = tier is not None and is_old(alone, clock.careful - tier.after_days * DAY)
-    if take.is_half_deleted or (is_over and not take.past.stays):
+    if deletion_time(take, config) <= clock.careful:
         moves.append(Delete(take, Target("", 0), "", take.file))
     alone_next = next_move(take, None, config, clock)
     moves += [alone_next] if alone_next else archiving([take], None, config, clock)
@@ -3488,7 +3550,7 @@ def fits(path: str, config: Config) -> bool:
 
 def recorded_date(take: Take, recording: Recording) -> str:
     """YYYY-MM-DD from the sidecars' ids, else from folder and name, else the modification time."""
-    found = DATE.search("\n".join((*recording.ids, take.stem)))
+    found = DATE.search("\n".join((*recording.ids, *take.past.ids, take.stem)))
     if found:
         return found[0]
     times = [file.mtime_ns for file in take.files] or [take.past.mtime_ns]
@@ -3971,6 +4033,8 @@ class Delete(Move):
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
         expect(seen.identity[-2:] == file[1:])
+        if file == self.source and not self.is_on_record(seen.sha256):
+            raise Refusal(Reason.ROTTEN, since_when(self.take.past))
         return seen
 
     def check(self, library: Library) -> None:
@@ -3995,7 +4059,7 @@ class Delete(Move):
         past = super().past_after(now)
         if not self.is_done:
             return past
-        deleted = past._replace(deleted=self.take.past.deleted or now, back=0)
+        deleted = past._replace(deleted=self.take.past.deleted or now, back=0, stays="")
         return deleted._replace(place=None) if self.outcome else deleted._replace(code=DELETING)
 
 
@@ -4095,7 +4159,8 @@ def keep_together(moves: Iterable[Move]) -> None:
         other = stuck.get(id(move.recording))
         if other and other.outcome and not move.outcome:
             why = f"of its other part {other.path}: {other.outcome.detail}"
-            move.outcome = Outcome(other.outcome.reason, why)
+            is_lost = other.reason.action is Action.LOST  # which the other one alone is
+            move.outcome = Outcome(Reason.INCOMPLETE if is_lost else other.reason, why)
 
 
 def expect(is_unchanged: bool) -> None:
@@ -7073,12 +7138,26 @@ class Losses:
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
-            if take.was_brought_back:
+            is_left = bool(take.files or take.past.place) and take.is_half_deleted
+            stays = not self.run.config.delete_tier or recording.policy.keep
+            if take.was_brought_back or (is_left and stays):
                 move = reread(take, recording)
-                move.after = take.past._replace(deleted=0, back=self.run.now)
+                past = self.past_of_returned(take)
+                move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
             elif take.is_in_doubt:
                 self.doubtful[take.stem] = reread(take, recording)
+
+    def past_of_returned(self, take: Take) -> Past:
+        """Returns what is still true of the past of a take that is back, whatever its time."""
+        past = take.past
+        for file in take.files:
+            with suppress(OSError):
+                path = self.library.path(take.folder, file.name)
+                if file.suffix == past.suffix and digest_of(path) == past.sha256:
+                    return past._replace(mtime_ns=file.mtime_ns)
+        is_same = take.is_known or take.is_half_deleted
+        return past if is_same else Past(ids=past.ids, settings=past.settings)
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
@@ -7608,7 +7687,8 @@ def gather_stats(config: Config) -> dict[str, Any]:
     library = run.library
     library.require(config.log_file)
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in sorted(add_up(run, problems).items()):
+    sums = add_up(run, problems)
+    for key, value in sorted(sums.items()):
         group, _, name = key.partition("/")
         groups[group][name] = value
     for stem, past in losses(library).items():
@@ -7628,6 +7708,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "paused": until > 0,
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
+        "next_deletions": next_deletions(sums, run.now),
         "runs": run.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
@@ -7669,12 +7750,15 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         past, file = take.past, take.file
         # As a run asks, but without sidecars, which may still say otherwise.
         add_take(sums, take, likely_move(take, config, moment))
+        add_deletion(sums, take, config)
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
             as_before = {"made/size": file.size, "made/asked": file.size * config.target_bitrate}
             sums.update(as_before)
-    for past in folder.library.history.in_folder(folder.path).values():
+    for stem, past in folder.library.history.in_folder(folder.path).items():
+        if past.place and basename(stem) not in folder.takes:
+            add_deletion(sums, Take(stem, past=past), config)
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
@@ -7682,6 +7766,35 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
             sums.update({f"{group}/count": 1, f"{group}/size": size})
             add_saving(sums, past, size)
     return {**sums, **names}
+
+
+def add_deletion(sums: Counter[str], take: Take, config: Config) -> None:
+    """Adds a take to those that a tier deletes on a day."""
+    due = deletion_time(take, config)
+    if due < LATEST:
+        day = local_time(due)[:10]
+        sums[f"doomed/{day}"] += 1
+        sums[f"doomed_size/{day}"] += take.size
+
+
+def next_deletions(sums: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
+    """Returns the days on which a tier deletes next. What should be gone is due today. Documents
+    have not been read, so some of it may stay."""
+    found, today = dict[str, dict[str, Any]](), local_time(now)[:10]
+    for key in sorted(sums):
+        group, _, day = key.partition("/")
+        if group == "doomed":
+            day = max(day, today)
+            told = found.setdefault(day, {"date": day, "count": 0, "size": 0})
+            told["count"] += sums[key]
+            told["size"] += sums[key.replace("doomed", "doomed_size")]
+    return [*found.values()][:LISTED]
+
+
+def deletion_texts(days: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what is deleted next, in words."""
+    text = "Next to be deleted for good: {count:,} ({}) on {date}"
+    return [text.format(size_text(day["size"]), **day) for day in days[:1]]
 
 
 def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
@@ -7750,9 +7863,11 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
     for problem in stats["problems"]:
         yield Finding(problem, 1)
-    if stats["keep_free"] and run.is_short:
+    if run.shortage > 0:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
         yield Finding(f"{room} free, keep_free asks for {wanted}.")
+    for text in deletion_texts(stats["next_deletions"]):
+        yield Finding(f"{text}.")
     if not stats["recordings"]:
         yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
     if run.last:
@@ -7835,6 +7950,9 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
     if due["count"]:
         saving = size_text(due["estimated_saving"])
         to_do.append(("to encode", f"{size_text(due['size'])}, saves about {saving}"))
+    for day in stats["next_deletions"]:
+        told = f"{day['count']:,} ({size_text(day['size'])})"
+        to_do.append((f"{NEXT['delete']} on {day['date']}", told))
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:

@@ -481,6 +481,42 @@ class MovingHarness(Harness):
         return found
 
 
+class DeletingHarness(MovingHarness):
+    """For a tier that deletes. What has no sidecar stays, and what is gone is said to be deleted."""
+
+    def broken(self, place: Place) -> list[str]:
+        found, here = place.processes(), audio_of(place.folder)
+        if "alone" not in here:
+            found.append("a recording without a sidecar is gone")
+        for path in visible(place.library, ".json"):
+            document = json.loads(path.read_bytes())
+            names = {Path(chunk["file"]).stem for chunk in document.get("chunks") or []}
+            if not document.get("audio_deleted") and not names <= here.keys():
+                found.append(f"{path.name} does not say that its audio was deleted")
+            if document.get("audio_deleted") and "audio_deletion_date" not in document:
+                found.append(f"{path.name} does not say when")
+        return found
+
+
+class AnnouncingHarness(DeletingHarness):
+    """For the run that announces: nothing is deleted before an announcement is on record."""
+
+    def strike_announced(self, place: Place) -> bool:
+        runs = (place.library / ".compression/history.jsonl").read_text().splitlines()
+        return any('"announced"' in line for line in runs)
+
+    def broken(self, place: Place) -> list[str]:
+        self.told = {**getattr(self, "told", {}), place.folder: self.strike_announced(place)}
+        return super().broken(place)
+
+    def unrecovered(self, again: Ran, place: Place) -> list[str]:
+        is_gone = len(audio_of(place.library)) < len(self.accepted)
+        found = [f"the next run ended with {again.code}: {again.err}"] if again.code else []
+        if is_gone and not self.told[place.folder]:
+            found.append("deleted without having been announced")
+        return found
+
+
 def audio_of(folder: Path) -> dict[str, list[bytes]]:
     """What is under each name in a library and its archive, whatever its format."""
     found: dict[str, list[bytes]] = {}
@@ -516,7 +552,9 @@ def state(library: Path) -> dict[str, object]:
         else:
             text = path.read_text(errors="replace").replace(str(library.parent), "")
             found[name] = re.sub(
-                r'("(?:compression_date|archive_date|last_updated)": )"[^"]*"', r'\1"..."', text
+                r'("(?:compression_date|archive_date|audio_deletion_date|last_updated)": )"[^"]*"',
+                r'\1"..."',
+                text,
             )
     return found
 

@@ -27,6 +27,8 @@ from tests.crash import (
     RENAME,
     STRACE,
     WRITE,
+    AnnouncingHarness,
+    DeletingHarness,
     Event,
     Harness,
     MovingHarness,
@@ -190,8 +192,8 @@ class CrashTest(PlayCase):
         self.assert_compressed("2025-10-27/14-30-45-chunk-1.webm")
 
 
-class LaterStepsTest(PlayCase):
-    """What comes after the first compression: a smaller copy in place of the one before, the archive, and back again."""
+class LaterCase(PlayCase):
+    """Later steps, on a library with an archive beside it."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -200,6 +202,15 @@ class LaterStepsTest(PlayCase):
     def use(self, harness: Harness) -> None:
         """Each test has a harness of its own, once its library is prepared."""
 
+    def play_all_faults(self, every: int) -> None:
+        self.play(kill_points(self.events), every)
+        self.play(points(self.events, DISK_FULL, OPEN + WRITE + FLUSH + LINK + RENAME), 2 * every)
+        self.play(points(self.events, DISK_BROKEN, CALLS), 2 * every)
+
+
+class LaterStepsTest(LaterCase):
+    """What comes after the first compression: a smaller copy in place of the one before, the archive, and back again."""
+
     def prepare(self, *words: str, first: dict[str, object], then: dict[str, object]) -> None:
         """The library after its first runs, and what is then struck."""
         self.configure(**first)
@@ -207,11 +218,6 @@ class LaterStepsTest(PlayCase):
             self.assertEqual(self.run_cli("-j", "1").code, 0)
         self.configure(**then)
         super().use(MovingHarness(self.work, self.folder, self.tools, words))
-
-    def play_all_faults(self, every: int) -> None:
-        self.play(kill_points(self.events), every)
-        self.play(points(self.events, DISK_FULL, OPEN + WRITE + FLUSH + LINK + RENAME), 2 * every)
-        self.play(points(self.events, DISK_BROKEN, CALLS), 2 * every)
 
     def test_a_copy_made_smaller_in_its_place_is_never_lost(self) -> None:
         self.prepare(
@@ -249,6 +255,45 @@ class LaterStepsTest(PlayCase):
         archive: dict[str, object] = {"tiers": [{"after_days": 30, "archive": "cold"}]}
         self.prepare("restore", "2025-10-27/14-30-45-chunk-1.json", first=archive, then=archive)
         self.play_all_faults(30)
+
+
+class DeletionTest(LaterCase):
+    """A tier that deletes: it may be ended at any call, and the next run finishes what it began."""
+
+    def prepare(self, runs: int, *tiers: dict[str, object], **first: object) -> None:
+        """The library after its first runs, and so many runs with the tier."""
+        then = {"tiers": [*tiers, {"after_days": 365, "delete": True}]}
+        for settings, count in (({**first, "tiers": tiers}, 2), (then, runs)):
+            self.configure(**settings)
+            for _ in range(count):
+                self.assertEqual(self.run_cli("-j", "1").code, 0)
+
+    def use_deleting(self, kind: type[DeletingHarness] = DeletingHarness) -> None:
+        CrashCase.use(self, kind(self.work, self.folder, self.tools, ("run", "-j", "1")))
+
+    def test_copies_and_kept_originals_go_and_documents_say_so_first(self) -> None:
+        self.prepare(1, keep_originals_days=9000)
+        self.assertEqual(len(list(self.library.rglob("*.opus"))), 2)
+        self.use_deleting()
+        self.play_all_faults(30)
+
+    def test_what_is_archived_goes_and_documents_say_so_first(self) -> None:
+        self.prepare(1, {"after_days": 30, "archive": "cold"})
+        self.use_deleting()
+        self.play_all_faults(40)
+
+    def test_a_half_archived_recording_goes_whole(self) -> None:
+        self.prepare(0, {"after_days": 30, "archive": "cold"})
+        for path in (self.folder / "cold").rglob("*chunk-1.opus"):
+            shutil.copy2(path, self.library / "2025-10-27")
+        self.assertEqual(self.run_cli("-j", "1").code, 0)
+        self.use_deleting()
+        self.play(kill_points(self.events), 40)
+
+    def test_a_run_that_was_ended_has_announced_nothing(self) -> None:
+        self.prepare(0)
+        self.use_deleting(AnnouncingHarness)
+        self.play(kill_points(self.events), 20)
 
 
 WRONG_PROGRAM = """

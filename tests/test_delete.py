@@ -1,0 +1,748 @@
+"""A tier that deletes: the audio of a whole recording goes for good, announced before, and its transcript stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import unittest
+import unittest.mock
+from pathlib import Path
+from typing import Any, Optional
+
+import compression_service as service
+from tests.base import DAY, LONG_AGO, LibraryCase, Ran, index_entry, sidecar
+from tests.test_front import past_of
+
+DELETE = {"after_days": 365, "delete": True}
+
+
+class DeleteCase(LibraryCase):
+    """Copies of made-up bytes that are on record, as after a run."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.put_run_on_record(DAY)
+        self.set_tier()
+
+    def set_tier(self, days: Optional[float] = 365, **settings: Any) -> None:
+        tiers = [{"after_days": days, "delete": True}] if days else []
+        self.configure(**{"tiers": tiers, **settings})
+
+    def remember(self, *records: dict[str, Any]) -> None:
+        with open(self.history(), "a", encoding="ascii") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def add_copy(self, take: str, age: float = LONG_AGO, **past: Any) -> Path:
+        content = (take * 200).encode()[:600].ljust(600)
+        path = self.add_bytes(content, f"{take}.opus", age)
+        about = {"sha256": hashlib.sha256(content).hexdigest(), "ids": [take[:12]], **past}
+        self.remember(past_of(take, mtime_ns=int(age) * 10**9, **about))
+        return path
+
+    def add_recording(
+        self, name: str = "2025-10-27/a", chunks: int = 1, age: float = LONG_AGO, **document: Any
+    ) -> list[Path]:
+        """A recording of `chunks` copies, its sidecar, and its index entry."""
+        takes = [f"{name}-{number}" for number in range(chunks)]
+        paths = [self.add_copy(take, age, ids=[name]) for take in takes]
+        about = sidecar(name, [path.name for path in paths])
+        ours = {"compressed": True, "compressed_size": 600 * chunks, "original_size": 1000 * chunks}
+        self.add_json(f"{takes[0]}.json", {**about, **ours, **document})
+        self.add_to_index({**index_entry(name, 600 * chunks, chunks), "compressed": True})
+        return paths
+
+    def run_json(self, *words: str, code: int = 0) -> Ran:
+        ran = self.run_cli("--json", *words)
+        self.assertEqual(ran.code, code, ran.out + ran.err)
+        self.assertNotIn("Traceback", ran.err)
+        return ran
+
+    def announce(self) -> Ran:
+        """The first run with a tier: nothing is deleted."""
+        ran = self.run_json()
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertIn("is new", ran.summary["message"])
+        return ran
+
+    def delete(self, count: int = 1) -> Ran:
+        ran = self.run_json()
+        self.assertEqual(ran.summary["deleted"], count, ran.out)
+        return ran
+
+    def assert_stays(self, path: Path, *words: str, told: str = "") -> None:
+        """The announcing run counts it not, the next one says why, later ones nothing."""
+        self.announce()
+        ran = self.run_json()
+        told = told or str(path.relative_to(self.library))
+        self.assertEqual(ran.outcomes[told]["action"], "kept")
+        for word in words:
+            self.assertIn(word, ran.outcomes[told]["reason"])
+        self.assertEqual(self.run_json().outcomes, {})
+        self.assertTrue(path.exists())
+
+    def document(self) -> Any:
+        return self.read_json("2025-10-27/a-0.json")
+
+    def is_said(self) -> bool:
+        """Whether sidecar and index agree that the audio was deleted."""
+        said = self.document().get("audio_deleted", False)
+        entry = self.read_json("index.json")["recordings"][0]
+        self.assertEqual(entry.get("audio_deleted", False), said)
+        self.assertEqual("audio_deletion_date" in self.document(), said)
+        return bool(said)
+
+    def stats(self) -> dict[str, Any]:
+        words = service.parse_words(["stats", "-c", str(self.config)])
+        return service.gather_stats(service.resolve_config(words))
+
+
+class Announced(DeleteCase):
+    def test_the_first_run_says_what_the_next_one_deletes(self) -> None:
+        first, second = self.add_recording(chunks=2)
+        self.add_bytes(b"x" * 600, "2025-10-27/alone.webm")
+        message = self.announce().summary["message"]
+        self.assertIn("the next run deletes 1 recordings (1.20 kB) for good", message)
+        self.assertIn("1 files without a sidecar stay", message)
+        self.delete(2)
+        self.assertFalse(first.exists() or second.exists())
+        self.assertTrue((self.library / "2025-10-27/alone.webm").exists())
+        self.assertEqual(self.run_json().outcomes, {})
+
+    def test_a_part_a_limit_a_dry_run_and_a_failed_run_announce_nothing(self) -> None:
+        (path,) = self.add_recording()
+        lost = self.add_copy("2025-10-27/lost")
+        self.add_json("2025-10-27/lost.json", {"chunks": [{"file": "lost.opus"}]})
+        lost.unlink()
+        for words, code in (
+            (["--limit", "5"], 1),  # the loss is reported once
+            (["--only", "2025-10-27"], 0),
+            (["--since", "2020-01-01"], 0),
+            (["--keep-originals"], 0),
+            (["-n"], 0),
+        ):
+            ran = self.run_json(*words, code=code)
+            self.assertNotIn("is new", ran.summary["message"], words)
+        self.announce()
+        self.delete()
+        self.assertFalse(path.exists())
+
+    def test_a_tier_that_changed_or_came_back_is_announced_anew(self) -> None:
+        (path,) = self.add_recording()
+        self.set_tier(390)
+        self.announce()
+        for days in (380, 390, 365):
+            self.set_tier(days)
+            self.announce()
+        self.set_tier(None)
+        self.run_json()
+        self.set_tier(365)
+        self.announce()
+        self.assertTrue(path.exists())
+        self.delete()
+
+    def test_a_tier_that_went_in_a_run_of_a_part_is_announced_anew(self) -> None:
+        self.add_recording()
+        self.announce()
+        self.set_tier(None)
+        self.run_json("--only", "2025-10-27")
+        self.set_tier(365)
+        self.announce()
+
+    def test_runs_of_a_part_and_restores_do_not_undo_an_announcement(self) -> None:
+        for number in range(3):
+            self.add_recording(f"2025-10-27/{number}")
+        self.announce()
+        self.run_cli("restore", "2025-10-27/0-0.json")
+        ran = self.run_json("--keep-originals")
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertEqual(self.run_json("--limit", "1").summary["deleted"], 1)
+        self.assertEqual(self.run_json("--only", "2025-10-27/1*").summary["deleted"], 1)
+        self.delete()
+
+    def test_an_announcement_outlasts_many_runs_of_a_part(self) -> None:
+        self.add_recording()
+        self.announce()
+        for _ in range(service.RUNS_REMEMBERED + 1):
+            self.run_here("run", "--only", "elsewhere")
+        self.delete()
+
+    def test_it_is_notified_whatever_notify_on_says(self) -> None:
+        told = self.folder / "told"
+        self.add_recording()
+        self.set_tier(notify_on="problem", notify_command=f'echo "$MESSAGE" >>{told}')
+        self.announce()
+        self.assertIn("the next run deletes 1 recordings", told.read_text())
+        self.delete()
+        self.assertEqual(len(told.read_text().splitlines()), 1)
+
+    def test_what_stayed_before_is_counted_when_a_changed_tier_is_announced(self) -> None:
+        self.add_bytes(b"x" * 600, "2025-10-27/alone.webm")
+        self.announce()
+        self.run_json()
+        self.set_tier(380)
+        self.assertIn("1 files without a sidecar stay", self.announce().summary["message"])
+
+    def test_the_first_run_ever_neither_deletes_nor_waits(self) -> None:
+        self.add_recording()
+        lines = self.history().read_text().splitlines(True)
+        self.history().write_text("".join(line for line in lines if '"run"' not in line))
+        self.announce()
+        self.delete()
+
+    def test_what_is_due_makes_no_other_move_first(self) -> None:
+        self.add("chunk_0", "2025-10-27/a-0.webm")
+        self.add_json("2025-10-27/a-0.json", sidecar("2025-10-27/a", ["a-0.webm"]))
+        ran = self.announce()
+        self.assertEqual(ran.outcomes, {})
+        self.assertEqual(self.delete().outcomes["2025-10-27/a-0.webm"]["action"], "deleted")
+        document = self.document()
+        self.assertEqual((document["audio_deleted"], document["compressed"]), (True, False))
+        self.assertEqual(document["chunks"][0]["file"], "a-0.webm")
+
+
+class Deleted(DeleteCase):
+    def test_the_transcript_stays_and_sidecar_index_and_statistics_say_what_happened(self) -> None:
+        self.add_recording()
+        before = self.document()
+        self.announce()
+        savings = self.stats()["savings"]
+        ran = self.delete()
+        told = ran.outcomes["2025-10-27/a-0.opus"]
+        self.assertEqual((told["file"], told["reason"]), (None, "by the tier of 365 days"))
+        document = self.document()
+        self.assertTrue(self.is_said())
+        for key in ("audio_deleted", "audio_deletion_date"):
+            del document[key]
+        for key in before.keys() - {"compression_ratio", "compression_date"}:
+            self.assertEqual(document[key], before[key], key)
+        entry = self.read_json("index.json")["recordings"][0]
+        self.assertEqual((entry["size"], entry["audio_deleted"]), (0, True))
+        stats = self.stats()
+        self.assertEqual(stats["deleted"], {"count": 1, "size": 600})
+        self.assertEqual((stats["savings"], stats["total_size"]), (savings, 0))
+        self.assertEqual(ran.summary["saved"], 600)
+        for command in ("stats", "doctor"):
+            self.assertNotIn("lost", self.run_cli(command).out)
+        self.assertIn("deleted", service.stats_page(stats))
+        ran = self.run_cli("check")
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        self.assertEqual(self.run_json().summary["found"], 0)
+
+    def test_restore_says_when_it_was_deleted(self) -> None:
+        self.add_recording()
+        self.announce()
+        self.delete()
+        day = time.strftime("%Y-%m-%d")
+        for path in ("2025-10-27/a-0.json", "2025-10-27/a-0.opus"):
+            ran = self.run_cli("restore", str(self.library / path))
+            self.assertEqual(ran.code, 1)
+            said = f"deleted on {day} by the tier of 365 days; nothing to bring back"
+            self.assertIn(said, (ran.out + ran.err).lower())
+
+    def test_kept_originals_go_with_their_copies_and_strangers_stay(self) -> None:
+        (copy,) = self.add_recording()
+        original = self.add_bytes(b"x" * 1000, "2025-10-27/a-0.webm")
+        stranger = self.add_bytes(b"y" * 900, "2025-10-27/a-0.m4a")
+        self.set_tier(keep_originals_days=9000)
+        self.announce()
+        self.delete()
+        self.assertFalse(copy.exists() or original.exists())
+        self.assertTrue(stranger.exists())
+        ran = self.run_json()
+        self.assertNotIn("is back", ran.err)
+        self.assertTrue(self.is_said())
+
+    def test_what_was_kept_or_failed_before_goes_too(self) -> None:
+        for letter, action, code in (("a", "kept", "video"), ("b", "failed", "input-output")):
+            take = f"2025-10-27/{letter}"
+            self.add_bytes(b"x" * 1000, f"{take}.webm")
+            self.add_json(f"{take}.json", sidecar(letter, [f"{letter}.webm"]))
+            about = {"action": action, "code": code, "suffix": "", "size": 0, "attempts": 3}
+            self.remember(past_of(take, **about))
+        self.announce()
+        self.delete(2)
+
+    def test_a_file_that_changed_or_has_other_bytes_than_on_record_keeps_all(self) -> None:
+        first, second = self.add_recording(chunks=2)
+        self.announce()
+        status, content = second.stat(), bytearray(second.read_bytes())
+        content[5] ^= 1
+        second.write_bytes(content)
+        os.utime(second, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        ran = self.run_json(code=1)
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertTrue(first.exists() and second.exists())
+        self.assertFalse(self.is_said())
+        self.assertEqual(self.run_json().summary["deleted"], 0)
+
+    def test_a_deleted_one_whose_sidecar_is_removed_is_not_reported(self) -> None:
+        self.add_recording()
+        self.announce()
+        self.delete()
+        (self.library / "2025-10-27/a-0.json").unlink()
+        ran = self.run_json()
+        self.assertEqual(ran.summary["lost"], 0)
+        self.assertNotIn("Forgotten", ran.err)
+
+    def test_a_sidecar_is_the_witness_once_the_history_is_lost(self) -> None:
+        self.add_recording(chunks=2)
+        self.announce()
+        self.delete(2)
+        self.add_bytes(b"young", "2025-10-28/young.webm", time.time())
+        before = self.files()
+        shutil.rmtree(self.library / ".compression")
+        for _ in range(3):
+            ran = self.run_json()
+            self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
+        self.assertEqual(self.files(), before)
+
+    def test_an_older_history_reports_no_loss_of_what_a_sidecar_calls_deleted(self) -> None:
+        self.add_recording(chunks=2)
+        self.announce()
+        older = self.history().read_bytes()
+        self.delete(2)
+        before = self.files()
+        self.history().write_bytes(older)
+        for _ in range(2):
+            ran = self.run_json()
+            self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
+        self.assertEqual(self.files(), before)
+
+    def test_one_id_in_two_folders_is_said_once_all_of_it_is_deleted(self) -> None:
+        self.add_recording()
+        young = self.add_copy("2025-10-28/a-0", time.time() - 9 * DAY)
+        self.add_json("2025-10-28/a-0.json", sidecar("2025-10-27/a", ["a-0.opus"]))
+        self.announce()
+        self.delete()
+        entry = self.read_json("index.json")["recordings"][0]
+        self.assertNotIn("audio_deleted", entry)
+        self.assertEqual(entry["size"], 600)
+        os.utime(young, (LONG_AGO, LONG_AGO))
+        self.remember(
+            past_of("2025-10-28/a-0", sha256=hashlib.sha256(young.read_bytes()).hexdigest())
+        )
+        self.delete()
+        entry = self.read_json("index.json")["recordings"][0]
+        self.assertEqual((entry["audio_deleted"], entry["size"]), (True, 0))
+
+    def test_one_night_without_anything_due_reads_no_document(self) -> None:
+        self.add_recording()
+        self.add_recording("2025-10-28/b", age=time.time() - 40 * DAY)
+        self.announce()
+        self.delete()
+        self.run_json()
+        for path in self.library.rglob("*.json"):  # what was just written is read once more
+            os.utime(path, (LONG_AGO, LONG_AGO))
+        self.run_json()
+        with unittest.mock.patch.object(service, "read_sidecar") as read:
+            self.assertEqual(self.run_here("run").code, 0)
+        read.assert_not_called()
+
+
+class Age(DeleteCase):
+    def test_the_newest_file_and_the_date_of_the_recording_count(self) -> None:
+        young = time.time() - 300 * DAY
+        for name, age in (("2025-10-27/a", young), ("2026-05-01/b", LONG_AGO)):
+            self.add_recording(name, age=age)
+        first, second = self.add_recording("2025-10-27/c", chunks=2)
+        os.utime(second, (young, young))
+        ran = self.announce()
+        self.assertIn("deletes 0 recordings", ran.summary["message"])
+        self.assertEqual(self.run_json().summary["deleted"], 0)
+        self.assertTrue(first.exists())
+
+    def test_a_date_is_awaited_where_files_are_older(self) -> None:
+        """As after a synchronisation that gives every file an early time."""
+        self.add_recording("2025-12-05/a", age=LONG_AGO - 3000 * DAY)
+        config = service.Config(tiers=(service.Tier(365, delete=True),))
+        library = service.Library(str(self.library))
+        folder = library.folder("2025-12-05")
+        (note,) = service.folder_note(
+            folder, config, service.Moment(LONG_AGO + DAY, LONG_AGO + DAY)
+        )
+        due = time.mktime((2025, 12, 5, 0, 0, 0, 0, 0, -1)) + 365 * DAY
+        self.assertEqual(note["until"], due)
+
+    def test_a_date_that_no_calendar_has_deletes_nothing(self) -> None:
+        self.add_recording("2025-99-99/a")
+        self.announce()
+        self.assertEqual(self.run_json().summary["deleted"], 0)
+
+    def test_what_was_restored_counts_from_then(self) -> None:
+        (path,) = self.add_recording()
+        self.announce()
+        text = self.history().read_text()
+        self.remember(past_of("2025-10-27/a-0", back=time.time() - 100 * DAY))
+        self.assertEqual(self.run_json().summary["deleted"], 0)
+        self.assertTrue(path.exists())
+        self.assertIn("a-0", text)
+
+    def test_a_clock_that_is_far_ahead_deletes_nothing(self) -> None:
+        (path,) = self.add_recording()
+        self.announce()
+        lines = self.history().read_text().splitlines(True)
+        runs = [json.loads(line) for line in lines if '"type": "run"' in line]
+        others = [line for line in lines if '"type": "run"' not in line]
+        for run in runs:
+            run["time"] = LONG_AGO + 30 * DAY
+        self.history().write_text("".join(others) + "".join(json.dumps(run) + "\n" for run in runs))
+        ran = self.run_json()
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertIn("Waiting until another run confirms the clock: 1", ran.summary["message"])
+        self.assertTrue(path.exists())
+        self.delete()
+
+
+class Stays(DeleteCase):
+    def test_without_a_sidecar_of_its_own(self) -> None:
+        path = self.add_copy("2025-10-27/original_audio")
+        self.add_json("2025-10-27/list.json", {"next": "original_audio.opus", "more": "b.opus"})
+        self.assert_stays(path, "no sidecar owns it")
+
+    def test_with_one_that_only_names_it_and_has_a_transcript(self) -> None:
+        path = self.add_copy("2025-10-27/a-0")
+        about = {"id": "x", "full_transcription": "Hello", "audio": "a-0.opus"}
+        self.add_json("2025-10-27/other.json", about)
+        self.assert_stays(path, "no sidecar owns it")
+
+    def test_without_any_text(self) -> None:
+        for number, text in enumerate(("", None, " \n\t", "\\u00a0", "\u3000", 5, ["x"])):
+            with self.subTest(text):
+                name = f"2025-10-27/{number}"
+                about = {"chunks": [{"file": f"{number}.opus", "segments": [{"text": text}]}]}
+                path = self.add_copy(name)
+                raw = json.dumps({**about, "full_transcription": text}).replace("\\\\", "\\")
+                (self.library / f"{name}.json").write_text(raw)
+        self.assert_stays(path, "no sidecar has its transcript")
+        self.assertEqual(len(list(self.library.glob("*/*.opus"))), 7)
+
+    def test_text_anywhere_in_a_transcript_is_enough(self) -> None:
+        for number, raw in enumerate((
+            '"full_transcription": "\\u4f60\\u597d"',
+            '"full_transcription": "", "segments": [{"text": "."}]',
+            '"chunks": [{"file": "2.opus", "segments": [{"text": ""}, {"start": 1, "text": "x"}]}]',
+            '"chunks": ["3.webm"], "full_transcription": "\\n\\u0041"',
+        )):  # fmt: skip
+            name = f"2025-10-27/{number}"
+            self.add_copy(name)
+            (self.library / f"{name}.json").write_text("{" + raw + "}")
+        self.announce()
+        self.delete(4)
+
+    def test_with_a_policy_that_says_keep_anywhere(self) -> None:
+        (path,) = self.add_recording()
+        about = {"notes": ["a-0.opus"], "compression_policy": {"keep": True}}
+        self.add_json("2025-10-27/list.json", about)
+        self.assert_stays(path, "compression_policy says keep")
+
+    def test_with_a_document_that_cannot_be_edited(self) -> None:
+        (path,) = self.add_recording()
+        (self.library / "2025-10-27/broken.json").write_text('{"x": "a-0.opus"')
+        self.assert_stays(path, "sidecar cannot be edited")
+
+    def test_with_a_part_that_is_lost_or_not_here_yet(self) -> None:
+        first, second = self.add_recording(chunks=2)
+        about = sidecar("2025-10-27/a", ["a-0.opus", "a-1.opus", "a-2.webm"])
+        self.add_json("2025-10-27/a-0.json", about)
+        self.assert_stays(first, "not here yet", "a-2")
+        self.add_json("2025-10-27/a-0.json", sidecar("2025-10-27/a", ["a-0.opus", "a-1.opus"]))
+        second.unlink()
+        self.run_json(code=1)
+        ran = self.run_json()
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertTrue(first.exists())
+
+    def test_what_stays_makes_its_other_moves(self) -> None:
+        self.add("chunk_0", "2025-10-27/a-0.webm")
+        self.announce()
+        self.run_json()
+        self.assert_compressed("2025-10-27/a-0.webm")
+
+    def test_what_stayed_goes_once_it_has_a_transcript(self) -> None:
+        self.add_recording(full_transcription="", chunks_=1)
+        about = {"id": "2025-10-27/a", "chunks": ["a-0.opus"]}
+        self.add_json("2025-10-27/a-0.json", about)
+        self.announce()
+        self.run_json()
+        self.add_json("2025-10-27/a-0.json", {**about, "full_transcription": "Hello"})
+        self.delete()
+
+
+class CutShort(DeleteCase):
+    """A deletion that was begun and not finished: the line `deleting` is on record."""
+
+    def begin(self) -> list[Path]:
+        first, second = self.add_recording(chunks=2, audio_deleted=True, audio_deletion_date="2026")
+        self.announce()
+        for take in ("2025-10-27/a-0", "2025-10-27/a-1"):
+            about = {
+                "action": "deleted",
+                "code": "deleting",
+                "move": "delete",
+                "deleted": time.time(),
+            }
+            known = map(json.loads, self.history().read_text().splitlines())
+            lines = [line for line in known if line.get("take") == take]
+            self.remember({**lines[-1], "past": {**lines[-1]["past"], **about}})
+        first.unlink()
+        return [first, second]
+
+    def test_the_next_run_finishes_it(self) -> None:
+        _, second = self.begin()
+        self.delete(2)
+        self.assertFalse(second.exists())
+        self.assertTrue(self.is_said())
+        ran = self.run_json()
+        self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
+
+    def test_what_is_left_stays_once_its_owner_says_so(self) -> None:
+        for why in ("tier", "keep"):
+            with self.subTest(why):
+                _, second = self.begin()
+                if why == "keep":
+                    self.run_here("keep", str(second))
+                else:
+                    self.set_tier(None)
+                ran = self.run_json()
+                self.assertEqual((ran.summary["deleted"], ran.summary["lost"]), (0, 0))
+                self.assertTrue(second.exists())
+                self.assertFalse(self.is_said())
+                self.set_tier(365)
+                for _ in range(3):
+                    self.run_json()
+                self.assertTrue(second.exists(), "its age counts from that day")
+                second.unlink()
+                self.assertEqual(self.run_json(code=1).summary["lost"], 1)
+                self.history().write_text("")
+                self.put_run_on_record(DAY)
+                shutil.rmtree(self.library / "2025-10-27")
+                (self.library / "index.json").unlink()
+
+    def test_keep_originals_holds_it_back_for_that_run(self) -> None:
+        _, second = self.begin()
+        ran = self.run_json("--keep-originals")
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertNotIn("is back", ran.err)
+        self.assertTrue(second.exists())
+        self.delete(2)
+
+
+class Back(DeleteCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.paths = self.add_recording(chunks=2)
+        self.content = self.paths[0].read_bytes()
+        self.announce()
+        self.delete(2)
+        self.assertTrue(self.is_said())
+
+    def bring(self, content: bytes, name: str = "a-0.opus", age: float = LONG_AGO) -> Ran:
+        self.add_bytes(content, f"2025-10-27/{name}", age)
+        ran = self.run_json()
+        self.assertIn(f"2025-10-27/{name} is back", ran.err)
+        self.assertFalse(self.is_said())
+        self.assertEqual(ran.summary["lost"], 0)
+        ran = self.run_json()
+        self.assertEqual((ran.summary["lost"], ran.summary["deleted"]), (0, 0))
+        self.assertNotIn("is back", ran.err)
+        self.assertTrue((self.library / "2025-10-27" / name).exists())
+        return ran
+
+    def test_the_same_copy_counts_from_now(self) -> None:
+        self.bring(self.content)
+        self.assertEqual(self.stats()["deleted"]["count"], 1)
+        self.paths[0].unlink()
+        self.assertEqual(self.run_json(code=1).summary["lost"], 1, "it is watched as any copy")
+
+    def test_the_same_copy_with_a_new_time(self) -> None:
+        self.bring(self.content, age=time.time() - 500 * DAY)
+
+    def test_another_file_in_its_place_is_its_owner_s(self) -> None:
+        self.bring(b"other" * 99)
+
+    def test_an_original_is_one_again(self) -> None:
+        self.bring(b"x" * 1000, "a-0.webm")
+
+    def test_with_retry(self) -> None:
+        self.add_bytes(self.content, "2025-10-27/a-0.opus")
+        self.run_json("--retry")
+        self.run_json("--retry")
+        self.assertTrue(self.paths[0].exists())
+
+    def test_it_goes_again_when_it_is_old_once_more(self) -> None:
+        self.bring(self.content)
+        text = self.history().read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        for line in lines:
+            if line.get("past", {}).get("back"):
+                line["past"]["back"] = LONG_AGO
+        self.history().write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.delete()
+        self.assertTrue(self.is_said())
+
+    def test_a_dry_run_changes_nothing(self) -> None:
+        self.add_bytes(self.content, "2025-10-27/a-0.opus")
+        before, history = self.files(), self.history().read_bytes()
+        self.run_json("-n")
+        self.assertEqual((self.files(), self.history().read_bytes()), (before, history))
+
+
+class Archived(DeleteCase):
+    """Files in an archive go too, by their hash."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cold = self.folder / "cold"
+        self.there = self.cold / "archive-of-recordings/2025-10-27"
+        self.there.mkdir(parents=True)
+        self.archive = {"after_days": 200, "archive": str(self.cold)}
+        self.configure(tiers=[self.archive])
+        self.add_recording(chunks=2)
+        self.assertEqual(self.run_json().summary["archived"], 2)
+        self.configure(tiers=[self.archive, DELETE])
+
+    def archived(self) -> list[str]:
+        return sorted(path.name for path in self.there.glob("*.opus"))
+
+    def test_they_go_and_members_about_the_archive_too(self) -> None:
+        message = self.announce().summary["message"]
+        self.assertIn("deletes 1 recordings (1.20 kB) for good", message)
+        self.delete(2)
+        self.assertEqual(self.archived(), [])
+        self.assertTrue(self.is_said())
+        self.assertNotIn("archive_location", self.document())
+        self.assertNotIn("archived", self.document())
+        self.assertNotIn("archived", self.read_json("index.json")["recordings"][0])
+        self.assertEqual(self.stats()["archived"]["count"], 0)
+        ran = self.run_cli("check", "--archive")
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        ran = self.run_json()
+        self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
+
+    def test_other_bytes_there_stay_and_all_of_it_too(self) -> None:
+        self.announce()
+        (self.there / "a-1.opus").write_bytes(b"z" * 600)
+        ran = self.run_json(code=1)
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertEqual(len(self.archived()), 2)
+        self.assertFalse(self.is_said())
+        for _ in range(2):
+            self.run_json(code=1)
+        self.assertEqual(self.run_json().outcomes, {}, "given up after three nights")
+
+    def test_what_is_gone_there_is_no_hindrance(self) -> None:
+        self.announce()
+        (self.there / "a-1.opus").unlink()
+        self.delete(2)
+        self.assertEqual(self.archived(), [])
+
+    def test_an_archive_that_is_not_there_ends_the_run(self) -> None:
+        self.announce()
+        self.cold.rename(self.folder / "away")
+        ran = self.run_json(code=1)
+        self.assertEqual(ran.summary["deleted"], 0)
+        (self.folder / "away").rename(self.cold)
+        self.delete(2)
+
+    def test_without_an_archive_in_the_tiers_it_fails_and_says_why(self) -> None:
+        self.announce()
+        self.configure(tiers=[DELETE])
+        ran = self.run_json(code=1)
+        self.assertIn("tiers name no archive", ran.out)
+        self.assertEqual(len(self.archived()), 2)
+
+    def test_a_part_that_is_here_again_goes_with_the_rest(self) -> None:
+        """As after a kill before the file was removed here."""
+        self.announce()
+        shutil.copy2(self.there / "a-1.opus", self.library / "2025-10-27/a-1.opus")
+        self.delete(2)
+        self.assertEqual(self.archived(), [])
+        self.assertFalse((self.library / "2025-10-27/a-1.opus").exists())
+
+    def test_what_came_back_from_the_archive_counts_from_then(self) -> None:
+        self.announce()
+        self.assertEqual(self.run_cli("restore", str(self.library / "2025-10-27")).code, 0)
+        self.assertEqual(self.run_json().summary["deleted"], 0)
+        self.assertTrue((self.library / "2025-10-27/a-0.opus").exists())
+
+
+class Held(DeleteCase):
+    def test_delete_with_kept_originals_is_a_config_error(self) -> None:
+        self.set_tier(delete_originals=False)
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 2)
+        self.assertIn("delete_originals", ran.err)
+        for wrong in ({"delete": False}, {"delete": 1}, {"delete": "true"}, {"delete": None}):
+            self.configure(tiers=[{"after_days": 400, **wrong}])
+            self.assertEqual(self.run_cli().code, 2, wrong)
+        self.configure(tiers=[DELETE, {"after_days": 400, "archive": "/x"}])
+        self.assertIn("deletion last", self.run_cli().err)
+
+    def test_a_pause_holds_it_back(self) -> None:
+        (path,) = self.add_recording()
+        self.announce()
+        self.run_here("pause")
+        self.run_json()
+        self.run_here("resume")
+        self.assertTrue(path.exists())
+        self.delete()
+
+    def test_a_selected_chunk_never_goes_alone(self) -> None:
+        first, second = self.add_recording(chunks=2)
+        self.announce()
+        self.assertEqual(self.run_json("--only", "*/a-0*").summary["deleted"], 0)
+        self.assertTrue(first.exists() and second.exists())
+
+    def test_a_limit_takes_a_recording_whole(self) -> None:
+        self.add_recording("2025-10-27/a", chunks=2)
+        self.add_recording("2025-10-27/b", chunks=2)
+        self.announce()
+        self.assertEqual(self.run_json("--limit", "1").summary["deleted"], 2)
+        self.delete(2)
+
+
+class Foreseen(DeleteCase):
+    """What is next to be deleted, with dates."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add_recording()
+        self.later = time.time() - 360 * DAY
+        self.add_recording(time.strftime("%Y-%m-%d/b", time.localtime(self.later)), 2, self.later)
+        self.due = time.strftime("%Y-%m-%d", time.localtime(self.later + 365 * DAY))
+
+    def test_statistics_page_and_doctor_name_number_bytes_and_date(self) -> None:
+        for _ in range(2):
+            stats = self.stats()
+            today = time.strftime("%Y-%m-%d")
+            self.assertEqual(
+                stats["next_deletions"],
+                [
+                    {"date": today, "count": 1, "size": 600},
+                    {"date": self.due, "count": 2, "size": 1200},
+                ],
+            )
+            for said in (self.run_cli("stats").out, service.stats_page(stats)):
+                self.assertIn(f"to delete for good on {self.due}", " ".join(said.split()))
+                self.assertIn("2 (1.20 kB)", said)
+            self.assertIn("Next to be deleted", " ".join(self.run_cli("doctor").out.split()))
+            self.run_json("--only", "2025-10-27")  # which writes notes
+
+    def test_a_dry_run_lists_what_is_due_and_says_what_is_next(self) -> None:
+        ran = self.run_json("-n")
+        self.assertEqual(ran.summary["would-delete"], 1)
+        self.assertEqual(ran.outcomes["2025-10-27/a-0.opus"]["action"], "would-delete")
+        self.assertIn("Next to be deleted", ran.summary["message"])
+        self.assertEqual(self.stats()["next_deletions"][0]["count"], 1)
+
+    def test_nothing_is_said_without_a_tier(self) -> None:
+        self.set_tier(None)
+        self.assertEqual(self.stats()["next_deletions"], [])
+        self.assertNotIn("Next to be", self.run_json("-n").summary["message"])
+
+
+if __name__ == "__main__":
+    unittest.main()
