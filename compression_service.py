@@ -3293,12 +3293,11 @@ def for_each_original(move: Move) -> list[Move]:
 
 
 def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
-    """Returns the original if settings let a move remove it now. If it was kept, its copy must be
-    on record for `keep_originals_days`."""
+    """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
+    copy must be on record for so long."""
     take, config = asked.take, asked.config
-    is_over = not config.keep_originals_days
-    if is_proven:
-        is_over = freed_from(take, config) <= asked.moment.careful
+    is_over = is_proven and freed_from(take, config) <= asked.moment.careful
+    is_over = is_over or not config.keep_originals_days
     return (take.original,) if take.original and config.delete_originals and is_over else ()
 
 
@@ -3401,9 +3400,11 @@ def early_steps(config: Config) -> Iterator[tuple[Sequence[str], Config]]:
     """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
     they are due."""
     oldest = max(config.age_threshold_days, EARLIEST)
-    config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=oldest)
+    # As good as no days. (Without days, an original would not wait for a run on record.)
+    days = min(config.keep_originals_days, 1e-6)
+    config = dataclasses.replace(config, keep_originals_days=days, age_threshold_days=oldest)
     yield (Free.name,), config
-    config = dataclasses.replace(config, age_threshold_days=EARLIEST)
+    config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=EARLIEST)
     yield (Compress.name, Adopt.name), config
     for number, tier in enumerate(config.tiers):
         if tier.bitrate or (tier.archive and has_own_disk(config)):
