@@ -128,7 +128,7 @@ from os.path import (
     relpath,
     splitext,
 )
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from time import monotonic
 from typing import (
     IO,
@@ -1084,6 +1084,11 @@ class Command(NamedTuple):
     settings: str
     run: Callable[[Config, Report], None]
 
+    @property
+    def fields(self) -> list[dataclasses.Field[Any]]:
+        """Returns the settings of Config that it has flags for."""
+        return [SETTINGS[name] for name in f"file recordings_dir {self.settings}".split()]
+
 
 class Parser(argparse.ArgumentParser):
     """Reports wrong usage in one sentence instead of a page. Raises UsageError."""
@@ -1137,15 +1142,18 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog=f"{PROGRAM} {name}", description=about, epilog=EXIT_CODES, allow_abbrev=False
     )
-    for each in settings_of_command(name):
-        add_flag(parser, SETTINGS[each])
+    for field in COMMANDS[name].fields:
+        add_flag(parser, field)
     others = [*words[:at], *words[at + 1 :]]
     if "--" in others:  # the intermixed parser forgets it
         end = others.index("--")
         others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
     found, unknown = parser.parse_known_intermixed_args(others)
     if unknown:
-        flags = {flag: each for each in (*COMMANDS, name) for flag in flags_of_command(each)}
+        flags: dict[str, str] = {}
+        for each in (*COMMANDS, name):
+            for field in COMMANDS[each].fields:
+                flags.update(dict.fromkeys(field.metadata["flags"], each))
         near = nearest(unknown[0].partition("=")[0], flags)
         whose = "" if flags[near] == name else f" of '{flags[near]}'"
         said = f"; the nearest is {near}{whose}" if unknown[0].startswith("-") else ""
@@ -1184,17 +1192,8 @@ def place_of_command(words: Sequence[str]) -> int:
             break
         if not word.startswith("-") and before not in VALUED:
             return at
-        before = "" if before in VALUED else word
+        before = word
     return len(words)
-
-
-def settings_of_command(name: str) -> list[str]:
-    return f"file recordings_dir {COMMANDS[name].settings}".split()
-
-
-def flags_of_command(name: str) -> Iterator[str]:
-    for each in settings_of_command(name):
-        yield from flags_of(SETTINGS[each])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1204,23 +1203,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
     """Adds the flags of a setting, or the words that stand without one. Its help also names its key
     in the config file, and the default."""
-    kind, declared, has_key = field.metadata.values()
-    flags, text = flags_of(field), declared.partition(": ")[2]
-    options: dict[str, Any] = {"dest": field.name, "help": text}
-    if kind is check_boolean:
-        options["action"] = BOOLEAN_ACTIONS[field.default]
-    else:
-        options.update(metavar=flags.pop(), type=partial(from_text, kind))
+    kind, text, flags = (field.metadata[name] for name in ("kind", "help", "flags"))
+    options: dict[str, Any] = {"action": BOOLEAN_ACTIONS.get(field.default)}
+    if kind is not check_boolean:
+        *flags, metavar = flags
+        options = {"metavar": metavar, "type": partial(from_text, kind)}
     if kind is TEXTS:
         options.update({"action": "append"} if flags else {"nargs": "*"})
-    if has_key:
-        options["help"] += f" (config key: {field.name}, default: {json.dumps(field.default)})"
-    parser.add_argument(*flags, default=None, **options)
-
-
-def flags_of(field: dataclasses.Field[Any]) -> list[str]:
-    """Returns the flags of a setting, and what stands behind them unless it is a boolean."""
-    return str(field.metadata["flags"]).partition(": ")[0].split()
+    if field.metadata["key"]:
+        text += f" (config key: {field.name}, default: {json.dumps(field.default)})"
+    parser.add_argument(*flags, dest=field.name, help=text, default=None, **options)
 
 
 def from_text(kind: Kind, text: str) -> Any:
@@ -1245,7 +1237,8 @@ Kind = Callable[[Any], Any]  # the value that is used; raises ValueError with wh
 def setting(default: Any, kind: Kind, flags: str = "", key: bool = True) -> Any:
     """Declares a field of Config: its flags, what stands behind them and their help, as
     "-j --jobs N: at work at once", and whether the config file has it as a key."""
-    metadata = {"kind": kind, "flags": flags, "key": key}
+    names, _, text = flags.partition(": ")
+    metadata = {"kind": kind, "flags": names.split(), "help": text, "key": key}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -1500,7 +1493,7 @@ VALUED = {  # flags with a value behind them
     flag
     for field in SETTINGS.values()
     if field.metadata["kind"] is not check_boolean
-    for flag in flags_of(field)
+    for flag in field.metadata["flags"]
 }
 FILE_KINDS: Mapping[str, Kind] = {
     name: field.metadata["kind"] for name, field in SETTINGS.items() if field.metadata["key"]
@@ -1820,7 +1813,7 @@ class Run:
             text = f"{size_text(free_space(self.library))} free, keep_free asks for {wanted}"
             if self.is_spent and not self.report.exit_code and self.moment == self.clock:
                 text += ". No step is left that would free more"
-            self.report.add(text, is_urgent=is_news)
+            self.report.announce(text, is_news)
         elif is_news and self.config.keep_free:
             self.report.announce("As much space is free again as keep_free asks for")
         self.was_short = is_short
@@ -1972,7 +1965,7 @@ class Run:
         """Carries out moves of single takes, then those of whole recordings, so that an archive
         that is not mounted stops no compression. The list is emptied, because the packets of one
         recording may take 40 kB."""
-        self.report.begin(list(itertools.chain(*groups)), self.workers)
+        self.report.begin(list(itertools.chain(*groups)))
         if self.config.keep_free:
             self.moved.update(move.take.stem for group in groups for move in group)
         singles, wholes = by_round(groups)
@@ -7686,11 +7679,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
     run, problems = Run(config, Report(config)), list[str]()
     library = run.library
     library.require(config.log_file)
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    sums = add_up(run, problems)
-    for key, value in sorted(sums.items()):
-        group, _, name = key.partition("/")
-        groups[group][name] = value
+    groups = add_up(run, problems)
     for stem, past in losses(library).items():
         key = f"{Action.LOST.value} {past.lost}"
         groups["named"].setdefault(key, []).append(stem + past.suffix)
@@ -7708,7 +7697,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "paused": until > 0,
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
-        "next_deletions": next_deletions(sums, run.now),
+        "next_deletions": next_deletions(groups, run.now),
         "runs": run.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
@@ -7717,9 +7706,9 @@ def gather_stats(config: Config) -> dict[str, Any]:
     return stats
 
 
-def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
-    """Returns the sums of all folders. A folder that was removed still counts what is archived. The
-    note on a folder has its sums while it holds."""
+def add_up(run: Run, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns the sums of all folders, by group. A folder that was removed still counts what is
+    archived. The note on a folder has its sums while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
     gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
     seen = set[str]()
@@ -7734,7 +7723,11 @@ def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
         for key, value in counted.items():
             sums.setdefault(key, type(value)())
             sums[key] += value
-    return sums
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in sorted(sums.items()):
+        group, _, name = key.partition("/")
+        groups[group][name] = value
+    return groups
 
 
 def seal(sums: Any) -> int:
@@ -7777,17 +7770,15 @@ def add_deletion(sums: Counter[str], take: Take, config: Config) -> None:
         sums[f"doomed_size/{day}"] += take.size
 
 
-def next_deletions(sums: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
+def next_deletions(groups: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
     """Returns the days on which a tier deletes next. What should be gone is due today. Documents
     have not been read, so some of it may stay."""
     found, today = dict[str, dict[str, Any]](), local_time(now)[:10]
-    for key in sorted(sums):
-        group, _, day = key.partition("/")
-        if group == "doomed":
-            day = max(day, today)
-            told = found.setdefault(day, {"date": day, "count": 0, "size": 0})
-            told["count"] += sums[key]
-            told["size"] += sums[key.replace("doomed", "doomed_size")]
+    for due, count in groups["doomed"].items():
+        day = max(due, today)
+        told = found.setdefault(day, {"date": day, "count": 0, "size": 0})
+        told["count"] += count
+        told["size"] += groups["doomed_size"][due]
     return [*found.values()][:LISTED]
 
 
@@ -8093,8 +8084,7 @@ def command_stats(config: Config, report: Report) -> None:
     stats = gather_stats(config)
     report.write_json(stats)
     if config.html:
-        with open(config.html, "w", encoding="utf-8") as file:
-            file.write(stats_page(stats))
+        Path(config.html).write_text(stats_page(stats), "utf-8")
         report.say(f"Written: {config.html}")
     elif not config.json:
         for line in stats_lines(stats):
@@ -8149,8 +8139,9 @@ def command_serve(config: Config, report: Report) -> None:
                 self.send_error(503, explain=explain(error))
                 return
             self.send_response(200)
-            about = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
-            for name, value in {**about, **HEADERS}.items():
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in HEADERS.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
@@ -8822,7 +8813,6 @@ class Report:
     ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
     seconds = 0.0  # of audio that a dry run found to be due
-    workers = 1
     exit_code = 0
     is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
@@ -8837,8 +8827,7 @@ class Report:
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
         self.remarks: list[str] = []  # in the sentence at the end
-        self.order: deque[str] = deque()  # paths, in which a dry run reports
-        self.lines: dict[str, tuple[str, Mapping[str, Any]]] = {}  # that wait for their turn
+        self.foreseen: list[tuple[Any, str, Mapping[str, Any]]] = []  # lines, by place and path
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -8916,21 +8905,16 @@ class Report:
         self.error(text, code)
         return text
 
-    def add(self, remark: str, is_urgent: bool) -> None:
+    def announce(self, remark: str, is_urgent: bool = True) -> None:
         """Adds a remark to the sentence at the end, which is sent at once if it is urgent."""
         self.remarks.append(remark)
         self.is_urgent = self.is_urgent or is_urgent
 
-    def announce(self, remark: str) -> None:
-        self.add(remark, is_urgent=True)
-
-    def begin(self, moves: Sequence[Move], workers: int) -> None:
+    def begin(self, moves: Sequence[Move]) -> None:
         """Reports what is due, with its length where that is known. A dry run measures it."""
-        self.due, self.workers = self.due + len(moves), workers
+        self.due += len(moves)
         proofs = [move for move in moves if not move.is_whole]
-        if self.config.dry_run:
-            self.order.extend(move.path for move in moves)
-        elif proofs:
+        if proofs and not self.config.dry_run:
             size = size_text(sum(move.source_size for move in proofs))
             known = [move.seconds or move.recording.seconds_of(move.take) for move in proofs]
             much = f", {duration_text(sum(known))} of audio" if all(known) else ""
@@ -8958,18 +8942,13 @@ class Report:
         line = self.line(move, sizes, told["reason"])
         trace = move.outcome.trace if move.outcome else ""
         self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
-        self.lines[move.path] = (line, told)
-        self.show_lines()
+        if self.config.dry_run:
+            self.foreseen.append(((place_in_line([move]), move.path), line, told))
+        else:
+            self.show(line, told)
         advice = advice_on(move)
         if advice:
             self.error(advice)
-
-    def show_lines(self) -> None:
-        """Shows each line whose turn has come; all of them where no order is left."""
-        while self.order and self.order[0] in self.lines:
-            self.show(*self.lines.pop(self.order.popleft()))
-        while self.lines and not self.order:
-            self.show(*self.lines.pop(next(iter(self.lines))))
 
     def show(self, line: str, told: Mapping[str, Any]) -> None:
         self.write_json(told)
@@ -9033,8 +9012,8 @@ class Report:
     def summary(self, message: str = "") -> dict[str, Any]:
         """Reports and logs the end of a run, also of one that could not begin: then `message` is
         why, and has been reported. Returns the object of `--json`, with a `message` for people."""
-        self.order.clear()
-        self.show_lines()
+        for _, line, told in sorted(self.foreseen, key=lambda each: each[0]):
+            self.show(line, told)
         text = "" if message and not self.counts else self.sentence()
         lost = self.counts[Action.LOST]
         if lost > NAMED:
@@ -9079,17 +9058,16 @@ class Report:
             parts.append(f"The disk {'would have' if config.dry_run else 'has'} {size} more free")
         elif self.saved < 0 and self.counts[Action.COMPRESSED]:
             parts.append(f"The copies take {size} until the originals are deleted")
-        if self.young:
-            parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
-        if self.held:
-            parts.append(f"Waiting until another run confirms the clock: {self.held}")
-        if self.missed:
-            parts.append(f"Lost before, and still missing: {self.missed}")
-        if self.links:
-            parts.append(f"Symbolic links passed over: {self.links}")
+        others = {
+            f"Younger than {config.age_threshold_days:g} days": self.young,
+            "Waiting until another run confirms the clock": self.held,
+            "Lost before, and still missing": self.missed,
+            "Symbolic links passed over": self.links,
+        }
+        parts += [f"{what}: {count}" for what, count in others.items() if count]
         parts += self.remarks
         if self.seconds and config.command == "run":
-            took = duration_text(self.seconds / SPEED / self.workers)
+            took = duration_text(self.seconds / SPEED / (config.jobs or allowed_cores()))
             parts.append(f"{duration_text(self.seconds)} of audio. A run may take {took}")
         elif self.counts:
             parts.append(f"Took {duration_text(monotonic() - self.started)}")
@@ -9319,9 +9297,8 @@ def examine_log(run: Run) -> Iterator[Finding]:
 
 
 def examine_state(run: Run) -> Iterator[Finding]:
-    """Yields what statistics and page say too."""
-    for each in gather_stats(run.config)["findings"]:
-        yield Finding(**each)
+    """Returns what statistics and page say too."""
+    return findings(run, gather_stats(run.config))
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -9445,8 +9422,7 @@ def command_demo(config: Config, report: Report) -> None:
         day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
         for name, text in DEMO_FILES.items():
-            with open(join(folder, name), "w", encoding="ascii") as file:
-                file.write(text)
+            Path(folder, name).write_text(text)
         tools = Tools(Stop())
         for name in ("14-30-45-chunk-1.webm", "16-00-00-cut-short.webm"):
             tools.run([tools.ffmpeg, *QUIET, *DEMO_SOUND.split(), name], 6, folder=day)
@@ -9502,8 +9478,7 @@ def set_keep(run: Run, recording: Recording) -> None:
         read_whole(join(folder, name), edit)
         if not config.dry_run:
             rewrite(join(folder, name), edit, run.staging, backup=True)
-    if not config.dry_run:
-        flush_folder(folder)
+            flush_folder(folder)
     runs = "In a dry run only: runs" if config.dry_run else "Runs"
     what = "may work again on" if config.off else "leave alone"
     run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")
