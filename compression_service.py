@@ -7702,7 +7702,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "at_work": library.at_work(),
         "problems": problems,
     }
-    stats["findings"] = [finding._asdict() for finding in findings(run, stats)]
+    stats["findings"] = [{"text": text, "code": code} for text, code in findings(run, stats)]
     return stats
 
 
@@ -7839,42 +7839,36 @@ def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
     }
 
 
-class Finding(NamedTuple):
-    """A sentence on the state of a library. `code` is doctor's exit code, 0 if nothing is wrong."""
-
-    text: str
-    code: int = 0
-
-
-def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yields the sentences that doctor, terminal and page say first."""
+def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yields the sentences that doctor, terminal and page say first. With each stands the exit code
+    that doctor gives it, 0 if nothing is wrong."""
     yield from obstacles(run)
     failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
     if failed:
-        yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
+        yield f"{failed:,} failed and stayed as they were; 'stats' names them.", 1
     for problem in stats["problems"]:
-        yield Finding(problem, 1)
+        yield problem, 1
     if run.shortage > 0:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
-        yield Finding(f"{room} free, keep_free asks for {wanted}.")
+        yield f"{room} free, keep_free asks for {wanted}.", 0
     for text in deletion_texts(stats["next_deletions"]):
-        yield Finding(f"{text}.")
+        yield f"{text}.", 0
     if not stats["recordings"]:
-        yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
+        yield f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.", 0
     if run.last:
         when, said = run.last["time"], run.last.get("message")
-        yield Finding(f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code"))))
+        yield f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code")))
         if run.now - when > LATE and not stats["paused"]:
             ago = duration_text(run.now - when)
-            yield Finding(f"That is {ago} ago. Is the schedule at work?", 1)
+            yield f"That is {ago} ago. Is the schedule at work?", 1
         python = str(run.last.get("python") or "/")
         if not lexists(python):
-            yield Finding(f"Its {python} is gone: print the schedule anew.", 1)
+            yield f"Its {python} is gone: print the schedule anew.", 1
     else:
-        yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
+        yield f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.", 0
     room = stats["free_space"]
     free = "" if room is None else f", {size_text(room)} free"
-    yield Finding(f"{saved_percent(stats)} % saved{free}.")
+    yield f"{saved_percent(stats)} % saved{free}.", 0
 
 
 def library_of(config: Config) -> Library:
@@ -9167,14 +9161,14 @@ def iso(seconds: float) -> str:
 def command_doctor(config: Config, report: Report) -> None:
     """Reports each finding once; the exit code is that of the gravest."""
     run = Run(config, report)
-    found = [*obstacles(run), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    found = [*obstacles(run), (f"Python {sys.version.split()[0]} at {sys.executable}", 0)]
     checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_state)
     with run.open(locks=False):
         for check in checks:
             try:
                 found += check(run)
             except (ServiceError, Refusal, OSError) as error:
-                found.append(Finding(explain(error), exit_code_of(error)))
+                found.append((explain(error), exit_code_of(error)))
     said: list[str] = []
     for text, code in found:
         if not any(each in text for each in said):
@@ -9188,22 +9182,22 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
-def obstacles(run: Run) -> Iterator[Finding]:
+def obstacles(run: Run) -> Iterator[tuple[str, int]]:
     """Yields what keeps runs from their work, or their owner from hearing of it."""
     config, pause = run.config, run.library.paused(run.now)
     if pause:
-        yield Finding(pause, 1)
+        yield pause, 1
     if config.dry_run:
-        yield Finding(f'"dry_run" is set in {config.file}: no run changes anything.', 1)
+        yield f'"dry_run" is set in {config.file}: no run changes anything.', 1
     word = first_word(config.notify_command or "")
     if word and not is_known_to_shell(word, dirname(config.file)):
         text = f"The notify_command begins with {word}. No program on PATH has this name."
-        yield Finding(text, 1)
+        yield text, 1
     with suppress(ServiceError, OSError):
         lost = losses(run.library).items()
         paths = [stem + past.suffix for stem, past in lost]
         if paths:
-            yield Finding(f"Lost copies: {', '.join(paths)}. {LOST_ADVICE}", 1)
+            yield f"Lost copies: {', '.join(paths)}. {LOST_ADVICE}", 1
     try:
         index = join(config.recordings_dir, INDEX_NAME)
         read_whole(index, lambda data: next(entries(JsonText(data)), None))
@@ -9211,7 +9205,7 @@ def obstacles(run: Run) -> Iterator[Finding]:
         pass
     except (Flaw, OSError) as error:
         text = f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
-        yield Finding(text, 1)
+        yield text, 1
 
 
 def first_word(command: str) -> str:
@@ -9234,13 +9228,13 @@ def is_known_to_shell(word: str, folder: str) -> bool:
 FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
 
 
-def examine_ffmpeg(run: Run) -> Iterator[Finding]:
+def examine_ffmpeg(run: Run) -> Iterator[tuple[str, int]]:
     target = Target(run.config.target_format, run.config.target_bitrate)
     try_ffmpeg(run.tools, target)
-    yield Finding(f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again")
+    yield f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again", 0
 
 
-def examine_library(run: Run) -> Iterator[Finding]:
+def examine_library(run: Run) -> Iterator[tuple[str, int]]:
     """Tries all that its commits need, if our own folder is there to be locked."""
     library = run.library
     library.require(run.config.log_file)
@@ -9251,18 +9245,18 @@ def examine_library(run: Run) -> Iterator[Finding]:
             try:
                 stack.enter_context(library.lock())
             except BusyError as busy:
-                yield Finding(str(busy))
+                yield str(busy), 0
                 return
             try_commits(library)
         problems = foresee_all(run, moves)
     yield from problems
     if not problems:
-        yield Finding(f"the library {library.root} can be written to; due: {len(moves)}")
+        yield f"the library {library.root} can be written to; due: {len(moves)}", 0
     for move in moves[:1]:
         run.try_ffmpeg_on(move)
 
 
-def foresee_all(run: Run, moves: Sequence[Move]) -> list[Finding]:
+def foresee_all(run: Run, moves: Sequence[Move]) -> list[tuple[str, int]]:
     """Tries in each folder what its commits need; returns what a run would say of that."""
     problems: dict[str, None] = {}
     staging = Staging(run.library)
@@ -9275,28 +9269,28 @@ def foresee_all(run: Run, moves: Sequence[Move]) -> list[Finding]:
                 why = f"{move.path}: {move.told()['reason']}."
                 problems[advice_on(move) or why] = None
     remove_all(staging.made)
-    return [Finding(problem, 1) for problem in problems][:NAMED]
+    return [(problem, 1) for problem in problems][:NAMED]
 
 
-def examine_archive(run: Run) -> Iterator[Finding]:
+def examine_archive(run: Run) -> Iterator[tuple[str, int]]:
     archive = run.archive
     if archive:
         archive.try_it()
         archive.try_upload()
-        yield Finding(f"the archive {archive.target} answers and takes files")
+        yield f"the archive {archive.target} answers and takes files", 0
 
 
-def examine_log(run: Run) -> Iterator[Finding]:
+def examine_log(run: Run) -> Iterator[tuple[str, int]]:
     """Does not make it, as doctor changes nothing."""
     place = path = run.config.log_file
     check_links(path)
     while not lexists(place):
         place = dirname(place)
     read_sign(place)
-    yield Finding(f"the log {path} can be written to")
+    yield f"the log {path} can be written to", 0
 
 
-def examine_state(run: Run) -> Iterator[Finding]:
+def examine_state(run: Run) -> Iterator[tuple[str, int]]:
     """Returns what statistics and page say too."""
     return findings(run, gather_stats(run.config))
 
