@@ -1138,11 +1138,11 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     if name not in COMMANDS:
         near = nearest(name, COMMANDS)
         front_page().error(f"There is no command '{name}'; the nearest is '{near}'")
-    about = COMMANDS[name].help
+    command = COMMANDS[name]
     parser = Parser(
-        prog=f"{PROGRAM} {name}", description=about, epilog=EXIT_CODES, allow_abbrev=False
+        prog=f"{PROGRAM} {name}", description=command.help, epilog=EXIT_CODES, allow_abbrev=False
     )
-    for field in COMMANDS[name].fields:
+    for field in command.fields:
         add_flag(parser, field)
     others = [*words[:at], *words[at + 1 :]]
     if "--" in others:  # the intermixed parser forgets it
@@ -7747,8 +7747,7 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
-            as_before = {"made/size": file.size, "made/asked": file.size * config.target_bitrate}
-            sums.update(as_before)
+            sums.update({"made/size": file.size, "made/asked": file.size * config.target_bitrate})
     for stem, past in folder.library.history.in_folder(folder.path).items():
         if past.place and basename(stem) not in folder.takes:
             add_deletion(sums, Take(stem, past=past), config)
@@ -8821,7 +8820,8 @@ class Report:
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
         self.remarks: list[str] = []  # in the sentence at the end
-        self.foreseen: list[tuple[Any, str, Mapping[str, Any]]] = []  # lines, by place and path
+        # What a dry run says of each move, with its place in line and its path.
+        self.foreseen: list[tuple[Any, str, str, Mapping[str, Any]]] = []
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -8937,7 +8937,7 @@ class Report:
         trace = move.outcome.trace if move.outcome else ""
         self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
         if self.config.dry_run:
-            self.foreseen.append(((place_in_line([move]), move.path), line, told))
+            self.foreseen.append((place_in_line([move]), told["path"], line, told))
         else:
             self.show(line, told)
         advice = advice_on(move)
@@ -9006,7 +9006,7 @@ class Report:
     def summary(self, message: str = "") -> dict[str, Any]:
         """Reports and logs the end of a run, also of one that could not begin: then `message` is
         why, and has been reported. Returns the object of `--json`, with a `message` for people."""
-        for _, line, told in sorted(self.foreseen, key=lambda each: each[0]):
+        for _, _, line, told in sorted(self.foreseen, key=lambda each: each[:2]):
             self.show(line, told)
         text = "" if message and not self.counts else self.sentence()
         lost = self.counts[Action.LOST]
