@@ -8826,8 +8826,8 @@ class Report:
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
         self.remarks: list[str] = []  # in the sentence at the end
-        # What a dry run says of each move, with its place in line and its path.
-        self.foreseen: list[tuple[Any, str, str, Mapping[str, Any]]] = []
+        # What a dry run says of each move, with the mtime of its oldest file and its path.
+        self.foreseen: list[tuple[int, str, str, Mapping[str, Any]]] = []
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -8943,7 +8943,8 @@ class Report:
         trace = move.outcome.trace if move.outcome else ""
         self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
         if self.config.dry_run:
-            self.foreseen.append((place_in_line([move]), told["path"], line, told))
+            oldest = min((file.mtime_ns for file in move.take.files), default=0)
+            self.foreseen.append((oldest, told["path"], line, told))
         else:
             self.show(line, told)
         advice = advice_on(move)
