@@ -6445,9 +6445,9 @@ class Archive:
             is_marked = ID_NAME in names
             if self.run.is_locked:
                 self.sweep(folder, names)
-            if self.run.is_locked and not is_marked:
-                self.identify(own)
-                self.deliver(own, mark, digest_of(own))
+                if not is_marked:
+                    self.identify(own)
+                    self.deliver(own, mark, digest_of(own))
                 is_marked = True
             if is_marked and not (lexists(own) and self.digest(mark) == digest_of(own)):
                 raise ServiceError(
@@ -6483,7 +6483,7 @@ class Archive:
 
     def takes_nothing(self, error: Exception) -> ServiceError:
         """Returns the error that ends the run."""
-        why = getattr(error, "detail", "") or explain(error)
+        why = detail_of(error)
         if is_full(error):
             advice = "Nothing is removed here; make room and run again."
             return NoSpaceError(f"No space left in {self.root}: {why}. {advice}")
@@ -6526,11 +6526,12 @@ class Archive:
         if size is None:
             return False
         found = self.digest(there)
-        if found not in (sha256, digest_of(source, size)):
+        if found == sha256:
+            return True
+        if found != digest_of(source, size):
             raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
-        if found != sha256:
-            self.remove(there)
-        return found == sha256
+        self.remove(there)
+        return False
 
     def deliver(self, source: str, there: str, digest: str) -> None:
         """Copies a file there under a name of this run, proves the copy, and moves it to its place.
@@ -6558,10 +6559,10 @@ class Archive:
         if getattr(error, "reason", None) is Reason.ARCHIVE_REFUSED:
             raise error
         self.try_upload()
-        why = getattr(error, "detail", "") or explain(error)
         if self.ends_at_refusal:
             self.refusal = f"The archive {self.root} refused {there}; the next run tries it again."
-        raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is not taken, while other names are: {why}")
+        why = f"{there} is not taken, while other names are: {detail_of(error)}"
+        raise Refusal(Reason.ARCHIVE_REFUSED, why)
 
     def visit(self, folder: str) -> None:
         """Looks once a run into a folder there and those above it. Removes what killed runs have
@@ -6724,10 +6725,10 @@ class RemoteArchive(Archive):
     def digest(self, there: str) -> str:
         """Hashes what the remote sends as it comes, so that it takes no space here. Tried twice,
         as `rclone cat` does not go on where a connection broke."""
-        command = self.command("cat", "--", there)
+        read = partial(self.run.tools.digest, self.command("cat", "--", there), ARCHIVE_PATIENCE)
         with suppress(Refusal):
-            return self.run.tools.digest(command, ARCHIVE_PATIENCE)
-        return self.run.tools.digest(command, ARCHIVE_PATIENCE)
+            return read()
+        return read()
 
     @contextmanager
     def read_back(self, there: str) -> Iterator[str]:
@@ -6782,6 +6783,11 @@ class RemoteArchive(Archive):
     def command(self, *words: str) -> list[str]:
         named = (word.translate(RCLONE_NAMES) for word in words)
         return [self.run.tools.find("rclone")[0], *RCLONE, *named]
+
+
+def detail_of(error: Exception) -> str:
+    """Returns what was found, without the sentence that a Refusal puts around it."""
+    return getattr(error, "detail", "") or explain(error)
 
 
 def is_full(error: Exception) -> bool:
@@ -6839,8 +6845,9 @@ def command_restore(config: Config, report: Report) -> None:
         raise UsageError("restore: expected PATH... or --last-run.")
     run = Run(config, report)
     run.library.require(config.log_file)
+    asked = with_more_than_copies(run, asked_for(run))
     if config.dry_run:
-        for recording in with_more_than_copies(run, asked_for(run)):
+        for recording in asked:
             for move in moves_back(recording, config):
                 move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
                 report.outcome(move)
@@ -6850,7 +6857,6 @@ def command_restore(config: Config, report: Report) -> None:
     with run.open(locks=True):
         try_commits(run.library)
         with run.finishing():
-            asked = with_more_than_copies(run, asked_for(run))
             run.carry_out(map(partial(brought_back, run), asked))
     run.note(report.summary())
 
@@ -7463,9 +7469,10 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
     `--archive`, by their hash. One that neither a sidecar nor the index names was deleted by its
     owner."""
     archive, report = run.archive, run.report
-    if away and not archive:
+    if not away:
+        return
+    if not archive:
         report.error(f"{len(away)} files are archived, and no archive is configured")
-    if not away or not archive:
         return
     missing = []
     with answering_for(run, "archive"):
@@ -7476,10 +7483,12 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
                 there, size = archive.find(take.folder, place, recording.location)
                 is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
-                    missing += [take.stem] if is_named else []
+                    if is_named:
+                        missing.append(take.stem)
                 elif place.size not in (0, size):
-                    known = f"{place.size} are on record"
-                    report.error(f"{there} has {size} bytes in the archive, {known}")
+                    report.error(
+                        f"{there} has {size} bytes in the archive, {place.size} are on record"
+                    )
                 elif run.config.archive and archive.digest(there) != place.sha256:
                     report.error(f"{there} in the archive is not the file that went there")
                 elif not is_named:
@@ -7563,7 +7572,7 @@ class History:
             for record in self.read(self.lines.get(as_json(folder), ())):
                 with suppress(*ODD):
                     stem = record["take"]
-                    if "\0" not in stem and NO_NAMES.isdisjoint(stem.split("/")):
+                    if stays_inside(stem):
                         remember(pasts, stem, Past.of(record["past"]))
         return self.known[folder]
 
@@ -7579,7 +7588,7 @@ class History:
         for key in filter(None, keys):
             with suppress(ValueError):
                 path = json.loads(b'"%s"' % key[:-1])
-                if "\0" not in path and NO_NAMES.isdisjoint(path.split("/")):
+                if stays_inside(path):
                     paths.add(path)
         return paths
 
@@ -7604,14 +7613,16 @@ class History:
         """Appends a line for each outcome, with the whole past of its take; flushed together. `now`
         is that of the commit, from which its documents' dates were derived too. Raises OSError:
         originals then stay."""
-        pasts = [move.past_after(now) for move in moves]
         records = []
-        for move, past in zip(moves, pasts):
+        pasts = []
+        for move in moves:
+            past = move.past_after(now)
             about = {"take": move.take.stem, "date": iso(now), "past": past.record()}
             records.append({**move.told(), **about})
+            pasts.append((move.take, past))
         self.write(records)
-        for move, past in zip(moves, pasts):
-            remember(self.in_folder(move.take.folder), move.take.stem, past)
+        for take, past in pasts:
+            remember(self.in_folder(take.folder), take.stem, past)
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
@@ -7640,9 +7651,15 @@ class History:
 
 def remember(pasts: dict[str, Past], stem: str, past: Past) -> None:
     """Notes the past of a take. One whose record was moved has none any more."""
-    pasts[stem] = past
     if past == NO_PAST:
-        del pasts[stem]
+        pasts.pop(stem, None)
+    else:
+        pasts[stem] = past
+
+
+def stays_inside(path: str) -> bool:
+    """Returns whether a path found in the history can only name something below the library."""
+    return "\0" not in path and NO_NAMES.isdisjoint(path.split("/"))
 
 
 def as_json(folder: str) -> bytes:
@@ -8331,7 +8348,7 @@ class Tools:
     def digest(self, command: Sequence[str], seconds: float) -> str:
         """Returns the SHA-256 of a command's output, without keeping it. Raises as `run` does."""
         digest = hashlib.sha256()
-        with self.started(command, subprocess.DEVNULL) as process:
+        with self.started(command) as process:
             _, messages = self.hear(process, seconds, digest.update)
         judge([process], messages)
         return digest.hexdigest()
@@ -8347,7 +8364,7 @@ class Tools:
             pool = ended.enter_context(Threads(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
             encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
-            first = self.started(commands[0], subprocess.DEVNULL, encode.stdin)
+            first = self.started(commands[0], stdout=encode.stdin)
             processes = (ended.enter_context(first), encode, verify)
             assert encode.stdin
             encode.stdin.close()
@@ -8361,7 +8378,11 @@ class Tools:
 
     @contextmanager
     def started(
-        self, command: Sequence[str], stdin: int, stdout: Any = subprocess.PIPE, folder: str = "/"
+        self,
+        command: Sequence[str],
+        stdin: int = subprocess.DEVNULL,
+        stdout: Any = subprocess.PIPE,
+        folder: str = "/",
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Starts a process. At the end it and its children are killed. Raises ToolError."""
         try:
