@@ -443,7 +443,7 @@ print(peak() - begun)
 
 
 class Large(NamesCase):
-    SIZE = 3 << 20
+    SIZE = 8 << 20
 
     def made(self, kind: str) -> str:
         chunk = json.dumps(
