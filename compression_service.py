@@ -4045,12 +4045,13 @@ class Delete(Move):
         expect(is_same(path, self.seen[file]))
 
     def remove(self, library: Library) -> None:
-        super().remove(library)
-        if self.archived:
-            archive, there = self.archived
-            archive.remove(there)
-            if archive.size_of(there) is not None:
-                raise Refusal(Reason.NOT_REMOVED, f"{there} is still in the archive")
+        try:
+            super().remove(library)
+            if self.archived:
+                archive, there = self.archived
+                archive.remove(there)
+        except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
+            raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
 
     def past_after(self, now: float) -> Past:
         """A recording that stays keeps its past, because other moves go on from that."""
@@ -6479,7 +6480,8 @@ class Archive:
         there = self.location(self.new_name())
         try:
             self.deliver(source, there, digest_of(source))
-            self.remove(there)
+            with suppress(Refusal, OSError):
+                self.remove(there)
         except (Refusal, OSError) as error:
             raise self.takes_nothing(error) from None
 
@@ -6697,7 +6699,8 @@ class FolderArchive(Archive):
             folder = dirname(folder)
 
     def remove(self, there: str) -> None:
-        remove_all([there])
+        with suppress(FileNotFoundError):
+            os.unlink(there)
 
 
 class RemoteArchive(Archive):
@@ -6755,8 +6758,7 @@ class RemoteArchive(Archive):
         return bool(told["Move"] or told["Copy"])
 
     def remove(self, there: str) -> None:
-        with suppress(Refusal, Stopped):
-            self.rclone("deletefile", "--", there)
+        self.rclone("deletefile", "--", there)
 
     def list_all(self) -> None:
         sizes = self.entries(self.root, "-R", "--files-only")
