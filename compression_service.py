@@ -1769,23 +1769,19 @@ class Run:
         tiers = tuple(tier for tier in self.config.tiers if is_free or not tier.delete)
         return dataclasses.replace(self.config, tiers=tiers)
 
-    @cached_property
-    def announced(self) -> Config:
-        """Returns the settings that the next run plans with. What stayed before counts again."""
-        return dataclasses.replace(self.config, retry=True)
-
     def is_doomed(self, recording: Recording) -> bool:
-        """Returns whether a recording waits for its deletion to be announced, and counts it."""
-        if self.is_announced or self.config.dry_run:
-            return False
-        moves = deleting(recording, self.announced, self.clock)
-        problems = [move for move in moves if move.outcome]
-        is_unowned = any(move.reason is Reason.NO_SIDECAR for move in problems)
-        self.unowned.update(move.take.stem for move in problems if is_unowned)
-        if problems or not moves:
-            return False
-        self.doomed[recording.key] = sum(move.take.size for move in moves)
-        return True
+        """Returns whether a recording waits for its deletion to be announced, and counts it. What
+        stayed before counts again."""
+        self.doomed.pop(recording.key, None)
+        if not self.is_announced and not self.config.dry_run:
+            config = dataclasses.replace(self.config, retry=True)
+            moves = deleting(recording, config, self.clock)
+            stay = [move for move in moves if move.outcome]
+            unowned = [move for move in stay if move.reason is Reason.NO_SIDECAR]
+            self.unowned.update(move.take.stem for move in unowned)
+            if moves and not stay:
+                self.doomed[recording.key] = sum(move.take.size for move in moves)
+        return recording.key in self.doomed
 
     def announce(self) -> None:
         """Reports what the tier that deletes will delete from the next run on. A dry run says
@@ -7158,8 +7154,7 @@ class Losses:
                 path = self.library.path(take.folder, file.name)
                 if file.suffix == past.suffix and digest_of(path) == past.sha256:
                     return past._replace(mtime_ns=file.mtime_ns)
-        is_same = take.is_known or take.is_half_deleted
-        return past if is_same else Past(ids=past.ids, settings=past.settings)
+        return past if take.is_known or take.is_half_deleted else NO_PAST
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
@@ -7775,22 +7770,19 @@ def add_deletion(sums: Counter[str], take: Take, config: Config) -> None:
     due = deletion_time(take, config)
     if due < LATEST:
         day = local_time(due)[:10]
-        sums[f"doomed/{day}"] += 1
+        sums[f"doomed_count/{day}"] += 1
         sums[f"doomed_size/{day}"] += take.size
 
 
 def next_deletions(sums: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
     """Returns the days on which a tier deletes next. What should be gone is due today. Documents
     have not been read, so some of it may stay."""
-    found, today = dict[str, dict[str, Any]](), local_time(now)[:10]
-    for key in sorted(sums):
+    days, today = defaultdict[str, Counter[str]](Counter), local_time(now)[:10]
+    for key, value in sums.items():
         group, _, day = key.partition("/")
-        if group == "doomed":
-            day = max(day, today)
-            told = found.setdefault(day, {"date": day, "count": 0, "size": 0})
-            told["count"] += sums[key]
-            told["size"] += sums[key.replace("doomed", "doomed_size")]
-    return [*found.values()][:LISTED]
+        if group in ("doomed_count", "doomed_size"):
+            days[max(day, today)][group[len("doomed_") :]] += value
+    return [{"date": day, **days[day]} for day in sorted(days)[:LISTED]]
 
 
 def deletion_texts(days: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -55,7 +55,7 @@ class DeleteCase(LibraryCase):
         return paths
 
     def run_json(self, *words: str, code: int = 0) -> Ran:
-        ran = self.run_cli("--json", *words)
+        ran = self.run_here("run", "--json", *words)
         self.assertEqual(ran.code, code, ran.out + ran.err)
         self.assertNotIn("Traceback", ran.err)
         return ran
@@ -155,7 +155,7 @@ class Announced(DeleteCase):
         for number in range(3):
             self.add_recording(f"2025-10-27/{number}")
         self.announce()
-        self.run_cli("restore", "2025-10-27/0-0.json")
+        self.run_here("restore", "2025-10-27/0-0.json")
         ran = self.run_json("--keep-originals")
         self.assertEqual(ran.summary["deleted"], 0)
         self.assertEqual(self.run_json("--limit", "1").summary["deleted"], 1)
@@ -225,9 +225,9 @@ class Deleted(DeleteCase):
         self.assertEqual((stats["savings"], stats["total_size"]), (savings, 0))
         self.assertEqual(ran.summary["saved"], 600)
         for command in ("stats", "doctor"):
-            self.assertNotIn("lost", self.run_cli(command).out)
+            self.assertNotIn("lost", self.run_here(command).out)
         self.assertIn("deleted", service.stats_page(stats))
-        ran = self.run_cli("check")
+        ran = self.run_here("check")
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         self.assertEqual(self.run_json().summary["found"], 0)
 
@@ -237,7 +237,7 @@ class Deleted(DeleteCase):
         self.delete()
         day = time.strftime("%Y-%m-%d")
         for path in ("2025-10-27/a-0.json", "2025-10-27/a-0.opus"):
-            ran = self.run_cli("restore", str(self.library / path))
+            ran = self.run_here("restore", str(self.library / path))
             self.assertEqual(ran.code, 1)
             said = f"deleted on {day} by the tier of 365 days; nothing to bring back"
             self.assertIn(said, (ran.out + ran.err).lower())
@@ -617,7 +617,7 @@ class Archived(DeleteCase):
         self.assertNotIn("archived", self.document())
         self.assertNotIn("archived", self.read_json("index.json")["recordings"][0])
         self.assertEqual(self.stats()["archived"]["count"], 0)
-        ran = self.run_cli("check", "--archive")
+        ran = self.run_here("check", "--archive")
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         ran = self.run_json()
         self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
@@ -664,7 +664,7 @@ class Archived(DeleteCase):
 
     def test_what_came_back_from_the_archive_counts_from_then(self) -> None:
         self.announce()
-        self.assertEqual(self.run_cli("restore", str(self.library / "2025-10-27")).code, 0)
+        self.assertEqual(self.run_here("restore", str(self.library / "2025-10-27")).code, 0)
         self.assertEqual(self.run_json().summary["deleted"], 0)
         self.assertTrue((self.library / "2025-10-27/a-0.opus").exists())
 
@@ -672,14 +672,14 @@ class Archived(DeleteCase):
 class Held(DeleteCase):
     def test_delete_with_kept_originals_is_a_config_error(self) -> None:
         self.set_tier(delete_originals=False)
-        ran = self.run_cli()
+        ran = self.run_here("run")
         self.assertEqual(ran.code, 2)
         self.assertIn("delete_originals", ran.err)
         for wrong in ({"delete": False}, {"delete": 1}, {"delete": "true"}, {"delete": None}):
             self.configure(tiers=[{"after_days": 400, **wrong}])
-            self.assertEqual(self.run_cli().code, 2, wrong)
+            self.assertEqual(self.run_here("run").code, 2, wrong)
         self.configure(tiers=[DELETE, {"after_days": 400, "archive": "/x"}])
-        self.assertIn("deletion last", self.run_cli().err)
+        self.assertIn("deletion last", self.run_here("run").err)
 
     def test_a_pause_holds_it_back(self) -> None:
         (path,) = self.add_recording()
@@ -725,10 +725,10 @@ class Foreseen(DeleteCase):
                     {"date": self.due, "count": 2, "size": 1200},
                 ],
             )
-            for said in (self.run_cli("stats").out, service.stats_page(stats)):
+            for said in (self.run_here("stats").out, service.stats_page(stats)):
                 self.assertIn(f"to delete for good on {self.due}", " ".join(said.split()))
                 self.assertIn("2 (1.20 kB)", said)
-            self.assertIn("Next to be deleted", " ".join(self.run_cli("doctor").out.split()))
+            self.assertIn("Next to be deleted", " ".join(self.run_here("doctor").out.split()))
             self.run_json("--only", "2025-10-27")  # which writes notes
 
     def test_a_dry_run_lists_what_is_due_and_says_what_is_next(self) -> None:
