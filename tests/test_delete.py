@@ -669,6 +669,29 @@ class Archived(DeleteCase):
         self.assertTrue((self.library / "2025-10-27/a-0.opus").exists())
 
 
+@unittest.skipUnless(shutil.which("rclone"), "rclone is not installed")
+class Remote(DeleteCase):
+    def test_files_on_a_remote_go_by_their_hash(self) -> None:
+        there = self.folder / "remote"
+        remote = {"RCLONE_CONFIG_COLD_TYPE": "alias", "RCLONE_CONFIG_COLD_REMOTE": str(there)}
+        tier = {"after_days": 200, "archive": "cold:"}
+        self.add_recording(chunks=2)
+        with unittest.mock.patch.dict(os.environ, remote):
+            self.configure(tiers=[tier])
+            self.assertEqual(self.run_json().summary["archived"], 2)
+            self.configure(tiers=[tier, DELETE])
+            self.announce()
+            (found,) = there.rglob("a-1.opus")
+            content = found.read_bytes()
+            found.write_bytes(bytes(600))
+            self.run_json(code=1)
+            self.assertEqual(len(list(there.rglob("*.opus"))), 2)
+            found.write_bytes(content)
+            self.delete(2)
+        self.assertEqual(list(there.rglob("*.opus")), [])
+        self.assertTrue(self.is_said())
+
+
 class Held(DeleteCase):
     def test_delete_with_kept_originals_is_a_config_error(self) -> None:
         self.set_tier(delete_originals=False)
