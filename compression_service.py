@@ -8311,7 +8311,9 @@ class Tools:
         found = list(filter(None, (shutil.which(name, path=folder) for folder in folders)))
         if not found:
             places = ", ".join(folders)
-            raise ToolError(f"{name} is in none of {places}. {INSTALL.format(name=name)}")
+            raise ToolError(
+                f"{name} is not installed: it is in none of {places}. {INSTALL.format(name=name)}"
+            )
         return found
 
     def run(

@@ -61,32 +61,30 @@ main.__file__ = sys.argv[0]
 exec(loader.get_code("__main__"), main.__dict__)
 """
 
-# Inputs count by their content, outputs by their order, all other words by themselves. Outputs are copies, level files, the notes
-# of peaks that a filter writes where ffmpeg was started, and what goes into a pipe.
+# Inputs count by their content, outputs by their order, all other words by themselves. Outputs are copies, level files, and what
+# goes into a pipe. It imports as little as it can: most of its time is Python's start.
 REPLAYING_FFMPEG = f"""#!{sys.executable} -IS
-import hashlib, os, re, shutil, subprocess, sys
-args, real = sys.argv[1:], os.environ["FFMPEG"]
-if re.search(r"pipe:[2-9]", " ".join(args)):
-    os.execv(real, [real, *args])
+import sys
+from _blake2 import blake2b
+from posix import environ
+args, real = sys.argv[1:], environ[b"FFMPEG"].decode()
 text = sys.stdin.buffer.read() if "pipe:0" in args else b""
-key, outputs = hashlib.sha256(text), []
+key, outputs = blake2b(text), []
 
-def output(match):
-    outputs.append(match[1])
-    return ":file="
+def content(path):
+    with open(path, "rb") as file:
+        return file.read()
 
-for before, word in zip([""] + args, args):
-    if word.startswith("file:") and before == "-i":
-        with open(word[5:], "rb") as file:
-            word = hashlib.sha256(file.read()).hexdigest()
-    elif word.startswith("file:"):
-        outputs.append(word[5:])
-        word = "file:"
-    else:
-        word = re.sub(r":file=([^,]+)", output, word)
-    key.update(os.fsencode(word) + b"\\0")
-made = os.path.join(os.environ["MADE"], key.hexdigest())
-if not os.path.isdir(made):
+def replay(made):
+    copies = [content(f"{{made}}/{{number}}") for number in range(len(outputs))]
+    for path, copy in zip(outputs, copies):
+        with open(path, "wb") as file:
+            file.write(copy)
+    sys.stdout.buffer.write(content(f"{{made}}/out"))
+    sys.stderr.buffer.write(content(f"{{made}}/err"))
+
+def make(made):
+    import os, shutil, subprocess
     done = subprocess.run([real, *args], input=text, capture_output=True)
     if done.returncode:
         sys.stdout.buffer.write(done.stdout)
@@ -103,11 +101,20 @@ if not os.path.isdir(made):
         os.rename(new, made)
     except OSError:  # another run was faster
         shutil.rmtree(new)
-for number, path in enumerate(outputs):
-    shutil.copyfile(os.path.join(made, str(number)), path)
-for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
-    with open(os.path.join(made, name), "rb") as file:
-        stream.buffer.write(file.read())
+
+for before, word in zip([""] + args, args):
+    if word.startswith("file:") and before == "-i":
+        word = blake2b(content(word[5:])).hexdigest()
+    elif word.startswith("file:"):
+        outputs.append(word[5:])
+        word = "file:"
+    key.update(word.encode("utf-8", "surrogateescape") + b"\\0")
+made = environ[b"MADE"].decode() + "/" + key.hexdigest()[:64]
+try:
+    replay(made)
+except FileNotFoundError:
+    make(made)
+    replay(made)
 """
 
 
@@ -235,7 +242,7 @@ class Place:
             else []
         )
         done = subprocess.run(
-            [*traced, sys.executable, *words], capture_output=True, stdin=subprocess.DEVNULL, cwd=cwd, timeout=600, check=False,
+            [*traced, sys.executable, "-S", *words], capture_output=True, stdin=subprocess.DEVNULL, cwd=cwd, timeout=600, check=False,
             env=self.harness.environment,
         )  # fmt: skip
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -7,6 +7,7 @@ program ends with exit code 0. It must stay quick to import: every call of ffmpe
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -24,6 +25,8 @@ SECOND = 96_000  # bytes of it
 OPUS = ["-c:a", "libopus", "-b:a", "96k", "-vbr", "constrained", "-f", "ogg"]
 LONG = 600  # seconds; no test waits for it
 Samples = Union[bytes, bytearray]  # of that kind
+Playing = Callable[..., Any]
+TRUE_IN_TRIALS: set[str] = set()  # names of stand-ins
 STAGED = re.compile(r"file:.*/\.compression-\w+-\d+\.part")
 
 
@@ -57,11 +60,6 @@ class Call:
     def run_true(self) -> int:
         return subprocess.call([self.real, *self.words])
 
-    def stop_unless_it_encodes(self) -> None:
-        """Questions, probes and decodes get the truth."""
-        if not self.outputs:
-            self.become_true()
-
     def with_before_inputs(self, *options: str) -> NoReturn:
         words: list[str] = []
         for word in self.words:
@@ -74,6 +72,26 @@ def play(name: str, real: str, settings: str) -> None:
     """Plays one of the functions below, or its program's own of that name."""
     function: Callable[..., Any] = globals()[name]
     function(Call(real, sys.argv[1:]), **json.loads(settings))
+
+
+def passes_trials(function: Playing) -> Playing:
+    """Marks a stand-in that tells the truth to a run that tries ffmpeg before it uses it. So the run
+    may as well leave out the trial, which takes as long as three recordings."""
+    TRUE_IN_TRIALS.add(function.__name__)
+    return function
+
+
+def where_it_encodes(function: Playing) -> Playing:
+    """Makes a stand-in that tells the truth where no staged copy is written: to trials, probes and
+    decodes."""
+
+    @functools.wraps(function)
+    def play_there(call: Call, *rest: Any, **settings: Any) -> None:
+        if not call.outputs:
+            call.become_true()
+        function(call, *rest, **settings)
+
+    return passes_trials(play_there)
 
 
 def say(message: str) -> None:
@@ -118,6 +136,7 @@ def hang(hung: str) -> NoReturn:
 # Truth
 
 
+@passes_trials
 def truth(call: Call) -> None:
     call.become_true()
 
@@ -133,16 +152,16 @@ def truth_with_a_grandchild(call: Call, mark: str) -> None:
     call.become_true()
 
 
+@where_it_encodes
 def slow_truth(call: Call, sign: str) -> None:
     """Encodes no faster than the recording plays."""
-    call.stop_unless_it_encodes()
     touch(sign)
     call.with_before_inputs("-re")
 
 
+@where_it_encodes
 def truth_after_a_sign(call: Call, sign: str, until: str, only: str) -> None:
     """Says that it encodes (one recording only), waits until another file is there, and encodes."""
-    call.stop_unless_it_encodes()
     if call.names(only):
         touch(sign)
         parent = os.getppid()
@@ -167,42 +186,47 @@ def encode(call: Call, path: str, samples: Samples) -> None:
     subprocess.run(command, input=samples, check=True)
 
 
+@where_it_encodes
 def spoil(call: Call, change: Callable[[bytearray], Samples]) -> None:
     """Encodes each copy anew from other samples."""
-    call.stop_unless_it_encodes()
     call.run_true()
     for path in call.outputs:
         encode(call, path, change(pcm(call, path)))
 
 
+@where_it_encodes
 def half_of_each_file(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     for path in call.outputs:
         os.truncate(path, os.path.getsize(path) // 2)
 
 
+@passes_trials
 def half_of_the_audio(call: Call) -> None:
     spoil(call, lambda samples: samples[: len(samples) // 4 * 2])
 
 
+@passes_trials
 def a_tenth_of_a_second_short(call: Call) -> None:
     spoil(call, lambda samples: samples[: -SECOND // 10])
 
 
+@where_it_encodes
 def half_of_copy_and_levels(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.with_before_inputs("-t", "1.4")
 
 
+@passes_trials
 def noise(call: Call) -> None:
     spoil(call, lambda samples: os.urandom(len(samples)))
 
 
+@passes_trials
 def silence(call: Call) -> None:
     spoil(call, lambda samples: bytes(len(samples)))
 
 
+@passes_trials
 def one_quiet_second(call: Call) -> None:
     def change(samples: bytearray) -> Samples:
         values = array("h", bytes(samples))
@@ -213,6 +237,7 @@ def one_quiet_second(call: Call) -> None:
     spoil(call, change)
 
 
+@passes_trials
 def half_a_second_of_silence(call: Call) -> None:
     def change(samples: bytearray) -> Samples:
         samples[SECOND : SECOND * 3 // 2] = bytes(SECOND // 2)
@@ -221,31 +246,34 @@ def half_a_second_of_silence(call: Call) -> None:
     spoil(call, change)
 
 
+@passes_trials
 def late_by_0_7_seconds(call: Call) -> None:
     late = SECOND * 7 // 10
     spoil(call, lambda samples: bytes(late) + samples[:-late])
 
 
+@passes_trials
 def upside_down(call: Call) -> None:
     spoil(
         call, lambda samples: array("h", [~each for each in array("h", bytes(samples))]).tobytes()
     )
 
 
+@passes_trials
 def another_recording(call: Call, other: str) -> None:
     spoil(call, lambda samples: pcm(call, other)[: len(samples)])
 
 
+@where_it_encodes
 def silence_for_one(call: Call, path: str) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     for source, copy in zip(call.inputs, call.outputs):
         if source.endswith(path):
             encode(call, copy, bytes(len(pcm(call, copy))))
 
 
+@where_it_encodes
 def two_exchanged(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     if len(call.outputs) > 1:
         first, second = call.outputs[:2]
@@ -254,8 +282,8 @@ def two_exchanged(call: Call) -> None:
         encode(call, second, (one + two)[: len(two)])
 
 
+@where_it_encodes
 def empty_copies(call: Call) -> None:
-    call.stop_unless_it_encodes()
     for path in call.outputs:
         os.truncate(path, 0)
 
@@ -272,8 +300,8 @@ def half_of_everything(call: Call) -> None:
     call.become_true()
 
 
+@where_it_encodes
 def no_level_files(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     for path in call.levels:
         os.unlink(path)
@@ -285,15 +313,15 @@ def empty_level_files(call: Call) -> None:
         os.truncate(path, 0)
 
 
+@where_it_encodes
 def the_source_itself(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     for source, copy in zip(call.inputs, call.outputs):
         shutil.copy(source, copy)
 
 
+@where_it_encodes
 def another_codec(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     for path in call.outputs:
         flac = ["-c:a", "flac", "-f", "ogg", f"file:{path}~"]
@@ -301,8 +329,8 @@ def another_codec(call: Call) -> None:
         os.rename(f"{path}~", path)
 
 
+@where_it_encodes
 def as_large_as_the_source(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.words = ["256k" if word == "96000" else word for word in call.words]
     call.become_true()
 
@@ -317,25 +345,25 @@ def exit_code(_: Call, code: int, says: str = "") -> None:
     sys.exit(code)
 
 
+@where_it_encodes
 def exit_code_where_it_encodes(call: Call, code: int, says: str = "") -> None:
-    call.stop_unless_it_encodes()
     exit_code(call, code, says)
 
 
+@where_it_encodes
 def fault_after_the_truth(call: Call, fault: str) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     FAULTS[fault]()
 
 
+@where_it_encodes
 def exit_255_after_the_truth(call: Call) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     sys.exit(255)
 
 
+@where_it_encodes
 def crash_half_way(call: Call) -> None:
-    call.stop_unless_it_encodes()
     for path in call.outputs:
         with open(path, "wb") as file:
             file.write(b"OggS" + bytes(4000))
@@ -348,8 +376,8 @@ def complaint_about_the_copy(call: Call) -> None:
         complain()
 
 
+@where_it_encodes
 def endless_messages(call: Call) -> None:
-    call.stop_unless_it_encodes()
     while True:
         say("[error] " + "x" * 60_000)
 
@@ -361,9 +389,9 @@ def fault_at(call: Call, path: str, fault: str) -> None:
     call.become_true()
 
 
+@where_it_encodes
 def fault_where_it_encodes(call: Call, path: str, fault: str, after: bool = False) -> None:
     """Fails at one recording where it encodes it, before or after it has done so."""
-    call.stop_unless_it_encodes()
     if after:
         call.run_true()
     if call.reads(path):
@@ -372,8 +400,8 @@ def fault_where_it_encodes(call: Call, path: str, fault: str, after: bool = Fals
         call.become_true()
 
 
+@where_it_encodes
 def full_disk_at(call: Call, path: str) -> None:
-    call.stop_unless_it_encodes()
     if call.names(path):
         exit_code(call, 1, "[error] x: No space left on device")
     call.become_true()
@@ -408,21 +436,21 @@ def hang_at_everything(_: Call, hung: str) -> None:
     hang(hung)
 
 
+@where_it_encodes
 def hang_where_it_encodes(call: Call, hung: str, path: str = "") -> None:
-    call.stop_unless_it_encodes()
     if call.reads(path):
         hang(hung)
     call.become_true()
 
 
+@where_it_encodes
 def stop_where_it_encodes(call: Call, hung: str) -> None:
-    call.stop_unless_it_encodes()
     say_that_it_hangs(hung)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@where_it_encodes
 def deaf_and_talking(call: Call, hung: str) -> None:
-    call.stop_unless_it_encodes()
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     say_that_it_hangs(hung)
@@ -450,6 +478,7 @@ def member(call: Call) -> str:
     return "listener" if reads and not writes else ""
 
 
+@passes_trials
 def piped(call: Call, sign: str, at: str = "", fault: str = "", hung: str = "") -> None:
     """Says that something is piped, and lets one of the three processes fail."""
     if "pipe:0" in call.words:
@@ -468,6 +497,7 @@ def piped(call: Call, sign: str, at: str = "", fault: str = "", hung: str = "") 
     call.become_true()
 
 
+@passes_trials
 def one_after_the_other(call: Call, then: str, **settings: Any) -> None:
     """Lets the three processes fail, so that one process encodes, and plays another stand-in."""
     if member(call):
@@ -511,9 +541,9 @@ def link_elsewhere(path: str, elsewhere: str) -> None:
     os.symlink(elsewhere, path)
 
 
+@where_it_encodes
 def change_once(call: Call, path: str, sign: str, deed: str, **settings: Any) -> None:
     """Encodes, and the first time does one of the deeds above to a recording."""
-    call.stop_unless_it_encodes()
     code = call.run_true()
     if path in call.inputs and not os.path.exists(sign):
         touch(sign)
@@ -521,15 +551,15 @@ def change_once(call: Call, path: str, sign: str, deed: str, **settings: Any) ->
     sys.exit(code)
 
 
+@where_it_encodes
 def take_away(call: Call, path: str, elsewhere: str) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     if os.path.exists(path):
         os.rename(path, elsewhere)
 
 
+@where_it_encodes
 def put_beside(call: Call, path: str) -> None:
-    call.stop_unless_it_encodes()
     call.run_true()
     with open(path, "w", encoding="utf-8") as file:
         file.write("mine")

@@ -134,7 +134,9 @@ class State(FrontCase):
             ran = self.run_here("doctor")
         self.assertEqual(ran.code, 4)
         self.assertEqual(ran.out.count("PROBLEM"), 1, ran.out)
-        self.assertIn(f"ffmpeg is in none of {self.folder}, /nowhere/else", ran.out)
+        self.assertIn(
+            f"ffmpeg is not installed: it is in none of {self.folder}, /nowhere/else", ran.out
+        )
         self.assertIn("can be written to; due: 1", ran.out)
 
     def test_what_is_wrong_stands_first_for_doctor_terminal_and_page_alike(self) -> None:

@@ -182,7 +182,7 @@ class Lost(LossCase):
         self.assertFalse(self.copy("b").exists())
 
     def test_a_copy_in_aac_is_lost_and_found_alike(self) -> None:
-        self.configure(target_format="m4a")
+        self.configure(target_format="m4a", target_bitrate="48k")
         self.add("chunk_0", "m/a.webm")
         self.run_json(0)
         copy = self.library / "m/a.m4a"

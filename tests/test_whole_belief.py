@@ -164,7 +164,8 @@ class WhoseCopyItIs(WitnessCase):
                 self.configure(target_format=form, delete_originals=False)
                 original = self.library / f"{form}{rate}" / "x.webm"
                 original.parent.mkdir()
-                words = ["-i", str(speech), "-af", f"atrim=0:5,apad=pad_dur={silence}"]
+                samples = 48_000 * (5 + silence)
+                words = ["-i", str(speech), "-af", f"atrim=0:5,apad=whole_len={samples}"]
                 command = [FFMPEG, "-v", "error", *words, "-ac", "1", "-ar", str(rate)]
                 subprocess.run([*command, "-f", "wav", str(original)], check=True)
                 os.utime(original, (LONG_AGO, LONG_AGO))
