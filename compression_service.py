@@ -7769,7 +7769,7 @@ def add_deletion(sums: Counter[str], take: Take, config: Config) -> None:
     """Adds a take to those that a tier deletes on a day."""
     due = deletion_time(take, config)
     if due < LATEST:
-        day = local_time(due)[:10]
+        day = datetime.fromtimestamp(due).date().isoformat()
         sums[f"doomed_count/{day}"] += 1
         sums[f"doomed_size/{day}"] += take.size
 
