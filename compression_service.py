@@ -1788,7 +1788,9 @@ class Run:
         when."""
         tier = self.config.delete_tier
         if tier and self.config.dry_run:
-            self.report.remarks += deletion_texts(next_deletions(add_up(self, []), self.now))
+            days, today = next_deletions(add_up(self, []), self.now), local_time(self.now)[:10]
+            later = [day for day in days if day["date"] > today]  # the others are listed
+            self.report.remarks += deletion_texts(later)
         elif tier and not self.is_announced and self.is_complete:
             self.report.announce(
                 f"The tier of {tier.after_days:g} days is new: the next run deletes "
@@ -6923,7 +6925,8 @@ def names_of(recording: Recording) -> set[str]:
 def done_last(library: Library) -> list[str]:
     """Returns the absolute paths of all that the last run did that changed anything. Reads the
     history backwards: any number of idle runs may follow, and a killed run has no record."""
-    words, history = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED), library.history
+    words = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED, Action.DELETED)
+    history = library.history
     offsets = sorted(itertools.chain(*history.lines.values()))
     begun, ended = math.inf, 0.0
     while offsets and not ended:
@@ -7747,7 +7750,7 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         past, file = take.past, take.file
         # As a run asks, but without sidecars, which may still say otherwise.
         add_take(sums, take, likely_move(take, config, moment))
-        add_deletion(sums, take, config)
+        add_deletion(sums, folder, take, config)
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
@@ -7755,7 +7758,7 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
             sums.update(as_before)
     for stem, past in folder.library.history.in_folder(folder.path).items():
         if past.place and basename(stem) not in folder.takes:
-            add_deletion(sums, Take(stem, past=past), config)
+            add_deletion(sums, folder, Take(stem, past=past), config)
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
@@ -7765,10 +7768,10 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
     return {**sums, **names}
 
 
-def add_deletion(sums: Counter[str], take: Take, config: Config) -> None:
+def add_deletion(sums: Counter[str], folder: Folder, take: Take, config: Config) -> None:
     """Adds a take to those that a tier deletes on a day."""
     due = deletion_time(take, config)
-    if due < LATEST:
+    if due < LATEST and folder.documents:  # else no sidecar owns it
         day = datetime.fromtimestamp(due).date().isoformat()
         sums[f"doomed_count/{day}"] += 1
         sums[f"doomed_size/{day}"] += take.size

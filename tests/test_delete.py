@@ -239,6 +239,7 @@ class Deleted(DeleteCase):
         for path in ("2025-10-27/a-0.json", "2025-10-27/a-0.opus"):
             ran = self.run_here("restore", str(self.library / path))
             self.assertEqual(ran.code, 1)
+            self.assertEqual(self.run_here("restore", "--last-run").code, 1)
             said = f"deleted on {day} by the tier of 365 days; nothing to bring back"
             self.assertIn(said, (ran.out + ran.err).lower())
 
@@ -733,6 +734,7 @@ class Foreseen(DeleteCase):
     def setUp(self) -> None:
         super().setUp()
         self.add_recording()
+        self.add_bytes(b"", "upload/original_audio.webm")  # nothing owns it
         self.later = time.time() - 360 * DAY
         self.add_recording(time.strftime("%Y-%m-%d/b", time.localtime(self.later)), 2, self.later)
         self.due = time.strftime("%Y-%m-%d", time.localtime(self.later + 365 * DAY))
@@ -758,7 +760,8 @@ class Foreseen(DeleteCase):
         ran = self.run_json("-n")
         self.assertEqual(ran.summary["would-delete"], 1)
         self.assertEqual(ran.outcomes["2025-10-27/a-0.opus"]["action"], "would-delete")
-        self.assertIn("Next to be deleted", ran.summary["message"])
+        said = f"Next to be deleted for good: 2 (1.20 kB) on {self.due}"
+        self.assertIn(said, ran.summary["message"])
         self.assertEqual(self.stats()["next_deletions"][0]["count"], 1)
 
     def test_nothing_is_said_without_a_tier(self) -> None:
