@@ -1826,10 +1826,10 @@ class Run:
     def make_room(self) -> None:
         """Makes moves before their age, one kind after the other, while space is short. It looks at
         the free space again once as many bytes as were missing have been worked on."""
-        for names, config in early_steps(self.planned) if self.shortage > 0 else ():
+        for config in early_steps(self.planned) if self.shortage > 0 else ():
             self.planned = config
-            groups = sorted(self.early_groups(), key=place_in_line)
-            waiting = deque(group for group in groups if self.may_make(group, names))
+            groups = filter(self.may_move, self.early_groups())
+            waiting = deque(sorted(groups, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
                 while waiting and missing > 0:
@@ -1847,11 +1847,11 @@ class Run:
             for recording in self.recordings_in(self.library.folder(path)):
                 yield from self.groups_of(recording)
 
-    def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
-        """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
-        is_kind = group[0].name in names and not group[0].outcome
-        takes = group[0].recording.takes if group[0].is_whole else [group[0].take]
-        return is_kind and self.moved.isdisjoint(take.stem for take in takes)
+    def may_move(self, group: Sequence[Move]) -> bool:
+        """Returns whether nothing keeps moves, and no take of theirs has moved in this run."""
+        first = group[0]
+        takes = first.recording.takes if first.is_whole else [first.take]
+        return not first.outcome and self.moved.isdisjoint(take.stem for take in takes)
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -3395,20 +3395,20 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
 
 
-def early_steps(config: Config) -> Iterator[tuple[Sequence[str], Config]]:
-    """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
-    they are due."""
+def early_steps(config: Config) -> Iterator[Config]:
+    """Yields the settings with which moves make room before their age: those that end the keeping
+    of originals, those that compress, those that make smaller, those that archive."""
     oldest = max(config.age_threshold_days, EARLIEST)
     config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=oldest)
-    yield (Free.name,), config
+    yield config
     config = dataclasses.replace(config, age_threshold_days=EARLIEST)
-    yield (Compress.name, Adopt.name), config
+    yield config
     for number, tier in enumerate(config.tiers):
         if tier.bitrate or (tier.archive and has_own_disk(config)):
             tiers = list(config.tiers)
             tiers[number] = tier._replace(after_days=EARLIEST)
             config = dataclasses.replace(config, tiers=tuple(tiers))
-            yield (Smaller.name if tier.bitrate else Store.name,), config
+            yield config
 
 
 def has_own_disk(config: Config) -> bool:
@@ -3447,7 +3447,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     """Returns the note on a folder whose documents are true: a fingerprint, and until when it
     holds. Returns none if a move is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
-    steps = [early for _, early in early_steps(config)] if config.keep_free else []
+    steps = list(early_steps(config)) if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
     if any(past.is_lost for _, past in pasts):
@@ -6014,7 +6014,7 @@ class Facts(NamedTuple):
     @property
     def is_complete(self) -> bool:
         """Returns whether nothing is missing and nothing has to be compressed."""
-        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED, State.DELETED}
+        return self.states.isdisjoint({State.WAITING, State.RESTORED, State.MISSING})
 
 
 def facts_of(takes: Iterable[Take]) -> Facts:
