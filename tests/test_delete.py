@@ -1,4 +1,4 @@
-"""A tier that deletes: the audio of a whole recording goes for good, announced before, and its transcript stays."""
+"""A tier that deletes removes the audio of a whole recording. A run announces that first, and the transcript stays."""
 
 from __future__ import annotations
 
@@ -729,7 +729,7 @@ class Held(DeleteCase):
 
 
 class Foreseen(DeleteCase):
-    """What is next to be deleted, with dates."""
+    """Statistics and dry run say when a tier deletes next."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -29,7 +29,7 @@ TIERS: list[dict[str, Any]] = [
 
 
 class Owned:
-    """What the owner knows of one chunk."""
+    """The owner's own record of one chunk."""
 
     def __init__(self, born: float) -> None:
         self.born = born  # or when it was brought back or restored
@@ -62,7 +62,7 @@ class Walk(LibraryCase):
             except AssertionError as error:
                 raise AssertionError(f"step {number} of seed {SEED}, {step.__name__}") from error
 
-    # What may happen
+    # Steps
 
     def record(self) -> None:
         day = time.strftime("%Y-%m-%d", time.localtime(self.now))
@@ -164,7 +164,7 @@ class Walk(LibraryCase):
         self.configure(**self.settings, check_days=self.chance.choice((0, 1, 30)))
 
     def lose(self) -> None:
-        """A copy whose original is gone is taken away behind the program's back."""
+        """Takes away the only copy of a recording."""
         copies = [
             path for path in self.library.glob("*/*.opus") if not path.with_suffix(".webm").exists()
         ]
@@ -204,7 +204,7 @@ class Walk(LibraryCase):
         for stem in [stem for stem in self.owned if stem[:-2] == name]:
             del self.owned[stem]
 
-    # What must hold
+    # Promises
 
     def stem(self, path: Path) -> str:
         return str(path.relative_to(self.library).with_suffix(""))
@@ -227,7 +227,7 @@ class Walk(LibraryCase):
         return {stem for stem, past in self.pasts().items() if past.deleted}
 
     def look(self, before: set[str], said: Optional[str]) -> None:
-        """After a run: no audio is gone but what was old enough for the tier, or what the walk took away."""
+        """Checks after a run that only a tier has removed audio, and that every loss is reported."""
         there = self.here() | self.archived()
         told = [json.loads(line) for line in (said or "").splitlines()]
         lost = {line["path"].rpartition(".")[0] for line in told if line.get("action") == "lost"}
