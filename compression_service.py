@@ -4031,7 +4031,9 @@ class Delete(Move):
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
         expect(seen.identity[-2:] == file[1:])
-        if file == self.source and not self.is_on_record(seen.sha256):
+        is_sound = file != self.source or self.is_on_record(seen.sha256)
+        expect(is_sound or not self.take.originals)  # its original is no loss
+        if not is_sound:
             raise Refusal(Reason.ROTTEN, since_when(self.take.past))
         return seen
 
@@ -7169,7 +7171,10 @@ class Losses:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
         Raises Stopped, ServiceError."""
         for move in self.returned:
-            self.news(f"{move.path} is back, after a tier had deleted it. Its age counts from now.")
+            why = "is back, after a tier had deleted it"
+            if move.take.is_half_deleted:
+                why = "stays, as its deletion was called off"
+            self.news(f"{move.path} {why}. Its age counts from now.")
         return self.settle(self.read(list(self.doubtful.values())), self.returned)
 
     @cached_property

@@ -279,6 +279,17 @@ class Deleted(DeleteCase):
         self.assertFalse(self.is_said())
         self.assertEqual(self.run_json().summary["deleted"], 0)
 
+    def test_a_damaged_copy_beside_its_original_is_no_loss_and_keeps_both(self) -> None:
+        (copy,) = self.add_recording()
+        original = self.add_bytes(b"x" * 1000, "2025-10-27/a-0.webm")
+        self.set_tier(keep_originals_days=9000, check_days=0)
+        self.announce()
+        copy.write_bytes(bytes(600))
+        os.utime(copy, (LONG_AGO, LONG_AGO))
+        ran = self.run_json(code=1)
+        self.assertEqual((ran.summary["lost"], ran.summary["deleted"]), (0, 0))
+        self.assertTrue(copy.exists() and original.exists())
+
     def test_a_deleted_one_whose_sidecar_is_removed_is_not_reported(self) -> None:
         self.add_recording()
         self.announce()
@@ -509,6 +520,7 @@ class CutShort(DeleteCase):
                     self.set_tier(None)
                 ran = self.run_json()
                 self.assertEqual((ran.summary["deleted"], ran.summary["lost"]), (0, 0))
+                self.assertIn("stays, as its deletion was called off", ran.err)
                 self.assertTrue(second.exists())
                 self.assertFalse(self.is_said())
                 self.set_tier(365)
