@@ -1791,6 +1791,8 @@ class Run:
             days, today = next_deletions(add_up(self, []), self.now), local_time(self.now)[:10]
             later = [day for day in days if day["date"] > today]  # the others are listed
             self.report.remarks += deletion_texts(later)
+            if not self.is_announced:
+                self.report.remarks.append("The first complete run only announces what is deleted")
         elif tier and not self.is_announced and self.is_complete:
             self.report.announce(
                 f"The tier of {tier.after_days:g} days is new: the next run deletes "

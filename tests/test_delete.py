@@ -775,6 +775,10 @@ class Foreseen(DeleteCase):
         said = f"Next to be deleted for good: 2 (1.20 kB) on {self.due}"
         self.assertIn(said, ran.summary["message"])
         self.assertEqual(self.stats()["next_deletions"][0]["count"], 1)
+        only = "The first complete run only announces what is deleted"
+        self.assertIn(only, ran.summary["message"])
+        self.announce()
+        self.assertNotIn(only, self.run_json("-n").summary["message"])
 
     def test_nothing_is_said_without_a_tier(self) -> None:
         self.set_tier(None)
