@@ -1846,8 +1846,9 @@ class Run:
     def early_groups(self) -> Iterator[list[Move]]:
         """Yields the groups of the folders that may have a move before its age."""
         for path in self.early:
-            for recording in self.recordings_in(self.library.folder(path)):
-                yield from self.groups_of(recording)
+            with suppress(OSError, UsageError):  # it went meanwhile
+                for recording in self.recordings_in(self.library.folder(path)):
+                    yield from self.groups_of(recording)
 
     def may_move(self, group: Sequence[Move]) -> bool:
         """Returns whether nothing keeps moves, and no take of theirs has moved in this run."""
