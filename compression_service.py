@@ -1762,30 +1762,30 @@ class Run:
         tiers = tuple(tier for tier in self.config.tiers if is_free or not tier.delete)
         return dataclasses.replace(self.config, tiers=tiers)
 
-    @cached_property
-    def announced(self) -> Config:
-        """Returns the settings that the next run plans with. What stayed before counts again."""
-        return dataclasses.replace(self.config, retry=True)
-
     def is_doomed(self, recording: Recording) -> bool:
-        """Returns whether a recording waits for its deletion to be announced, and counts it."""
-        if self.is_announced or self.config.dry_run:
-            return False
-        moves = deleting(recording, self.announced, self.clock)
-        problems = [move for move in moves if move.outcome]
-        is_unowned = any(move.reason is Reason.NO_SIDECAR for move in problems)
-        self.unowned.update(move.take.stem for move in problems if is_unowned)
-        if problems or not moves:
-            return False
-        self.doomed[recording.key] = sum(move.take.size for move in moves)
-        return True
+        """Returns whether a recording waits for its deletion to be announced, and counts it. What
+        stayed before counts again."""
+        self.doomed.pop(recording.key, None)
+        if not self.is_announced and not self.config.dry_run:
+            config = dataclasses.replace(self.config, retry=True)
+            moves = deleting(recording, config, self.clock)
+            stay = [move for move in moves if move.outcome]
+            unowned = [move for move in stay if move.reason is Reason.NO_SIDECAR]
+            self.unowned.update(move.take.stem for move in unowned)
+            if moves and not stay:
+                self.doomed[recording.key] = sum(move.take.size for move in moves)
+        return recording.key in self.doomed
 
     def announce(self) -> None:
         """Reports what the tier that deletes will delete from the next run on. A dry run says
         when."""
         tier = self.config.delete_tier
         if tier and self.config.dry_run:
-            self.report.remarks += deletion_texts(next_deletions(add_up(self, []), self.now))
+            days, today = next_deletions(add_up(self, []), self.now), local_time(self.now)[:10]
+            later = [day for day in days if day["date"] > today]  # the others are listed
+            self.report.remarks += deletion_texts(later)
+            if not self.is_announced:
+                self.report.remarks.append("The first complete run only announces what is deleted")
         elif tier and not self.is_announced and self.is_complete:
             self.report.announce(
                 f"The tier of {tier.after_days:g} days is new: the next run deletes "
@@ -1821,10 +1821,10 @@ class Run:
     def make_room(self) -> None:
         """Makes moves before their age, one kind after the other, while space is short. It looks at
         the free space again once as many bytes as were missing have been worked on."""
-        for names, config in early_steps(self.planned) if self.shortage > 0 else ():
+        for config in early_steps(self.planned, not self.last) if self.shortage > 0 else ():
             self.planned = config
-            groups = sorted(self.early_groups(), key=place_in_line)
-            waiting = deque(group for group in groups if self.may_make(group, names))
+            groups = filter(self.may_move, self.early_groups())
+            waiting = deque(sorted(groups, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
                 while waiting and missing > 0:
@@ -1839,14 +1839,15 @@ class Run:
     def early_groups(self) -> Iterator[list[Move]]:
         """Yields the groups of the folders that may have a move before its age."""
         for path in self.early:
-            for recording in self.recordings_in(self.library.folder(path)):
-                yield from self.groups_of(recording)
+            with suppress(OSError, UsageError):  # it went meanwhile
+                for recording in self.recordings_in(self.library.folder(path)):
+                    yield from self.groups_of(recording)
 
-    def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
-        """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
-        is_kind = group[0].name in names and not group[0].outcome
-        takes = group[0].recording.takes if group[0].is_whole else [group[0].take]
-        return is_kind and self.moved.isdisjoint(take.stem for take in takes)
+    def may_move(self, group: Sequence[Move]) -> bool:
+        """Returns whether nothing keeps moves, and no take of theirs has moved in this run."""
+        first = group[0]
+        takes = first.recording.takes if first.is_whole else [first.take]
+        return not first.outcome and self.moved.isdisjoint(take.stem for take in takes)
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -3389,22 +3390,22 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
 
 
-def early_steps(config: Config) -> Iterator[tuple[Sequence[str], Config]]:
-    """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
-    they are due."""
+def early_steps(config: Config, is_first: bool = False) -> Iterator[Config]:
+    """Yields the settings with which moves make room before their age: those that end the keeping
+    of originals, those that compress, those that make smaller, those that archive. In the first run
+    on record no original ends early."""
     oldest = max(config.age_threshold_days, EARLIEST)
-    # As good as no days. (Without days, an original would not wait for a run on record.)
-    days = min(config.keep_originals_days, 1e-6)
+    days = config.keep_originals_days if is_first else 0
     config = dataclasses.replace(config, keep_originals_days=days, age_threshold_days=oldest)
-    yield (Free.name,), config
-    config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=EARLIEST)
-    yield (Compress.name, Adopt.name), config
+    yield config
+    config = dataclasses.replace(config, age_threshold_days=EARLIEST)
+    yield config
     for number, tier in enumerate(config.tiers):
         if tier.bitrate or (tier.archive and has_own_disk(config)):
             tiers = list(config.tiers)
             tiers[number] = tier._replace(after_days=EARLIEST)
             config = dataclasses.replace(config, tiers=tuple(tiers))
-            yield (Smaller.name if tier.bitrate else Store.name,), config
+            yield config
 
 
 def has_own_disk(config: Config) -> bool:
@@ -3443,7 +3444,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     """Returns the note on a folder whose documents are true: a fingerprint, and until when it
     holds. Returns none if a move is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
-    steps = [early for _, early in early_steps(config)] if config.keep_free else []
+    steps = list(early_steps(config)) if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
     if any(past.is_lost for _, past in pasts):
@@ -4027,7 +4028,9 @@ class Delete(Move):
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
         expect(seen.identity[-2:] == file[1:])
-        if file == self.source and not self.is_on_record(seen.sha256):
+        is_sound = file != self.source or self.is_on_record(seen.sha256)
+        expect(is_sound or not self.take.originals)  # its original is no loss
+        if not is_sound:
             raise Refusal(Reason.ROTTEN, since_when(self.take.past))
         return seen
 
@@ -4039,12 +4042,13 @@ class Delete(Move):
         expect(is_same(path, self.seen[file]))
 
     def remove(self, library: Library) -> None:
-        super().remove(library)
-        if self.archived:
-            archive, there = self.archived
-            archive.remove(there)
-            if archive.size_of(there) is not None:
-                raise Refusal(Reason.NOT_REMOVED, f"{there} is still in the archive")
+        try:
+            super().remove(library)
+            if self.archived:
+                archive, there = self.archived
+                archive.remove(there)
+        except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
+            raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
 
     def past_after(self, now: float) -> Past:
         """A recording that stays keeps its past, because other moves go on from that."""
@@ -6009,7 +6013,7 @@ class Facts(NamedTuple):
     @property
     def is_complete(self) -> bool:
         """Returns whether nothing is missing and nothing has to be compressed."""
-        return self.states <= {State.RESTING, State.COMPRESSED, State.ARCHIVED, State.DELETED}
+        return self.states.isdisjoint({State.WAITING, State.RESTORED, State.MISSING})
 
 
 def facts_of(takes: Iterable[Take]) -> Facts:
@@ -6473,7 +6477,8 @@ class Archive:
         there = self.location(self.new_name())
         try:
             self.deliver(source, there, digest_of(source))
-            self.remove(there)
+            with suppress(Refusal, OSError):
+                self.remove(there)
         except (Refusal, OSError) as error:
             raise self.takes_nothing(error) from None
 
@@ -6692,7 +6697,8 @@ class FolderArchive(Archive):
             folder = dirname(folder)
 
     def remove(self, there: str) -> None:
-        remove_all([there])
+        with suppress(FileNotFoundError):
+            os.unlink(there)
 
 
 class RemoteArchive(Archive):
@@ -6750,8 +6756,7 @@ class RemoteArchive(Archive):
         return bool(told["Move"] or told["Copy"])
 
     def remove(self, there: str) -> None:
-        with suppress(Refusal, Stopped):
-            self.rclone("deletefile", "--", there)
+        self.rclone("deletefile", "--", there)
 
     def list_all(self) -> None:
         sizes = self.entries(self.root, "-R", "--files-only")
@@ -6925,7 +6930,8 @@ def names_of(recording: Recording) -> set[str]:
 def done_last(library: Library) -> list[str]:
     """Returns the absolute paths of all that the last run did that changed anything. Reads the
     history backwards: any number of idle runs may follow, and a killed run has no record."""
-    words, history = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED), library.history
+    words = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED, Action.DELETED)
+    history = library.history
     offsets = sorted(itertools.chain(*history.lines.values()))
     begun, ended = math.inf, 0.0
     while offsets and not ended:
@@ -7162,14 +7168,16 @@ class Losses:
                 path = self.library.path(take.folder, file.name)
                 if file.suffix == past.suffix and digest_of(path) == past.sha256:
                     return past._replace(mtime_ns=file.mtime_ns)
-        is_same = take.is_known or take.is_half_deleted
-        return past if is_same else Past(ids=past.ids, settings=past.settings)
+        return past if take.is_known or take.is_half_deleted else NO_PAST
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
         Raises Stopped, ServiceError."""
         for move in self.returned:
-            self.news(f"{move.path} is back, after a tier had deleted it. Its age counts from now.")
+            why = "is back, after a tier had deleted it"
+            if move.take.is_half_deleted:
+                why = "stays, as its deletion was called off"
+            self.news(f"{move.path} {why}. Its age counts from now.")
         return self.settle(self.read(list(self.doubtful.values())), self.returned)
 
     @cached_property
@@ -7767,14 +7775,14 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         past, file = take.past, take.file
         # As a run asks, but without sidecars, which may still say otherwise.
         add_take(sums, take, likely_move(take, config, moment))
-        add_deletion(sums, take, config)
+        add_deletion(sums, folder, take, config)
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
             sums.update({"made/size": file.size, "made/asked": file.size * config.target_bitrate})
     for stem, past in folder.library.history.in_folder(folder.path).items():
         if past.place and basename(stem) not in folder.takes:
-            add_deletion(sums, Take(stem, past=past), config)
+            add_deletion(sums, folder, Take(stem, past=past), config)
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
@@ -7784,25 +7792,23 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
     return {**sums, **names}
 
 
-def add_deletion(sums: Counter[str], take: Take, config: Config) -> None:
+def add_deletion(sums: Counter[str], folder: Folder, take: Take, config: Config) -> None:
     """Adds a take to those that a tier deletes on a day."""
     due = deletion_time(take, config)
-    if due < LATEST:
-        day = local_time(due)[:10]
-        sums[f"doomed/{day}"] += 1
+    if due < LATEST and folder.documents:  # else no sidecar owns it
+        day = datetime.fromtimestamp(due).date().isoformat()
+        sums[f"doomed_count/{day}"] += 1
         sums[f"doomed_size/{day}"] += take.size
 
 
 def next_deletions(groups: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
     """Returns the days on which a tier deletes next. What should be gone is due today. Documents
     have not been read, so some of it may stay."""
-    found, today = dict[str, dict[str, Any]](), local_time(now)[:10]
-    for due, count in groups["doomed"].items():
-        day = max(due, today)
-        told = found.setdefault(day, {"date": day, "count": 0, "size": 0})
-        told["count"] += count
-        told["size"] += groups["doomed_size"][due]
-    return [*found.values()][:LISTED]
+    days, today = defaultdict[str, Counter[str]](Counter), local_time(now)[:10]
+    for group in ("count", "size"):
+        for day, value in groups[f"doomed_{group}"].items():
+            days[max(day, today)][group] += value
+    return [{"date": day, **days[day]} for day in sorted(days)[:LISTED]]
 
 
 def deletion_texts(days: Sequence[Mapping[str, Any]]) -> list[str]:

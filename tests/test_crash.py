@@ -89,7 +89,7 @@ class CrashCase(LibraryCase):
             missed += not played.struck
             with self.subTest(str(played.point)):
                 self.assertEqual(played.violations, [])
-        most = max(1, len(points) // 10)  # how often the lock is written varies
+        most = max(2, len(points) // 10)  # how often the lock is written varies
         self.assertLessEqual(missed, most, "points which no run came to")
 
 

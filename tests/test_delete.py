@@ -1,4 +1,4 @@
-"""A tier that deletes: the audio of a whole recording goes for good, announced before, and its transcript stays."""
+"""A tier that deletes removes the audio of a whole recording. A run announces that first, and the transcript stays."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DeleteCase(LibraryCase):
         return paths
 
     def run_json(self, *words: str, code: int = 0) -> Ran:
-        ran = self.run_cli("--json", *words)
+        ran = self.run_here("run", "--json", *words)
         self.assertEqual(ran.code, code, ran.out + ran.err)
         self.assertNotIn("Traceback", ran.err)
         return ran
@@ -155,7 +155,7 @@ class Announced(DeleteCase):
         for number in range(3):
             self.add_recording(f"2025-10-27/{number}")
         self.announce()
-        self.run_cli("restore", "2025-10-27/0-0.json")
+        self.run_here("restore", "2025-10-27/0-0.json")
         ran = self.run_json("--keep-originals")
         self.assertEqual(ran.summary["deleted"], 0)
         self.assertEqual(self.run_json("--limit", "1").summary["deleted"], 1)
@@ -225,9 +225,9 @@ class Deleted(DeleteCase):
         self.assertEqual((stats["savings"], stats["total_size"]), (savings, 0))
         self.assertEqual(ran.summary["saved"], 600)
         for command in ("stats", "doctor"):
-            self.assertNotIn("lost", self.run_cli(command).out)
+            self.assertNotIn("lost", self.run_here(command).out)
         self.assertIn("deleted", service.stats_page(stats))
-        ran = self.run_cli("check")
+        ran = self.run_here("check")
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         self.assertEqual(self.run_json().summary["found"], 0)
 
@@ -237,8 +237,9 @@ class Deleted(DeleteCase):
         self.delete()
         day = time.strftime("%Y-%m-%d")
         for path in ("2025-10-27/a-0.json", "2025-10-27/a-0.opus"):
-            ran = self.run_cli("restore", str(self.library / path))
+            ran = self.run_here("restore", str(self.library / path))
             self.assertEqual(ran.code, 1)
+            self.assertEqual(self.run_here("restore", "--last-run").code, 1)
             said = f"deleted on {day} by the tier of 365 days; nothing to bring back"
             self.assertIn(said, (ran.out + ran.err).lower())
 
@@ -277,6 +278,17 @@ class Deleted(DeleteCase):
         self.assertTrue(first.exists() and second.exists())
         self.assertFalse(self.is_said())
         self.assertEqual(self.run_json().summary["deleted"], 0)
+
+    def test_a_damaged_copy_beside_its_original_is_no_loss_and_keeps_both(self) -> None:
+        (copy,) = self.add_recording()
+        original = self.add_bytes(b"x" * 1000, "2025-10-27/a-0.webm")
+        self.set_tier(keep_originals_days=9000, check_days=0)
+        self.announce()
+        copy.write_bytes(bytes(600))
+        os.utime(copy, (LONG_AGO, LONG_AGO))
+        ran = self.run_json(code=1)
+        self.assertEqual((ran.summary["lost"], ran.summary["deleted"]), (0, 0))
+        self.assertTrue(copy.exists() and original.exists())
 
     def test_a_deleted_one_whose_sidecar_is_removed_is_not_reported(self) -> None:
         self.add_recording()
@@ -508,6 +520,7 @@ class CutShort(DeleteCase):
                     self.set_tier(None)
                 ran = self.run_json()
                 self.assertEqual((ran.summary["deleted"], ran.summary["lost"]), (0, 0))
+                self.assertIn("stays, as its deletion was called off", ran.err)
                 self.assertTrue(second.exists())
                 self.assertFalse(self.is_said())
                 self.set_tier(365)
@@ -617,7 +630,7 @@ class Archived(DeleteCase):
         self.assertNotIn("archived", self.document())
         self.assertNotIn("archived", self.read_json("index.json")["recordings"][0])
         self.assertEqual(self.stats()["archived"]["count"], 0)
-        ran = self.run_cli("check", "--archive")
+        ran = self.run_here("check", "--archive")
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         ran = self.run_json()
         self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
@@ -664,22 +677,45 @@ class Archived(DeleteCase):
 
     def test_what_came_back_from_the_archive_counts_from_then(self) -> None:
         self.announce()
-        self.assertEqual(self.run_cli("restore", str(self.library / "2025-10-27")).code, 0)
+        self.assertEqual(self.run_here("restore", str(self.library / "2025-10-27")).code, 0)
         self.assertEqual(self.run_json().summary["deleted"], 0)
         self.assertTrue((self.library / "2025-10-27/a-0.opus").exists())
+
+
+@unittest.skipUnless(shutil.which("rclone"), "rclone is not installed")
+class Remote(DeleteCase):
+    def test_files_on_a_remote_go_by_their_hash(self) -> None:
+        there = self.folder / "remote"
+        remote = {"RCLONE_CONFIG_COLD_TYPE": "alias", "RCLONE_CONFIG_COLD_REMOTE": str(there)}
+        tier = {"after_days": 200, "archive": "cold:"}
+        self.add_recording(chunks=2)
+        with unittest.mock.patch.dict(os.environ, remote):
+            self.configure(tiers=[tier])
+            self.assertEqual(self.run_json().summary["archived"], 2)
+            self.configure(tiers=[tier, DELETE])
+            self.announce()
+            (found,) = there.rglob("a-1.opus")
+            content = found.read_bytes()
+            found.write_bytes(bytes(600))
+            self.run_json(code=1)
+            self.assertEqual(len(list(there.rglob("*.opus"))), 2)
+            found.write_bytes(content)
+            self.delete(2)
+        self.assertEqual(list(there.rglob("*.opus")), [])
+        self.assertTrue(self.is_said())
 
 
 class Held(DeleteCase):
     def test_delete_with_kept_originals_is_a_config_error(self) -> None:
         self.set_tier(delete_originals=False)
-        ran = self.run_cli()
+        ran = self.run_here("run")
         self.assertEqual(ran.code, 2)
         self.assertIn("delete_originals", ran.err)
         for wrong in ({"delete": False}, {"delete": 1}, {"delete": "true"}, {"delete": None}):
             self.configure(tiers=[{"after_days": 400, **wrong}])
-            self.assertEqual(self.run_cli().code, 2, wrong)
+            self.assertEqual(self.run_here("run").code, 2, wrong)
         self.configure(tiers=[DELETE, {"after_days": 400, "archive": "/x"}])
-        self.assertIn("deletion last", self.run_cli().err)
+        self.assertIn("deletion last", self.run_here("run").err)
 
     def test_a_pause_holds_it_back(self) -> None:
         (path,) = self.add_recording()
@@ -705,11 +741,12 @@ class Held(DeleteCase):
 
 
 class Foreseen(DeleteCase):
-    """What is next to be deleted, with dates."""
+    """Statistics and dry run say when a tier deletes next."""
 
     def setUp(self) -> None:
         super().setUp()
         self.add_recording()
+        self.add_bytes(b"", "upload/original_audio.webm")  # nothing owns it
         self.later = time.time() - 360 * DAY
         self.add_recording(time.strftime("%Y-%m-%d/b", time.localtime(self.later)), 2, self.later)
         self.due = time.strftime("%Y-%m-%d", time.localtime(self.later + 365 * DAY))
@@ -725,18 +762,23 @@ class Foreseen(DeleteCase):
                     {"date": self.due, "count": 2, "size": 1200},
                 ],
             )
-            for said in (self.run_cli("stats").out, service.stats_page(stats)):
+            for said in (self.run_here("stats").out, service.stats_page(stats)):
                 self.assertIn(f"to delete for good on {self.due}", " ".join(said.split()))
                 self.assertIn("2 (1.20 kB)", said)
-            self.assertIn("Next to be deleted", " ".join(self.run_cli("doctor").out.split()))
+            self.assertIn("Next to be deleted", " ".join(self.run_here("doctor").out.split()))
             self.run_json("--only", "2025-10-27")  # which writes notes
 
     def test_a_dry_run_lists_what_is_due_and_says_what_is_next(self) -> None:
         ran = self.run_json("-n")
         self.assertEqual(ran.summary["would-delete"], 1)
         self.assertEqual(ran.outcomes["2025-10-27/a-0.opus"]["action"], "would-delete")
-        self.assertIn("Next to be deleted", ran.summary["message"])
+        said = f"Next to be deleted for good: 2 (1.20 kB) on {self.due}"
+        self.assertIn(said, ran.summary["message"])
         self.assertEqual(self.stats()["next_deletions"][0]["count"], 1)
+        only = "The first complete run only announces what is deleted"
+        self.assertIn(only, ran.summary["message"])
+        self.announce()
+        self.assertNotIn(only, self.run_json("-n").summary["message"])
 
     def test_nothing_is_said_without_a_tier(self) -> None:
         self.set_tier(None)

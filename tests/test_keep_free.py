@@ -37,8 +37,8 @@ def kept_library() -> Path:
 
 
 class RoomCase(LibraryCase):
-    """A disk of which so much is free that `missing` bytes are missing, and which gets free what
-    the library gives back."""
+    """A disk on which `missing` bytes are missing. It has more free space once the library takes
+    less."""
 
     missing = 1.0
 
