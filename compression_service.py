@@ -128,7 +128,7 @@ from os.path import (
     relpath,
     splitext,
 )
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from time import monotonic
 from typing import (
     IO,
@@ -1084,6 +1084,11 @@ class Command(NamedTuple):
     settings: str
     run: Callable[[Config, Report], None]
 
+    @property
+    def fields(self) -> list[dataclasses.Field[Any]]:
+        """Returns the settings of Config that it has flags for."""
+        return [SETTINGS[name] for name in f"file recordings_dir {self.settings}".split()]
+
 
 class Parser(argparse.ArgumentParser):
     """Reports wrong usage in one sentence instead of a page. Raises UsageError."""
@@ -1133,19 +1138,22 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     if name not in COMMANDS:
         near = nearest(name, COMMANDS)
         front_page().error(f"There is no command '{name}'; the nearest is '{near}'")
-    about = COMMANDS[name].help
+    command = COMMANDS[name]
     parser = Parser(
-        prog=f"{PROGRAM} {name}", description=about, epilog=EXIT_CODES, allow_abbrev=False
+        prog=f"{PROGRAM} {name}", description=command.help, epilog=EXIT_CODES, allow_abbrev=False
     )
-    for each in settings_of_command(name):
-        add_flag(parser, SETTINGS[each])
+    for field in command.fields:
+        add_flag(parser, field)
     others = [*words[:at], *words[at + 1 :]]
     if "--" in others:  # the intermixed parser forgets it
         end = others.index("--")
         others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
     found, unknown = parser.parse_known_intermixed_args(others)
     if unknown:
-        flags = {flag: each for each in (*COMMANDS, name) for flag in flags_of_command(each)}
+        flags: dict[str, str] = {}
+        for each in (*COMMANDS, name):
+            for field in COMMANDS[each].fields:
+                flags.update(dict.fromkeys(field.metadata["flags"], each))
         near = nearest(unknown[0].partition("=")[0], flags)
         whose = "" if flags[near] == name else f" of '{flags[near]}'"
         said = f"; the nearest is {near}{whose}" if unknown[0].startswith("-") else ""
@@ -1184,17 +1192,8 @@ def place_of_command(words: Sequence[str]) -> int:
             break
         if not word.startswith("-") and before not in VALUED:
             return at
-        before = "" if before in VALUED else word
+        before = word
     return len(words)
-
-
-def settings_of_command(name: str) -> list[str]:
-    return f"file recordings_dir {COMMANDS[name].settings}".split()
-
-
-def flags_of_command(name: str) -> Iterator[str]:
-    for each in settings_of_command(name):
-        yield from flags_of(SETTINGS[each])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1204,23 +1203,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
     """Adds the flags of a setting, or the words that stand without one. Its help also names its key
     in the config file, and the default."""
-    kind, declared, has_key = field.metadata.values()
-    flags, text = flags_of(field), declared.partition(": ")[2]
-    options: dict[str, Any] = {"dest": field.name, "help": text}
-    if kind is check_boolean:
-        options["action"] = BOOLEAN_ACTIONS[field.default]
-    else:
-        options.update(metavar=flags.pop(), type=partial(from_text, kind))
+    kind, text, flags = (field.metadata[name] for name in ("kind", "help", "flags"))
+    options: dict[str, Any] = {"action": BOOLEAN_ACTIONS.get(field.default)}
+    if kind is not check_boolean:
+        *flags, metavar = flags
+        options = {"metavar": metavar, "type": partial(from_text, kind)}
     if kind is TEXTS:
         options.update({"action": "append"} if flags else {"nargs": "*"})
-    if has_key:
-        options["help"] += f" (config key: {field.name}, default: {json.dumps(field.default)})"
-    parser.add_argument(*flags, default=None, **options)
-
-
-def flags_of(field: dataclasses.Field[Any]) -> list[str]:
-    """Returns the flags of a setting, and what stands behind them unless it is a boolean."""
-    return str(field.metadata["flags"]).partition(": ")[0].split()
+    if field.metadata["key"]:
+        text += f" (config key: {field.name}, default: {json.dumps(field.default)})"
+    parser.add_argument(*flags, dest=field.name, help=text, default=None, **options)
 
 
 def from_text(kind: Kind, text: str) -> Any:
@@ -1245,7 +1237,8 @@ Kind = Callable[[Any], Any]  # the value that is used; raises ValueError with wh
 def setting(default: Any, kind: Kind, flags: str = "", key: bool = True) -> Any:
     """Declares a field of Config: its flags, what stands behind them and their help, as
     "-j --jobs N: at work at once", and whether the config file has it as a key."""
-    metadata = {"kind": kind, "flags": flags, "key": key}
+    names, _, text = flags.partition(": ")
+    metadata = {"kind": kind, "flags": names.split(), "help": text, "key": key}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -1500,7 +1493,7 @@ VALUED = {  # flags with a value behind them
     flag
     for field in SETTINGS.values()
     if field.metadata["kind"] is not check_boolean
-    for flag in flags_of(field)
+    for flag in field.metadata["flags"]
 }
 FILE_KINDS: Mapping[str, Kind] = {
     name: field.metadata["kind"] for name, field in SETTINGS.items() if field.metadata["key"]
@@ -1820,7 +1813,7 @@ class Run:
             text = f"{size_text(free_space(self.library))} free, keep_free asks for {wanted}"
             if self.is_spent and not self.report.exit_code and self.moment == self.clock:
                 text += ". No step is left that would free more"
-            self.report.add(text, is_urgent=is_news)
+            self.report.announce(text, is_news)
         elif is_news and self.config.keep_free:
             self.report.announce("As much space is free again as keep_free asks for")
         self.was_short = is_short
@@ -1828,10 +1821,10 @@ class Run:
     def make_room(self) -> None:
         """Makes moves before their age, one kind after the other, while space is short. It looks at
         the free space again once as many bytes as were missing have been worked on."""
-        for config in early_steps(self.planned) if self.shortage > 0 else ():
+        for names, config in early_steps(self.planned) if self.shortage > 0 else ():
             self.planned = config
-            groups = filter(self.may_move, self.early_groups())
-            waiting = deque(sorted(groups, key=place_in_line))
+            groups = sorted(self.early_groups(), key=place_in_line)
+            waiting = deque(group for group in groups if self.may_make(group, names))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
                 while waiting and missing > 0:
@@ -1850,11 +1843,11 @@ class Run:
                 for recording in self.recordings_in(self.library.folder(path)):
                     yield from self.groups_of(recording)
 
-    def may_move(self, group: Sequence[Move]) -> bool:
-        """Returns whether nothing keeps moves, and no take of theirs has moved in this run."""
-        first = group[0]
-        takes = first.recording.takes if first.is_whole else [first.take]
-        return not first.outcome and self.moved.isdisjoint(take.stem for take in takes)
+    def may_make(self, group: Sequence[Move], names: Collection[str]) -> bool:
+        """Returns whether moves are of these kinds, and no take of theirs has moved in this run."""
+        is_kind = group[0].name in names and not group[0].outcome
+        takes = group[0].recording.takes if group[0].is_whole else [group[0].take]
+        return is_kind and self.moved.isdisjoint(take.stem for take in takes)
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -1973,7 +1966,7 @@ class Run:
         """Carries out moves of single takes, then those of whole recordings, so that an archive
         that is not mounted stops no compression. The list is emptied, because the packets of one
         recording may take 40 kB."""
-        self.report.begin(list(itertools.chain(*groups)), self.workers)
+        self.report.begin(list(itertools.chain(*groups)))
         if self.config.keep_free:
             self.moved.update(move.take.stem for group in groups for move in group)
         singles, wholes = by_round(groups)
@@ -3294,12 +3287,11 @@ def for_each_original(move: Move) -> list[Move]:
 
 
 def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
-    """Returns the original if settings let a move remove it now. If it was kept, its copy must be
-    on record for `keep_originals_days`."""
+    """Returns the original if settings let a move remove it now. With `keep_originals_days`, its
+    copy must be on record for so long."""
     take, config = asked.take, asked.config
-    is_over = not config.keep_originals_days
-    if is_proven:
-        is_over = freed_from(take, config) <= asked.moment.careful
+    is_over = is_proven and freed_from(take, config) <= asked.moment.careful
+    is_over = is_over or not config.keep_originals_days
     return (take.original,) if take.original and config.delete_originals and is_over else ()
 
 
@@ -3398,20 +3390,22 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
 
 
-def early_steps(config: Config) -> Iterator[Config]:
-    """Yields the settings with which moves make room before their age: those that end the keeping
-    of originals, those that compress, those that make smaller, those that archive."""
+def early_steps(config: Config) -> Iterator[tuple[Sequence[str], Config]]:
+    """Yields what makes room before its age, in turn: kinds of moves, and the settings with which
+    they are due."""
     oldest = max(config.age_threshold_days, EARLIEST)
-    config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=oldest)
-    yield config
-    config = dataclasses.replace(config, age_threshold_days=EARLIEST)
-    yield config
+    # As good as no days. (Without days, an original would not wait for a run on record.)
+    days = min(config.keep_originals_days, 1e-6)
+    config = dataclasses.replace(config, keep_originals_days=days, age_threshold_days=oldest)
+    yield (Free.name,), config
+    config = dataclasses.replace(config, keep_originals_days=0, age_threshold_days=EARLIEST)
+    yield (Compress.name, Adopt.name), config
     for number, tier in enumerate(config.tiers):
         if tier.bitrate or (tier.archive and has_own_disk(config)):
             tiers = list(config.tiers)
             tiers[number] = tier._replace(after_days=EARLIEST)
             config = dataclasses.replace(config, tiers=tuple(tiers))
-            yield config
+            yield (Smaller.name if tier.bitrate else Store.name,), config
 
 
 def has_own_disk(config: Config) -> bool:
@@ -3450,7 +3444,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     """Returns the note on a folder whose documents are true: a fingerprint, and until when it
     holds. Returns none if a move is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
-    steps = list(early_steps(config)) if config.keep_free else []
+    steps = [early for _, early in early_steps(config)] if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
     if any(past.is_lost for _, past in pasts):
@@ -6455,9 +6449,9 @@ class Archive:
             is_marked = ID_NAME in names
             if self.run.is_locked:
                 self.sweep(folder, names)
-            if self.run.is_locked and not is_marked:
-                self.identify(own)
-                self.deliver(own, mark, digest_of(own))
+                if not is_marked:
+                    self.identify(own)
+                    self.deliver(own, mark, digest_of(own))
                 is_marked = True
             if is_marked and not (lexists(own) and self.digest(mark) == digest_of(own)):
                 raise ServiceError(
@@ -6494,7 +6488,7 @@ class Archive:
 
     def takes_nothing(self, error: Exception) -> ServiceError:
         """Returns the error that ends the run."""
-        why = getattr(error, "detail", "") or explain(error)
+        why = detail_of(error)
         if is_full(error):
             advice = "Nothing is removed here; make room and run again."
             return NoSpaceError(f"No space left in {self.root}: {why}. {advice}")
@@ -6537,11 +6531,12 @@ class Archive:
         if size is None:
             return False
         found = self.digest(there)
-        if found not in (sha256, digest_of(source, size)):
+        if found == sha256:
+            return True
+        if found != digest_of(source, size):
             raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
-        if found != sha256:
-            self.remove(there)
-        return found == sha256
+        self.remove(there)
+        return False
 
     def deliver(self, source: str, there: str, digest: str) -> None:
         """Copies a file there under a name of this run, proves the copy, and moves it to its place.
@@ -6569,10 +6564,10 @@ class Archive:
         if getattr(error, "reason", None) is Reason.ARCHIVE_REFUSED:
             raise error
         self.try_upload()
-        why = getattr(error, "detail", "") or explain(error)
         if self.ends_at_refusal:
             self.refusal = f"The archive {self.root} refused {there}; the next run tries it again."
-        raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is not taken, while other names are: {why}")
+        why = f"{there} is not taken, while other names are: {detail_of(error)}"
+        raise Refusal(Reason.ARCHIVE_REFUSED, why)
 
     def visit(self, folder: str) -> None:
         """Looks once a run into a folder there and those above it. Removes what killed runs have
@@ -6736,10 +6731,10 @@ class RemoteArchive(Archive):
     def digest(self, there: str) -> str:
         """Hashes what the remote sends as it comes, so that it takes no space here. Tried twice,
         as `rclone cat` does not go on where a connection broke."""
-        command = self.command("cat", "--", there)
+        read = partial(self.run.tools.digest, self.command("cat", "--", there), ARCHIVE_PATIENCE)
         with suppress(Refusal):
-            return self.run.tools.digest(command, ARCHIVE_PATIENCE)
-        return self.run.tools.digest(command, ARCHIVE_PATIENCE)
+            return read()
+        return read()
 
     @contextmanager
     def read_back(self, there: str) -> Iterator[str]:
@@ -6793,6 +6788,11 @@ class RemoteArchive(Archive):
     def command(self, *words: str) -> list[str]:
         named = (word.translate(RCLONE_NAMES) for word in words)
         return [self.run.tools.find("rclone")[0], *RCLONE, *named]
+
+
+def detail_of(error: Exception) -> str:
+    """Returns what was found, without the sentence that a Refusal puts around it."""
+    return getattr(error, "detail", "") or explain(error)
 
 
 def is_full(error: Exception) -> bool:
@@ -6850,8 +6850,9 @@ def command_restore(config: Config, report: Report) -> None:
         raise UsageError("restore: expected PATH... or --last-run.")
     run = Run(config, report)
     run.library.require(config.log_file)
+    asked = with_more_than_copies(run, asked_for(run))
     if config.dry_run:
-        for recording in with_more_than_copies(run, asked_for(run)):
+        for recording in asked:
             for move in moves_back(recording, config):
                 move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
                 report.outcome(move)
@@ -6861,7 +6862,6 @@ def command_restore(config: Config, report: Report) -> None:
     with run.open(locks=True):
         try_commits(run.library)
         with run.finishing():
-            asked = with_more_than_copies(run, asked_for(run))
             run.carry_out(map(partial(brought_back, run), asked))
     run.note(report.summary())
 
@@ -7477,9 +7477,10 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
     `--archive`, by their hash. One that neither a sidecar nor the index names was deleted by its
     owner."""
     archive, report = run.archive, run.report
-    if away and not archive:
+    if not away:
+        return
+    if not archive:
         report.error(f"{len(away)} files are archived, and no archive is configured")
-    if not away or not archive:
         return
     missing = []
     with answering_for(run, "archive"):
@@ -7490,10 +7491,12 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
                 there, size = archive.find(take.folder, place, recording.location)
                 is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
-                    missing += [take.stem] if is_named else []
+                    if is_named:
+                        missing.append(take.stem)
                 elif place.size not in (0, size):
-                    known = f"{place.size} are on record"
-                    report.error(f"{there} has {size} bytes in the archive, {known}")
+                    report.error(
+                        f"{there} has {size} bytes in the archive, {place.size} are on record"
+                    )
                 elif run.config.archive and archive.digest(there) != place.sha256:
                     report.error(f"{there} in the archive is not the file that went there")
                 elif not is_named:
@@ -7577,7 +7580,7 @@ class History:
             for record in self.read(self.lines.get(as_json(folder), ())):
                 with suppress(*ODD):
                     stem = record["take"]
-                    if "\0" not in stem and NO_NAMES.isdisjoint(stem.split("/")):
+                    if stays_inside(stem):
                         remember(pasts, stem, Past.of(record["past"]))
         return self.known[folder]
 
@@ -7593,7 +7596,7 @@ class History:
         for key in filter(None, keys):
             with suppress(ValueError):
                 path = json.loads(b'"%s"' % key[:-1])
-                if "\0" not in path and NO_NAMES.isdisjoint(path.split("/")):
+                if stays_inside(path):
                     paths.add(path)
         return paths
 
@@ -7618,14 +7621,16 @@ class History:
         """Appends a line for each outcome, with the whole past of its take; flushed together. `now`
         is that of the commit, from which its documents' dates were derived too. Raises OSError:
         originals then stay."""
-        pasts = [move.past_after(now) for move in moves]
         records = []
-        for move, past in zip(moves, pasts):
+        pasts = []
+        for move in moves:
+            past = move.past_after(now)
             about = {"take": move.take.stem, "date": iso(now), "past": past.record()}
             records.append({**move.told(), **about})
+            pasts.append((move.take, past))
         self.write(records)
-        for move, past in zip(moves, pasts):
-            remember(self.in_folder(move.take.folder), move.take.stem, past)
+        for take, past in pasts:
+            remember(self.in_folder(take.folder), take.stem, past)
 
     def note(self, records: Iterable[Mapping[str, Any]], now: float) -> None:
         """Lines of other types: `run` (the summary, and as `index` the index's size and mtime_ns)
@@ -7654,9 +7659,15 @@ class History:
 
 def remember(pasts: dict[str, Past], stem: str, past: Past) -> None:
     """Notes the past of a take. One whose record was moved has none any more."""
-    pasts[stem] = past
     if past == NO_PAST:
-        del pasts[stem]
+        pasts.pop(stem, None)
+    else:
+        pasts[stem] = past
+
+
+def stays_inside(path: str) -> bool:
+    """Returns whether a path found in the history can only name something below the library."""
+    return "\0" not in path and NO_NAMES.isdisjoint(path.split("/"))
 
 
 def as_json(folder: str) -> bytes:
@@ -7700,11 +7711,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
     run, problems = Run(config, Report(config)), list[str]()
     library = run.library
     library.require(config.log_file)
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
-    sums = add_up(run, problems)
-    for key, value in sorted(sums.items()):
-        group, _, name = key.partition("/")
-        groups[group][name] = value
+    groups = add_up(run, problems)
     for stem, past in losses(library).items():
         key = f"{Action.LOST.value} {past.lost}"
         groups["named"].setdefault(key, []).append(stem + past.suffix)
@@ -7722,18 +7729,18 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "paused": until > 0,
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
-        "next_deletions": next_deletions(sums, run.now),
+        "next_deletions": next_deletions(groups, run.now),
         "runs": run.history.runs,
         "at_work": library.at_work(),
         "problems": problems,
     }
-    stats["findings"] = [finding._asdict() for finding in findings(run, stats)]
+    stats["findings"] = [{"text": text, "code": code} for text, code in findings(run, stats)]
     return stats
 
 
-def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
-    """Returns the sums of all folders. A folder that was removed still counts what is archived. The
-    note on a folder has its sums while it holds."""
+def add_up(run: Run, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns the sums of all folders, by group. A folder that was removed still counts what is
+    archived. The note on a folder has its sums while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
     gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
     seen = set[str]()
@@ -7748,7 +7755,11 @@ def add_up(run: Run, problems: list[str]) -> dict[str, Any]:
         for key, value in counted.items():
             sums.setdefault(key, type(value)())
             sums[key] += value
-    return sums
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in sorted(sums.items()):
+        group, _, name = key.partition("/")
+        groups[group][name] = value
+    return groups
 
 
 def seal(sums: Any) -> int:
@@ -7768,8 +7779,7 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
-            as_before = {"made/size": file.size, "made/asked": file.size * config.target_bitrate}
-            sums.update(as_before)
+            sums.update({"made/size": file.size, "made/asked": file.size * config.target_bitrate})
     for stem, past in folder.library.history.in_folder(folder.path).items():
         if past.place and basename(stem) not in folder.takes:
             add_deletion(sums, folder, Take(stem, past=past), config)
@@ -7787,19 +7797,20 @@ def add_deletion(sums: Counter[str], folder: Folder, take: Take, config: Config)
     due = deletion_time(take, config)
     if due < LATEST and folder.documents:  # else no sidecar owns it
         day = datetime.fromtimestamp(due).date().isoformat()
-        sums[f"doomed_count/{day}"] += 1
+        sums[f"doomed/{day}"] += 1
         sums[f"doomed_size/{day}"] += take.size
 
 
-def next_deletions(sums: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
+def next_deletions(groups: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
     """Returns the days on which a tier deletes next. What should be gone is due today. Documents
     have not been read, so some of it may stay."""
-    days, today = defaultdict[str, Counter[str]](Counter), local_time(now)[:10]
-    for key, value in sums.items():
-        group, _, day = key.partition("/")
-        if group in ("doomed_count", "doomed_size"):
-            days[max(day, today)][group[len("doomed_") :]] += value
-    return [{"date": day, **days[day]} for day in sorted(days)[:LISTED]]
+    found, today = dict[str, dict[str, Any]](), local_time(now)[:10]
+    for due, count in groups["doomed"].items():
+        day = max(due, today)
+        told = found.setdefault(day, {"date": day, "count": 0, "size": 0})
+        told["count"] += count
+        told["size"] += groups["doomed_size"][due]
+    return [*found.values()][:LISTED]
 
 
 def deletion_texts(days: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -7859,42 +7870,36 @@ def reason_with(key: str, paths: Sequence[str]) -> dict[str, Any]:
     }
 
 
-class Finding(NamedTuple):
-    """A sentence on the state of a library. `code` is doctor's exit code, 0 if nothing is wrong."""
-
-    text: str
-    code: int = 0
-
-
-def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yields the sentences that doctor, terminal and page say first."""
+def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yields the sentences that doctor, terminal and page say first. With each stands the exit code
+    that doctor gives it, 0 if nothing is wrong."""
     yield from obstacles(run)
     failed = sum(each["count"] for each in stats["kept"] if each["action"] == Action.FAILED)
     if failed:
-        yield Finding(f"{failed:,} failed and stayed as they were; 'stats' names them.", 1)
+        yield f"{failed:,} failed and stayed as they were; 'stats' names them.", 1
     for problem in stats["problems"]:
-        yield Finding(problem, 1)
+        yield problem, 1
     if run.shortage > 0:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
-        yield Finding(f"{room} free, keep_free asks for {wanted}.")
+        yield f"{room} free, keep_free asks for {wanted}.", 0
     for text in deletion_texts(stats["next_deletions"]):
-        yield Finding(f"{text}.")
+        yield f"{text}.", 0
     if not stats["recordings"]:
-        yield Finding(f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.")
+        yield f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.", 0
     if run.last:
         when, said = run.last["time"], run.last.get("message")
-        yield Finding(f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code"))))
+        yield f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code")))
         if run.now - when > LATE and not stats["paused"]:
             ago = duration_text(run.now - when)
-            yield Finding(f"That is {ago} ago. Is the schedule at work?", 1)
+            yield f"That is {ago} ago. Is the schedule at work?", 1
         python = str(run.last.get("python") or "/")
         if not lexists(python):
-            yield Finding(f"Its {python} is gone: print the schedule anew.", 1)
+            yield f"Its {python} is gone: print the schedule anew.", 1
     else:
-        yield Finding(f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.")
+        yield f"No run yet; '{PROGRAM} schedule cron' prints what makes one every night.", 0
     room = stats["free_space"]
     free = "" if room is None else f", {size_text(room)} free"
-    yield Finding(f"{saved_percent(stats)} % saved{free}.")
+    yield f"{saved_percent(stats)} % saved{free}.", 0
 
 
 def library_of(config: Config) -> Library:
@@ -8104,8 +8109,7 @@ def command_stats(config: Config, report: Report) -> None:
     stats = gather_stats(config)
     report.write_json(stats)
     if config.html:
-        with open(config.html, "w", encoding="utf-8") as file:
-            file.write(stats_page(stats))
+        Path(config.html).write_text(stats_page(stats), "utf-8")
         report.say(f"Written: {config.html}")
     elif not config.json:
         for line in stats_lines(stats):
@@ -8160,8 +8164,9 @@ def command_serve(config: Config, report: Report) -> None:
                 self.send_error(503, explain=explain(error))
                 return
             self.send_response(200)
-            about = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
-            for name, value in {**about, **HEADERS}.items():
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in HEADERS.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
@@ -8351,7 +8356,7 @@ class Tools:
     def digest(self, command: Sequence[str], seconds: float) -> str:
         """Returns the SHA-256 of a command's output, without keeping it. Raises as `run` does."""
         digest = hashlib.sha256()
-        with self.started(command, subprocess.DEVNULL) as process:
+        with self.started(command) as process:
             _, messages = self.hear(process, seconds, digest.update)
         judge([process], messages)
         return digest.hexdigest()
@@ -8367,7 +8372,7 @@ class Tools:
             pool = ended.enter_context(Threads(4))
             verify = ended.enter_context(self.started(commands[2], subprocess.PIPE))
             encode = ended.enter_context(self.started(commands[1], subprocess.PIPE))
-            first = self.started(commands[0], subprocess.DEVNULL, encode.stdin)
+            first = self.started(commands[0], stdout=encode.stdin)
             processes = (ended.enter_context(first), encode, verify)
             assert encode.stdin
             encode.stdin.close()
@@ -8381,7 +8386,11 @@ class Tools:
 
     @contextmanager
     def started(
-        self, command: Sequence[str], stdin: int, stdout: Any = subprocess.PIPE, folder: str = "/"
+        self,
+        command: Sequence[str],
+        stdin: int = subprocess.DEVNULL,
+        stdout: Any = subprocess.PIPE,
+        folder: str = "/",
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Starts a process. At the end it and its children are killed. Raises ToolError."""
         try:
@@ -8833,7 +8842,6 @@ class Report:
     ahead = held = 0  # dated in the future; waiting as the clock is not trusted that far
     original_size = compressed_size = saved = 0
     seconds = 0.0  # of audio that a dry run found to be due
-    workers = 1
     exit_code = 0
     is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
@@ -8848,8 +8856,8 @@ class Report:
         self.counts: Counter[Action] = Counter()
         self.told: set[str] = set()
         self.remarks: list[str] = []  # in the sentence at the end
-        self.order: deque[str] = deque()  # paths, in which a dry run reports
-        self.lines: dict[str, tuple[str, Mapping[str, Any]]] = {}  # that wait for their turn
+        # What a dry run says of each move, with the mtime of its oldest file and its path.
+        self.foreseen: list[tuple[int, str, str, Mapping[str, Any]]] = []
         self.is_terminal = os.isatty(2)
 
     def open_log(self) -> None:
@@ -8927,21 +8935,16 @@ class Report:
         self.error(text, code)
         return text
 
-    def add(self, remark: str, is_urgent: bool) -> None:
+    def announce(self, remark: str, is_urgent: bool = True) -> None:
         """Adds a remark to the sentence at the end, which is sent at once if it is urgent."""
         self.remarks.append(remark)
         self.is_urgent = self.is_urgent or is_urgent
 
-    def announce(self, remark: str) -> None:
-        self.add(remark, is_urgent=True)
-
-    def begin(self, moves: Sequence[Move], workers: int) -> None:
+    def begin(self, moves: Sequence[Move]) -> None:
         """Reports what is due, with its length where that is known. A dry run measures it."""
-        self.due, self.workers = self.due + len(moves), workers
+        self.due += len(moves)
         proofs = [move for move in moves if not move.is_whole]
-        if self.config.dry_run:
-            self.order.extend(move.path for move in moves)
-        elif proofs:
+        if proofs and not self.config.dry_run:
             size = size_text(sum(move.source_size for move in proofs))
             known = [move.seconds or move.recording.seconds_of(move.take) for move in proofs]
             much = f", {duration_text(sum(known))} of audio" if all(known) else ""
@@ -8969,18 +8972,14 @@ class Report:
         line = self.line(move, sizes, told["reason"])
         trace = move.outcome.trace if move.outcome else ""
         self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
-        self.lines[move.path] = (line, told)
-        self.show_lines()
+        if self.config.dry_run:
+            oldest = min((file.mtime_ns for file in move.take.files), default=0)
+            self.foreseen.append((oldest, told["path"], line, told))
+        else:
+            self.show(line, told)
         advice = advice_on(move)
         if advice:
             self.error(advice)
-
-    def show_lines(self) -> None:
-        """Shows each line whose turn has come; all of them where no order is left."""
-        while self.order and self.order[0] in self.lines:
-            self.show(*self.lines.pop(self.order.popleft()))
-        while self.lines and not self.order:
-            self.show(*self.lines.pop(next(iter(self.lines))))
 
     def show(self, line: str, told: Mapping[str, Any]) -> None:
         self.write_json(told)
@@ -9044,8 +9043,8 @@ class Report:
     def summary(self, message: str = "") -> dict[str, Any]:
         """Reports and logs the end of a run, also of one that could not begin: then `message` is
         why, and has been reported. Returns the object of `--json`, with a `message` for people."""
-        self.order.clear()
-        self.show_lines()
+        for _, _, line, told in sorted(self.foreseen, key=lambda each: each[:2]):
+            self.show(line, told)
         text = "" if message and not self.counts else self.sentence()
         lost = self.counts[Action.LOST]
         if lost > NAMED:
@@ -9090,17 +9089,16 @@ class Report:
             parts.append(f"The disk {'would have' if config.dry_run else 'has'} {size} more free")
         elif self.saved < 0 and self.counts[Action.COMPRESSED]:
             parts.append(f"The copies take {size} until the originals are deleted")
-        if self.young:
-            parts.append(f"Younger than {config.age_threshold_days:g} days: {self.young}")
-        if self.held:
-            parts.append(f"Waiting until another run confirms the clock: {self.held}")
-        if self.missed:
-            parts.append(f"Lost before, and still missing: {self.missed}")
-        if self.links:
-            parts.append(f"Symbolic links passed over: {self.links}")
+        others = {
+            f"Younger than {config.age_threshold_days:g} days": self.young,
+            "Waiting until another run confirms the clock": self.held,
+            "Lost before, and still missing": self.missed,
+            "Symbolic links passed over": self.links,
+        }
+        parts += [f"{what}: {count}" for what, count in others.items() if count]
         parts += self.remarks
         if self.seconds and config.command == "run":
-            took = duration_text(self.seconds / SPEED / self.workers)
+            took = duration_text(self.seconds / SPEED / (config.jobs or allowed_cores()))
             parts.append(f"{duration_text(self.seconds)} of audio. A run may take {took}")
         elif self.counts:
             parts.append(f"Took {duration_text(monotonic() - self.started)}")
@@ -9200,14 +9198,14 @@ def iso(seconds: float) -> str:
 def command_doctor(config: Config, report: Report) -> None:
     """Reports each finding once; the exit code is that of the gravest."""
     run = Run(config, report)
-    found = [*obstacles(run), Finding(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    found = [*obstacles(run), (f"Python {sys.version.split()[0]} at {sys.executable}", 0)]
     checks = (examine_ffmpeg, examine_library, examine_archive, examine_log, examine_state)
     with run.open(locks=False):
         for check in checks:
             try:
                 found += check(run)
             except (ServiceError, Refusal, OSError) as error:
-                found.append(Finding(explain(error), exit_code_of(error)))
+                found.append((explain(error), exit_code_of(error)))
     said: list[str] = []
     for text, code in found:
         if not any(each in text for each in said):
@@ -9221,22 +9219,22 @@ def command_doctor(config: Config, report: Report) -> None:
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
 
-def obstacles(run: Run) -> Iterator[Finding]:
+def obstacles(run: Run) -> Iterator[tuple[str, int]]:
     """Yields what keeps runs from their work, or their owner from hearing of it."""
     config, pause = run.config, run.library.paused(run.now)
     if pause:
-        yield Finding(pause, 1)
+        yield pause, 1
     if config.dry_run:
-        yield Finding(f'"dry_run" is set in {config.file}: no run changes anything.', 1)
+        yield f'"dry_run" is set in {config.file}: no run changes anything.', 1
     word = first_word(config.notify_command or "")
     if word and not is_known_to_shell(word, dirname(config.file)):
         text = f"The notify_command begins with {word}. No program on PATH has this name."
-        yield Finding(text, 1)
+        yield text, 1
     with suppress(ServiceError, OSError):
         lost = losses(run.library).items()
         paths = [stem + past.suffix for stem, past in lost]
         if paths:
-            yield Finding(f"Lost copies: {', '.join(paths)}. {LOST_ADVICE}", 1)
+            yield f"Lost copies: {', '.join(paths)}. {LOST_ADVICE}", 1
     try:
         index = join(config.recordings_dir, INDEX_NAME)
         read_whole(index, lambda data: next(entries(JsonText(data)), None))
@@ -9244,7 +9242,7 @@ def obstacles(run: Run) -> Iterator[Finding]:
         pass
     except (Flaw, OSError) as error:
         text = f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
-        yield Finding(text, 1)
+        yield text, 1
 
 
 def first_word(command: str) -> str:
@@ -9267,13 +9265,13 @@ def is_known_to_shell(word: str, folder: str) -> bool:
 FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
 
 
-def examine_ffmpeg(run: Run) -> Iterator[Finding]:
+def examine_ffmpeg(run: Run) -> Iterator[tuple[str, int]]:
     target = Target(run.config.target_format, run.config.target_bitrate)
     try_ffmpeg(run.tools, target)
-    yield Finding(f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again")
+    yield f"ffmpeg at {run.tools.ffmpeg} encodes {target.format} and reads it again", 0
 
 
-def examine_library(run: Run) -> Iterator[Finding]:
+def examine_library(run: Run) -> Iterator[tuple[str, int]]:
     """Tries all that its commits need, if our own folder is there to be locked."""
     library = run.library
     library.require(run.config.log_file)
@@ -9284,18 +9282,18 @@ def examine_library(run: Run) -> Iterator[Finding]:
             try:
                 stack.enter_context(library.lock())
             except BusyError as busy:
-                yield Finding(str(busy))
+                yield str(busy), 0
                 return
             try_commits(library)
         problems = foresee_all(run, moves)
     yield from problems
     if not problems:
-        yield Finding(f"the library {library.root} can be written to; due: {len(moves)}")
+        yield f"the library {library.root} can be written to; due: {len(moves)}", 0
     for move in moves[:1]:
         run.try_ffmpeg_on(move)
 
 
-def foresee_all(run: Run, moves: Sequence[Move]) -> list[Finding]:
+def foresee_all(run: Run, moves: Sequence[Move]) -> list[tuple[str, int]]:
     """Tries in each folder what its commits need; returns what a run would say of that."""
     problems: dict[str, None] = {}
     staging = Staging(run.library)
@@ -9308,31 +9306,30 @@ def foresee_all(run: Run, moves: Sequence[Move]) -> list[Finding]:
                 why = f"{move.path}: {move.told()['reason']}."
                 problems[advice_on(move) or why] = None
     remove_all(staging.made)
-    return [Finding(problem, 1) for problem in problems][:NAMED]
+    return [(problem, 1) for problem in problems][:NAMED]
 
 
-def examine_archive(run: Run) -> Iterator[Finding]:
+def examine_archive(run: Run) -> Iterator[tuple[str, int]]:
     archive = run.archive
     if archive:
         archive.try_it()
         archive.try_upload()
-        yield Finding(f"the archive {archive.target} answers and takes files")
+        yield f"the archive {archive.target} answers and takes files", 0
 
 
-def examine_log(run: Run) -> Iterator[Finding]:
+def examine_log(run: Run) -> Iterator[tuple[str, int]]:
     """Does not make it, as doctor changes nothing."""
     place = path = run.config.log_file
     check_links(path)
     while not lexists(place):
         place = dirname(place)
     read_sign(place)
-    yield Finding(f"the log {path} can be written to")
+    yield f"the log {path} can be written to", 0
 
 
-def examine_state(run: Run) -> Iterator[Finding]:
-    """Yields what statistics and page say too."""
-    for each in gather_stats(run.config)["findings"]:
-        yield Finding(**each)
+def examine_state(run: Run) -> Iterator[tuple[str, int]]:
+    """Returns what statistics and page say too."""
+    return findings(run, gather_stats(run.config))
 
 
 def command_schedule(config: Config, report: Report) -> None:
@@ -9456,8 +9453,7 @@ def command_demo(config: Config, report: Report) -> None:
         day = join(folder, "recordings/2025-10-27")
         os.makedirs(day)
         for name, text in DEMO_FILES.items():
-            with open(join(folder, name), "w", encoding="ascii") as file:
-                file.write(text)
+            Path(folder, name).write_text(text)
         tools = Tools(Stop())
         for name in ("14-30-45-chunk-1.webm", "16-00-00-cut-short.webm"):
             tools.run([tools.ffmpeg, *QUIET, *DEMO_SOUND.split(), name], 6, folder=day)
@@ -9513,8 +9509,7 @@ def set_keep(run: Run, recording: Recording) -> None:
         read_whole(join(folder, name), edit)
         if not config.dry_run:
             rewrite(join(folder, name), edit, run.staging, backup=True)
-    if not config.dry_run:
-        flush_folder(folder)
+            flush_folder(folder)
     runs = "In a dry run only: runs" if config.dry_run else "Runs"
     what = "may work again on" if config.off else "leave alone"
     run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")

@@ -192,12 +192,8 @@ class Pause(NotifyCase):
 
     def found(self) -> dict[str, Any]:
         config = service.resolve_config(service.parse_words(["stats", "-c", str(self.config)]))
-        return {
-            "findings": [
-                each._asdict()
-                for each in service.obstacles(service.Run(config, service.Report(config)))
-            ]
-        }
+        found = service.obstacles(service.Run(config, service.Report(config)))
+        return {"findings": [{"text": text, "code": code} for text, code in found]}
 
     def test_a_forgotten_pause_is_the_first_line_of_doctor_and_no_fault_of_the_schedule(
         self,
@@ -219,9 +215,7 @@ class Findings(NotifyCase):
     def found(self, **settings: Any) -> list[str]:
         self.configure(**settings)
         config = service.resolve_config(service.parse_words(["doctor", "-c", str(self.config)]))
-        return [
-            each.text for each in service.obstacles(service.Run(config, service.Report(config)))
-        ]
+        return [text for text, _ in service.obstacles(service.Run(config, service.Report(config)))]
 
     def test_a_sound_library_has_none(self) -> None:
         self.add_json("index.json", {"recordings": []})

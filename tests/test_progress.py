@@ -16,6 +16,10 @@ from tests.faults import FaultCase
 
 
 class ProgressCase(FaultCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.drive("program.GRACE = 600.0")  # a stand-in that pauses is slow on a busy machine
+
     def on_terminal(
         self, *arguments: str, columns: int = 80, env: Optional[dict[str, str]] = None
     ) -> str:

@@ -67,7 +67,7 @@ class ReportCase(unittest.TestCase):
 class TestTold(ReportCase):
     def test_a_run_says_what_was_done_and_what_the_disk_has_gained(self) -> None:
         with self.report() as report:
-            report.begin([work(Reason.DONE)] * 3, 1)
+            report.begin([work(Reason.DONE)] * 3)
             report.outcome(work(Reason.DONE))
             report.outcome(work(Reason.EMPTY))
             summary = report.summary()
@@ -120,7 +120,7 @@ class TestTold(ReportCase):
 
     def test_a_dry_run_ends_with_how_long_a_run_may_take(self) -> None:
         with self.report(dry_run=True) as report:
-            report.begin([work(Reason.DUE)] * 500, 1)
+            report.begin([work(Reason.DUE)] * 500)
             report.outcome(work(Reason.DUE))
             message = report.summary()["message"]
         self.assertTrue(message.endswith("of audio. A run may take 1 s."), message)
