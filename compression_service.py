@@ -1887,9 +1887,10 @@ class Run:
             if self.is_at_rest(folder):
                 continue
             for recording in self.recordings_in(folder):
-                self.losses.doubt(recording)
                 groups = self.groups_of(recording)
-                report.held += count_held(recording, config, self.moment, self.clock)
+                with boundary(partial(report.defect, f"{recording.key} was kept")):
+                    self.losses.doubt(recording)
+                    report.held += count_held(recording, config, self.moment, self.clock)
                 is_found = is_found or bool(groups)
                 yield from groups
             if self.is_locked:

@@ -217,7 +217,7 @@ class LaterStepsTest(LaterCase):
         for _ in range(2):  # what is kept is told in the first and moved in the second
             self.assertEqual(self.run_cli("-j", "1").code, 0)
         self.configure(**then)
-        super().use(MovingHarness(self.work, self.folder, self.tools, words))
+        CrashCase.use(self, MovingHarness(self.work, self.folder, self.tools, words))
 
     def test_a_copy_made_smaller_in_its_place_is_never_lost(self) -> None:
         self.prepare(

@@ -371,7 +371,7 @@ class Planning(Case):
         settings = {"dry_run": True, **settings}
         config = service.Config(recordings_dir=str(self.root), **settings)
         report: Any = SimpleNamespace(
-            error=self.told.append, once=self.told.append, defect=self.told.append
+            error=self.told.append, once=self.told.append, defect=self.told.append, due=0
         )
         self.night = run = service.Run(config, report)
         run.now = NOW

@@ -377,7 +377,7 @@ class MissingFfmpeg(ToolCase):
     def test_without_ffmpeg_nothing_is_touched_and_the_exit_code_is_4(self) -> None:
         self.drive("program.TOOL_PATH = ''")
         self.assert_refused(
-            self.run_cli(env={"PATH": str(self.empty)}), "ffmpeg is in none of", "Install"
+            self.run_cli(env={"PATH": str(self.empty)}), "it is in none of", "Install"
         )
 
     def test_ffmpeg_without_libopus_stops_the_run_with_exit_code_4(self) -> None:
