@@ -180,5 +180,5 @@ class AsTheReadmeShowsThem(ScheduleCase):
 
     def test_the_property_list_for_launchd(self) -> None:
         job = plistlib.loads(self.block("<plist").encode())
-        self.assertEqual(job["StartCalendarInterval"], {"Hour": 2})
+        self.assertEqual(job["StartCalendarInterval"], {"Hour": 2, "Minute": 0})
         self.run_with(["python3", "compression_service.py", "run", *job["ProgramArguments"][2:]])
