@@ -6,8 +6,9 @@ those older than a week to Opus with ffmpeg and proves every copy against its so
 it delete the original. Sidecar metadata, master index, log and history stay true at every step.
 
 The promise: at every instant, whatever is killed or unplugged, the audio of every recording exists
-complete, as its original or as a verified copy. Every sidecar names files that exist. A recording
-that cannot be proven is kept.
+complete, as its original or as a verified copy, until a tier that its owner set deletes it. Every
+sidecar names files that exist, or says archived or deleted. A recording that cannot be proven is
+kept.
 
 Three ideas carry the program.
 
@@ -28,11 +29,13 @@ Every change is a move. `moves_of` is pure and picks the row, the row's class ca
     smaller   a tier asks for less                 staged, exchanged with it     old copy; x.webm
     free      an original whose days are over      nothing; the copy is proven   x.webm
     archive   an old recording, all compressed     in the archive, read back     the file here
+    delete    a tier asks for no audio             nothing; documents say so     all its files
     restore   asked for: an original kept here     nothing; the copy is proven   the copy
     restore   asked for: archived                  fetched, staged -> its name   nothing
 
 An original is removed only where settings let a move do so. The next run continues what was cut
-short, from what is on disk: it adopts a copy without a record, and finishes a restore.
+short, from what is on disk: it adopts a copy without a record, and finishes a restore or a
+deletion.
 
 The way of one recording, and the sections of this file in the same order:
 
@@ -3244,7 +3247,8 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     take, policy = asked.take, asked.policy
     original, copy = take.original, take.copy
     taken = name_taken(asked)
-    problem = Outcome(Reason.NAME_TAKEN, taken) if taken else objection(policy)
+    is_refused = taken and not policy.keep
+    problem = Outcome(Reason.NAME_TAKEN, taken) if is_refused else objection(policy)
     # A policy's own bit rate holds at any age, and a target that was lowered is for what is
     # compressed from now on.
     tier = None
