@@ -1481,13 +1481,18 @@ class Config:
         """Returns the tier that deletes, if any; it is the last."""
         return next((tier for tier in self.tiers if tier.delete), None)
 
+    @property
+    def steps(self) -> tuple[Tier, ...]:
+        """Returns all steps by age: the first compression, then the tiers."""
+        return (Tier(self.age_threshold_days, self.target_bitrate), *self.tiers)
+
     def tier_rate(self, age: float) -> Optional[int]:
-        """Bit/s that the last tier asks for what is `age` days old; None where none does."""
+        """Returns the bit/s that the last tier asks for at `age` days, or None."""
         rates = [tier.bitrate for tier in self.tiers if tier.bitrate and age >= tier.after_days]
         return min(rates, default=None)
 
     def rate_at(self, age: float) -> int:
-        """Bit/s that a recording of `age` days is to have, without a policy."""
+        """Returns the bit/s that a recording should have at `age` days, without a policy."""
         return min(self.target_bitrate, self.tier_rate(age) or self.target_bitrate)
 
 
@@ -1520,7 +1525,7 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     }
     config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
-    for tier in (Tier(0, config.target_bitrate), *config.tiers):
+    for tier in config.steps:
         if tier.bitrate and not lowest <= tier.bitrate <= highest:
             span = f"{lowest // 1000}k to {highest // 1000}k"
             raise UsageError(f"{config.target_format}: expected bit rates from {span}.")
@@ -3486,7 +3491,7 @@ def fingerprint(folder: Folder, config: Config) -> str:
 
 def next_step(take: Take, config: Config, now: float) -> float:
     """Returns when a take next gets old enough for a step, in seconds since the epoch."""
-    steps = [config.age_threshold_days, *(tier.after_days for tier in config.tiers)]
+    steps = [step.after_days for step in config.steps]
     if config.keep_free:
         steps.append(EARLIEST)
     ages = [file.mtime_ns / 1e9 for file in take.files]
