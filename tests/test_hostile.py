@@ -604,7 +604,10 @@ class HostileDocuments(FaultCase):
         document = self.read_json("index.json")
         entries: list[Any] = [{"id": ["x"]}, {"id": "x", "size": None}, {"id": ""}, 5, None, []]
         for number, odd in enumerate(entries):
-            self.add_json("index.json", {**document, "recordings": [odd, *document["recordings"]]})
+            path = self.add_json(
+                "index.json", {**document, "recordings": [odd, *document["recordings"]]}
+            )
+            os.utime(path, (LONG_AGO, LONG_AGO))  # or a run waits for whoever writes it
             before = (self.library / "index.json").read_bytes()
             self.add(GOOD, f"{number}/later.webm")
             ran = self.run_cli()
