@@ -1679,6 +1679,7 @@ class Run:
         try:
             self.report.open_log()
             self.library.require(self.config.log_file)
+            self.report.is_new = not lexists(self.library.own("history.jsonl"))
             message = self.library.paused(self.now)
             if message:
                 self.report.once(message)
@@ -7892,7 +7893,7 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         yield f"{room} free, keep_free asks for {wanted}.", 0
     for text in deletion_texts(stats["next_deletions"]):
         yield f"{text}.", 0
-    if not stats["recordings"]:
+    if not (stats["recordings"] or run.last):
         yield f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.", 0
     if run.last:
         when, said = run.last["time"], run.last.get("message")
@@ -7937,7 +7938,7 @@ def verdict(stats: Mapping[str, Any]) -> tuple[str, bool]:
 def saved_percent(stats: Mapping[str, Any]) -> Any:
     """Returns the share that was saved of what the recordings would take."""
     saved: int = stats["savings"]
-    now: int = stats["total_size"] + stats["archived"]["size"]
+    now: int = stats["total_size"] + stats["archived"]["size"] + stats["deleted"]["size"]
     return round(100 * saved / max(1, saved + now))
 
 
@@ -8851,6 +8852,7 @@ class Report:
     original_size = compressed_size = saved = 0
     seconds = 0.0  # of audio that a dry run found to be due
     exit_code = 0
+    is_new = False  # no run on this library is on record
     is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     missed = 0  # lost copies that earlier runs reported
@@ -9086,7 +9088,7 @@ class Report:
         text = ", ".join(self.phrase(action) for action in Action if self.counts[action])
         if text and config.dry_run:
             text = f"Dry run, nothing was changed: {text}"
-        elif not text and config.command == "run" and not self.found:
+        elif not text and config.command == "run" and self.is_new and not self.found:
             text = f"No recordings (*{SOURCE_SUFFIX}) below {config.recordings_dir}"
         elif not text:
             text = "Nothing was done" if self.left or self.exit_code else "Nothing to do"

@@ -208,7 +208,7 @@ class Pause(NotifyCase):
     def test_it_ends_by_itself(self) -> None:
         self.put_pause(8, str(time.time() - 1))
         self.assertNotIn("Paused", self.run_here("doctor").out)
-        self.assertIn("No recordings", self.run_here("run").out)
+        self.assertIn("Nothing to do.", self.run_here("run").out)
 
 
 class Findings(NotifyCase):
