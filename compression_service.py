@@ -613,10 +613,6 @@ class Take(NamedTuple):
     def files(self) -> tuple[File, ...]:
         return (*self.originals, *self.copies, *self.strangers)
 
-    def with_files(self, files: Iterable[File]) -> Take:
-        """Returns this take with other files."""
-        return take_of(self.stem, files, self.past, self.rates)
-
     @property
     def size(self) -> int:
         """Returns the bytes that its deletion frees, here and in the archive."""
