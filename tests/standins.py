@@ -590,9 +590,11 @@ def in_ten_parts(call: Call, encode_pause: float, proof_pause: float) -> None:
     """Its level files grow in ten even parts, with pauses between them, so that what progress says
     can be held against the time it takes. The trial of ffmpeg has none. Of a recording that is
     alone, the three processes fail, so that one after the other works."""
+    is_trial = not any(word.startswith("file:") for word in call.words)
+    is_piped = any(word.startswith("pipe:") for word in call.words)
+    if is_piped and not is_trial:
+        sys.exit(1)
     if not call.levels:
-        if "nut" in call.words and "lavfi" not in call.words:
-            sys.exit(1)
         call.become_true()
     written = [path for path in call.levels if call.before(f"file:{path}") != "-i"]
     aside = {f"file:{path}": f"file:{path}.whole" for path in written}
