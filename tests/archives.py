@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -12,7 +11,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.base import DAY, RECORDINGS, LibraryCase, Ran
+from tests.base import DAY, RECORDINGS, LibraryCase, Ran, answers
 from tests.faults import PROMPT, FaultCase
 
 OLD = time.time() - 400 * DAY
@@ -151,15 +150,7 @@ class RemoteCase(ArchiveCase):
             "RCLONE_CONFIG": "/dev/null",
             **{f"RCLONE_CONFIG_COLD_{key}": value for key, value in settings.items()},
         }
-        deadline = time.monotonic() + PROMPT
-        while time.monotonic() < deadline:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", port), timeout=10),
-            ):
-                return
-            time.sleep(0.05)
-        self.fail(f"{command[0]} does not answer")
+        self.assertTrue(answers(port, PROMPT), f"{command[0]} does not answer")
 
     def run_remote(self, *words: str, code: int = 0) -> Ran:
         """As `run_well`, with the remote."""

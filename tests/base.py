@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,19 @@ class Ran(NamedTuple):
     def outcomes(self) -> dict[str, dict[str, Any]]:
         """The recordings' lines of --json, by path."""
         return {line["path"]: line for line in self.lines if line["type"] == "recording"}
+
+
+def answers(port: int, seconds: float) -> bool:
+    """Whether a server of this machine answers within the time, for which it waits."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), timeout=10),
+        ):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 class LibraryCase(unittest.TestCase):

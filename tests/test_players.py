@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import textwrap
@@ -15,7 +13,7 @@ import time
 import unittest
 from typing import Any
 
-from .base import PROJECT, LibraryCase, decoded_seconds
+from .base import PROJECT, LibraryCase, answers, decoded_seconds
 
 PYTHON_WITH_FLASK = os.environ.get("COMPRESSION_TEST_FLASK", "")
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -79,17 +77,6 @@ async function hear(path) {
 </script>"""
 
 
-def wait_for_server(port: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", port), timeout=10),
-        ):
-            return
-        time.sleep(0.05)
-
-
 class PlayerCase(LibraryCase):
     def assert_copies_play(self) -> None:
         """Copies in both formats play, seek and last as long as their originals."""
@@ -125,7 +112,7 @@ class PlayerCase(LibraryCase):
         serve = [PYTHON_WITH_FLASK, server, self.library, page, answer, port]
         with subprocess.Popen(list(map(str, serve)), **QUIET) as flask:
             self.addCleanup(flask.kill)
-            wait_for_server(port)
+            self.assertTrue(answers(port, 120), "the server does not answer")
             address = f"http://127.0.0.1:{port}/"
             environment = {**os.environ, "HOME": profile}
             words = [*self.browser(profile), address]
@@ -166,7 +153,7 @@ class Chromium(PlayerCase):
         words += ["--virtual-time-budget=5000"]
         with subprocess.Popen([PYTHON_WITH_FLASK, server], cwd=self.folder, **QUIET) as flask:
             self.addCleanup(flask.kill)
-            wait_for_server(port)
+            self.assertTrue(answers(port, 120), "the server does not answer")
             done = subprocess.run(
                 [*words, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=False
             )
