@@ -401,6 +401,11 @@ class Refusal(Exception):
         self.reason, self.detail = reason, detail
 
 
+def reason_of(error: Optional[Exception]) -> Optional[Reason]:
+    """Returns the reason of a Refusal, and of any other error none."""
+    return error.reason if isinstance(error, Refusal) else None
+
+
 class NotProven(Refusal):
     """A copy failed a check: what was expected, and what was found. The copy is dropped."""
 
@@ -413,9 +418,9 @@ class Flaw(Exception):
 
 
 # --------------------------------------------------------------------------------------- records
-# The values that sections give each other. All except Work are immutable. None opens a file. Paths
-# are relative to the library unless a name says otherwise. Sizes are bytes, rates bit/s, times
-# seconds.
+# The values that sections give each other. The walk fills a Folder and a walker a Probe; none of
+# the others changes. None opens a file. Paths are relative to the library unless a name says
+# otherwise. Sizes are bytes, rates bit/s, times seconds.
 
 
 class File(NamedTuple):
@@ -679,6 +684,12 @@ class Take(NamedTuple):
         files = (*self.originals, *self.copies)
         is_back = bool(files) or any(file.suffix == self.past.suffix for file in self.strangers)
         return self.past.deleted > 0 and is_back and not self.is_half_deleted
+
+    @property
+    def is_away(self) -> bool:
+        """Returns whether its file is missing or on record as in the archive. One whose restore
+        failed half way may have its file here too."""
+        return not self.file or self.past.place is not None
 
     @property
     def is_half_restored(self) -> bool:
@@ -1599,7 +1610,7 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 # ------------------------------------------------------------------------------------------- run
 # One run from lock to summary: plan, then batches through probe and prove on every core, commits by
 # the main thread alone as recordings become ready. May start threads. Must never change the library
-# itself, and never lose an outcome: every Work that was planned ends in the report. A dry run takes
+# itself, and never lose an outcome: every move that was planned ends in the report. A dry run takes
 # the same way, up to the decision.
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
@@ -1697,7 +1708,7 @@ class Run:
     def is_begun(self) -> bool:
         """Returns whether a run did something here before, or has something to do now. Our own
         folder is made only then."""
-        if lexists(self.library.own("history.jsonl")):
+        if not self.report.is_new:
             return True
         is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
@@ -1812,7 +1823,8 @@ class Run:
 
     def report_space(self) -> None:
         """Reports a lack of space. Where it begins or ends, that is announced."""
-        is_short, is_news = self.shortage > 0, self.was_short != (self.shortage > 0)
+        is_short = self.shortage > 0
+        is_news = is_short != self.was_short
         if is_short:
             wanted = size_text(space_wanted(self.library, self.config))
             text = f"{size_text(free_space(self.library))} free, keep_free asks for {wanted}"
@@ -2177,8 +2189,8 @@ class Run:
             try_commits(self.library)
 
     def must_end(self) -> bool:
-        """Whether nothing new may begin: a signal, --max-minutes, a pause meanwhile. (--limit is
-        the plan's.)"""
+        """Returns whether nothing new may begin: a signal, --max-minutes, a pause meanwhile.
+        (--limit is the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
         is_late = monotonic() - self.started > minutes * 60
         is_paused = self.library.paused(time.time()) != ""
@@ -2216,8 +2228,7 @@ def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
         os.close(writer)
         Tools(Stop()).run(command, NOTIFY_SECONDS, folder, reader, subprocess.DEVNULL)
     except (Refusal, ToolError) as error:
-        detail = getattr(error, "detail", "") or error
-        report.once(f"The notify_command failed: {detail}.")
+        report.once(f"The notify_command failed: {detail_of(error)}.")
     finally:
         os.close(reader)
 
@@ -2706,8 +2717,8 @@ class Library:
             )
 
     def is_in_log(self, log_file: str) -> bool:
-        """Whether a run has compressed or found something here, by its last line in the log, also
-        by that of an earlier version."""
+        """Returns whether a run has compressed or found something here, by its last line in the
+        log, also by that of an earlier version."""
         found = rb"(compressed|kept|failed|archived|restored)\b|Found: [1-9]|Younger than"
         root = re.escape(printable(self.root)).encode()
         pattern = re.compile(rb" - INFO - %b: (?!No recordings).*?(?:%b)" % (root, found))
@@ -2863,8 +2874,8 @@ def folders_in(path: str) -> list[str]:
 
 
 def has_index(folder: str) -> bool:
-    """Whether a folder has a master index: an object with a list `recordings`. Of a large one only
-    the beginning is read."""
+    """Returns whether a folder has a master index: an object with a list `recordings`.
+    Of a large one only the beginning is read."""
     path = join(folder, INDEX_NAME)
     with suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
         data = file.read(LARGEST_READ)
@@ -3527,7 +3538,7 @@ def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
 
 
 def is_selected(take: Take, recording: Recording, config: Config) -> bool:
-    """Whether the selection flags admit it: by path, by recorded date, by language."""
+    """Returns whether the selection flags admit it: by path, by recorded date, by language."""
     names = [file.name for file in take.files] or [take.name]
     paths = [join(take.folder, name) for name in names]
     languages = {sidecar.language for sidecar in recording.sidecars}
@@ -3540,8 +3551,8 @@ def is_selected(take: Take, recording: Recording, config: Config) -> bool:
 
 
 def fits(path: str, config: Config) -> bool:
-    """Whether a path below the library is one of --only: a glob, a folder, or either as the shell
-    completes it, from where it stands."""
+    """Returns whether a path below the library is one of --only: a glob, a folder, or either as
+    the shell completes it, from where it stands."""
     for glob in config.only:
         for place in (os.path.normpath(glob), relpath(glob, config.recordings_dir)):
             is_below = place == os.curdir or f"{path}/".startswith(f"{place}/")
@@ -5141,14 +5152,13 @@ class Transcoder:
             quick(jobs)
             self.hindered[task.__name__] = 0
         for error in failures:
-            reason = getattr(error, "reason", None)
             if self.tools.stop.requested:  # the signal may have ended the tool too
                 raise Stopped from None
             if len(jobs) == 1 and quick == task:
                 jobs[0].problem = error
                 self.count_hindered(jobs[0], task.__name__)
                 return
-            if reason is Reason.TOOL_HUNG:
+            if reason_of(error) is Reason.TOOL_HUNG:
                 try_ffmpeg(self.tools, jobs[0].target)  # or every job would wait as long
             for job in jobs:
                 if self.ended:
@@ -5158,7 +5168,7 @@ class Transcoder:
     def count_hindered(self, job: Job, task: str) -> None:
         """Notes that nothing more is tried, after the third recording in a row whose ffmpeg was
         ended from outside. Raises ToolError if ffmpeg does not work at all."""
-        if getattr(job.problem, "reason", None) is not Reason.TOOL_KILLED:
+        if reason_of(job.problem) is not Reason.TOOL_KILLED:
             self.hindered[task] = 0
             return
         self.hindered[task] += 1
@@ -6568,7 +6578,7 @@ class Archive:
         Refusal: it is its name, its folder there or its size. That counts against the recording."""
         if is_full(error):
             raise self.takes_nothing(error)
-        if getattr(error, "reason", None) is Reason.ARCHIVE_REFUSED:
+        if reason_of(error) is Reason.ARCHIVE_REFUSED:
             raise error
         self.try_upload()
         if self.ends_at_refusal:
@@ -6804,8 +6814,7 @@ def detail_of(error: Exception) -> str:
 
 def is_full(error: Exception) -> bool:
     """Returns whether a disk or a quota is full."""
-    is_space = getattr(error, "reason", None) is Reason.NO_SPACE
-    return is_space or exit_code_of(error) == NoSpaceError.exit_code
+    return reason_of(error) is Reason.NO_SPACE or exit_code_of(error) == NoSpaceError.exit_code
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -6982,8 +6991,7 @@ def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator
 
 def may_come_back(take: Take) -> bool:
     """Returns whether a restore may find, or has found, the original or the archived file."""
-    is_away = not take.file or take.past.place is not None
-    return is_away or take.past.is_restored or bool(take.original and take.copy)
+    return take.is_away or take.past.is_restored or bool(take.original and take.copy)
 
 
 def moves_back(recording: Recording, config: Config) -> list[Move]:
@@ -6993,11 +7001,9 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
         source = take.original if take.copy else None
-        # One whose restore failed half way has its file here, and is on record as in the archive.
-        is_away = not take.file or take.past.place is not None
         is_back = take.original or take.past.is_restored or is_begun
-        is_only_copy = bool(take.copy) and not (is_back or is_away)
-        if not (source or is_only_copy or is_away or take.is_half_restored):
+        is_only_copy = bool(take.copy) and not (is_back or take.is_away)
+        if not (source or is_only_copy or take.is_away or take.is_half_restored):
             continue
         kind = BringBack if source else Fetch
         form = (take.copy.format if take.copy else None) or config.target_format
@@ -7051,7 +7057,7 @@ def fetch_back(run: Run, move: Fetch) -> None:
         said = move.recording.location
         move.place = found = archive.fetch(take.folder, place, said, move.staged)
     except (Refusal, OSError) as error:
-        if getattr(error, "reason", None) is not Reason.NOT_RESTORED:
+        if reason_of(error) is not Reason.NOT_RESTORED:
             archive.answer()  # else it is this recording's
         raise
     copy = move.copy = File(found.name, found.size, found.mtime_ns)
