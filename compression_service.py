@@ -3847,7 +3847,8 @@ class Compress(Move):
             self.source_seen = Witness(identity)
             expect(source is not None and identity[-2:] == source[1:])
             is_copy = source == self.take.proven_copy
-            if is_copy and not self.is_on_record(digest_from(file, stop=run.stop)):
+            digest = digest_from(file, stop=run.stop) if is_copy else ""
+            if not self.is_on_record(digest):
                 raise Refusal(Reason.ROTTEN, since_when(self.take.past))
             self.probe = probe(file.fileno(), path, run.tools)
             lasts = self.recording.seconds_of(self.take)
@@ -3859,7 +3860,8 @@ class Compress(Move):
                 self.outcome = Outcome(self.due)
                 return
             # Only now, because a sparse file may be larger than the disk.
-            self.source_seen = Witness(identity, digest_from(file, stop=run.stop))
+            digest = digest or digest_from(file, stop=run.stop)
+            self.source_seen = Witness(identity, digest)
 
     def stage(self, run: Run) -> Job:
         """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
