@@ -2597,6 +2597,7 @@ LOCK_SECONDS = 0.3
 COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1 on ext3 and HFS+
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
 HOLDER_BYTES = 200  # of what the lock file says
+MOST_NAMES = 1 << 16  # in a sidecar; each takes 300 bytes while it is edited
 RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an id
 CHUNK_MEMBERS = ("file", "duration")
 SIDECAR_MEMBERS = (
@@ -2899,6 +2900,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     names or the history knows, and that are not here. Time is linear in the documents."""
     library, documents = folder.library, sorted(folder.documents.items())
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
+    chunks_of.cache_clear()  # it holds a text, which may be a large one
     pasts = library.history.in_folder(folder.path)
     takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
     away = [name for name, take in takes.items() if take.past.place or take.past.has_copy]
@@ -2966,7 +2968,7 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
     )
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
-    rest = (*text.names(Span(root.start, begin)), *text.names(Span(end, root.end)))
+    rest = few_names(text, Span(root.start, begin), Span(end, root.end))
     texts = {key: value for key, value in said.items() if isinstance(value, str)}
     location = texts.get("archive_location", "")
     id_ = key_of(said.get("id"))
@@ -2988,7 +2990,7 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
 def chunks_of(data: bytes) -> Sidecar:
     """Returns what a sidecar with these `chunks` says of files. Raises Flaw."""
     text = JsonText(data)
-    names = list(text.names(text.root))
+    names = few_names(text, text.root)
     awaited, durations = set[str](), dict[str, float]()
     # A short list is taken in as a whole, which is faster.
     rows = text.value(text.root) or (row for _, row in text.rows(text.root, CHUNK_MEMBERS))
@@ -3009,6 +3011,16 @@ def chunks_of(data: bytes) -> Sidecar:
         durations=durations,
         has_text=SPOKEN_SEGMENT.search(data) is not None,
     )
+
+
+def few_names(text: JsonText, *spans: Span) -> list[tuple[Span, str, bool]]:
+    """Returns every string in some parts of a sidecar that may be a file's name. Raises Flaw, and
+    OSError if they are so many that they would fill the memory."""
+    found = itertools.chain.from_iterable(map(text.names, spans))
+    names = list(itertools.islice(found, MOST_NAMES + 1))
+    if len(names) > MOST_NAMES:
+        raise OSError(errno.EFBIG, f"it names more than {MOST_NAMES:,} files")
+    return names
 
 
 @lru_cache
@@ -3082,7 +3094,7 @@ def grouped(
     above: dict[Any, Any] = {}  # from names, ids and lists of names to what unites them
 
     def root(node: Any) -> Any:
-        while above.setdefault(node, node) != node:
+        while above.setdefault(node, node) is not node:  # to compare two lists takes long
             above[node] = above[above[node]]
             node = above[node]
         return node
@@ -5996,14 +6008,12 @@ class JsonText:
     def edited(self) -> Optional[bytes]:
         """Returns the document with all edits; None if there are none. Drops an edit inside of
         another one."""
-        whole, new, at = memoryview(self.data), io.BytesIO(), 0
+        whole, parts, at = memoryview(self.data), list[Any](), 0
         for span in sorted(self.edits):
             if span.start >= at:
-                new.write(whole[at : span.start])
-                new.write(self.edits[span].encode("latin-1"))
+                parts += [whole[at : span.start], self.edits[span].encode("latin-1")]
                 at = span.end
-        new.write(whole[at:])
-        return new.getvalue() if self.edits else None
+        return b"".join([*parts, whole[at:]]) if parts else None
 
 
 def changed(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

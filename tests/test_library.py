@@ -240,6 +240,24 @@ class Grouping(Case):
 
         self.assertLess(seconds(300), 9 * 2 * seconds(100))
 
+    def test_one_sidecar_of_many_chunks_stays_linear(self) -> None:
+        def seconds(count: int) -> float:
+            chunks = [{"file": f"{count}-{n}.webm"} for n in range(count)]
+            self.add(f"{count}/a.json", {"id": "I", "chunks": chunks})
+            begun = time.process_time()
+            self.assertEqual(len(self.recordings(str(count))), 1)
+            return time.process_time() - begun
+
+        self.assertLess(seconds(16_000), 4 * 2.5 * seconds(4_000))
+
+    def test_a_sidecar_that_names_too_many_files_keeps_its_folder(self) -> None:
+        self.add("d/a.webm")
+        self.add("d/b.json", {"id": "I", "playlist": ["c.webm"] * (service.MOST_NAMES + 1)})
+        (recording,) = self.recordings().values()
+        self.assertEqual(
+            recording.policy.unreadable, "d/b.json cannot be read: it names more than 65,536 files"
+        )
+
 
 class Remembering(Case):
     def test_what_was_appended_is_read_again_and_torn_lines_are_passed_over(self) -> None:
