@@ -773,9 +773,16 @@ NO_POLICY = Policy()
 class Names:
     """Which strings in documents are names of the files in one folder."""
 
-    def __init__(self, root: str, folder: str, takes: Mapping[str, Take]) -> None:
-        """`root` is the library's path; `takes`, by name, are those here or in the history."""
-        self.root, self.folder, self.takes = root, folder, takes
+    def __init__(
+        self,
+        root: str,
+        folder: str,
+        takes: Mapping[str, Take],
+        is_taken: Callable[[str], bool] = lexists,
+    ) -> None:
+        """`root` is the library's path. `takes`, by name, are those here or in the history.
+        `is_taken` says whether another file is, or was, at an absolute path."""
+        self.root, self.folder, self.takes, self.is_taken = root, folder, takes, is_taken
         self.stems: dict[str, list[str]] = {}  # of the takes, by their folded form
         for stem in takes:
             self.stems.setdefault(folded(stem), []).append(stem)
@@ -805,7 +812,7 @@ class Names:
             return ""
         spellings = (name, *(stem_of(name) + suffix for suffix in AUDIO_SUFFIXES))
         paths = itertools.starmap(join, itertools.product(others, spellings))
-        return "" if any(map(lexists, paths)) else name
+        return "" if any(map(self.is_taken, paths)) else name
 
     def find(self, text: str) -> Sequence[str]:
         """Returns the names that a string may mean, as their files spell them: none if it is data,
@@ -816,6 +823,14 @@ class Names:
         stem, suffix = splitext(folded(name))
         stems = self.stems.get(stem, ()) if suffix in AUDIO_SUFFIXES else ()
         return [self.spelled(each, suffix) for each in stems]
+
+    def ending(self, text: str) -> Iterator[str]:
+        """Yields the names with which a text may end. A mark or a blank stands before each."""
+        stem, suffix = splitext(folded(text))
+        for at in range(len(stem)):
+            if not (at and stem[at - 1].isalnum()):
+                for each in self.stems.get(stem[at:], ()):
+                    yield self.spelled(each, suffix)
 
     def called(
         self, texts: frozenset[str], awaited: frozenset[str] = frozenset()
@@ -2605,17 +2620,12 @@ SIDECAR_MEMBERS = (
     *("audio_deleted", "segments"),
     *RECORDING_MEMBERS,
 )
-# A string that is more than blanks, and such a text of a segment.
-# Blanks may be escaped, and those of other scripts are NBSP and U+3000.
-SPACES = rb" |\\[bfnrt]|\\u00(?:[01].|20|[aA]0)|\\u3000|\xc2\xa0|\xe3\x80\x80"
-SPOKEN = re.compile(rb'"(?!(?:%b)*")' % SPACES)
-SPOKEN_SEGMENT = re.compile(rb'"text"\s*:\s*' + SPOKEN.pattern)
 # Before a host in a string; `file:///` has none.
 HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)+//[^/]|//", re.IGNORECASE)
 AUDIO_ENDING = re.compile(rb"\.(?:webm|opus|m4a)", re.IGNORECASE)
-QUOTED_PART = re.compile(rb'[^"/]+')
-BARE_PART = re.compile(rb"[^\s\"'`/:,=()\[\]{}]+")
-BROKEN_NAME = re.compile(rb".*\.(?:webm|opus|m4a)", re.IGNORECASE | re.DOTALL)
+AUDIO_NAME_ENDS = re.compile(AUDIO_ENDING.pattern.decode(), re.IGNORECASE)
+ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+LONGEST_STEM = 255  # characters
 
 
 class Library:
@@ -2634,6 +2644,13 @@ class Library:
     def own(self, name: str) -> str:
         """Absolute, of a file in our own folder; makes nothing."""
         return self.path(OWN_FOLDER, name)
+
+    def is_taken(self, path: str) -> bool:
+        """Returns whether a file is at an absolute path, or was until it was archived or deleted by
+        a tier."""
+        stem = stem_of(path.removeprefix(join(self.root, "")))
+        past = self.history.in_folder(dirname(stem)).get(stem, NO_PAST)
+        return lexists(path) or past.place is not None or past.deleted > 0
 
     def identity(self, file: IO[bytes]) -> tuple[int, ...]:
         """Returns `identity_of` an open file. Where the file is so young that another write may get
@@ -2905,11 +2922,11 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
     away = [name for name, take in takes.items() if take.past.place or take.past.has_copy]
     takes.update(folder.takes)
-    names = Names(library.root, folder.path, takes)
-    flaws = flaws_of(read, names)
+    names = Names(library.root, folder.path, takes, library.is_taken)
     folder.is_unread = any(sidecar.is_unread for sidecar in read)
     called = cache(names.called)  # many sidecars share what they list
     sidecars = [with_names(sidecar, names, called) for sidecar in read]
+    flaws = flaws_of(read, names, {sidecar.own for sidecar in sidecars})
     lists = {each for sidecar in sidecars for each in (sidecar.files, sidecar.own)}
     named = frozenset[str]().union(*lists)
     stems = sorted({*folder.takes, *away, *map(stem_of, named)})
@@ -2948,8 +2965,8 @@ def read_sidecar(library: Library, folder: str, name: str, *seen: int) -> Sideca
         try:
             return sidecar_of(read_whole(path, JsonText)[1], name)
         except Flaw as flaw:
-            stuck = frozenset(names_in_broken(in_utf8(read_regular(path))))
-            return Sidecar(name, stuck=stuck, flaw=f"{below}: {flaw}")
+            parts = names_in_broken(in_utf8(read_regular(path)))
+            return Sidecar(name, stuck=frozenset(parts), flaw=f"{below}: {flaw}")
     except FileNotFoundError:
         return Sidecar(name)
     except (OSError, ValueError) as error:
@@ -2962,10 +2979,8 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
     root, members = text.root, text.members(text.root, SIDECAR_MEMBERS)
     nothing = Span(root.end, root.end)
     begin, end = members.pop("chunks", nothing)
-    is_spoken = bool(
-        SPOKEN.match(text.data, *members.get("full_transcription", nothing))
-        or SPOKEN_SEGMENT.search(text.data, *members.pop("segments", nothing))
-    )
+    is_spoken = has_words(text, members.pop("segments", nothing), "text")
+    is_spoken = is_spoken or has_words(text, members.get("full_transcription", nothing))
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
     rest = few_names(text, Span(root.start, begin), Span(end, root.end))
@@ -2996,10 +3011,10 @@ def chunks_of(data: bytes) -> Sidecar:
     rows = text.value(text.root) or (row for _, row in text.rows(text.root, CHUNK_MEMBERS))
     for chunk in rows if text.is_list(text.root) else ():
         row = chunk if isinstance(chunk, dict) else {"file": chunk}
-        file = row.get("file")
-        if isinstance(file, str) and file.lower().endswith(AUDIO_SUFFIXES):
-            awaited.add(file)
-            stem = stem_of(basename(plain_path(file)))
+        called = audio_names([row["file"]] if "file" in row else row.values())
+        if len(called) == 1:
+            awaited.add(called[0])
+            stem = stem_of(basename(plain_path(called[0])))
             durations[folded(stem)] = finite(row.get("duration"))
     files = shared(frozenset(value for _, value, is_key in names if not is_key))
     return Sidecar(
@@ -3009,8 +3024,25 @@ def chunks_of(data: bytes) -> Sidecar:
         stuck=frozenset(value for _, value, is_key in names if is_key),
         awaited=frozenset(awaited),
         durations=durations,
-        has_text=SPOKEN_SEGMENT.search(data) is not None,
+        has_text=has_words(text, text.root, "segments", "text"),
     )
+
+
+def has_words(text: JsonText, span: Span, *keys: str) -> bool:
+    """Returns whether a string that these keys lead to has more than blanks. A list on the way
+    stands for all that is in it. Raises Flaw."""
+    if keys and text.is_list(span):
+        return any(has_words(text, item, *keys) for _, _, item in text.parts(span))
+    if keys and text.is_object(span):
+        inner = (value for key, _, value in text.parts(span) if key == keys[0])
+        return any(has_words(text, value, *keys[1:]) for value in inner)
+    is_text = not keys and text.data.startswith(b'"', span.start)
+    return is_text and any(map(str.isprintable, text.value(span).replace(" ", "")))
+
+
+def audio_names(values: Iterable[Any]) -> list[str]:
+    texts = (value for value in values if isinstance(value, str))
+    return [text for text in texts if text.lower().endswith(AUDIO_SUFFIXES)]
 
 
 def few_names(text: JsonText, *spans: Span) -> list[tuple[Span, str, bool]]:
@@ -3039,15 +3071,12 @@ def key_of(id_: Any) -> str:
 
 
 def names_in_broken(data: bytes) -> Iterator[str]:
-    """Yields the strings that a broken document may call files by. Each ends like a name. It begins
-    behind a quote or a slash, or (in a text without quotes) behind any mark or blank."""
-    for part in itertools.chain(QUOTED_PART.finditer(data), BARE_PART.finditer(data)):
-        name = BROKEN_NAME.match(part[0])
-        if name:
-            try:
-                yield json.loads(b'"%s"' % name[0])
-            except ValueError:
-                yield name[0].decode("utf-8", "replace")
+    """Yields all parts of a broken document that end like a name, as far as one may reach. Nothing
+    shows where the name begins."""
+    text = ESCAPE.sub(lambda found: chr(int(found[1], 16)), data.decode("utf-8", "replace"))
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    for found in AUDIO_NAME_ENDS.finditer(text):
+        yield text[max(0, found.start() - LONGEST_STEM) : found.end()]
 
 
 def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[str]]) -> Sidecar:
@@ -3063,20 +3092,25 @@ def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[s
     return sidecar._replace(files=files, own=own, listed=bool(own), is_owner=is_owner)
 
 
-def flaws_of(sidecars: Iterable[Sidecar], names: Names) -> dict[str, str]:
+def flaws_of(
+    sidecars: Iterable[Sidecar], names: Names, owned: Iterable[frozenset[str]]
+) -> dict[str, str]:
     """Returns why takes (by name) must stay. A document cannot be read at all. Or it cannot be
-    edited, and holds their name or has a name that begins like theirs (without a number at its
-    end). Or a string in it fits two files."""
+    edited, and holds their name or is called like them. A number at the end may differ, if none of
+    the lists of files that are `owned` has them. Or a string in it fits two files."""
     flaws = {}
+    free = names.takes.keys() - set(map(stem_of, itertools.chain(*owned)))
     several = [stems for stems in names.stems.values() if len(stems) > 1]
     for sidecar in sidecars:
         path = join(names.folder, sidecar.name)
-        beginning = folded(sidecar.stem.rstrip("0123456789"))
-        for stem in names.takes if sidecar.flaw else ():
-            if sidecar.is_unread or folded(stem).startswith(beginning):
-                flaws[stem] = sidecar.flaw
+        stem = folded(sidecar.stem)
+        beginning = stem.rstrip("0123456789") or stem
+        for name in names.takes if sidecar.flaw else ():
+            is_like_it = name in free and folded(name).startswith(beginning)
+            if sidecar.is_unread or is_like_it or folded(name) == stem:
+                flaws[name] = sidecar.flaw
         for text in sidecar.stuck:
-            for name in names.find(text):
+            for name in names.ending(text) if sidecar.flaw else names.find(text):
                 flaws[stem_of(name)] = sidecar.flaw or f"{path}: it has {text} as a key"
         for text in sidecar.files if several else ():
             found = names.find(text)
@@ -3149,7 +3183,7 @@ def folders_meant(above: str, root: str, folder: str) -> Optional[Sequence[str]]
         with suppress(OSError, ValueError):
             if os.path.samefile(place, here):
                 break
-            others.append(place)
+        others.append(place)
     return others
 
 
@@ -5658,7 +5692,7 @@ class Committer:
     @cached_property
     def index_names_files(self) -> bool:
         with suppress(OSError):
-            return bool(AUDIO_ENDING.search(read_regular(self.library.path(INDEX_NAME))))
+            return may_name_files(read_regular(self.library.path(INDEX_NAME)))
         return False
 
     def look_at_index(self) -> None:
@@ -5795,8 +5829,8 @@ DEEPEST = 1000  # objects and lists in each other; json's scanner has about the 
 LONGEST_NAME = 6 * 4096  # characters of a path, each written as an escape
 # For values that nobody asks for: keeps no objects.
 PASSED_OVER = json.JSONDecoder(object_pairs_hook=lambda pairs: None, parse_int=len)
-# int() refuses some thousands of digits.
-VALUES = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else float(text))
+# int() refuses 4,300 digits. An id may have 20, as a date with its microseconds.
+VALUES = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 4000 else float(text))
 
 
 def scanned(decode: Callable[..., Any], *arguments: Any) -> Any:
@@ -6105,11 +6139,11 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
-    elif (facts.on_disk or facts.deleted) and "archive_location" in now:
+    elif (facts.on_disk or facts.deleted) and now.get("archive_location"):
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
     if facts.deleted:
         members.update(audio_deleted=True, audio_deletion_date=iso(facts.deleted))
-    elif facts.on_disk and "audio_deletion_date" in now:
+    elif facts.on_disk and now.get("audio_deletion_date"):
         members.update(dict.fromkeys(DELETION_MEMBERS, GONE))
     return members
 
@@ -6178,14 +6212,21 @@ def true_name(text: str, meant: Sequence[tuple[Take, str]]) -> str:
     return text if text in names or not names else names[0]
 
 
-def index_members(facts: Facts) -> dict[str, Any]:
-    """Returns what members of an index entry must be. Pure."""
-    return {
+def index_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what members of an index entry must be, given those that it has `now`. Pure."""
+    members: dict[str, Any] = {
         "compressed": facts.is_complete and facts.date is not None,
         "size": facts.on_disk,
-        "archived": True if facts.place else GONE,
-        "audio_deleted": True if facts.deleted else GONE,
     }
+    for name, is_so in (("archived", facts.place), ("audio_deleted", facts.deleted)):
+        if is_so or now.get(name):
+            members[name] = True if is_so else GONE
+    return members
+
+
+def may_name_files(data: bytes) -> bool:
+    """Returns whether a document may hold a file's name, of which any letter may be escaped."""
+    return b"\\u00" in data or AUDIO_ENDING.search(data) is not None
 
 
 Meant = Callable[[str, str], Optional[tuple[Optional[Take], str]]]
@@ -6267,7 +6308,7 @@ def described(
                 takes[found[0].stem] = found[0]
         return takes
 
-    has_names = AUDIO_ENDING.search(document.data)
+    has_names = may_name_files(document.data)
     known = []
     for span, id_, entry in entries(document):
         takes = rename(span, id_)
@@ -6294,7 +6335,7 @@ def edit_index(
     document, size = JsonText(data), 0.0
     for span, _, entry, about in described(document, facts, meant):
         if about:
-            wanted = index_members(about)
+            wanted = index_members(about, entry)
             document.set(span, wanted)
             entry = {**entry, **wanted}
         size += finite(entry.get("size"))
@@ -6325,9 +6366,12 @@ def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]
 
 
 def index_differs(data: bytes, facts: Mapping[str, Facts], meant: Meant) -> list[str]:
-    """Returns the ids of entries that do not say what they must. Raises Flaw. Pure."""
-    known = described(JsonText(data), facts, meant)
-    return [id_ for _, id_, entry, about in known if about and changed(entry, index_members(about))]
+    """Returns what an index does not say as it must. Raises Flaw. Pure."""
+    document, missed = JsonText(data), list[str]()
+    for _, id_, entry, about in described(document, facts, meant):
+        if about and changed(entry, index_members(about, entry)):
+            missed.append(f"what the recording {id_ or 'without an id'} is")
+    return [*missed, "how files are called now"] if document.edits else missed
 
 
 HALF_WRITTEN_WAIT = 3.0  # seconds; a server needs a fraction of one to write in place
@@ -7493,8 +7537,8 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
     with answering_for(run, INDEX_NAME):
         data = read_regular(run.library.path(INDEX_NAME))
-        for id_ in index_differs(data, index.facts, index.meant):
-            report.once(f"{INDEX_NAME} does not say what the recording {id_} is. {RUN_CORRECTS}")
+        for what in index_differs(data, index.facts, index.meant):
+            report.once(f"{INDEX_NAME} does not say {what}. {RUN_CORRECTS}")
 
 
 def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:

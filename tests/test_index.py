@@ -78,6 +78,17 @@ class Entries(unittest.TestCase):
         self.assertEqual(after["recordings"][:2], [gone, {**mentions, "next": "d/a.opus"}])
         self.assertEqual(after["total_size"], 76)
 
+    def test_a_name_with_an_escape_is_a_name(self) -> None:
+        text = rb'{"recordings": [{"id": "A", "file": "d/a\u002ewebm"}]}'
+        index = service.Catalogue(self.recordings, {"A"})
+        edited = service.edit_index(text, index.facts, index.meant, 15, "now") or b""
+        self.assertEqual(json.loads(edited)["recordings"][0]["file"], "d/a.opus")
+
+    def test_members_that_say_no_already_stay(self) -> None:
+        entry = {"id": "A", "file": "a.webm", "archived": False, "audio_deleted": None}
+        (after,) = self.edit({"recordings": [entry]})["recordings"]
+        self.assertEqual((after["archived"], after["audio_deleted"]), (False, None))
+
     def test_names_are_renamed_wherever_they_stand(self) -> None:
         entry = {"id": "A", "cover": {"a": ["a.webm", "/recordings/d/B.webm", "c/a.webm"]}}
         after = self.edit({"recordings": [entry], "latest": ["e/n.webm", "n.webm", "d/a.webm"]})
@@ -191,7 +202,8 @@ class Index(unittest.TestCase):
             b'"total_size": 457, "compressed_size": 400',
         )
         expected = expected.replace(b'"then"', b'"now"')
-        self.assertEqual(service.index_differs(data, facts, self.meant), ["A"])
+        missed = ["what the recording A is", "how files are called now"]
+        self.assertEqual(service.index_differs(data, facts, self.meant), missed)
         self.assertEqual(self.edit(data, facts), expected)
         self.assertEqual(service.index_differs(expected, facts, self.meant), [])
         self.assertIsNone(self.edit(expected, facts))

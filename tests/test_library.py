@@ -226,6 +226,48 @@ class Grouping(Case):
         kept = {names for names, each in self.recordings().items() if each.policy.unreadable}
         self.assertEqual(kept, {("t-chunk-1",), ("t-chunk-2",), ("u",), ("v",), ("w",), ("y",)})
 
+    def test_a_name_in_a_broken_document_is_found_in_any_spelling(self) -> None:
+        broken = (
+            "{'file': 'my talk (1).webm'}",
+            "{file: 'my talk (1).webm'}",
+            "['other.webm', 'MY TALK (1).webm']",
+            "file: my talk (1).webm",
+            r'{"f": "my\u0020talk (1)\u002eWEBM",',
+        )
+        for number, text in enumerate(broken):
+            self.add(f"{number}/my talk (1).webm")
+            self.add(f"{number}/free talk (1).webm")
+            self.add(f"{number}/notes.json", text.encode())
+            found = self.recordings(str(number))
+            kept = {name for (name,), each in found.items() if each.policy.unreadable}
+            self.assertEqual(kept, {"my talk (1)"}, text)
+
+    def test_a_broken_sidecar_holds_back_no_recording_that_another_owns(self) -> None:
+        for name in ("REC_0001", "REC_0002", "1761575445", "1761575446", "REC_0003"):
+            self.add(f"d/{name}.webm")
+        self.add("d/REC_0001.json", b"")
+        self.add("d/1761575445.json", b"")
+        self.add("d/REC_0002.json", {"id": "B", "chunks": [{"file": "REC_0002.webm"}]})
+        kept = {names[0] for names, each in self.recordings().items() if each.policy.unreadable}
+        self.assertEqual(kept, {"REC_0001", "1761575445", "REC_0003"})
+
+    def test_a_transcript_is_words_in_a_segment_or_in_the_whole(self) -> None:
+        spoken = (
+            {"full_transcription": "ja"},
+            {"segments": [{"text": "\u3042"}]},
+            {"chunks": [{"file": "a.webm", "segments": [{"text": " 1 "}]}]},
+        )
+        silent = (
+            {"full_transcription": "\u2003"},
+            {"full_transcription": "\u200b\u00a0"},
+            {"segments": [{"text": " ", "tokens": [{"text": "x"}]}]},
+            {"chunks": [{"file": "a.webm", "text": "a label", "segments": []}]},
+            {"chunks": [{"file": "a.webm", "note": {"text": "x"}, "segments": [{"text": ""}]}]},
+        )
+        for document in (*spoken, *silent):
+            sidecar = service.sidecar_of(service.JsonText(json.dumps(document).encode()), "a.json")
+            self.assertEqual(sidecar.has_text, document in spoken, document)
+
     def test_a_thousand_sidecars_of_a_thousand_chunks_stay_linear(self) -> None:
         def seconds(count: int) -> float:
             chunks = [{"file": f"a-{n}.webm", "start": 0, "segments": []} for n in range(count)]

@@ -189,6 +189,20 @@ class Spellings(NamesCase):
         service.folders_meant.cache_clear()
         self.assertEqual(self.renamed(f"{outside}/a.webm"), f"{outside}/a.opus")
 
+    def test_a_file_that_was_archived_or_deleted_is_another_file_at_that_path(self) -> None:
+        self.library.make_own()
+        pasts = {"a": Past(place=Place("/cold/bob/27", "a.webm")), "b": Past(deleted=1.0)}
+        with open(self.library.history.path, "w", encoding="ascii") as history:
+            for name, past in pasts.items():
+                take = f"bob/27/{name}"
+                line = {"type": "recording", "path": take, "take": take, "past": past.record()}
+                history.write(json.dumps(line) + "\n")
+        for name in pasts:
+            self.add(f"alice/27/{name}.webm")
+            there = f"bob/27/{name}.webm"
+            self.assertEqual(self.renamed(there, "alice/27"), there)
+            self.assertEqual(self.renamed(f"27/{name}.webm", "alice/27"), f"27/{name}.opus")
+
     def test_the_very_file_by_another_way_is_no_other_file(self) -> None:
         self.add("d/a.webm")
         way = self.root.parent / "way"
@@ -301,6 +315,18 @@ class Ownership(NamesCase):
         chunk = {"file": "a.webm", "original_filename": "blob.webm"}
         self.add("d/x.json", {"chunks": [chunk, {"file": "d/later.webm"}, {"file": "e/z.webm"}]})
         self.assertEqual(self.groups(), {("a", "later")})
+
+    def test_the_only_name_of_a_chunk_counts_under_any_key(self) -> None:
+        self.add("d/a.webm")
+        chunks = [{"filename": "a.webm"}, {"filename": "later.webm"}]
+        self.add("d/x.json", {"chunks": chunks})
+        self.assertEqual(self.groups(), {("a", "later")})
+
+    def test_ids_of_twenty_digits_differ_in_the_last(self) -> None:
+        for name, id_ in (("a", 20251027143045000001), ("b", 20251027143045000002)):
+            self.add(f"d/{name}.webm")
+            self.add(f"d/{name}.json", {"id": id_, "chunks": [{"file": f"{name}.webm"}]})
+        self.assertEqual(self.groups(), {("a",), ("b",)})
 
     def test_the_length_on_record_is_found_in_every_spelling(self) -> None:
         self.add("d/a.webm")
