@@ -318,7 +318,7 @@ class Reason(enum.Enum):
     BAD_COPY = "lost: its copy is damaged: {}"
     ROTTEN = "lost: its copy has the size and time on record, and other bytes: {}"
 
-    SIDECAR_FAILED = "failed: its copy is there, but its sidecar cannot be written: {}"
+    SIDECAR_FAILED = "failed: its copy is there, but a document cannot be written: {}"
     TOOL_REFUSED = "failed: ffmpeg cannot work on it: {}"
     TOOL_FAILED = "failed: ffmpeg failed: {}"
     TOOL_HUNG = "failed: a program hung and was stopped: {}"
@@ -328,7 +328,7 @@ class Reason(enum.Enum):
     NAME_TAKEN = "failed: name already taken: {}"
     NAME_TOO_LONG = "failed: a name is too long: {}"
     FORESEEN = "failed: its commit would fail, in {}"
-    OWNER = "failed: its copy could not be given to its owner: {}"
+    OWNER = "failed: a file made for it could not be given to its owner: {}"
     ARCHIVE_REFUSED = "failed: cannot be archived: {}"
     NOT_RESTORED = "failed: cannot be restored: {}"
     NOT_DELETED = "failed: cannot be deleted: {}"
@@ -2399,16 +2399,20 @@ class Trials:
         """Raises Refusal if a commit could not make, give away, replace or remove a file. Raises
         OSError."""
         folder = move.take.folder
-        with self.trying:
-            problem = self.folder_problem(folder)
-        if problem:
-            raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
+        documents = [join(folder, sidecar.name) for sidecar in move.recording.sidecars]
+        if self.library.index_names_files:
+            documents.append(INDEX_NAME)
+        for each in {folder, *map(dirname, documents)}:
+            with self.trying:
+                problem = self.folder_problem(each)
+            if problem:
+                raise Refusal(Reason.FORESEEN, f"{each or self.library.root}: {problem}")
         replaced = {file.name for file in (*move.removes, move.displaces) if file}
         for name in {basename(move.path), *replaced}:
             self.foresee_file(join(folder, name), READ, name in replaced)
-        for sidecar in move.recording.sidecars:
+        for path in documents:
             with suppress(FileNotFoundError):
-                self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
+                self.foresee_file(path, READ_WRITE, True)
 
     @memoized
     def folder_problem(self, folder: str) -> str:
@@ -2645,6 +2649,10 @@ class Library:
         """Absolute, of a file in our own folder; makes nothing."""
         return self.path(OWN_FOLDER, name)
 
+    def end_of(self, path: str) -> str:
+        """Returns the last two parts of a path below the library, as names are compared."""
+        return "/".join(folded(join(self.name, plain_path(path))).split("/")[-2:])
+
     def is_taken(self, path: str) -> bool:
         """Returns whether a file is at an absolute path, or was until it was archived or deleted by
         a tier."""
@@ -2670,6 +2678,14 @@ class Library:
         """Returns the file time (ns) from which on a time proves nothing, because the next write
         may get the same one. Git's rule (its racy-git.txt)."""
         return int((time.time() + self.clock_ahead - COARSEST_CLOCK) * 1e9)
+
+    @cached_property
+    def index_names_files(self) -> bool:
+        """Returns whether the index is understood, and may call files by names."""
+        with suppress(OSError, Flaw):
+            data = read_regular(self.path(INDEX_NAME))
+            return may_name_files(data) and next(entries(JsonText(data)), None) is not None
+        return False
 
     def index_digest(self) -> str:
         """Returns the SHA-256 of the index, "" without a readable one."""
@@ -5534,6 +5550,7 @@ class Committer:
         self.written: dict[str, str] = {}  # documents made true, by path: their SHA-256
         self.full: Optional[NoSpaceError] = None  # once the disk is
         self.index_digest = ""  # of the index as it was when it was last found or made true
+        self.is_index_true = True
         self.index_written, self.cost = monotonic(), 0.0  # seconds
 
     def commit(self, moves: Sequence[Move]) -> None:
@@ -5546,7 +5563,8 @@ class Committer:
         4. flush the folder; where that fails, originals stay and the moves have failed
         5. make the sidecars of every recording touched true; flush the folder
         6. append to the history and flush; where that fails, originals stay
-        7. write an index that names files; another follows within seconds
+        7. write an index that names files; where that fails, originals stay. Another index follows
+           within seconds
         8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
@@ -5572,7 +5590,7 @@ class Committer:
                 self.disk_is_full(move, move.told()["reason"])
         ids = {id_ for move in moves for id_ in move.recording.ids}
         self.folders.update(folders)
-        if self.index_names_files:
+        if self.library.index_names_files:
             self.ids |= ids
             self.write_index(at_once=True)
         for folder, group in folders.items():
@@ -5673,6 +5691,8 @@ class Committer:
         for move in moves:
             if move.is_ready:
                 with boundary(move.refuse):
+                    if self.library.index_names_files and not self.is_index_true and move.removes:
+                        raise Refusal(Reason.SIDECAR_FAILED, INDEX_NAME)
                     try:
                         move.remove(self.library)
                     except OSError as error:
@@ -5689,12 +5709,6 @@ class Committer:
             if move.reason is not Reason.NO_SPACE:
                 self.report.outcome(move)
 
-    @cached_property
-    def index_names_files(self) -> bool:
-        with suppress(OSError):
-            return may_name_files(read_regular(self.library.path(INDEX_NAME)))
-        return False
-
     def look_at_index(self) -> None:
         """Notes which entries of the index another program has turned back since our last run. It
         reads the history alone, so this is only a hint."""
@@ -5702,22 +5716,25 @@ class Committer:
         self.index_digest = self.library.index_digest()
         if self.index_digest in ("", *(record.get("index") for record in last)):
             return
-        copies, originals = Counter[str](), Counter[str]()
-        for past in self.history.pasts.values():
-            for id_ in past.ids if past.suffix else ():
-                copies[id_] += 0 if past.place else past.size
-                originals[id_] += 0 if past.place else past.first_size
-
-        def turned_back(data: bytes) -> Iterator[str]:
-            for _, id_, entry in entries(JsonText(data)):
-                sizes = (copies[id_], copies[id_] + originals[id_])
-                is_true = entry.get("compressed") is True and entry.get("size") in sizes
-                if id_ in copies and not is_true:
-                    yield id_
-
-        path = self.library.path(INDEX_NAME)
         with suppress(Flaw, OSError):  # a run that would have changed it reports that
-            self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
+            data = read_whole(self.library.path(INDEX_NAME), JsonText)[1]
+            self.compare_with_index(data)
+
+    def compare_with_index(self, document: JsonText) -> None:
+        """Notes the ids and folders of which an index may say what was true before. Raises Flaw."""
+        called: dict[str, set[str]] = defaultdict(set)  # suffixes by the ends of paths
+        for _, text, _ in document.names(document.root) if may_name_files(document.data) else ():
+            stem, suffix = splitext(text)
+            called[self.library.end_of(stem)].add(suffix.lower())
+        said = {id_: entry for _, id_, entry in entries(document)}
+        pasts: dict[str, list[Past]] = defaultdict(list)
+        for stem, past in self.history.pasts.items():
+            for id_ in said.keys() & past.ids:
+                pasts[id_].append(past)
+            now = SOURCE_SUFFIX if past.is_restored else past.suffix or SOURCE_SUFFIX
+            if called and not called.get(self.library.end_of(stem), {now}) <= {now}:
+                self.folders.add(dirname(stem))
+        self.ids.update(id_ for id_ in pasts if not says_it_all(said[id_], pasts[id_]))
 
     def write_index(self, at_once: bool) -> None:
         """Makes the index true, from what the folders say now. Within seconds, but not so often
@@ -5734,7 +5751,8 @@ class Committer:
         copies = 0
         for folder in self.library.walk(self.report.once):
             copies += sum(file.size for file in folder.audio if file.format)
-            if folder.path in met:
+            # A young folder may hold a part of a recording that began the day before.
+            if folder.path in met or as_json(folder.path) not in self.history.lines:
                 recordings += self.run.recordings_in(folder)
         for stem, past in losses(self.library).items():
             path = self.library.path(stem + past.suffix)
@@ -5747,7 +5765,8 @@ class Committer:
             copies_size=copies,
             date=iso(time.time()),
         )
-        if self.attempt((), self.rewrite_index, edit):
+        self.is_index_true = self.attempt((), self.rewrite_index, edit)
+        if self.is_index_true:
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
         self.index_written = monotonic()
@@ -5756,7 +5775,10 @@ class Committer:
     def rewrite_index(self, edit: Callable[[bytes], Optional[bytes]]) -> None:
         """Raises Flaw, Refusal, OSError."""
         path = self.library.path(INDEX_NAME)
-        self.index_digest = rewrite(path, edit, self.staging, backup=False)
+        try:
+            self.index_digest = rewrite(path, edit, self.staging, backup=False)
+        except Refusal as refusal:
+            raise Refusal(refusal.reason, f"{INDEX_NAME}, {refusal.detail}") from None
 
     def finish(self) -> None:
         """Ends the work. Makes true all documents of the folders that the run has looked into, and
@@ -5785,6 +5807,20 @@ class Committer:
             flush_folder(self.library.path(path))
         is_true = bool(recordings) and all(true)
         return folder_note(folder, self.run.config, self.run.clock) if is_true else []
+
+
+def says_it_all(entry: Mapping[str, Any], pasts: Sequence[Past]) -> bool:
+    """Returns whether an entry of the index says what the history alone knows of a recording."""
+    here = [past for past in pasts if not (past.place or past.deleted)]
+    copies = sum(past.size if past.suffix else past.first_size for past in here)
+    originals = sum(past.first_size for past in here if past.suffix)
+    is_away = {
+        "archived": all(past.place for past in pasts),
+        "audio_deleted": all(past.deleted for past in pasts),
+    }
+    is_compressed = entry.get("compressed") is True or not any(past.suffix for past in pasts)
+    is_marked = all(bool(entry.get(name)) == is_so for name, is_so in is_away.items())
+    return is_compressed and is_marked and entry.get("size") in (copies, copies + originals)
 
 
 def edits(
@@ -7437,12 +7473,8 @@ class Losses:
 
     def is_in_index(self, take: Take) -> bool:
         """Returns whether the index has an id or a name of it, or is not understood."""
-        words = self.index_words
-        return words is None or not words.isdisjoint({*take.past.ids, self.end_of(take.stem)})
-
-    def end_of(self, path: str) -> str:
-        """Returns the last two parts of a path below the library, as names are compared."""
-        return "/".join(folded(join(self.library.name, plain_path(path))).split("/")[-2:])
+        words, own = self.index_words, {*take.past.ids, self.library.end_of(take.stem)}
+        return words is None or not words.isdisjoint(own)
 
     @cached_property
     def index_words(self) -> Optional[set[str]]:
@@ -7451,7 +7483,7 @@ class Losses:
             document = JsonText(read_regular(self.library.path(INDEX_NAME)))
             ids = {id_ for _, id_, _ in entries(document)}
             names = document.names(document.root)
-            return ids.union(self.end_of(stem_of(text)) for _, text, _ in names)
+            return ids.union(self.library.end_of(stem_of(text)) for _, text, _ in names)
         except FileNotFoundError:
             return set()
         except (Flaw, OSError):
@@ -8654,7 +8686,10 @@ class Staging:
         OSError."""
         name = STAGED_NAME.format(self.token, next(self.numbers))
         staged = join(dirname(target), name)
-        descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise system_error(error.errno or 0, dirname(target)) from None
         self.made.add(staged)
         os.close(descriptor)
         return staged

@@ -271,7 +271,7 @@ class TestCommit(MoveCase):
     def test_an_original_stays_while_its_sidecar_cannot_be_written(self) -> None:
         with self.failing("rewrite", PermissionError(1, "immutable")):
             self.assertEqual(self.run_cli(), 1)
-        self.assertIn("sidecar cannot be written", self.said)
+        self.assertIn("document cannot be written", self.said)
         self.assertEqual(self.originals_left(), set(self.originals))
         self.assertEqual(self.run_cli(), 0, self.said)
         self.assertEqual(self.files_named(), ["a-chunk-1.opus", "a-chunk-2.opus"])

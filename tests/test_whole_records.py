@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import time
+import unittest
+from pathlib import Path
 from typing import Any
 
-from tests.base import RECORDINGS, LibraryCase, index, index_entry, sidecar
+from tests.base import DAY, LONG_AGO, RECORDINGS, LibraryCase, index, index_entry, sidecar
 from tests.servers import ServerCase
 from tests.test_documents import FLAWED, ODD
+
+
+def protect(path: Path, how: str = "+i") -> None:
+    subprocess.run(["chattr", how, path], check=True)
 
 
 class Sidecars(LibraryCase):
@@ -108,6 +116,66 @@ class Runs(LibraryCase):
         (self.library / "index.json").write_bytes(before)
         self.assertEqual(self.run_cli().code, 0)
         self.assertEqual(self.read_json("index.json")["recordings"], after)
+
+    def test_names_that_a_server_has_turned_back_are_true_again_though_all_is_at_rest(self) -> None:
+        self.add_session(chunks=1)
+        self.add("chunk_0", "2025-10-28/a.webm")
+        path = "2025-10-27/14-30-45-chunk-1.webm"
+        document = self.read_json("index.json")
+        document["recordings"][0]["file"] = path
+        document["recordings"].append({"file": "2025-10-28/a.webm", "size": 1})
+        before = self.add_json("index.json", {**document, "latest": path}).read_text()
+        self.run_cli()
+        sidecar = self.library / path.replace(".webm", ".json")
+        os.utime(sidecar, (LONG_AGO, LONG_AGO))  # or its folder is looked into every night
+        self.run_cli()
+        after = self.read_json("index.json")
+        self.assertEqual(after["latest"], path.replace(".webm", ".opus"))
+        text = (self.library / "index.json").read_text()
+        for old in (before, text.replace(".opus", ".webm")):
+            (self.library / "index.json").write_text(old)
+            self.assertEqual(self.run_cli().code, 0)
+            now = self.read_json("index.json")
+            self.assertEqual(
+                (now["recordings"], now["latest"]), (after["recordings"], after["latest"])
+            )
+
+    def test_an_entry_counts_the_part_that_is_still_young_in_another_folder(self) -> None:
+        self.add_session(chunks=1)
+        path = "2025-10-28/00-10-00.webm"
+        young = self.add("chunk_1", path, age=time.time() - DAY)
+        self.add_json(path.replace(".webm", ".json"), sidecar("2025-10-27T14-30-45", [young.name]))
+        self.assertEqual(self.run_cli().code, 0)
+        (entry,) = self.read_json("index.json")["recordings"]
+        copy = self.library / "2025-10-27/14-30-45-chunk-1.opus"
+        self.assertEqual(entry["size"], copy.stat().st_size + young.stat().st_size)
+        self.assertIs(entry["compressed"], False)
+
+    @unittest.skipIf(os.geteuid(), "needs root")
+    def test_an_index_that_names_files_and_cannot_be_written_keeps_the_originals(self) -> None:
+        self.add_session(chunks=1)
+        path = "2025-10-27/14-30-45-chunk-1.webm"
+        for names, code in ((False, 0), (True, 1)):
+            document = self.read_json("index.json")
+            document["recordings"][0].update({"file": path} if names else {})
+            index_path = self.add_json("index.json", document)
+            protect(index_path)
+            try:
+                dry, ran = self.run_cli("-n", "--json"), self.run_cli("--json")
+            finally:
+                protect(index_path, "-i")
+            self.assertEqual((dry.code, ran.code), (code, code), ran)
+            self.assertEqual((self.library / path).exists(), names)
+            if names:
+                self.assertIn("index.json: it is immutable", ran.outcomes[path]["reason"])
+                self.assertEqual(self.run_cli().code, 0)
+                self.assert_compressed(path)
+            self.add("chunk_0", path)
+            self.history().unlink()
+            self.add_json(
+                path.replace(".webm", ".json"), sidecar("2025-10-27T14-30-45", [path[11:]])
+            )
+            (self.library / path).with_suffix(".opus").unlink()
 
     def test_a_sidecar_that_a_server_has_overwritten_is_true_again_after_the_next_run(self) -> None:
         self.add_session(chunks=2)
