@@ -2189,11 +2189,11 @@ class Run:
             try_commits(self.library)
 
     def must_end(self) -> bool:
-        """Returns whether nothing new may begin: a signal, --max-minutes, a pause meanwhile.
-        (--limit is the plan's.)"""
+        """Returns whether nothing new may begin: a signal, --max-minutes, or in a run a pause
+        meanwhile. (--limit is the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
         is_late = monotonic() - self.started > minutes * 60
-        is_paused = self.library.paused(time.time()) != ""
+        is_paused = self.config.command == "run" and self.library.paused(time.time()) != ""
         if is_late:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
