@@ -6868,26 +6868,23 @@ def command_restore(config: Config, report: Report) -> None:
         raise UsageError("restore: expected PATH... or --last-run.")
     run = Run(config, report)
     run.library.require(config.log_file)
-    asked = with_more_than_copies(run, asked_for(run))
-    if config.dry_run:
-        for recording in asked:
-            for move in moves_back(recording, config):
-                move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
-                report.outcome(move)
-        report.summary()
-        return
     report.open_log()
-    with run.open(locks=True):
-        try_commits(run.library)
+    asked = with_more_than_copies(run, asked_for(run))
+    with run.open(locks=not config.dry_run):
+        if run.is_locked:
+            try_commits(run.library)
         with run.finishing():
             run.carry_out(map(partial(brought_back, run), asked))
-    run.note(report.summary())
+    summary = report.summary()
+    if run.is_locked:
+        run.note(summary)
 
 
 def brought_back(run: Run, recording: Recording) -> list[Move]:
     """Returns the moves that bring back a recording that was asked for. Its documents are looked
     at, even if it has none: an earlier restore may have been cut short."""
-    run.committer.folders.add(recording.folder)
+    if run.is_locked:
+        run.committer.folders.add(recording.folder)
     return moves_back(recording, run.config)
 
 
