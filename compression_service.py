@@ -2729,24 +2729,21 @@ class Library:
                     return True
         return False
 
-    def paused_until(self, now: float) -> float:
-        """Returns when a pause ends, in seconds since the epoch; infinity if only `resume` ends it,
-        and 0 without a pause. The end stands in our file `paused`."""
-        try:
-            until = float(read_regular(self.own("paused")))
-            return until if now < until else 0.0
-        except (FileNotFoundError, NotADirectoryError):
-            return 0.0
-        except (OSError, ValueError):
-            return math.inf
-
     def paused(self, now: float) -> str:
-        """Returns a sentence on the pause that holds, "" without one."""
-        until, since = self.paused_until(now), now
-        with suppress(OSError):
-            since = os.lstat(self.own("paused")).st_mtime
-        about = f"Paused since {local_time(since)}, until {until_text(until)}"
-        return f"{about}: runs leave {self.root} alone." if until else ""
+        """Returns a sentence on the pause that holds, "" without one. Its end stands in our file
+        `paused`, in seconds since the epoch. Where that cannot be read, only `resume` ends it."""
+        path, since, until = self.own("paused"), now, math.inf
+        try:
+            since = os.lstat(path).st_mtime
+            until = float(read_regular(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        except (OSError, ValueError):
+            pass
+        if not now < until:
+            return ""
+        end = f"{local_time(until)} or 'resume'" if until < math.inf else "'resume'"
+        return f"Paused since {local_time(since)}, until {end}: runs leave {self.root} alone."
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -7730,7 +7727,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
     totals, due, was, made = (groups[name] for name in ("all", "due", "was", "made"))
     share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
     due["estimated_saving"] = max(0, round(due["size"] - due.pop("asked") * share))
-    room, until = free_space(library), library.paused_until(run.now)
+    room = free_space(library)
     stats = {
         "total_size": totals["original_size"] + totals["compressed_size"],
         **totals,
@@ -7738,7 +7735,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "compression_ratio": round(was["after"] / was["before"], 4) if was["before"] else None,
         "free_space": room if room < math.inf else None,
         "keep_free": space_wanted(library, config) if config.keep_free else None,
-        "paused": until > 0,
+        "paused": library.paused(run.now) != "",
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
         "next_deletions": next_deletions(groups, run.now),
@@ -7917,11 +7914,6 @@ def library_of(config: Config) -> Library:
     library = Library(config.recordings_dir)
     library.require(config.log_file)
     return library
-
-
-def until_text(seconds: float) -> str:
-    """Returns when a pause ends."""
-    return f"{local_time(seconds)} or 'resume'" if seconds < math.inf else "'resume'"
 
 
 def local_time(seconds: float) -> str:
