@@ -619,6 +619,11 @@ class Take(NamedTuple):
         return (*self.originals, *self.copies, *self.strangers)
 
     @property
+    def is_left(self) -> bool:
+        """Returns whether anything of it is here or in the archive."""
+        return bool(self.files or self.past.place)
+
+    @property
     def size(self) -> int:
         """Returns the bytes that its deletion frees, here and in the archive."""
         files = (*self.originals, *self.copies, self.past.place)
@@ -923,12 +928,13 @@ class Folder:
 
     @cached_property
     def takes(self) -> dict[str, Take]:
-        """Returns takes with their pasts, by name without suffix. They are made on demand: most
-        nights need the files alone."""
-        files: dict[str, list[File]] = {}
+        """Returns the takes that are here or on record, by name without suffix. They are made on
+        demand: most nights need the files alone."""
+        pasts = self.library.history.in_folder(self.path)
+        files: dict[str, list[File]] = {basename(stem): [] for stem in pasts}
         for file in sorted(self.audio):
             files.setdefault(stem_of(file.name), []).append(file)
-        takes, pasts = {}, self.library.history.in_folder(self.path)
+        takes = {}
         for name, group in files.items():
             stem = join(self.path, name)
             takes[name] = take_of(stem, group, pasts.get(stem, NO_PAST))
@@ -2896,10 +2902,8 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     names or the history knows, and that are not here. Time is linear in the documents."""
     library, documents = folder.library, sorted(folder.documents.items())
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
-    pasts = library.history.in_folder(folder.path)
-    takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
-    away = [name for name, take in takes.items() if take.past.place or take.past.has_copy]
-    takes.update(folder.takes)
+    takes = folder.takes
+    known = [name for name, take in takes.items() if take.is_left or take.past.has_copy]
     names = Names(library.root, folder.path, takes)
     flaws = flaws_of(read, names)
     folder.is_unread = any(sidecar.is_unread for sidecar in read)
@@ -2907,7 +2911,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     sidecars = [with_names(sidecar, names, called) for sidecar in read]
     lists = {each for sidecar in sidecars for each in (sidecar.files, sidecar.own)}
     named = frozenset[str]().union(*lists)
-    stems = sorted({*folder.takes, *away, *map(stem_of, named)})
+    stems = sorted({*known, *map(stem_of, named)})
     recordings = []
     for group, those in grouped(sidecars, stems):
         unreadable = next((flaws[name] for name in group if name in flaws), "")
@@ -3460,11 +3464,10 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     holds. Returns none if a move is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
     steps = list(early_steps(config)) if config.keep_free else []
-    pasts = folder.library.history.in_folder(folder.path).items()
-    away = [Take(stem, past=past) for stem, past in pasts if past.place]
-    if any(past.is_lost for _, past in pasts):
+    takes = folder.takes.values()
+    if any(take.past.is_lost for take in takes):
         return []
-    for take in (*away, *folder.takes.values()):
+    for take in (take for take in takes if take.is_left):
         if move_at_most(take, config, clock):
             return []
         is_early = is_early or any(move_at_most(take, each, clock) for each in steps)
@@ -7120,11 +7123,11 @@ def losses(library: Library) -> dict[str, Past]:
     history, found = library.history, {}
     for path in sorted(history.folders(history.lossy if history.lines else ())):
         with suppress(OSError, UsageError):  # a folder that cannot be read
-            here = library.folder(path).takes if isdir(library.path(path)) else {}
-            for stem, past in history.in_folder(path).items():
-                take = here.get(basename(stem), Take(stem, past=past))
-                if past.is_lost and take.lost_copy:
-                    found[stem] = past
+            is_here = isdir(library.path(path))
+            folder = library.folder(path) if is_here else Folder(path, library)
+            for take in folder.takes.values():
+                if take.past.is_lost and take.lost_copy:
+                    found[take.stem] = take.past
     return found
 
 
@@ -7159,9 +7162,9 @@ class Losses:
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
-            is_left = bool(take.files or take.past.place) and take.is_half_deleted
+            is_half = take.is_left and take.is_half_deleted
             stays = not self.run.config.delete_tier or recording.policy.keep
-            if take.was_brought_back or (is_left and stays):
+            if take.was_brought_back or (is_half and stays):
                 move = reread(take, recording)
                 past = self.past_of_returned(take)
                 move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
@@ -7782,16 +7785,16 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
     sums, names = Counter[str](), defaultdict[str, list[str]](list)
     for take in folder.takes.values():
         past, file = take.past, take.file
-        # As a run asks, but without sidecars, which may still say otherwise.
-        add_take(sums, take, likely_move(take, config, moment))
-        add_deletion(sums, folder, take, config)
+        if take.files:  # as a run asks, but without sidecars, which may still say otherwise
+            add_take(sums, take, likely_move(take, config, moment))
+        due = deletion_time(take, config)
+        if take.is_left and due < LATEST and folder.documents:  # else no sidecar owns it
+            day = datetime.fromtimestamp(due).date().isoformat()
+            sums.update({f"doomed_count/{day}": 1, f"doomed_size/{day}": take.size})
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
             sums.update({"made/size": file.size, "made/asked": file.size * config.target_bitrate})
-    for stem, past in folder.library.history.in_folder(folder.path).items():
-        if past.place and basename(stem) not in folder.takes:
-            add_deletion(sums, folder, Take(stem, past=past), config)
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
@@ -7799,15 +7802,6 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
             sums.update({f"{group}/count": 1, f"{group}/size": size})
             add_saving(sums, past, size)
     return {**sums, **names}
-
-
-def add_deletion(sums: Counter[str], folder: Folder, take: Take, config: Config) -> None:
-    """Adds a take to those that a tier deletes on a day."""
-    due = deletion_time(take, config)
-    if due < LATEST and folder.documents:  # else no sidecar owns it
-        day = datetime.fromtimestamp(due).date().isoformat()
-        sums[f"doomed_count/{day}"] += 1
-        sums[f"doomed_size/{day}"] += take.size
 
 
 def next_deletions(groups: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
