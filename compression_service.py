@@ -7754,12 +7754,7 @@ def add_up(run: Run, problems: list[str]) -> dict[str, dict[str, Any]]:
     """Returns the sums of all folders, by group. A folder that was removed still counts what is
     archived. The note on a folder has its sums while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
-    gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
-    seen = set[str]()
-    for folder in itertools.chain(run.library.walk(problems.append), gone):
-        if folder.path in seen:
-            continue
-        seen.add(folder.path)
+    for folder in every_folder(run.library, problems.append):
         note = run.note_on(folder)
         counted = note.get("sums", {})
         if note.get("seal") != seal(counted):
