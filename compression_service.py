@@ -6891,27 +6891,24 @@ def brought_back(run: Run, recording: Recording) -> list[Move]:
 def asked_for(run: Run) -> Iterator[Recording]:
     """Yields the recordings that the command line names, each once, folder by folder, so that few
     are held at a time. Reports the paths that name none."""
+    # By the path of a folder, or of an original: its copy and its sidecars mean the same.
     library, asked = run.library, dict[str, str]()
-    by_folder: dict[str, dict[str, str]] = {}
     for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
         # From where the user stands, also of what is here no more, or from the library.
         is_from_here = lexists(path) or is_below(path, library.root)
         given = path if is_from_here else library.path(path)
         inside = relpath(realpath(given), realpath(library.root))
-        asked[inside] = path
         stem, suffix = splitext(inside)
-        if suffix.lower() in (*AUDIO_SUFFIXES, SIDECAR_SUFFIX):
-            folder_of_it, name = os.path.split(stem)
-            by_folder.setdefault(folder_of_it, {})[name] = inside
-    missed = set(asked)
+        is_file = suffix.lower() in (*AUDIO_SUFFIXES, SIDECAR_SUFFIX) and not isdir(given)
+        asked[stem + SOURCE_SUFFIX if is_file else inside] = path
+    missed, folders = set(asked), set(map(dirname, asked))
     for folder in every_folder(library, run.report.once):
         if run.is_locked:
             run.staging.sweep(folder)
         path = PurePath(folder.path)
         whole = asked.keys() & set(map(str, (path, *path.parents)))
-        names = by_folder.get(folder.path, {})
-        for recording in run.recordings_in(folder) if whole or names else ():
-            met = whole.union(names[name] for name in names.keys() & names_of(recording))
+        for recording in run.recordings_in(folder) if whole or folder.path in folders else ():
+            met = whole | (asked.keys() & originals_of(recording))
             missed -= met
             if met:
                 yield recording
@@ -6936,10 +6933,11 @@ def every_folder(
             pass
 
 
-def names_of(recording: Recording) -> set[str]:
-    """Returns the names of its files and sidecars, without a suffix."""
+def originals_of(recording: Recording) -> set[str]:
+    """Returns the paths of originals that its files and sidecars would stand beside."""
     sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
-    return {*sidecars, *(take.name for take in recording.takes)}
+    names = (*sidecars, *(take.name for take in recording.takes))
+    return {join(recording.folder, name + SOURCE_SUFFIX) for name in names}
 
 
 def done_last(library: Library) -> list[str]:
