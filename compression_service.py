@@ -6967,10 +6967,7 @@ def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator
     sentence: of these, copies are left and no originals."""
     copies: list[Take] = []
     for recording in recordings:
-        gone = [take.past for take in recording.takes if take.state is State.DELETED]
-        if gone and len(gone) == len(recording.takes):
-            run.report.error(f"{recording.key}: {deletion_text(gone[0])}.")
-        elif any(map(may_come_back, recording.takes)):
+        if any(map(may_come_back, recording.takes)):
             yield recording
         else:
             copies += [take for take in recording.takes if take.copy]
@@ -7015,16 +7012,12 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
     return [move for move in moves if move.outcome] or moves
 
 
-def deletion_text(past: Past) -> str:
-    days, date = past.settings.split()[-1], local_time(past.deleted)[:10]
-    return f"Deleted on {date} by the tier of {days} days; nothing to bring back"
-
-
 def why_not_back(take: Take, config: Config) -> str:
     """Returns why a take cannot come back, "" if it can."""
-    place = take.past.place
+    past, place = take.past, take.past.place
     if take.state is State.DELETED:
-        return deletion_text(take.past)
+        days, date = past.settings.split()[-1], local_time(past.deleted)[:10]
+        return f"deleted on {date} by the tier of {days} days; nothing to bring back"
     if place and take.files and not any(is_archived_file(file, place) for file in take.files):
         return f"another {take.name} is here: move that away first"
     if not (take.file or config.archive_tier):
