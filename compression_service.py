@@ -4039,7 +4039,8 @@ class Delete(Move):
         if place:
             if not run.archive:
                 raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
-            there, size = run.answering_archive.find(self.take.folder, place, "")
+            # Not where a sidecar says: what is there may be another recording's.
+            _, there, size = run.answering_archive.find(NO_RECORDING, self.take)
             if size is not None and run.archive.digest(there) != place.sha256:
                 raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
             self.archived = (run.archive, there) if size is not None else None
@@ -6615,10 +6616,10 @@ class Archive:
         for name in filter(STAGED.fullmatch, names):
             self.remove(f"{there}/{name}")
 
-    def fetch(self, folder: str, place: Place, said: str, staged: str) -> Place:
+    def fetch(self, recording: Recording, take: Take, staged: str) -> Place:
         """Brings a file back into `staged`, proven by its hash and with mode, owner and mtime, if
         they are on record, else as the library's owner's. Returns what it was."""
-        there, size = self.find(folder, place, said)
+        place, there, size = self.find(recording, take)
         if size is None:
             self.answer()
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
@@ -6633,20 +6634,22 @@ class Archive:
         _, size, mtime_ns = file_at(staged)
         return place._replace(size=size, mtime_ns=mtime_ns, sha256=digest)
 
-    def find(self, folder: str, place: Place, said: str) -> tuple[str, Optional[int]]:
-        """Returns where a file is, and its size: the place on record, the one that its sidecar has
-        `said`, or the one that it would go to now. An archive may have been moved and a library
-        renamed, so each is a lead that the hash proves. None: in no such place."""
+    def find(self, recording: Recording, take: Take) -> tuple[Place, str, Optional[int]]:
+        """Returns what is known of a file, where it is, and its size: the place on record, the one
+        that its sidecars say, or the one that it would go to now. An archive may have been moved
+        and a library renamed, so each is a lead that the hash proves. None: in no such place.
+        Raises Refusal without a lead."""
+        place = take.past.place or lead(recording, take)
         leads = (
             f"{place.location}/{place.name}",
-            f"{said}/{place.name}",
-            self.location(join(folder, place.name)),
+            f"{recording.location}/{place.name}",
+            self.location(join(take.folder, place.name)),
         )
-        found: tuple[str, Optional[int]] = leads[-1], None
+        found: tuple[Place, str, Optional[int]] = place, leads[-1], None
         for there in filter(self.holds, leads):
             size = self.size_of(there)
             if size is not None:
-                found = there, size
+                found = place, there, size
                 if size == (place.size or size):
                     break
         return found
@@ -7039,13 +7042,11 @@ def fetch_back(run: Run, move: Fetch) -> None:
     if move.copy:  # a restore was cut short after that
         return
     assert archive
-    place = take.past.place or lead(archive, move.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
     move.staged = run.staging.beside(target)
     try:
-        said = move.recording.location
-        move.place = found = archive.fetch(take.folder, place, said, move.staged)
+        move.place = found = archive.fetch(move.recording, take, move.staged)
     except (Refusal, OSError) as error:
         if reason_of(error) is not Reason.NOT_RESTORED:
             archive.answer()  # else it is this recording's
@@ -7060,7 +7061,7 @@ def fetch_back(run: Run, move: Fetch) -> None:
         move.take = take._replace(past=past)
 
 
-def lead(archive: Archive, recording: Recording, take: Take) -> Place:
+def lead(recording: Recording, take: Take) -> Place:
     """Returns where a take without a record may be, by the name that its sidecars have for it.
     Raises Refusal."""
     names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
@@ -7490,8 +7491,7 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
         archive.list_all()
         for recording, take in away:
             with answering_for(run, take.stem):
-                place = take.past.place or lead(archive, recording, take)
-                there, size = archive.find(take.folder, place, recording.location)
+                place, there, size = archive.find(recording, take)
                 is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
                     if is_named:
