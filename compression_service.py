@@ -6732,7 +6732,7 @@ class RemoteArchive(Archive):
     def answer(self) -> None:
         """Raises ServiceError if it cannot be listed. There need be nothing yet."""
         try:
-            self.entries(self.target)
+            self.names_in(self.target)
         except Refusal as refusal:
             raise ServiceError(
                 f"The archive {self.target} does not answer: {refusal.detail}. Nothing is "
@@ -6742,18 +6742,20 @@ class RemoteArchive(Archive):
     def holds(self, there: str) -> bool:
         return there.startswith(self.base) and NO_NAMES.isdisjoint(there.split("/")[1:])
 
-    def names_in(self, there: str) -> Collection[str]:
-        return self.entries(there)
-
     def size_of(self, there: str) -> Optional[int]:
         if there in self.listed:
             return self.listed[there]
-        return next(iter(self.entries(there, "--files-only").values()), None)
+        return next(iter(self.names_in(there, "--files-only").values()), None)
 
     def digest(self, there: str) -> str:
         """Hashes what the remote sends as it comes, so that it takes no space here. Tried twice,
         as `rclone cat` does not go on where a connection broke."""
-        read = partial(self.run.tools.digest, self.command("cat", "--", there), ARCHIVE_PATIENCE)
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            self.rclone("cat", "--", there, take=digest.update)
+            return digest.hexdigest()
+
         with suppress(Refusal):
             return read()
         return read()
@@ -6781,12 +6783,12 @@ class RemoteArchive(Archive):
         self.rclone("deletefile", "--", there)
 
     def list_all(self) -> None:
-        sizes = self.entries(self.root, "-R", "--files-only")
+        sizes = self.names_in(self.root, "-R", "--files-only")
         self.listed = {self.location(path): size for path, size in sizes.items()}
 
-    def entries(self, there: str, *options: str) -> Mapping[str, int]:
-        """Returns the sizes of what is in a folder, or of one file, by path; empty where there is
-        none (rclone's exit codes 3 and 4)."""
+    def names_in(self, there: str, *options: str) -> Mapping[str, int]:
+        """Returns the names of what is in a folder, or of one file, with the sizes; empty where
+        there is none (rclone's exit codes 3 and 4)."""
         words = ("lsjson", "--no-modtime", "--no-mimetype", *options, "--", there)
         try:
             listed = json.loads(self.rclone(*words))
@@ -6798,18 +6800,16 @@ class RemoteArchive(Archive):
         except ODD as error:
             raise Refusal(Reason.INPUT_OUTPUT, f"rclone: no list of {there}: {error}") from None
 
-    def rclone(self, *words: str) -> str:
-        """Returns the output of one call of it. Raises ToolError."""
+    def rclone(self, *words: str, take: Optional[Callable[[bytes], object]] = None) -> str:
+        """Returns the output of one call of it, unless `take` gets that. Raises ToolError."""
+        named = (word.translate(RCLONE_NAMES) for word in words)
+        command = [self.run.tools.find("rclone")[0], *RCLONE, *named]
         try:
-            return self.run.tools.run(self.command(*words), ARCHIVE_PATIENCE)[0]
+            return self.run.tools.run(command, ARCHIVE_PATIENCE, take=take)[0]
         except Refusal as refusal:
             is_space = refusal.reason is Reason.NO_SPACE
             reason = refusal.reason if is_space else Reason.INPUT_OUTPUT
             raise Refusal(reason, f"rclone: {refusal.detail}") from None
-
-    def command(self, *words: str) -> list[str]:
-        named = (word.translate(RCLONE_NAMES) for word in words)
-        return [self.run.tools.find("rclone")[0], *RCLONE, *named]
 
 
 def detail_of(error: Exception) -> str:
@@ -8327,21 +8327,15 @@ class Tools:
         folder: str = "/",
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
+        *,
+        take: Optional[Callable[[bytes], object]] = None,
     ) -> tuple[str, str]:
         """Runs a command that works on `seconds` of audio, in a folder. Returns its output and
-        ffmpeg's warnings and errors. Raises Refusal (failed, hung, complains without end, no
-        space), Stopped, ToolError."""
+        ffmpeg's warnings and errors. `take` gets the output instead, part by part. Raises Refusal
+        (failed, hung, complains without end, no space), Stopped, ToolError."""
         with self.started(command, stdin, stdout, folder) as process:
-            output, messages = self.hear(process, seconds)
+            output, messages = self.hear(process, seconds, take)
         return output.decode("utf-8", "replace"), judge([process], messages)
-
-    def digest(self, command: Sequence[str], seconds: float) -> str:
-        """Returns the SHA-256 of a command's output, without keeping it. Raises as `run` does."""
-        digest = hashlib.sha256()
-        with self.started(command) as process:
-            _, messages = self.hear(process, seconds, digest.update)
-        judge([process], messages)
-        return digest.hexdigest()
 
     def pipe(
         self, commands: Sequence[Sequence[str]], seconds: float, copy: str
