@@ -6207,9 +6207,10 @@ class Catalogue:
                 takes = (take for recording in of_id[id_] for take in recording.takes)
                 self.facts[id_] = facts_of(takes)
 
-    def find(self, id_: str, text: str) -> list[tuple[Take, str]]:
-        """Returns the takes that a string in an entry of this id may call, each with the name that
-        it has now. The take with the most fitting parts is meant, or the one with this id."""
+    def meant(self, id_: str, text: str) -> Optional[tuple[Optional[Take], str]]:
+        """Returns the take that a string calls, if the entry of this id is that take's, and what
+        the string must be. The take with the most fitting parts is meant, or the one with this id.
+        Returns None for data."""
         above = plain_path(text).rpartition("/")[0]
         # The index is itself a document of the uppermost folder.
         ends = (*ends_of(above), "")
@@ -6217,16 +6218,11 @@ class Catalogue:
         places = [self.folders.get(end, {}) for end in ends]
         if of_id and not above:
             places = [of_id] if len(of_id) == 1 else []
+        found: list[tuple[Take, str]] = []
         for folders in places:
-            found = [each for names in folders.values() for each in names.meant(text, self.takes)]
-            if found:
-                return [each for each in found if id_ in self.ids[each[0].stem]] or found
-        return []
-
-    def meant(self, id_: str, text: str) -> Optional[tuple[Optional[Take], str]]:
-        """Returns the take that a string calls, if the entry of this id is that take's, and what
-        the string must be. Returns None for data."""
-        found = self.find(id_, text)
+            for names in () if found else folders.values():
+                found += names.meant(text, self.takes)
+        found = [each for each in found if id_ in self.ids[each[0].stem]] or found
         if not found:
             return None
         take = found[0][0] if len(found) == 1 else None
@@ -6243,10 +6239,10 @@ def ends_of(folder: str) -> list[str]:
 
 def described(
     document: JsonText, facts: Mapping[str, Facts], meant: Meant
-) -> Iterator[tuple[Span, str, Mapping[str, Any], Optional[Facts]]]:
-    """Renames the files that an index names, and yields its entries: where each stands, its id,
-    what it says, and the facts that it must follow. The only entry of an id follows the facts of
-    the id. Any other entry follows those of the files that it names, or none. Raises Flaw."""
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Renames the files that an index names, and makes its entries true. Yields the id of each,
+    what it said, and what had to change. The only entry of an id follows the facts of the id. Any
+    other entry follows those of the files that it names, or none. Raises Flaw."""
 
     def rename(span: Span, id_: str) -> dict[str, Take]:
         takes = {}
@@ -6265,7 +6261,7 @@ def described(
         if takes or id_ in facts:
             known.append((span, id_, entry, takes))
         else:
-            yield span, id_, entry, None
+            yield id_, entry, {}
     for name, _, span in document.parts(document.root):
         if name != "recordings":
             rename(span, "")
@@ -6274,7 +6270,10 @@ def described(
         about = facts.get(id_) if counts[id_] == 1 else None
         if takes and not about:
             about = facts_of(takes.values())
-        yield span, id_, entry, about
+        changes = changed(entry, index_members(about)) if about else {}
+        if changes:
+            document.set(span, changes)
+        yield id_, entry, changes
 
 
 def edit_index(
@@ -6283,12 +6282,8 @@ def edit_index(
     """Returns the index with its entries, names and totals as they must be; None if it is true
     already. `facts` are by id. Raises Flaw if it is not understood. Pure."""
     document, size = JsonText(data), 0.0
-    for span, _, entry, about in described(document, facts, meant):
-        if about:
-            wanted = index_members(about)
-            document.set(span, wanted)
-            entry = {**entry, **wanted}
-        size += finite(entry.get("size"))
+    for _, entry, changes in described(document, facts, meant):
+        size += finite({**entry, **changes}.get("size"))
     totals = {"total_size": round(size), "compressed_size": copies_size}
     if document.edits or changed(document.values(document.root, totals), totals):
         document.set(document.root, {**totals, "last_updated": date})
@@ -6318,7 +6313,7 @@ def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]
 def index_differs(data: bytes, facts: Mapping[str, Facts], meant: Meant) -> list[str]:
     """Returns the ids of entries that do not say what they must. Raises Flaw. Pure."""
     known = described(JsonText(data), facts, meant)
-    return [id_ for _, id_, entry, about in known if about and changed(entry, index_members(about))]
+    return [id_ for id_, _, changes in known if changes]
 
 
 HALF_WRITTEN_WAIT = 3.0  # seconds; a server needs a fraction of one to write in place
