@@ -536,9 +536,8 @@ class Past(NamedTuple):
 
     def proves(self, file: File) -> bool:
         """Returns whether a file of its take is the copy that is on record as proven."""
-        is_its = self.suffix != "" and file.suffix == self.suffix
         return (
-            is_its
+            file.suffix == self.suffix
             and self.lost != Reason.ROTTEN.code
             and file.is_on_record(self.size, self.mtime_ns)
         )
@@ -3022,7 +3021,7 @@ def key_of(id_: Any) -> str:
     """Returns an id as text, in which a number differs from a string; "" for what is no id."""
     if isinstance(id_, str):
         return id_
-    if isinstance(id_, bool) or not isinstance(id_, (int, float)):
+    if not is_number(id_):
         return ""
     return f"number {id_ if isinstance(id_, int) else format(id_, '.17g')}"
 
@@ -3144,8 +3143,12 @@ def folders_meant(above: str, root: str, folder: str) -> Optional[Sequence[str]]
 
 def finite(value: Any) -> float:
     """Returns a number from a document, 0.0 for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value < 1e300 else 0.0
+    return float(value) if is_number(value) and 0 <= value < 1e300 else 0.0
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value from a document is a number. JSON's true is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ------------------------------------------------------------------------------------------ plan
@@ -6303,7 +6306,7 @@ def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]
         if not isinstance(entry, dict):
             raise Flaw(f"what stands at byte {span.start} is no recording")
         id_, size = key_of(entry.get("id")), entry.get("size", 0)
-        if isinstance(size, bool) or not isinstance(size, (int, float)):
+        if not is_number(size):
             raise Flaw(f"the recording at byte {span.start} has a size that is no number")
         if not id_ and not any(not is_key for _, _, is_key in document.names(span)):
             raise Flaw(f"the recording at byte {span.start} has neither an id nor a file")
@@ -6367,11 +6370,8 @@ def keep_backup(data: bytes, path: str, staging: Staging) -> None:
     """Keeps a document as NAME.json.bak, unless that name is taken or too long. Raises Refusal,
     OSError."""
     kept = staging.write(data, path)
-    try:
+    with tolerated((errno.EEXIST, errno.ENAMETOOLONG)):
         place(kept, path + BACKUP_SUFFIX)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENAMETOOLONG):
-            raise
     staging.discard(kept)
 
 
@@ -6993,8 +6993,7 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
         source = take.original if take.copy else None
-        is_back = take.original or take.past.is_restored or is_begun
-        is_only_copy = bool(take.copy) and not (is_back or take.is_away)
+        is_only_copy = bool(take.copy) and not (is_begun or may_come_back(take))
         if not (source or is_only_copy or take.is_away or take.is_half_restored):
             continue
         kind = BringBack if source else Fetch
