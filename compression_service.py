@@ -536,9 +536,8 @@ class Past(NamedTuple):
 
     def proves(self, file: File) -> bool:
         """Returns whether a file of its take is the copy that is on record as proven."""
-        is_its = self.suffix != "" and file.suffix == self.suffix
         return (
-            is_its
+            file.suffix == self.suffix
             and self.lost != Reason.ROTTEN.code
             and file.is_on_record(self.size, self.mtime_ns)
         )
@@ -617,6 +616,11 @@ class Take(NamedTuple):
     @property
     def files(self) -> tuple[File, ...]:
         return (*self.originals, *self.copies, *self.strangers)
+
+    @property
+    def is_left(self) -> bool:
+        """Returns whether anything of it is here or in the archive."""
+        return bool(self.files or self.past.place)
 
     @property
     def size(self) -> int:
@@ -938,12 +942,13 @@ class Folder:
 
     @cached_property
     def takes(self) -> dict[str, Take]:
-        """Returns takes with their pasts, by name without suffix. They are made on demand: most
-        nights need the files alone."""
-        files: dict[str, list[File]] = {}
+        """Returns the takes that are here or on record, by name without suffix. They are made on
+        demand: most nights need the files alone."""
+        pasts = self.library.history.in_folder(self.path)
+        files: dict[str, list[File]] = {basename(stem): [] for stem in pasts}
         for file in sorted(self.audio):
             files.setdefault(stem_of(file.name), []).append(file)
-        takes, pasts = {}, self.library.history.in_folder(self.path)
+        takes = {}
         for name, group in files.items():
             stem = join(self.path, name)
             takes[name] = take_of(stem, group, pasts.get(stem, NO_PAST))
@@ -2204,11 +2209,11 @@ class Run:
             try_commits(self.library)
 
     def must_end(self) -> bool:
-        """Returns whether nothing new may begin: a signal, --max-minutes, a pause meanwhile.
-        (--limit is the plan's.)"""
+        """Returns whether nothing new may begin: a signal, --max-minutes, or in a run a pause
+        meanwhile. (--limit is the plan's.)"""
         minutes = self.config.max_run_minutes or math.inf
         is_late = monotonic() - self.started > minutes * 60
-        is_paused = self.library.paused(time.time()) != ""
+        is_paused = self.config.command == "run" and self.library.paused(time.time()) != ""
         if is_late:
             self.report.once("Time is up (max_run_minutes); what is left is for the next run.")
         elif is_paused:
@@ -2763,24 +2768,21 @@ class Library:
                     return True
         return False
 
-    def paused_until(self, now: float) -> float:
-        """Returns when a pause ends, in seconds since the epoch; infinity if only `resume` ends it,
-        and 0 without a pause. The end stands in our file `paused`."""
-        try:
-            until = float(read_regular(self.own("paused")))
-            return until if now < until else 0.0
-        except (FileNotFoundError, NotADirectoryError):
-            return 0.0
-        except (OSError, ValueError):
-            return math.inf
-
     def paused(self, now: float) -> str:
-        """Returns a sentence on the pause that holds, "" without one."""
-        until, since = self.paused_until(now), now
-        with suppress(OSError):
-            since = os.lstat(self.own("paused")).st_mtime
-        about = f"Paused since {local_time(since)}, until {until_text(until)}"
-        return f"{about}: runs leave {self.root} alone." if until else ""
+        """Returns a sentence on the pause that holds, "" without one. Its end stands in our file
+        `paused`, in seconds since the epoch. Where that cannot be read, only `resume` ends it."""
+        path, since, until = self.own("paused"), now, math.inf
+        try:
+            since = os.lstat(path).st_mtime
+            until = float(read_regular(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        except (OSError, ValueError):
+            pass
+        if not now < until:
+            return ""
+        end = f"{local_time(until)} or 'resume'" if until < math.inf else "'resume'"
+        return f"Paused since {local_time(since)}, until {end}: runs leave {self.root} alone."
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -2934,10 +2936,8 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     library, documents = folder.library, sorted(folder.documents.items())
     read = [read_sidecar(library, folder.path, name, *seen) for name, seen in documents]
     chunks_of.cache_clear()  # it holds a text, which may be a large one
-    pasts = library.history.in_folder(folder.path)
-    takes = {basename(stem): Take(stem, past=past) for stem, past in pasts.items()}
-    away = [name for name, take in takes.items() if take.past.place or take.past.has_copy]
-    takes.update(folder.takes)
+    takes = folder.takes
+    known = [name for name, take in takes.items() if take.is_left or take.past.has_copy]
     names = Names(library.root, folder.path, takes, library.is_taken)
     folder.is_unread = any(sidecar.is_unread for sidecar in read)
     called = cache(names.called)  # many sidecars share what they list
@@ -2945,7 +2945,7 @@ def resolve_recordings(folder: Folder) -> list[Recording]:
     flaws = flaws_of(read, names, {sidecar.own for sidecar in sidecars})
     lists = {each for sidecar in sidecars for each in (sidecar.files, sidecar.own)}
     named = frozenset[str]().union(*lists)
-    stems = sorted({*folder.takes, *away, *map(stem_of, named)})
+    stems = sorted({*known, *map(stem_of, named)})
     recordings = []
     for group, those in grouped(sidecars, stems):
         unreadable = next((flaws[name] for name in group if name in flaws), "")
@@ -3081,7 +3081,7 @@ def key_of(id_: Any) -> str:
     """Returns an id as text, in which a number differs from a string; "" for what is no id."""
     if isinstance(id_, str):
         return id_
-    if isinstance(id_, bool) or not isinstance(id_, (int, float)):
+    if not is_number(id_):
         return ""
     return f"number {id_ if isinstance(id_, int) else format(id_, '.17g')}"
 
@@ -3205,8 +3205,12 @@ def folders_meant(above: str, root: str, folder: str) -> Optional[Sequence[str]]
 
 def finite(value: Any) -> float:
     """Returns a number from a document, 0.0 for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value < 1e300 else 0.0
+    return float(value) if is_number(value) and 0 <= value < 1e300 else 0.0
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value from a document is a number. JSON's true is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ------------------------------------------------------------------------------------------ plan
@@ -3525,11 +3529,10 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     holds. Returns none if a move is left to be tried now, or a copy is lost."""
     until, is_early = math.inf, False
     steps = list(early_steps(config)) if config.keep_free else []
-    pasts = folder.library.history.in_folder(folder.path).items()
-    away = [Take(stem, past=past) for stem, past in pasts if past.place]
-    if any(past.is_lost for _, past in pasts):
+    takes = folder.takes.values()
+    if any(take.past.is_lost for take in takes):
         return []
-    for take in (*away, *folder.takes.values()):
+    for take in (take for take in takes if take.is_left):
         if move_at_most(take, config, clock):
             return []
         is_early = is_early or any(move_at_most(take, each, clock) for each in steps)
@@ -4101,7 +4104,8 @@ class Delete(Move):
         if place:
             if not run.archive:
                 raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
-            there, size = run.answering_archive.find(self.take.folder, place, "")
+            # Not where a sidecar says: what is there may be another recording's.
+            _, there, size = run.answering_archive.find(NO_RECORDING, self.take)
             if size is not None and run.archive.digest(there) != place.sha256:
                 raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
             self.archived = (run.archive, there) if size is not None else None
@@ -5906,6 +5910,8 @@ class JsonText:
     """One document as text, with a byte order mark or without. Finds values, collects edits and
     gives the edited bytes. Takes at most four times the memory of the document. Raises Flaw."""
 
+    is_renamed = False  # whether a name is among the edits
+
     def __init__(self, data: bytes) -> None:
         # One character for each byte: text in any script takes the same memory. A value is decoded
         # when somebody asks for it.
@@ -6069,6 +6075,7 @@ class JsonText:
         its bytes."""
         if name == new:
             return
+        self.is_renamed = True
         self.edits[token] = json.dumps(new)
         (stem, old), (new_stem, suffix) = splitext(name), splitext(new)
         end = token.end - 1
@@ -6293,9 +6300,10 @@ class Catalogue:
                 takes = (take for recording in of_id[id_] for take in recording.takes)
                 self.facts[id_] = facts_of(takes)
 
-    def find(self, id_: str, text: str) -> list[tuple[Take, str]]:
-        """Returns the takes that a string in an entry of this id may call, each with the name that
-        it has now. The take with the most fitting parts is meant, or the one with this id."""
+    def meant(self, id_: str, text: str) -> Optional[tuple[Optional[Take], str]]:
+        """Returns the take that a string calls, if the entry of this id is that take's, and what
+        the string must be. The take with the most fitting parts is meant, or the one with this id.
+        Returns None for data."""
         above = plain_path(text).rpartition("/")[0]
         # The index is itself a document of the uppermost folder.
         ends = (*ends_of(above), "")
@@ -6303,16 +6311,11 @@ class Catalogue:
         places = [self.folders.get(end, {}) for end in ends]
         if of_id and not above:
             places = [of_id] if len(of_id) == 1 else []
+        found: list[tuple[Take, str]] = []
         for folders in places:
-            found = [each for names in folders.values() for each in names.meant(text, self.takes)]
-            if found:
-                return [each for each in found if id_ in self.ids[each[0].stem]] or found
-        return []
-
-    def meant(self, id_: str, text: str) -> Optional[tuple[Optional[Take], str]]:
-        """Returns the take that a string calls, if the entry of this id is that take's, and what
-        the string must be. Returns None for data."""
-        found = self.find(id_, text)
+            for names in () if found else folders.values():
+                found += names.meant(text, self.takes)
+        found = [each for each in found if id_ in self.ids[each[0].stem]] or found
         if not found:
             return None
         take = found[0][0] if len(found) == 1 else None
@@ -6329,10 +6332,10 @@ def ends_of(folder: str) -> list[str]:
 
 def described(
     document: JsonText, facts: Mapping[str, Facts], meant: Meant
-) -> Iterator[tuple[Span, str, Mapping[str, Any], Optional[Facts]]]:
-    """Renames the files that an index names, and yields its entries: where each stands, its id,
-    what it says, and the facts that it must follow. The only entry of an id follows the facts of
-    the id. Any other entry follows those of the files that it names, or none. Raises Flaw."""
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Renames the files that an index names, and makes its entries true. Yields the id of each,
+    what it said, and what had to change. The only entry of an id follows the facts of the id. Any
+    other entry follows those of the files that it names, or none. Raises Flaw."""
 
     def rename(span: Span, id_: str) -> dict[str, Take]:
         takes = {}
@@ -6351,7 +6354,7 @@ def described(
         if takes or id_ in facts:
             known.append((span, id_, entry, takes))
         else:
-            yield span, id_, entry, None
+            yield id_, entry, {}
     for name, _, span in document.parts(document.root):
         if name != "recordings":
             rename(span, "")
@@ -6360,7 +6363,10 @@ def described(
         about = facts.get(id_) if counts[id_] == 1 else None
         if takes and not about:
             about = facts_of(takes.values())
-        yield span, id_, entry, about
+        changes = changed(entry, index_members(about, entry)) if about else {}
+        if changes:
+            document.set(span, changes)
+        yield id_, entry, changes
 
 
 def edit_index(
@@ -6369,12 +6375,8 @@ def edit_index(
     """Returns the index with its entries, names and totals as they must be; None if it is true
     already. `facts` are by id. Raises Flaw if it is not understood. Pure."""
     document, size = JsonText(data), 0.0
-    for span, _, entry, about in described(document, facts, meant):
-        if about:
-            wanted = index_members(about, entry)
-            document.set(span, wanted)
-            entry = {**entry, **wanted}
-        size += finite(entry.get("size"))
+    for _, entry, changes in described(document, facts, meant):
+        size += finite({**entry, **changes}.get("size"))
     totals = {"total_size": round(size), "compressed_size": copies_size}
     if document.edits or changed(document.values(document.root, totals), totals):
         document.set(document.root, {**totals, "last_updated": date})
@@ -6394,7 +6396,7 @@ def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]
         if not isinstance(entry, dict):
             raise Flaw(f"what stands at byte {span.start} is no recording")
         id_, size = key_of(entry.get("id")), entry.get("size", 0)
-        if isinstance(size, bool) or not isinstance(size, (int, float)):
+        if not is_number(size):
             raise Flaw(f"the recording at byte {span.start} has a size that is no number")
         if not id_ and not any(not is_key for _, _, is_key in document.names(span)):
             raise Flaw(f"the recording at byte {span.start} has neither an id nor a file")
@@ -6404,10 +6406,10 @@ def entries(document: JsonText) -> Iterator[tuple[Span, str, Mapping[str, Any]]]
 def index_differs(data: bytes, facts: Mapping[str, Facts], meant: Meant) -> list[str]:
     """Returns what an index does not say as it must. Raises Flaw. Pure."""
     document, missed = JsonText(data), list[str]()
-    for _, id_, entry, about in described(document, facts, meant):
-        if about and changed(entry, index_members(about, entry)):
+    for id_, _, changes in described(document, facts, meant):
+        if changes:
             missed.append(f"what the recording {id_ or 'without an id'} is")
-    return [*missed, "how files are called now"] if document.edits else missed
+    return [*missed, "how files are called now"] if document.is_renamed else missed
 
 
 HALF_WRITTEN_WAIT = 3.0  # seconds; a server needs a fraction of one to write in place
@@ -6461,11 +6463,8 @@ def keep_backup(data: bytes, path: str, staging: Staging) -> None:
     """Keeps a document as NAME.json.bak, unless that name is taken or too long. Raises Refusal,
     OSError."""
     kept = staging.write(data, path)
-    try:
+    with tolerated((errno.EEXIST, errno.ENAMETOOLONG)):
         place(kept, path + BACKUP_SUFFIX)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENAMETOOLONG):
-            raise
     staging.discard(kept)
 
 
@@ -6705,10 +6704,10 @@ class Archive:
         for name in filter(STAGED.fullmatch, names):
             self.remove(f"{there}/{name}")
 
-    def fetch(self, folder: str, place: Place, said: str, staged: str) -> Place:
+    def fetch(self, recording: Recording, take: Take, staged: str) -> Place:
         """Brings a file back into `staged`, proven by its hash and with mode, owner and mtime, if
         they are on record, else as the library's owner's. Returns what it was."""
-        there, size = self.find(folder, place, said)
+        place, there, size = self.find(recording, take)
         if size is None:
             self.answer()
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
@@ -6723,20 +6722,22 @@ class Archive:
         _, size, mtime_ns = file_at(staged)
         return place._replace(size=size, mtime_ns=mtime_ns, sha256=digest)
 
-    def find(self, folder: str, place: Place, said: str) -> tuple[str, Optional[int]]:
-        """Returns where a file is, and its size: the place on record, the one that its sidecar has
-        `said`, or the one that it would go to now. An archive may have been moved and a library
-        renamed, so each is a lead that the hash proves. None: in no such place."""
+    def find(self, recording: Recording, take: Take) -> tuple[Place, str, Optional[int]]:
+        """Returns what is known of a file, where it is, and its size: the place on record, the one
+        that its sidecars say, or the one that it would go to now. An archive may have been moved
+        and a library renamed, so each is a lead that the hash proves. None: in no such place.
+        Raises Refusal without a lead."""
+        place = take.past.place or lead(recording, take)
         leads = (
             f"{place.location}/{place.name}",
-            f"{said}/{place.name}",
-            self.location(join(folder, place.name)),
+            f"{recording.location}/{place.name}",
+            self.location(join(take.folder, place.name)),
         )
-        found: tuple[str, Optional[int]] = leads[-1], None
+        found: tuple[Place, str, Optional[int]] = place, leads[-1], None
         for there in filter(self.holds, leads):
             size = self.size_of(there)
             if size is not None:
-                found = there, size
+                found = place, there, size
                 if size == (place.size or size):
                     break
         return found
@@ -6819,7 +6820,7 @@ class RemoteArchive(Archive):
     def answer(self) -> None:
         """Raises ServiceError if it cannot be listed. There need be nothing yet."""
         try:
-            self.entries(self.target)
+            self.names_in(self.target)
         except Refusal as refusal:
             raise ServiceError(
                 f"The archive {self.target} does not answer: {refusal.detail}. Nothing is "
@@ -6829,18 +6830,20 @@ class RemoteArchive(Archive):
     def holds(self, there: str) -> bool:
         return there.startswith(self.base) and NO_NAMES.isdisjoint(there.split("/")[1:])
 
-    def names_in(self, there: str) -> Collection[str]:
-        return self.entries(there)
-
     def size_of(self, there: str) -> Optional[int]:
         if there in self.listed:
             return self.listed[there]
-        return next(iter(self.entries(there, "--files-only").values()), None)
+        return next(iter(self.names_in(there, "--files-only").values()), None)
 
     def digest(self, there: str) -> str:
         """Hashes what the remote sends as it comes, so that it takes no space here. Tried twice,
         as `rclone cat` does not go on where a connection broke."""
-        read = partial(self.run.tools.digest, self.command("cat", "--", there), ARCHIVE_PATIENCE)
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            self.rclone("cat", "--", there, take=digest.update)
+            return digest.hexdigest()
+
         with suppress(Refusal):
             return read()
         return read()
@@ -6868,12 +6871,12 @@ class RemoteArchive(Archive):
         self.rclone("deletefile", "--", there)
 
     def list_all(self) -> None:
-        sizes = self.entries(self.root, "-R", "--files-only")
+        sizes = self.names_in(self.root, "-R", "--files-only")
         self.listed = {self.location(path): size for path, size in sizes.items()}
 
-    def entries(self, there: str, *options: str) -> Mapping[str, int]:
-        """Returns the sizes of what is in a folder, or of one file, by path; empty where there is
-        none (rclone's exit codes 3 and 4)."""
+    def names_in(self, there: str, *options: str) -> Mapping[str, int]:
+        """Returns the names of what is in a folder, or of one file, with the sizes; empty where
+        there is none (rclone's exit codes 3 and 4)."""
         words = ("lsjson", "--no-modtime", "--no-mimetype", *options, "--", there)
         try:
             listed = json.loads(self.rclone(*words))
@@ -6885,18 +6888,16 @@ class RemoteArchive(Archive):
         except ODD as error:
             raise Refusal(Reason.INPUT_OUTPUT, f"rclone: no list of {there}: {error}") from None
 
-    def rclone(self, *words: str) -> str:
-        """Returns the output of one call of it. Raises ToolError."""
+    def rclone(self, *words: str, take: Optional[Callable[[bytes], object]] = None) -> str:
+        """Returns the output of one call of it, unless `take` gets that. Raises ToolError."""
+        named = (word.translate(RCLONE_NAMES) for word in words)
+        command = [self.run.tools.find("rclone")[0], *RCLONE, *named]
         try:
-            return self.run.tools.run(self.command(*words), ARCHIVE_PATIENCE)[0]
+            return self.run.tools.run(command, ARCHIVE_PATIENCE, take=take)[0]
         except Refusal as refusal:
             is_space = refusal.reason is Reason.NO_SPACE
             reason = refusal.reason if is_space else Reason.INPUT_OUTPUT
             raise Refusal(reason, f"rclone: {refusal.detail}") from None
-
-    def command(self, *words: str) -> list[str]:
-        named = (word.translate(RCLONE_NAMES) for word in words)
-        return [self.run.tools.find("rclone")[0], *RCLONE, *named]
 
 
 def detail_of(error: Exception) -> str:
@@ -6958,53 +6959,47 @@ def command_restore(config: Config, report: Report) -> None:
         raise UsageError("restore: expected PATH... or --last-run.")
     run = Run(config, report)
     run.library.require(config.log_file)
-    asked = with_more_than_copies(run, asked_for(run))
-    if config.dry_run:
-        for recording in asked:
-            for move in moves_back(recording, config):
-                move.outcome = move.outcome or Outcome(move.due, move.foresee(run))
-                report.outcome(move)
-        report.summary()
-        return
     report.open_log()
-    with run.open(locks=True):
-        try_commits(run.library)
+    asked = with_more_than_copies(run, asked_for(run))
+    with run.open(locks=not config.dry_run):
+        if run.is_locked:
+            try_commits(run.library)
         with run.finishing():
             run.carry_out(map(partial(brought_back, run), asked))
-    run.note(report.summary())
+    summary = report.summary()
+    if run.is_locked:
+        run.note(summary)
 
 
 def brought_back(run: Run, recording: Recording) -> list[Move]:
     """Returns the moves that bring back a recording that was asked for. Its documents are looked
     at, even if it has none: an earlier restore may have been cut short."""
-    run.committer.folders.add(recording.folder)
+    if run.is_locked:
+        run.committer.folders.add(recording.folder)
     return moves_back(recording, run.config)
 
 
 def asked_for(run: Run) -> Iterator[Recording]:
     """Yields the recordings that the command line names, each once, folder by folder, so that few
     are held at a time. Reports the paths that name none."""
+    # By the path of a folder, or of an original: its copy and its sidecars mean the same.
     library, asked = run.library, dict[str, str]()
-    by_folder: dict[str, dict[str, str]] = {}
     for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
         # From where the user stands, also of what is here no more, or from the library.
         is_from_here = lexists(path) or is_below(path, library.root)
         given = path if is_from_here else library.path(path)
         inside = relpath(realpath(given), realpath(library.root))
-        asked[inside] = path
         stem, suffix = splitext(inside)
-        if suffix.lower() in (*AUDIO_SUFFIXES, SIDECAR_SUFFIX):
-            folder_of_it, name = os.path.split(stem)
-            by_folder.setdefault(folder_of_it, {})[name] = inside
-    missed = set(asked)
+        is_file = suffix.lower() in (*AUDIO_SUFFIXES, SIDECAR_SUFFIX) and not isdir(given)
+        asked[stem + SOURCE_SUFFIX if is_file else inside] = path
+    missed, folders = set(asked), set(map(dirname, asked))
     for folder in every_folder(library, run.report.once):
         if run.is_locked:
             run.staging.sweep(folder)
         path = PurePath(folder.path)
         whole = asked.keys() & set(map(str, (path, *path.parents)))
-        names = by_folder.get(folder.path, {})
-        for recording in run.recordings_in(folder) if whole or names else ():
-            met = whole.union(names[name] for name in names.keys() & names_of(recording))
+        for recording in run.recordings_in(folder) if whole or folder.path in folders else ():
+            met = whole | (asked.keys() & originals_of(recording))
             missed -= met
             if met:
                 yield recording
@@ -7029,10 +7024,11 @@ def every_folder(
             pass
 
 
-def names_of(recording: Recording) -> set[str]:
-    """Returns the names of its files and sidecars, without a suffix."""
+def originals_of(recording: Recording) -> set[str]:
+    """Returns the paths of originals that its files and sidecars would stand beside."""
     sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
-    return {*sidecars, *(take.name for take in recording.takes)}
+    names = (*sidecars, *(take.name for take in recording.takes))
+    return {join(recording.folder, name + SOURCE_SUFFIX) for name in names}
 
 
 def done_last(library: Library) -> list[str]:
@@ -7062,10 +7058,7 @@ def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator
     sentence: of these, copies are left and no originals."""
     copies: list[Take] = []
     for recording in recordings:
-        gone = [take.past for take in recording.takes if take.state is State.DELETED]
-        if gone and len(gone) == len(recording.takes):
-            run.report.error(f"{recording.key}: {deletion_text(gone[0])}.")
-        elif any(map(may_come_back, recording.takes)):
+        if any(map(may_come_back, recording.takes)):
             yield recording
         else:
             copies += [take for take in recording.takes if take.copy]
@@ -7093,8 +7086,7 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
         source = take.original if take.copy else None
-        is_back = take.original or take.past.is_restored or is_begun
-        is_only_copy = bool(take.copy) and not (is_back or take.is_away)
+        is_only_copy = bool(take.copy) and not (is_begun or may_come_back(take))
         if not (source or is_only_copy or take.is_away or take.is_half_restored):
             continue
         kind = BringBack if source else Fetch
@@ -7110,16 +7102,12 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
     return [move for move in moves if move.outcome] or moves
 
 
-def deletion_text(past: Past) -> str:
-    days, date = past.settings.split()[-1], local_time(past.deleted)[:10]
-    return f"Deleted on {date} by the tier of {days} days; nothing to bring back"
-
-
 def why_not_back(take: Take, config: Config) -> str:
     """Returns why a take cannot come back, "" if it can."""
-    place = take.past.place
+    past, place = take.past, take.past.place
     if take.state is State.DELETED:
-        return deletion_text(take.past)
+        days, date = past.settings.split()[-1], local_time(past.deleted)[:10]
+        return f"deleted on {date} by the tier of {days} days; nothing to bring back"
     if place and take.files and not any(is_archived_file(file, place) for file in take.files):
         return f"another {take.name} is here: move that away first"
     if not (take.file or config.archive_tier):
@@ -7141,13 +7129,11 @@ def fetch_back(run: Run, move: Fetch) -> None:
     if move.copy:  # a restore was cut short after that
         return
     assert archive
-    place = take.past.place or lead(archive, move.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
     move.staged = run.staging.beside(target)
     try:
-        said = move.recording.location
-        move.place = found = archive.fetch(take.folder, place, said, move.staged)
+        move.place = found = archive.fetch(move.recording, take, move.staged)
     except (Refusal, OSError) as error:
         if reason_of(error) is not Reason.NOT_RESTORED:
             archive.answer()  # else it is this recording's
@@ -7162,7 +7148,7 @@ def fetch_back(run: Run, move: Fetch) -> None:
         move.take = take._replace(past=past)
 
 
-def lead(archive: Archive, recording: Recording, take: Take) -> Place:
+def lead(recording: Recording, take: Take) -> Place:
     """Returns where a take without a record may be, by the name that its sidecars have for it.
     Raises Refusal."""
     names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
@@ -7216,11 +7202,11 @@ def losses(library: Library) -> dict[str, Past]:
     history, found = library.history, {}
     for path in sorted(history.folders(history.lossy if history.lines else ())):
         with suppress(OSError, UsageError):  # a folder that cannot be read
-            here = library.folder(path).takes if isdir(library.path(path)) else {}
-            for stem, past in history.in_folder(path).items():
-                take = here.get(basename(stem), Take(stem, past=past))
-                if past.is_lost and take.lost_copy:
-                    found[stem] = past
+            is_here = isdir(library.path(path))
+            folder = library.folder(path) if is_here else Folder(path, library)
+            for take in folder.takes.values():
+                if take.past.is_lost and take.lost_copy:
+                    found[take.stem] = take.past
     return found
 
 
@@ -7255,9 +7241,9 @@ class Losses:
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
-            is_left = bool(take.files or take.past.place) and take.is_half_deleted
+            is_half = take.is_left and take.is_half_deleted
             stays = not self.run.config.delete_tier or recording.policy.keep
-            if take.was_brought_back or (is_left and stays):
+            if take.was_brought_back or (is_half and stays):
                 move = reread(take, recording)
                 past = self.past_of_returned(take)
                 move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
@@ -7588,8 +7574,7 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
         archive.list_all()
         for recording, take in away:
             with answering_for(run, take.stem):
-                place = take.past.place or lead(archive, recording, take)
-                there, size = archive.find(take.folder, place, recording.location)
+                place, there, size = archive.find(recording, take)
                 is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
                     if is_named:
@@ -7819,7 +7804,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
     totals, due, was, made = (groups[name] for name in ("all", "due", "was", "made"))
     share = made["size"] / made["asked"] if made["asked"] else 1 / USUAL_RATE
     due["estimated_saving"] = max(0, round(due["size"] - due.pop("asked") * share))
-    room, until = free_space(library), library.paused_until(run.now)
+    room = free_space(library)
     stats = {
         "total_size": totals["original_size"] + totals["compressed_size"],
         **totals,
@@ -7827,7 +7812,7 @@ def gather_stats(config: Config) -> dict[str, Any]:
         "compression_ratio": round(was["after"] / was["before"], 4) if was["before"] else None,
         "free_space": room if room < math.inf else None,
         "keep_free": space_wanted(library, config) if config.keep_free else None,
-        "paused": until > 0,
+        "paused": library.paused(run.now) != "",
         **{name: groups[name] for name in GROUPS},
         "kept": [reason_with(key, paths) for key, paths in groups["named"].items()],
         "next_deletions": next_deletions(groups, run.now),
@@ -7843,12 +7828,7 @@ def add_up(run: Run, problems: list[str]) -> dict[str, dict[str, Any]]:
     """Returns the sums of all folders, by group. A folder that was removed still counts what is
     archived. The note on a folder has its sums while it holds."""
     sums: dict[str, Any] = dict.fromkeys(SUMMED_UP.split(), 0)
-    gone = (Folder(path, run.library) for path in run.history.folders(run.history.lines))
-    seen = set[str]()
-    for folder in itertools.chain(run.library.walk(problems.append), gone):
-        if folder.path in seen:
-            continue
-        seen.add(folder.path)
+    for folder in every_folder(run.library, problems.append):
         note = run.note_on(folder)
         counted = note.get("sums", {})
         if note.get("seal") != seal(counted):
@@ -7874,16 +7854,16 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
     sums, names = Counter[str](), defaultdict[str, list[str]](list)
     for take in folder.takes.values():
         past, file = take.past, take.file
-        # As a run asks, but without sidecars, which may still say otherwise.
-        add_take(sums, take, likely_move(take, config, moment))
-        add_deletion(sums, folder, take, config)
+        if take.files:  # as a run asks, but without sidecars, which may still say otherwise
+            add_take(sums, take, likely_move(take, config, moment))
+        due = deletion_time(take, config)
+        if take.is_left and due < LATEST and folder.documents:  # else no sidecar owns it
+            day = datetime.fromtimestamp(due).date().isoformat()
+            sums.update({f"doomed_count/{day}": 1, f"doomed_size/{day}": take.size})
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
             action = Action(past.action).value  # of a run that has just ended, it is a member
             names[f"named/{action} {past.code}"].append(join(folder.path, file.name))
             sums.update({"made/size": file.size, "made/asked": file.size * config.target_bitrate})
-    for stem, past in folder.library.history.in_folder(folder.path).items():
-        if past.place and basename(stem) not in folder.takes:
-            add_deletion(sums, folder, Take(stem, past=past), config)
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
             group, size = "deleted", past.size if past.suffix else past.first_size
@@ -7891,15 +7871,6 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
             sums.update({f"{group}/count": 1, f"{group}/size": size})
             add_saving(sums, past, size)
     return {**sums, **names}
-
-
-def add_deletion(sums: Counter[str], folder: Folder, take: Take, config: Config) -> None:
-    """Adds a take to those that a tier deletes on a day."""
-    due = deletion_time(take, config)
-    if due < LATEST and folder.documents:  # else no sidecar owns it
-        day = datetime.fromtimestamp(due).date().isoformat()
-        sums[f"doomed_count/{day}"] += 1
-        sums[f"doomed_size/{day}"] += take.size
 
 
 def next_deletions(groups: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
@@ -8006,11 +7977,6 @@ def library_of(config: Config) -> Library:
     library = Library(config.recordings_dir)
     library.require(config.log_file)
     return library
-
-
-def until_text(seconds: float) -> str:
-    """Returns when a pause ends."""
-    return f"{local_time(seconds)} or 'resume'" if seconds < math.inf else "'resume'"
 
 
 def local_time(seconds: float) -> str:
@@ -8444,21 +8410,15 @@ class Tools:
         folder: str = "/",
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
+        *,
+        take: Optional[Callable[[bytes], object]] = None,
     ) -> tuple[str, str]:
         """Runs a command that works on `seconds` of audio, in a folder. Returns its output and
-        ffmpeg's warnings and errors. Raises Refusal (failed, hung, complains without end, no
-        space), Stopped, ToolError."""
+        ffmpeg's warnings and errors. `take` gets the output instead, part by part. Raises Refusal
+        (failed, hung, complains without end, no space), Stopped, ToolError."""
         with self.started(command, stdin, stdout, folder) as process:
-            output, messages = self.hear(process, seconds)
+            output, messages = self.hear(process, seconds, take)
         return output.decode("utf-8", "replace"), judge([process], messages)
-
-    def digest(self, command: Sequence[str], seconds: float) -> str:
-        """Returns the SHA-256 of a command's output, without keeping it. Raises as `run` does."""
-        digest = hashlib.sha256()
-        with self.started(command) as process:
-            _, messages = self.hear(process, seconds, digest.update)
-        judge([process], messages)
-        return digest.hexdigest()
 
     def pipe(
         self, commands: Sequence[Sequence[str]], seconds: float, copy: str

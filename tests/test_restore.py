@@ -119,6 +119,18 @@ class Undo(RestoreCase):
         self.assertIn("restore: Nothing to do.", ran.out)
         self.assertEqual(self.files(), before)
 
+    def test_all_files_of_a_recording_may_be_named_as_by_a_shell(self) -> None:
+        names = (path.name for path in (self.library / "2025-10-27").iterdir())
+        ran = self.restore(*(f"2025-10-27/{name}" for name in names if not name.endswith(".bak")))
+        self.assertNotIn("no recording", ran.err)
+        self.assert_as_before()
+
+    def test_it_is_done_while_runs_are_paused(self) -> None:
+        self.run_cli("pause")
+        self.restore("2025-10-27")
+        self.run_cli("resume")
+        self.assert_as_before()
+
     def test_a_recording_without_sidecar_comes_back_too(self) -> None:
         path = self.add("chunk_0", "alone.webm")
         self.assertEqual(self.run_cli().code, 0)

@@ -181,6 +181,10 @@ class Records(StatsCase):
         self.assertEqual(self.stats()["due"], due)
         self.assertEqual(self.stats()["young"], 1)
 
+    def test_a_file_with_a_copys_suffix_in_capitals_is_none_of_ours(self) -> None:
+        self.add_copy("d/a.OPUS")
+        self.assert_saved(0, recordings=0, total_size=0)
+
     def test_what_is_not_a_file_of_the_library_is_left_alone(self) -> None:
         self.add_copy()
         outside = self.folder / "outside"
