@@ -3640,7 +3640,7 @@ class Move:
     removes: tuple[File, ...] = ()  # last, once all is true
     outcome: Optional[Outcome] = None  # set once
     recording: Recording = NO_RECORDING
-    source_seen: Optional[Witness] = None  # when it was probed
+    seen: dict[str, Witness] = dataclasses.field(default_factory=dict)  # files here, by name
     copy_seen: Optional[Witness] = None  # when it had been proven
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes that the copy will have
@@ -3725,9 +3725,8 @@ class Move:
 
     def check(self, library: Library) -> None:
         """Compares the files that were examined once more. Raises Refusal, OSError."""
-        if self.source:
-            expect(is_same(library.path(self.path), self.source_seen))
-            expect(self.source_seen is not None and self.is_on_record(self.source_seen.sha256))
+        for name, seen in self.seen.items():
+            expect(is_same(library.path(self.take.folder, name), seen))
         if self.staged and self.copy:  # some disks make inode numbers up anew
             expect(file_at(self.staged)[1:] == self.copy[1:])
 
@@ -3755,8 +3754,7 @@ class Move:
                 os.unlink(path)
 
     def compare_again(self, path: str, file: File) -> None:
-        seen = self.source_seen if file == self.source else self.copy_seen
-        expect(is_same(path, seen))
+        expect(is_same(path, self.seen.get(file.name)))
 
     def past_after(self, now: float) -> Past:
         """Returns what the history will say of the take. Pure. Sizes, bit rate and `compressed` of
@@ -3842,10 +3840,11 @@ class Compress(Move):
         """Opens the source once: identity, probe, decide; SHA-256. In a dry run it has its outcome
         then. Raises Refusal, OSError, Stopped."""
         source, path = self.source, run.library.path(self.path)
+        assert source
         with open_regular(path) as file:
             identity = run.library.identity(file)
-            self.source_seen = Witness(identity)
-            expect(source is not None and identity[-2:] == source[1:])
+            self.seen[source.name] = Witness(identity)
+            expect(identity[-2:] == source[1:])
             is_copy = source == self.take.proven_copy
             digest = digest_from(file, stop=run.stop) if is_copy else ""
             if not self.is_on_record(digest):
@@ -3855,13 +3854,13 @@ class Compress(Move):
             saving = run.config.min_saving_percent if self.encodes else -math.inf
             self.estimate = decide(self.probe, self.size_before, lasts, self.target, saving)
             run.trials.foresee(self)
-            if run.config.dry_run and source:
+            if run.config.dry_run:
                 self.copy = File(basename(self.target_path), self.estimate, source.mtime_ns)
                 self.outcome = Outcome(self.due)
                 return
             # Only now, because a sparse file may be larger than the disk.
             digest = digest or digest_from(file, stop=run.stop)
-            self.source_seen = Witness(identity, digest)
+            self.seen[source.name] = Witness(identity, digest)
 
     def stage(self, run: Run) -> Job:
         """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
@@ -3901,6 +3900,8 @@ class Compress(Move):
         expect(seen.sha256 == job.digest)  # the file on record is the one that was decoded
         self.copy_seen = seen
         self.copy = File(basename(self.target_path), *seen.identity[-2:])
+        if not self.encodes:
+            self.seen[self.copy.name] = seen
         self.is_proven = True
 
     def past_if_done(self, past: Past, now: float) -> Past:
@@ -3932,9 +3933,6 @@ class Adopt(Compress):
             check_claim(self, job)
         super().finish(run, job)
 
-    def put(self, library: Library) -> None:
-        expect(is_same(library.path(self.target_path), self.copy_seen))
-
     def past_if_done(self, past: Past, now: float) -> Past:
         """A copy that was here already keeps the rate and date on record or in its tag."""
         date = past.compressed or now
@@ -3952,7 +3950,6 @@ class Smaller(Compress):
     """A tier asks for less: a new copy takes the place of the one before."""
 
     name, rank = "smaller", 2
-    displaced_seen: Optional[Witness] = None
     is_swapped = False
 
     @property
@@ -3967,22 +3964,19 @@ class Smaller(Compress):
 
     def examine(self, run: Run) -> None:
         super().examine(run)
-        if not self.outcome:
-            displaced = run.library.path(self.target_path)
-            self.displaced_seen = run.library.witness(displaced, run.stop)
+        displaced = run.library.path(self.target_path)
+        name = basename(displaced)
+        if not self.outcome and name not in self.seen:
+            self.seen[name] = run.library.witness(displaced, run.stop)
 
     @property
     def has_first_word(self) -> bool:
         """Without the original, only the history can show that the new copy is proven."""
         return self.take.original is None
 
-    def check(self, library: Library) -> None:
-        super().check(library)
-        expect(is_same(library.path(self.target_path), self.displaced_seen))
-
     def put(self, library: Library) -> None:
         """Exchanges the two: the old one waits under the staged name until all is true."""
-        self.swap(library, self.displaced_seen)
+        self.swap(library, self.seen[basename(self.target_path)])
         self.is_swapped = True
 
     def undo(self, library: Library) -> None:
@@ -4017,7 +4011,7 @@ class Store(Move):
         """Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only other
         copy is elsewhere, so its bytes are."""
         super().compare_again(path, file)
-        expect(self.source_seen is not None and digest_of(path) == self.source_seen.sha256)
+        expect(digest_of(path) == self.seen[file.name].sha256)
 
 
 class Delete(Move):
@@ -4026,8 +4020,7 @@ class Delete(Move):
 
     name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
     is_whole = is_removal = True
-    seen: Mapping[File, Witness] = {}  # what is to be removed
-    archived: Optional[tuple[Archive, str]] = None  # and where it is there
+    archived: Optional[tuple[Archive, str]] = None  # where it is there
 
     def foresee(self, run: Run) -> str:
         return self.detail
@@ -4035,7 +4028,7 @@ class Delete(Move):
     def carry(self, run: Run) -> None:
         """Looks at each file here and in the archive once more."""
         place = self.take.past.place
-        self.seen = {file: self.witness(run, file) for file in self.removes}
+        self.seen = {file.name: self.witness(run, file) for file in self.removes}
         if place:
             if not run.archive:
                 raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
@@ -4053,13 +4046,6 @@ class Delete(Move):
         if not is_sound:
             raise Refusal(Reason.ROTTEN, since_when(self.take.past))
         return seen
-
-    def check(self, library: Library) -> None:
-        for file, seen in self.seen.items():
-            expect(is_same(library.path(self.take.folder, file.name), seen))
-
-    def compare_again(self, path: str, file: File) -> None:
-        expect(is_same(path, self.seen[file]))
 
     def remove(self, library: Library) -> None:
         try:
@@ -4129,9 +4115,6 @@ class BringBack(Restore, Adopt):
 
     def carry(self, run: Run) -> None:
         prove_again(run, self)
-
-    def put(self, library: Library) -> None:
-        """Does nothing: the original is in its place."""
 
     def past_if_done(self, past: Past, now: float) -> Past:
         """Any file in the copy's place is unproven from now on: the copy is removed, or it did not
@@ -6522,7 +6505,8 @@ class Archive:
         source = self.library.path(move.path)
         there = self.location(move.path)
         status = os.lstat(source)
-        seen = move.source_seen = self.library.witness(source)
+        seen = move.seen[basename(source)] = self.library.witness(source)
+        expect(move.is_on_record(seen.sha256))
         try:
             self.visit(move.take.folder)
             if self.is_there(move.take.folder, source, there, seen.sha256):
@@ -7089,14 +7073,14 @@ def prove_again(run: Run, move: BringBack) -> None:
     ServiceError."""
     run.transcode([move])
     run.find_cause([move])
-    if not move.source_seen:  # the original cannot even be read
+    if not move.seen:  # the original cannot even be read
         return
     original = run.library.path(move.path)
     with open_regular(original) as file:
         flush(file.fileno())  # whoever wrote it: the copy is to be removed
     if move.outcome:
         move.removes = ()
-        move.source_seen = run.library.witness(original)
+        move.seen = {basename(original): run.library.witness(original)}
         refusal = Refusal(*move.outcome[:2])
         run.report.once(f"{move.target_path} stays: it does not prove to be a copy. {refusal}")
     move.outcome = None
