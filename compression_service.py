@@ -1614,7 +1614,6 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 # the same way, up to the decision.
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
-DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
 LONGEST_MESSAGE = 1000  # characters for a notify_command; in JSON, one may take twelve bytes
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
@@ -2111,10 +2110,7 @@ class Run:
     def commit_in_time(self) -> None:
         """Commits so seldom that it takes little of the time, as many sidecars of one recording are
         dear to write."""
-        recordings = {move.recording.key: move.recording for move in self.finished}
-        documents = sum(len(recording.sidecars) for recording in recordings.values())
-        cost = DOCUMENT_SECONDS * documents if documents > len(self.finished) else 0
-        if monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
+        if monotonic() - self.committed > max(1.0, 10 * self.cost):
             self.commit()
 
     def commit(self) -> None:
