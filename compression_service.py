@@ -2076,6 +2076,7 @@ class Run:
             move.outcome = Outcome(move.due, move.foresee(self))
         else:
             move.carry(self)
+            move.is_proven = True
 
     @cached_property
     def archive(self) -> Optional[Archive]:
@@ -2384,7 +2385,8 @@ class Trials:
             problem = self.folder_problem(folder)
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
-        replaced = {file.name for file in (*move.removes, move.displaces) if file}
+        displaced = move.take.copy if move.encodes else None
+        replaced = {file.name for file in (*move.removes, displaced) if file}
         for name in {basename(move.path), *replaced}:
             self.foresee_file(join(folder, name), READ, name in replaced)
         for sidecar in move.recording.sidecars:
@@ -3626,7 +3628,6 @@ class Move:
     done: ClassVar[Reason]
     due: ClassVar[Reason]
     is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
-    is_removal: ClassVar[bool] = False  # nothing is here afterwards
     encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
 
     take: Take
@@ -3672,11 +3673,6 @@ class Move:
         return self.take.stem + self.target.form.suffix
 
     @property
-    def displaces(self) -> Optional[File]:
-        """Returns the file that its copy takes the place of."""
-        return None
-
-    @property
     def is_ready(self) -> bool:
         return self.is_proven and self.outcome is None
 
@@ -3712,7 +3708,7 @@ class Move:
 
     def foresee(self, run: Run) -> str:
         """Returns what a dry run says of a move that is whole. Raises Refusal, ServiceError."""
-        return ""
+        return self.detail
 
     @property
     def has_first_word(self) -> bool:
@@ -3799,12 +3795,14 @@ class Move:
     def told(self) -> dict[str, Any]:
         """Returns the object of `--json`, which is also the head of its line in the history."""
         copy = self.copy if self.is_done else None
-        file = join(self.take.folder, copy.name) if copy else self.path
+        file: Optional[str] = self.path
+        if self.is_done:
+            file = join(self.take.folder, copy.name) if copy else None
         detail = self.outcome.detail if self.outcome else self.detail
         return {
             "type": "recording",
             "path": self.path,
-            "file": None if self.is_done and self.is_removal else file,
+            "file": file,
             "action": self.reason.action,
             "reason": self.reason.sentence.format(detail),
             "original_size": self.source_size,
@@ -3949,10 +3947,6 @@ class Smaller(Compress):
     is_swapped = False
 
     @property
-    def displaces(self) -> Optional[File]:
-        return self.take.copy
-
-    @property
     def size_before(self) -> int:
         """Returns the bytes of the copy before. A damaged one says nothing."""
         copy = None if self.take.past.lost else self.take.copy
@@ -3993,7 +3987,7 @@ class Store(Move):
     """A whole recording is archived: copied there, read back, compared, then removed here."""
 
     name, rank, done, due = "archive", 4, Reason.ARCHIVED, Reason.ARCHIVE_DUE
-    is_whole = is_removal = True
+    is_whole = True
 
     def foresee(self, run: Run) -> str:
         return run.answering_archive.location(self.path)
@@ -4001,7 +3995,6 @@ class Store(Move):
     def carry(self, run: Run) -> None:
         self.place = run.answering_archive.put(self)
         self.detail = self.place.location
-        self.is_proven = True
 
     def compare_again(self, path: str, file: File) -> None:
         """Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only other
@@ -4015,11 +4008,8 @@ class Delete(Move):
     The documents and the history say so first."""
 
     name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
-    is_whole = is_removal = True
+    is_whole = True
     archived: Optional[tuple[Archive, str]] = None  # where it is there
-
-    def foresee(self, run: Run) -> str:
-        return self.detail
 
     def carry(self, run: Run) -> None:
         """Looks at each file here and in the archive once more."""
@@ -4032,7 +4022,6 @@ class Delete(Move):
             if size is not None and run.archive.digest(there) != place.sha256:
                 raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
             self.archived = (run.archive, there) if size is not None else None
-        self.is_proven = True
 
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
@@ -4067,7 +4056,7 @@ class Restore(Move):
     """A recording comes back as a whole. The history says so first, or a run in between would
     delete the original again."""
 
-    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+    name, done, due = "restore", Reason.RESTORED, Reason.RESTORE_DUE
     is_whole = True
 
     @property
@@ -4090,7 +4079,6 @@ class Fetch(Restore):
 
     def carry(self, run: Run) -> None:
         fetch_back(run, self)
-        self.is_proven = True
 
     @property
     def target_path(self) -> str:
@@ -4103,8 +4091,6 @@ class Fetch(Restore):
 
 class BringBack(Restore, Adopt):
     """A kept original replaces its copy again, once that is proven to be its copy."""
-
-    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
 
     def foresee(self, run: Run) -> str:
         return "its original is kept"
@@ -4122,7 +4108,7 @@ class BringBack(Restore, Adopt):
 class Reread(Move):
     """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
 
-    name, rank, done, due = "check", 0, Reason.ADOPTED, Reason.ADOPT_DUE
+    name, done = "check", Reason.ADOPTED
     after: Optional[Past] = None  # what the history is to say, unless it is lost
     is_other = False  # it plays in full, but is another file than the one on record
 
@@ -7082,7 +7068,6 @@ def prove_again(run: Run, move: BringBack) -> None:
     move.outcome = None
     move.detail = "the original is back"
     move.copy = move.source
-    move.is_proven = True
 
 
 # ---------------------------------------------------------------------------------------- losses
