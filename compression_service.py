@@ -1643,8 +1643,6 @@ class Run:
         self.is_spent = False  # no such move is left
         self.moved: set[str] = set()  # stems of the takes that made a move, if room may be made
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
-        self.jobs: dict[Compress, Job] = {}  # at work just now
-        self.seconds_done = 0.0  # of audio, as guessed from sizes
         self.losses = Losses(self)
 
     @property
@@ -1986,7 +1984,9 @@ class Run:
         self.report.begin(list(itertools.chain(*groups)))
         if self.config.keep_free:
             self.moved.update(move.take.stem for group in groups for move in group)
-        singles, wholes = by_round(groups)
+        wholes = [group for group in groups if group[0].is_whole]
+        others = (move for move in itertools.chain(*groups) if not move.is_whole)
+        singles = deque(move for move in others if isinstance(move, Compress))
         if groups and self.config.dry_run:
             read_signs(self.library)
         elif groups:
@@ -2040,11 +2040,11 @@ class Run:
                     self.finished += [move for move in batch if move.is_ready]
                     self.find_cause(batch)
                     self.finished += [move for move in batch if move.outcome]
-                    self.seconds_done += sum(move.guessed_seconds for move in batch)
                     if self.transcoder.ended:
                         raise self.transcoder.ended
-                done = self.seconds_done + self.seconds_at_work()
-                self.report.progress(done, queue.seconds)
+                at_work = itertools.chain(*running.values())
+                left = queue.remaining + sum(move.seconds_left for move in at_work)
+                self.report.progress(queue.seconds - left, queue.seconds)
         except BaseException:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
@@ -2137,10 +2137,6 @@ class Run:
             return resolve_recordings(folder)
         return []
 
-    def seconds_at_work(self) -> float:
-        jobs = list(self.jobs.items())
-        return sum(job.share_done * move.guessed_seconds for move, job in jobs)
-
     def transcode(self, moves: Sequence[Compress]) -> None:
         """Carries out one batch, in a thread: each move is proven then, or has its outcome. The one
         boundary around one recording. Raises Stopped, ServiceError."""
@@ -2150,8 +2146,7 @@ class Run:
                 with boundary(move.refuse):
                     move.examine(self)
                     if not move.outcome:
-                        jobs[move] = move.stage(self)
-            self.jobs.update(jobs)
+                        jobs[move] = move.job = move.stage(self)
             self.transcoder.process(list(jobs.values()))
             for move, job in jobs.items():
                 if not isinstance(job.problem, Stopped):
@@ -2159,10 +2154,10 @@ class Run:
                         move.finish(self, job)
         finally:
             for move, job in jobs.items():
-                self.jobs.pop(move, None)
-                used = [job.source_levels, job.copy_levels]
-                for path in used if move.is_ready else (*used, move.staged):
-                    self.staging.discard(path)
+                self.staging.discard(job.source_levels)
+                self.staging.discard(job.copy_levels)
+                if not move.is_ready:  # its space may be needed by the commit
+                    self.staging.discard(move.staged)
 
     def try_ffmpeg_on(self, move: Move) -> None:
         """Tries whether ffmpeg makes what this move is to make, and can open its source. Raises
@@ -2271,18 +2266,6 @@ def allowed_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def by_round(groups: Iterable[list[Move]]) -> tuple[deque[Compress], list[list[Move]]]:
-    """Returns the moves of single takes, and the groups of those of whole recordings."""
-    singles, wholes = deque[Compress](), list[list[Move]]()
-    for group in groups:
-        first = group[0]
-        if isinstance(first, Compress) and not first.is_whole:
-            singles.append(first)
-        else:
-            wholes.append(group)
-    return singles, wholes
 
 
 def place_in_line(group: Sequence[Move]) -> tuple[bool, int, str]:
@@ -3816,6 +3799,7 @@ class Compress(Move):
 
     name, rank, done, due = "compress", 1, Reason.DONE, Reason.DUE
     encodes = True
+    job: Optional[Job] = None  # from `stage` on
 
     @property
     def size_before(self) -> int:
@@ -3829,6 +3813,12 @@ class Compress(Move):
             levels = self.probe.timeline * self.probe.channels * LEVEL_BYTES
             return round(self.estimate + levels)
         return round(self.size_before + 2 * self.guessed_seconds * LEVEL_BYTES)
+
+    @property
+    def seconds_left(self) -> float:
+        """Returns a guess at the seconds of audio that are still to be worked on."""
+        share = self.job.share_done if self.job else 0
+        return self.guessed_seconds * (1 - share)
 
     def examine(self, run: Run) -> None:
         """Opens the source once: identity, probe, decide; SHA-256. In a dry run it has its outcome
