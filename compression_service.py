@@ -1891,7 +1891,7 @@ class Run:
             report.found += len(folder.audio)
             report.links += folder.links
             for file in folder.audio:
-                report.young += file.is_original and self.is_young(file, config)
+                report.young += file.is_original and self.is_young(file)
                 if self.clock.age(file) < -1:
                     report.ahead += 1
                     ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
@@ -1928,20 +1928,19 @@ class Run:
             return [moves] if moves and moves[0].is_whole else [[move] for move in moves]
         return []
 
-    def is_young(self, file: File, config: Config) -> bool:
-        return self.clock.age(file) < config.age_threshold_days
+    def is_young(self, file: File) -> bool:
+        return self.clock.age(file) < self.config.age_threshold_days
 
     def is_at_rest(self, folder: Folder) -> bool:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
         note = self.note_on(folder)
-        is_old = any(self.clock.age(file) > EARLIEST for file in folder.audio)
-        if is_old and note.get("early", True):
+        if folder.audio and note.get("early", True):
             self.early[folder.path] = None
         if note and not self.config.retry:
             return True
-        is_new = all(self.is_young(file, self.config) for file in folder.audio)
+        is_new = all(map(self.is_young, folder.audio))
         if is_new and not self.history.in_folder(folder.path):
             return True
         mount = read_only_mount(self.library, folder.path)
