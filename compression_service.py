@@ -5606,26 +5606,22 @@ class Committer:
     def look_at_index(self) -> None:
         """Notes which entries of the index another program has turned back since our last run. It
         reads the history alone, so this is only a hint."""
-        last = self.history.runs[-1:]
         self.index_digest = self.library.index_digest()
-        if self.index_digest in ("", *(record.get("index") for record in last)):
+        if self.index_digest in ("", self.run.last.get("index")):
             return
         copies, originals = Counter[str](), Counter[str]()
         for past in self.history.pasts.values():
             for id_ in past.ids if past.suffix else ():
                 copies[id_] += 0 if past.place else past.size
                 originals[id_] += 0 if past.place else past.first_size
-
-        def turned_back(data: bytes) -> Iterator[str]:
-            for _, id_, entry in entries(JsonText(data)):
+        # One that cannot be read now is looked at in the next run.
+        with suppress(Flaw, OSError):
+            document = JsonText(read_regular(self.library.path(INDEX_NAME)))
+            for _, id_, entry in entries(document):
                 sizes = (copies[id_], copies[id_] + originals[id_])
                 is_true = entry.get("compressed") is True and entry.get("size") in sizes
                 if id_ in copies and not is_true:
-                    yield id_
-
-        path = self.library.path(INDEX_NAME)
-        with suppress(Flaw, OSError):  # a run that would have changed it reports that
-            self.ids.update(read_whole(path, lambda data: list(turned_back(data)))[1])
+                    self.ids.add(id_)
 
     def write_index(self, at_once: bool) -> None:
         """Makes the index true, from what the folders say now. Within seconds, but not so often
