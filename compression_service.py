@@ -951,6 +951,9 @@ class Target(NamedTuple):
         return f"{PROGRAM} {self.bitrate / 1000:g}k"
 
 
+NO_TARGET = Target("", 0)  # of a move that makes no copy
+
+
 class Tier(NamedTuple):
     """A further step, for what is at least `after_days` old: a lower bit rate, an archive, or
     deletion."""
@@ -1750,8 +1753,7 @@ class Run:
     @property
     def is_part(self) -> bool:
         config = self.config
-        selection = (config.only, config.language, config.since, config.until)
-        return any(selection) or config.limit is not None
+        return any((config.only, config.language, config.since, config.until, config.limit))
 
     @property
     def is_complete(self) -> bool:
@@ -3247,7 +3249,7 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     tier = None
     if copy and not policy.bitrate:
         tier = asked.config.tier_rate(asked.moment.careful_age(copy))
-    is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
+    is_large = tier is not None and tier < (take.bitrate or math.inf)
     is_proven = take.proven_copy is not None and take.is_known
     removes = originals_over(asked, is_proven)
     if original and (taken or copy is None):
@@ -3290,7 +3292,7 @@ def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
     take, config = asked.take, asked.config
     is_over = is_proven and freed_from(take, config) <= asked.moment.careful
     is_over = is_over or not config.keep_originals_days
-    return (take.original,) if take.original and config.delete_originals and is_over else ()
+    return take.originals[:1] if config.delete_originals and is_over else ()
 
 
 def freed_from(take: Take, config: Config) -> float:
@@ -3339,12 +3341,11 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]
     if any(old_since(take, recording) > before for take in recording.takes):
         return []
     problem, days = why_it_stays(recording), f"{tier.after_days:g}"
-    target = Target(config.target_format, config.target_bitrate)
     for take in recording.takes:
         removes, past = (*take.originals, *take.copies), take.past
         if not (removes or past.place or take.is_half_deleted):
             continue
-        move = Delete(take, target, f"delete {days}", take.file, removes, problem, detail=days)
+        move = Delete(take, NO_TARGET, f"delete {days}", take.file, removes, problem, detail=days)
         is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
         is_told = problem is not None and past.stays == problem.reason.code
         if (is_given_up or is_told) and not config.retry:
@@ -3410,9 +3411,10 @@ def has_own_disk(config: Config) -> bool:
     """Returns whether the archive is there, and on another disk than the library, so that what goes
     there makes room."""
     target = (config.archive_tier or Tier(0)).archive or ""
+    if not os.path.isabs(target):  # a remote
+        return True
     with suppress(OSError):
-        places = [target] if os.path.isabs(target) else []
-        return all(os.stat(path).st_dev != os.stat(config.recordings_dir).st_dev for path in places)
+        return os.stat(target).st_dev != os.stat(config.recordings_dir).st_dev
     return False
 
 
@@ -3511,7 +3513,7 @@ def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     alone = Recording(take.folder, (take,))
     moves = moves_back(alone, config) if take.is_half_restored else []
     if deletion_time(take, config) <= clock.careful:
-        moves.append(Delete(take, Target("", 0), "", take.file))
+        moves.append(Delete(take, NO_TARGET, "", take.file))
     alone_next = next_move(take, None, config, clock)
     moves += [alone_next] if alone_next else archiving([take], None, config, clock)
     return moves[0] if moves else None
@@ -7099,7 +7101,7 @@ def share_of(path: str, every: int) -> int:
 def reread(take: Take, recording: Recording) -> Reread:
     """Returns the move that reads a copy: the file that is here, or the one on record."""
     source = take.lost_copy or take.copy
-    return Reread(take, Target("", 0), take.past.settings, source, recording=recording)
+    return Reread(take, NO_TARGET, take.past.settings, source, recording=recording)
 
 
 class Losses:
