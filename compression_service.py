@@ -5444,7 +5444,6 @@ class Committer:
         self.written: dict[str, str] = {}  # documents made true, by path: their SHA-256
         self.full: Optional[NoSpaceError] = None  # once the disk is
         self.index_digest = ""  # of the index as it was when it was last found or made true
-        self.index_written, self.cost = monotonic(), 0.0  # seconds
 
     def commit(self, moves: Sequence[Move]) -> None:
         """Commits the moves that are ready. Refused moves go into documents and history too. Each
@@ -5456,7 +5455,7 @@ class Committer:
         4. flush the folder; where that fails, originals stay and the moves have failed
         5. make the sidecars of every recording touched true; flush the folder
         6. append to the history and flush; where that fails, originals stay
-        7. write an index that names files; another follows within seconds
+        7. write an index that names files; any other is written at the end of the run
         8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
@@ -5480,15 +5479,12 @@ class Committer:
         for move in moves:
             if move.reason is Reason.NO_SPACE:
                 self.disk_is_full(move, move.told()["reason"])
-        ids = {id_ for move in moves for id_ in move.recording.ids}
         self.folders.update(folders)
+        self.ids.update(*(move.recording.ids for move in moves))
         if self.index_names_files:
-            self.ids |= ids
-            self.write_index(at_once=True)
+            self.write_index()
         for folder, group in folders.items():
             self.remove_sources(folder, group, now)
-        self.ids |= ids
-        self.write_index(at_once=False)
         if self.full:
             raise self.full
 
@@ -5625,13 +5621,10 @@ class Committer:
                 if id_ in copies and not is_true:
                     self.ids.add(id_)
 
-    def write_index(self, at_once: bool) -> None:
-        """Makes the index true, from what the folders say now. Within seconds, but not so often
-        that it takes the time of the work. One that cannot be read, is a link or no object is
-        reported and left alone."""
-        started = monotonic()
-        is_time = at_once or started - self.index_written > max(5.0, 50 * self.cost)
-        if not (self.folders or self.ids) or not is_time:
+    def write_index(self) -> None:
+        """Makes the index true, from what the folders say now. One that cannot be read, is a link
+        or no object is reported and left alone."""
+        if not (self.folders or self.ids):
             return
         pasts = self.history.pasts.items()
         met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
@@ -5656,8 +5649,6 @@ class Committer:
         if self.attempt((), self.rewrite_index, edit):
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
-        self.index_written = monotonic()
-        self.cost = self.index_written - started
 
     def rewrite_index(self, edit: Callable[[bytes], Optional[bytes]]) -> None:
         """Raises Flaw, Refusal, OSError."""
@@ -5673,7 +5664,7 @@ class Committer:
             defect = partial(self.report.defect, f"What is said in {path} was left as it is")
             with boundary(defect), suppress(OSError, UsageError):
                 notes += self.finish_folder(path)
-        self.write_index(at_once=True)
+        self.write_index()
         if not self.ids:
             self.history.note(notes, self.run.now)
 
