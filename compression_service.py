@@ -7101,14 +7101,13 @@ class Losses:
     def __init__(self, run: Run) -> None:
         self.run, self.library, self.report = run, run.library, run.report
         self.met: dict[str, int] = {}  # number of files, by folder
-        self.doubtful: dict[str, Reread] = {}  # by stem
+        self.doubtful: list[Reread] = []
         self.returned: list[Reread] = []  # that a tier had deleted
-        self.is_cut = False  # nothing more is to be read
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         for take in recording.takes:
-            is_left = bool(take.files or take.past.place) and take.is_half_deleted
+            is_left = take.is_half_deleted and (take.files or take.past.place)
             stays = not self.run.config.delete_tier or recording.policy.keep
             if take.was_brought_back or (is_left and stays):
                 move = reread(take, recording)
@@ -7116,7 +7115,7 @@ class Losses:
                 move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
             elif take.is_in_doubt:
-                self.doubtful[take.stem] = reread(take, recording)
+                self.doubtful.append(reread(take, recording))
 
     def past_of_returned(self, take: Take) -> Past:
         """Returns what is still true of the past of a take that is back, whatever its time."""
@@ -7136,7 +7135,7 @@ class Losses:
             if move.take.is_half_deleted:
                 why = "stays, as its deletion was called off"
             self.news(f"{move.path} {why}. Its age counts from now.")
-        return self.settle(self.read(list(self.doubtful.values())), self.returned)
+        return self.settle(self.read(self.doubtful), self.returned)
 
     @cached_property
     def checked(self) -> int:
@@ -7145,15 +7144,16 @@ class Losses:
         return day if 0 < day <= today else today - 1
 
     def read_share(self) -> None:
-        """Reads the copies whose turn it is, day after day. Raises Stopped, ServiceError."""
+        """Reads the copies whose turn it is, day after day; without `check_days` there is no such
+        day. Raises Stopped, ServiceError."""
         every, today = self.run.config.check_days, int(self.run.now // DAY)
-        if self.run.is_part or not every or not self.run.is_locked:
+        if self.run.is_part or not self.run.is_locked:
             return
         for day in range(max(self.checked, today - every) + 1, today + 1):
             found = self.read(list(self.share(day % every, every)), self.run.must_end)
             # The next run judges what is missing since, as it reads the documents.
             self.settle([move for move in found if move.reason is not Reason.MISSING])
-            if self.is_cut:
+            if self.run.must_end():
                 return
             self.checked = day
 
@@ -7177,7 +7177,8 @@ class Losses:
             for batch in pool.map(self.read_batch, batches):
                 found += batch
                 self.report.progress(len(found), len(moves))
-                self.is_cut = self.is_cut or must_end()
+                if must_end():
+                    break  # which cancels the batches that wait
         if self.run.transcoder.ended:
             raise self.run.transcoder.ended
         return found
@@ -7185,7 +7186,7 @@ class Losses:
     def read_batch(self, moves: Sequence[Reread]) -> list[Reread]:
         """Hashes copies, and decodes those with other bytes or without a hash on record: in a
         thread. Raises Stopped, ServiceError."""
-        by_path = {self.library.path(move.path): move for move in moves if not self.is_cut}
+        by_path = {self.library.path(move.path): move for move in moves}
         found: dict[str, Probe] = {}
         for path, move in by_path.items():
             past = move.take.past
@@ -7256,8 +7257,9 @@ class Losses:
             return []
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
-            after = move.after._replace(suffix=file.suffix, size=file.size)
-            move.after = after._replace(mtime_ns=file.mtime_ns)
+            move.after = move.after._replace(
+                suffix=file.suffix, size=file.size, mtime_ns=file.mtime_ns
+            )
         if past.is_lost:
             self.news(f"{move.path} is back.")
         elif move.is_other:
