@@ -1741,14 +1741,18 @@ class Run:
         """Appends the record of this run, dated by its start. If all documents are true, the record
         has the SHA-256 of the index."""
         is_true = not self.committer.ids and not self.report.exit_code
-        index = self.committer.index_digest if is_true else ""
-        record: dict[str, Any] = {"type": self.config.command}
-        record.update(python=sys.executable, index=index, checked=self.losses.checked)
-        record["short"] = self.was_short
+        record = {
+            **summary,
+            "type": self.config.command,
+            "python": sys.executable,
+            "index": self.committer.index_digest if is_true else "",
+            "checked": self.losses.checked,
+            "short": self.was_short,
+        }
         tier = self.config.delete_tier
         if tier and (self.is_announced or self.is_complete):
             record["announced"] = tier.after_days
-        self.history.note([{**summary, **record}], self.now)
+        self.history.note([record], self.now)
 
     @property
     def is_part(self) -> bool:
@@ -3214,7 +3218,7 @@ def asked_of(
 ) -> Optional[Asked]:
     """Returns what is asked of a take, None if it is young, restored, in doubt or not here."""
     past, wish = take.past, policy or NO_POLICY
-    file = take.original or take.copy or next(iter(take.strangers), None)
+    file = next(iter(take.files), None)
     if file is None or take.is_in_doubt:
         return None
     is_known = past.speaks_of(file) and not config.retry
@@ -3524,7 +3528,7 @@ def is_selected(take: Take, recording: Recording, config: Config) -> bool:
     names = [file.name for file in take.files] or [take.name]
     paths = [join(take.folder, name) for name in names]
     languages = {sidecar.language for sidecar in recording.sidecars}
-    date = recorded_date(take, recording) if config.since or config.until else ""
+    date = recorded_date(take, recording)
     return (
         (not config.only or any(fits(path, config) for path in paths))
         and (not config.language or not languages.isdisjoint(config.language))
@@ -3549,7 +3553,7 @@ def recorded_date(take: Take, recording: Recording) -> str:
     if found:
         return found[0]
     times = [file.mtime_ns for file in take.files] or [take.past.mtime_ns]
-    return datetime.fromtimestamp(times[0] / 1e9).strftime("%Y-%m-%d")
+    return local_time(times[0] / 1e9)[:10]
 
 
 def decide(found: Probe, size: int, recorded: float, target: Target, min_saving: float) -> int:
