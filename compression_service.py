@@ -3686,8 +3686,7 @@ class Move:
         elif isinstance(error, MemoryError):
             self.outcome = Outcome(Reason.TOOL_KILLED, "memory is short")
         else:
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            self.outcome = Outcome(Reason.DEFECT, detail, "".join(lines))
+            self.outcome = Outcome(Reason.DEFECT, detail, trace_of(error))
 
     def carry(self, run: Run) -> None:
         """Does all that comes before the commit, for a move that is whole. Raises Refusal, OSError,
@@ -8791,7 +8790,6 @@ LARGEST_LOG = 2 << 20  # bytes, from which it is rotated
 OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
-COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
 # Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
@@ -8883,7 +8881,7 @@ class Report:
     def defect(self, kept: str, error: Exception) -> None:
         """Reports a defect of this program, and logs its traceback. `kept` says what was kept."""
         self.error(f"{kept}: a defect of this program (its traceback is in the log): {error}")
-        self.log("".join(traceback.format_tb(error.__traceback__)), "ERROR")
+        self.log(trace_of(error), "ERROR")
 
     def failed(self, error: Exception) -> str:
         """Reports the error that ends a command; returns its sentence."""
@@ -8891,8 +8889,7 @@ class Report:
         if isinstance(error, OSError) and code == NoSpaceError.exit_code:
             text = f"The disk is full: {text}. Make room and run again."
         elif not isinstance(error, (ServiceError, Refusal, OSError)):
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            self.log("".join(lines), "ERROR")
+            self.log(trace_of(error), "ERROR")
             problem = "memory is short" if isinstance(error, MemoryError) else text
             text = f"Ended by a defect, or for want of something: {problem}. The log has more."
         self.error(text, code)
@@ -8927,7 +8924,7 @@ class Report:
             self.seconds += told["seconds"] or move.guessed_seconds
         before, after = told["original_size"], move.copy.size if move.copy else move.estimate
         sizes = size_text(before) if before else ""
-        if action in COMPRESSING:
+        if action in (Action.COMPRESSED, Action.WOULD_COMPRESS):
             self.original_size += before
             self.compressed_size += after
             less = f"{100 * (before - after) / before:.0f} %" if before > after else "no"
@@ -9086,7 +9083,12 @@ def advice_on(move: Move) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
     advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
     found = move.outcome or Outcome(move.done)
-    return advice[found.reason].format(found.detail) if found.reason in advice else ""
+    return advice.get(found.reason, "").format(found.detail)
+
+
+def trace_of(error: Exception) -> str:
+    """Returns the traceback of a defect, for the log."""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 def open_log(path: str) -> IO[bytes]:
