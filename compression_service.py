@@ -2173,16 +2173,16 @@ class Run:
         """After failures that may lie outside the recordings, tries what they needed. Raises the
         ServiceError that ends the run, before any of them counts. Else they are the recordings'
         own, and what ffmpeg refuses is damaged."""
-        refused = [(move, move.outcome) for move in moves if move.outcome]
-        suspects = [move for move, outcome in refused if outcome.reason.may_be_ffmpeg]
+        suspects = [move for move in moves if move.reason.may_be_ffmpeg]
         if suspects:
             self.try_ffmpeg_on(suspects[0])
-        for move, (reason, detail, _) in refused:
+        for move in moves:
+            reason, detail, _ = move.result
             if reason is Reason.NO_SPACE:
                 raise self.no_space(move, detail)
             if reason is Reason.TOOL_REFUSED:
                 move.outcome = Outcome(Reason.DAMAGED, f"ffmpeg cannot decode it ({detail})")
-        if self.is_locked and any(outcome.reason.is_environment for _, outcome in refused):
+        if self.is_locked and any(move.reason.is_environment for move in moves):
             try_commits(self.library)
 
     def must_end(self) -> bool:
@@ -3665,9 +3665,13 @@ class Move:
         return self.is_proven and self.outcome is None
 
     @property
+    def result(self) -> Outcome:
+        """Returns the outcome it has, or will have after its commit."""
+        return self.outcome or Outcome(self.done, self.detail)
+
+    @property
     def reason(self) -> Reason:
-        """Returns the reason it has, or will have after its commit."""
-        return self.outcome.reason if self.outcome else self.done
+        return self.result.reason
 
     @property
     def is_done(self) -> bool:
@@ -3785,13 +3789,12 @@ class Move:
         file: Optional[str] = self.path
         if self.is_done:
             file = join(self.take.folder, copy.name) if copy else None
-        detail = self.outcome.detail if self.outcome else self.detail
         return {
             "type": "recording",
             "path": self.path,
             "file": file,
             "action": self.reason.action,
-            "reason": self.reason.sentence.format(detail),
+            "reason": self.reason.sentence.format(self.result.detail),
             "original_size": self.source_size,
             "compressed_size": copy.size if copy else None,
             "seconds": self.seconds,
@@ -4125,17 +4128,12 @@ REASON_OF_ERRNO = {
 
 def keep_together(moves: Iterable[Move]) -> None:
     """One part of a whole recording that cannot move keeps the others."""
-    stuck: dict[int, Move] = {}
-    parts: list[Move] = []
-    for move in moves:
-        if move.is_whole:
-            parts.append(move)
-            if move.outcome:
-                stuck.setdefault(id(move.recording), move)
+    parts = [move for move in moves if move.is_whole]
+    stuck = {id(move.recording): move for move in reversed(parts) if move.outcome}
     for move in parts:
         other = stuck.get(id(move.recording))
-        if other and other.outcome and not move.outcome:
-            why = f"of its other part {other.path}: {other.outcome.detail}"
+        if other and not move.outcome:
+            why = f"of its other part {other.path}: {other.result.detail}"
             is_lost = other.reason.action is Action.LOST  # which the other one alone is
             move.outcome = Outcome(Reason.INCOMPLETE if is_lost else other.reason, why)
 
@@ -5586,7 +5584,7 @@ class Committer:
                         move.remove(self.library)
                     except OSError as error:
                         raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
-                move.outcome = move.outcome or Outcome(move.done, move.detail)
+                move.outcome = move.result
                 changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
             self.staging.discard(move.staged)
         try:
@@ -7212,7 +7210,7 @@ class Losses:
         for path, problem in self.run.transcoder.decode(found).items():
             by_path[path].refuse(problem)
         for move in by_path.values():
-            reason, detail, _ = move.outcome or Outcome(move.done)
+            reason, detail, _ = move.result
             if reason is Reason.NOT_PROVEN or reason.action is Action.KEPT:
                 detail = detail or reason.sentence.format("")
                 move.outcome = Outcome(Reason.BAD_COPY, detail)
@@ -7308,8 +7306,7 @@ class Losses:
             move.after = past if is_gone else past._replace(lost=reason.code)
             return [move] if move.after != past else []
         hint = f"its bytes are in {there}" if there else ""
-        found = move.outcome.detail if move.outcome else ""
-        details = (found, since_when(past), hint)
+        details = (move.result.detail, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
         return [move]
 
@@ -8930,8 +8927,7 @@ class Report:
             less = f"{100 * (before - after) / before:.0f} %" if before > after else "no"
             sizes = f"{self.change(before, after)} ({less} less)"
         line = self.line(move, sizes, told["reason"])
-        trace = move.outcome.trace if move.outcome else ""
-        self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        self.log(f"{line}  {move.result.trace}".rstrip(), "ERROR" if is_failed else "INFO")
         if self.config.dry_run:
             oldest = min((file.mtime_ns for file in move.take.files), default=0)
             self.foreseen.append((oldest, told["path"], line, told))
@@ -9082,8 +9078,7 @@ class Report:
 def advice_on(move: Move) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
     advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
-    found = move.outcome or Outcome(move.done)
-    return advice.get(found.reason, "").format(found.detail)
+    return advice.get(move.reason, "").format(move.result.detail)
 
 
 def trace_of(error: Exception) -> str:
