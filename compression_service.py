@@ -2095,8 +2095,7 @@ class Run:
     @cached_property
     def answering_archive(self) -> Archive:
         """Returns the archive, once it has been tried. Raises ServiceError."""
-        if self.archive is None:
-            raise ServiceError("tiers name no archive.")
+        assert self.archive
         self.archive.try_it()
         return self.archive
 
@@ -3631,7 +3630,7 @@ class Move:
     estimate: int = 0  # bytes that the copy will have
     staged: str = ""  # absolute path; "" where nothing is to be placed
     copy: Optional[File] = None  # what stands for the take afterwards
-    place: Optional[Place] = None  # in the archive
+    place: Optional[Place] = None  # in the archive, where the file is afterwards
     detail: str = ""  # of its outcome, if it is done
     is_proven: bool = False  # only the commit is left, unless it has an outcome
 
@@ -3733,11 +3732,12 @@ class Move:
         for file in self.removes:
             path = library.path(self.take.folder, file.name)
             with suppress(FileNotFoundError):  # its owner was faster
-                self.compare_again(path, file)
+                expect(is_same(path, self.seen.get(file.name)))
+                # Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only
+                # other copy is elsewhere, so its bytes are.
+                if self.place:
+                    expect(digest_of(path) == self.seen[file.name].sha256)
                 os.unlink(path)
-
-    def compare_again(self, path: str, file: File) -> None:
-        expect(is_same(path, self.seen.get(file.name)))
 
     def past_after(self, now: float) -> Past:
         """Returns what the history will say of the take. Pure. Sizes, bit rate and `compressed` of
@@ -3993,12 +3993,6 @@ class Store(Move):
         self.place = run.answering_archive.put(self)
         self.detail = self.place.location
 
-    def compare_again(self, path: str, file: File) -> None:
-        """Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only other
-        copy is elsewhere, so its bytes are."""
-        super().compare_again(path, file)
-        expect(digest_of(path) == self.seen[file.name].sha256)
-
 
 class Delete(Move):
     """A tier of its owner asks for no audio of this age: all files of the recording go for good.
@@ -4006,7 +4000,7 @@ class Delete(Move):
 
     name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
     is_whole = True
-    archived: Optional[tuple[Archive, str]] = None  # where it is there
+    remove_there: Optional[Callable[[], object]] = None  # in the archive
 
     def carry(self, run: Run) -> None:
         """Looks at each file here and in the archive once more."""
@@ -4015,10 +4009,12 @@ class Delete(Move):
         if place:
             if not run.archive:
                 raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
-            there, size = run.answering_archive.find(self.take.folder, place, "")
-            if size is not None and run.archive.digest(there) != place.sha256:
-                raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
-            self.archived = (run.archive, there) if size is not None else None
+            archive = run.answering_archive
+            there, size = archive.find(self.take.folder, place, "")
+            if size is not None:
+                if archive.digest(there) != place.sha256:
+                    raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
+                self.remove_there = partial(archive.remove, there)
 
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
@@ -4032,9 +4028,8 @@ class Delete(Move):
     def remove(self, library: Library) -> None:
         try:
             super().remove(library)
-            if self.archived:
-                archive, there = self.archived
-                archive.remove(there)
+            if self.remove_there:
+                self.remove_there()
         except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
             raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
 
