@@ -971,6 +971,9 @@ class Target(NamedTuple):
         return f"{PROGRAM} {self.bitrate / 1000:g}k"
 
 
+NO_TARGET = Target("", 0)  # of a move that makes no copy
+
+
 class Tier(NamedTuple):
     """A further step, for what is at least `after_days` old: a lower bit rate, an archive, or
     deletion."""
@@ -1634,7 +1637,6 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
 # the same way, up to the decision.
 
 LEVEL_BYTES = 64_000  # a second of audio: two level files of two channels, 32 bits, at 4 kHz
-DOCUMENT_SECONDS = 0.005  # to make one sidecar true, measured
 TRUSTED_SECONDS = 2 * DAY  # that the clock may be ahead of the last run on record
 LONGEST_MESSAGE = 1000  # characters for a notify_command; in JSON, one may take twelve bytes
 NOTIFY_SECONDS = 30.0  # beside a tool's grace: a mail server may be slow, a run must not hang on it
@@ -1664,8 +1666,6 @@ class Run:
         self.is_spent = False  # no such move is left
         self.moved: set[str] = set()  # stems of the takes that made a move, if room may be made
         self.committed, self.cost = self.started, 0.0  # when last, and the seconds that it took
-        self.jobs: dict[Compress, Job] = {}  # at work just now
-        self.seconds_done = 0.0  # of audio, as guessed from sizes
         self.losses = Losses(self)
 
     @property
@@ -1761,20 +1761,23 @@ class Run:
         """Appends the record of this run, dated by its start. If all documents are true, the record
         has the SHA-256 of the index."""
         is_true = not self.committer.ids and not self.report.exit_code
-        index = self.committer.index_digest if is_true else ""
-        record: dict[str, Any] = {"type": self.config.command}
-        record.update(python=sys.executable, index=index, checked=self.losses.checked)
-        record["short"] = self.was_short
+        record = {
+            **summary,
+            "type": self.config.command,
+            "python": sys.executable,
+            "index": self.committer.index_digest if is_true else "",
+            "checked": self.losses.checked,
+            "short": self.was_short,
+        }
         tier = self.config.delete_tier
         if tier and (self.is_announced or self.is_complete):
             record["announced"] = tier.after_days
-        self.history.note([{**summary, **record}], self.now)
+        self.history.note([record], self.now)
 
     @property
     def is_part(self) -> bool:
         config = self.config
-        selection = (config.only, config.language, config.since, config.until)
-        return any(selection) or config.limit is not None
+        return any((config.only, config.language, config.since, config.until, config.limit))
 
     @property
     def is_complete(self) -> bool:
@@ -1914,7 +1917,7 @@ class Run:
             report.found += len(folder.audio)
             report.links += folder.links
             for file in folder.audio:
-                report.young += file.is_original and self.is_young(file, config)
+                report.young += file.is_original and self.is_young(file)
                 if self.clock.age(file) < -1:
                     report.ahead += 1
                     ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
@@ -1951,20 +1954,19 @@ class Run:
             return [moves] if moves and moves[0].is_whole else [[move] for move in moves]
         return []
 
-    def is_young(self, file: File, config: Config) -> bool:
-        return self.clock.age(file) < config.age_threshold_days
+    def is_young(self, file: File) -> bool:
+        return self.clock.age(file) < self.config.age_threshold_days
 
     def is_at_rest(self, folder: Folder) -> bool:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
         all is as a run has left it. So a night with nothing to do reads no document, and little of
         the history."""
         note = self.note_on(folder)
-        is_old = any(self.clock.age(file) > EARLIEST for file in folder.audio)
-        if is_old and note.get("early", True):
+        if folder.audio and note.get("early", True):
             self.early[folder.path] = None
         if note and not self.config.retry:
             return True
-        is_new = all(self.is_young(file, self.config) for file in folder.audio)
+        is_new = all(map(self.is_young, folder.audio))
         if is_new and not self.history.in_folder(folder.path):
             return True
         mount = read_only_mount(self.library, folder.path)
@@ -2007,7 +2009,9 @@ class Run:
         self.report.begin(list(itertools.chain(*groups)))
         if self.config.keep_free:
             self.moved.update(move.take.stem for group in groups for move in group)
-        singles, wholes = by_round(groups)
+        wholes = [group for group in groups if group[0].is_whole]
+        others = (move for move in itertools.chain(*groups) if not move.is_whole)
+        singles = deque(move for move in others if isinstance(move, Compress))
         if groups and self.config.dry_run:
             read_signs(self.library)
         elif groups:
@@ -2061,11 +2065,11 @@ class Run:
                     self.finished += [move for move in batch if move.is_ready]
                     self.find_cause(batch)
                     self.finished += [move for move in batch if move.outcome]
-                    self.seconds_done += sum(move.guessed_seconds for move in batch)
                     if self.transcoder.ended:
                         raise self.transcoder.ended
-                done = self.seconds_done + self.seconds_at_work()
-                self.report.progress(done, queue.seconds)
+                at_work = itertools.chain(*running.values())
+                left = queue.remaining + sum(move.seconds_left for move in at_work)
+                self.report.progress(queue.seconds - left, queue.seconds)
         except BaseException:
             self.stop.is_over = True  # an error ends the run: what is at work is dropped
             raise
@@ -2097,6 +2101,7 @@ class Run:
             move.outcome = Outcome(move.due, move.foresee(self))
         else:
             move.carry(self)
+            move.is_proven = True
 
     @cached_property
     def archive(self) -> Optional[Archive]:
@@ -2110,8 +2115,7 @@ class Run:
     @cached_property
     def answering_archive(self) -> Archive:
         """Returns the archive, once it has been tried. Raises ServiceError."""
-        if self.archive is None:
-            raise ServiceError("tiers name no archive.")
+        assert self.archive
         self.archive.try_it()
         return self.archive
 
@@ -2131,10 +2135,7 @@ class Run:
     def commit_in_time(self) -> None:
         """Commits so seldom that it takes little of the time, as many sidecars of one recording are
         dear to write."""
-        recordings = {move.recording.key: move.recording for move in self.finished}
-        documents = sum(len(recording.sidecars) for recording in recordings.values())
-        cost = DOCUMENT_SECONDS * documents if documents > len(self.finished) else 0
-        if monotonic() - self.committed > max(1.0, 10 * cost, 10 * self.cost):
+        if monotonic() - self.committed > max(1.0, 10 * self.cost):
             self.commit()
 
     def commit(self) -> None:
@@ -2160,10 +2161,6 @@ class Run:
             return resolve_recordings(folder)
         return []
 
-    def seconds_at_work(self) -> float:
-        jobs = list(self.jobs.items())
-        return sum(job.share_done * move.guessed_seconds for move, job in jobs)
-
     def transcode(self, moves: Sequence[Compress]) -> None:
         """Carries out one batch, in a thread: each move is proven then, or has its outcome. The one
         boundary around one recording. Raises Stopped, ServiceError."""
@@ -2173,8 +2170,7 @@ class Run:
                 with boundary(move.refuse):
                     move.examine(self)
                     if not move.outcome:
-                        jobs[move] = move.stage(self)
-            self.jobs.update(jobs)
+                        jobs[move] = move.job = move.stage(self)
             self.transcoder.process(list(jobs.values()))
             for move, job in jobs.items():
                 if not isinstance(job.problem, Stopped):
@@ -2182,10 +2178,10 @@ class Run:
                         move.finish(self, job)
         finally:
             for move, job in jobs.items():
-                self.jobs.pop(move, None)
-                used = [job.source_levels, job.copy_levels]
-                for path in used if move.is_ready else (*used, move.staged):
-                    self.staging.discard(path)
+                self.staging.discard(job.source_levels)
+                self.staging.discard(job.copy_levels)
+                if not move.is_ready:  # its space may be needed by the commit
+                    self.staging.discard(move.staged)
 
     def try_ffmpeg_on(self, move: Move) -> None:
         """Tries whether ffmpeg makes what this move is to make, and can open its source. Raises
@@ -2196,16 +2192,16 @@ class Run:
         """After failures that may lie outside the recordings, tries what they needed. Raises the
         ServiceError that ends the run, before any of them counts. Else they are the recordings'
         own, and what ffmpeg refuses is damaged."""
-        refused = [(move, move.outcome) for move in moves if move.outcome]
-        suspects = [move for move, outcome in refused if outcome.reason.may_be_ffmpeg]
+        suspects = [move for move in moves if move.reason.may_be_ffmpeg]
         if suspects:
             self.try_ffmpeg_on(suspects[0])
-        for move, (reason, detail, _) in refused:
+        for move in moves:
+            reason, detail, _ = move.result
             if reason is Reason.NO_SPACE:
                 raise self.no_space(move, detail)
             if reason is Reason.TOOL_REFUSED:
                 move.outcome = Outcome(Reason.DAMAGED, f"ffmpeg cannot decode it ({detail})")
-        if self.is_locked and any(outcome.reason.is_environment for _, outcome in refused):
+        if self.is_locked and any(move.reason.is_environment for move in moves):
             try_commits(self.library)
 
     def must_end(self) -> bool:
@@ -2294,18 +2290,6 @@ def allowed_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def by_round(groups: Iterable[list[Move]]) -> tuple[deque[Compress], list[list[Move]]]:
-    """Returns the moves of single takes, and the groups of those of whole recordings."""
-    singles, wholes = deque[Compress](), list[list[Move]]()
-    for group in groups:
-        first = group[0]
-        if isinstance(first, Compress) and not first.is_whole:
-            singles.append(first)
-        else:
-            wholes.append(group)
-    return singles, wholes
 
 
 def place_in_line(group: Sequence[Move]) -> tuple[bool, int, str]:
@@ -2412,7 +2396,8 @@ class Trials:
                 problem = self.folder_problem(each)
             if problem:
                 raise Refusal(Reason.FORESEEN, f"{each or self.library.root}: {problem}")
-        replaced = {file.name for file in (*move.removes, move.displaces) if file}
+        displaced = move.take.copy if move.encodes else None
+        replaced = {file.name for file in (*move.removes, displaced) if file}
         for name in {basename(move.path), *replaced}:
             self.foresee_file(join(folder, name), READ, name in replaced)
         for path in documents:
@@ -3298,7 +3283,7 @@ def asked_of(
 ) -> Optional[Asked]:
     """Returns what is asked of a take, None if it is young, restored, in doubt or not here."""
     past, wish = take.past, policy or NO_POLICY
-    file = take.original or take.copy or next(iter(take.strangers), None)
+    file = next(iter(take.files), None)
     if file is None or take.is_in_doubt:
         return None
     is_known = past.speaks_of(file) and not config.retry
@@ -3333,7 +3318,7 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     tier = None
     if copy and not policy.bitrate:
         tier = asked.config.tier_rate(asked.moment.careful_age(copy))
-    is_large = tier is not None and (tier < take.bitrate or not take.bitrate)
+    is_large = tier is not None and tier < (take.bitrate or math.inf)
     is_proven = take.proven_copy is not None and take.is_known
     removes = originals_over(asked, is_proven)
     if original and (taken or copy is None):
@@ -3376,7 +3361,7 @@ def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
     take, config = asked.take, asked.config
     is_over = is_proven and freed_from(take, config) <= asked.moment.careful
     is_over = is_over or not config.keep_originals_days
-    return (take.original,) if take.original and config.delete_originals and is_over else ()
+    return take.originals[:1] if config.delete_originals and is_over else ()
 
 
 def freed_from(take: Take, config: Config) -> float:
@@ -3425,12 +3410,11 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]
     if any(old_since(take, recording) > before for take in recording.takes):
         return []
     problem, days = why_it_stays(recording), f"{tier.after_days:g}"
-    target = Target(config.target_format, config.target_bitrate)
     for take in recording.takes:
         removes, past = (*take.originals, *take.copies), take.past
         if not (removes or past.place or take.is_half_deleted):
             continue
-        move = Delete(take, target, f"delete {days}", take.file, removes, problem, detail=days)
+        move = Delete(take, NO_TARGET, f"delete {days}", take.file, removes, problem, detail=days)
         is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
         is_told = problem is not None and past.stays == problem.reason.code
         if (is_given_up or is_told) and not config.retry:
@@ -3496,9 +3480,10 @@ def has_own_disk(config: Config) -> bool:
     """Returns whether the archive is there, and on another disk than the library, so that what goes
     there makes room."""
     target = (config.archive_tier or Tier(0)).archive or ""
+    if not os.path.isabs(target):  # a remote
+        return True
     with suppress(OSError):
-        places = [target] if os.path.isabs(target) else []
-        return all(os.stat(path).st_dev != os.stat(config.recordings_dir).st_dev for path in places)
+        return os.stat(target).st_dev != os.stat(config.recordings_dir).st_dev
     return False
 
 
@@ -3596,7 +3581,7 @@ def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     alone = Recording(take.folder, (take,))
     moves = moves_back(alone, config) if take.is_half_restored else []
     if deletion_time(take, config) <= clock.careful:
-        moves.append(Delete(take, Target("", 0), "", take.file))
+        moves.append(Delete(take, NO_TARGET, "", take.file))
     alone_next = next_move(take, None, config, clock)
     moves += [alone_next] if alone_next else archiving([take], None, config, clock)
     return moves[0] if moves else None
@@ -3607,7 +3592,7 @@ def is_selected(take: Take, recording: Recording, config: Config) -> bool:
     names = [file.name for file in take.files] or [take.name]
     paths = [join(take.folder, name) for name in names]
     languages = {sidecar.language for sidecar in recording.sidecars}
-    date = recorded_date(take, recording) if config.since or config.until else ""
+    date = recorded_date(take, recording)
     return (
         (not config.only or any(fits(path, config) for path in paths))
         and (not config.language or not languages.isdisjoint(config.language))
@@ -3632,7 +3617,7 @@ def recorded_date(take: Take, recording: Recording) -> str:
     if found:
         return found[0]
     times = [file.mtime_ns for file in take.files] or [take.past.mtime_ns]
-    return datetime.fromtimestamp(times[0] / 1e9).strftime("%Y-%m-%d")
+    return local_time(times[0] / 1e9)[:10]
 
 
 def decide(found: Probe, size: int, recorded: float, target: Target, min_saving: float) -> int:
@@ -3695,7 +3680,6 @@ class Move:
     done: ClassVar[Reason]
     due: ClassVar[Reason]
     is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
-    is_removal: ClassVar[bool] = False  # nothing is here afterwards
     encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
 
     take: Take
@@ -3705,13 +3689,13 @@ class Move:
     removes: tuple[File, ...] = ()  # last, once all is true
     outcome: Optional[Outcome] = None  # set once
     recording: Recording = NO_RECORDING
-    source_seen: Optional[Witness] = None  # when it was probed
+    seen: dict[str, Witness] = dataclasses.field(default_factory=dict)  # files here, by name
     copy_seen: Optional[Witness] = None  # when it had been proven
     probe: Optional[Probe] = None
     estimate: int = 0  # bytes that the copy will have
     staged: str = ""  # absolute path; "" where nothing is to be placed
     copy: Optional[File] = None  # what stands for the take afterwards
-    place: Optional[Place] = None  # in the archive
+    place: Optional[Place] = None  # in the archive, where the file is afterwards
     detail: str = ""  # of its outcome, if it is done
     is_proven: bool = False  # only the commit is left, unless it has an outcome
 
@@ -3741,18 +3725,17 @@ class Move:
         return self.take.stem + self.target.form.suffix
 
     @property
-    def displaces(self) -> Optional[File]:
-        """Returns the file that its copy takes the place of."""
-        return None
-
-    @property
     def is_ready(self) -> bool:
         return self.is_proven and self.outcome is None
 
     @property
+    def result(self) -> Outcome:
+        """Returns the outcome it has, or will have after its commit."""
+        return self.outcome or Outcome(self.done, self.detail)
+
+    @property
     def reason(self) -> Reason:
-        """Returns the reason it has, or will have after its commit."""
-        return self.outcome.reason if self.outcome else self.done
+        return self.result.reason
 
     @property
     def is_done(self) -> bool:
@@ -3771,8 +3754,7 @@ class Move:
         elif isinstance(error, MemoryError):
             self.outcome = Outcome(Reason.TOOL_KILLED, "memory is short")
         else:
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            self.outcome = Outcome(Reason.DEFECT, detail, "".join(lines))
+            self.outcome = Outcome(Reason.DEFECT, detail, trace_of(error))
 
     def carry(self, run: Run) -> None:
         """Does all that comes before the commit, for a move that is whole. Raises Refusal, OSError,
@@ -3781,7 +3763,7 @@ class Move:
 
     def foresee(self, run: Run) -> str:
         """Returns what a dry run says of a move that is whole. Raises Refusal, ServiceError."""
-        return ""
+        return self.detail
 
     @property
     def has_first_word(self) -> bool:
@@ -3790,9 +3772,8 @@ class Move:
 
     def check(self, library: Library) -> None:
         """Compares the files that were examined once more. Raises Refusal, OSError."""
-        if self.source:
-            expect(is_same(library.path(self.path), self.source_seen))
-            expect(self.source_seen is not None and self.is_on_record(self.source_seen.sha256))
+        for name, seen in self.seen.items():
+            expect(is_same(library.path(self.take.folder, name), seen))
         if self.staged and self.copy:  # some disks make inode numbers up anew
             expect(file_at(self.staged)[1:] == self.copy[1:])
 
@@ -3816,12 +3797,12 @@ class Move:
         for file in self.removes:
             path = library.path(self.take.folder, file.name)
             with suppress(FileNotFoundError):  # its owner was faster
-                self.compare_again(path, file)
+                expect(is_same(path, self.seen.get(file.name)))
+                # Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only
+                # other copy is elsewhere, so its bytes are.
+                if self.place:
+                    expect(digest_of(path) == self.seen[file.name].sha256)
                 os.unlink(path)
-
-    def compare_again(self, path: str, file: File) -> None:
-        seen = self.source_seen if file == self.source else self.copy_seen
-        expect(is_same(path, seen))
 
     def past_after(self, now: float) -> Past:
         """Returns what the history will say of the take. Pure. Sizes, bit rate and `compressed` of
@@ -3870,14 +3851,15 @@ class Move:
     def told(self) -> dict[str, Any]:
         """Returns the object of `--json`, which is also the head of its line in the history."""
         copy = self.copy if self.is_done else None
-        file = join(self.take.folder, copy.name) if copy else self.path
-        detail = self.outcome.detail if self.outcome else self.detail
+        file: Optional[str] = self.path
+        if self.is_done:
+            file = join(self.take.folder, copy.name) if copy else None
         return {
             "type": "recording",
             "path": self.path,
-            "file": None if self.is_done and self.is_removal else file,
+            "file": file,
             "action": self.reason.action,
-            "reason": self.reason.sentence.format(detail),
+            "reason": self.reason.sentence.format(self.result.detail),
             "original_size": self.source_size,
             "compressed_size": copy.size if copy else None,
             "seconds": self.seconds,
@@ -3889,6 +3871,7 @@ class Compress(Move):
 
     name, rank, done, due = "compress", 1, Reason.DONE, Reason.DUE
     encodes = True
+    job: Optional[Job] = None  # from `stage` on
 
     @property
     def size_before(self) -> int:
@@ -3903,14 +3886,21 @@ class Compress(Move):
             return round(self.estimate + levels)
         return round(self.size_before + 2 * self.guessed_seconds * LEVEL_BYTES)
 
+    @property
+    def seconds_left(self) -> float:
+        """Returns a guess at the seconds of audio that are still to be worked on."""
+        share = self.job.share_done if self.job else 0
+        return self.guessed_seconds * (1 - share)
+
     def examine(self, run: Run) -> None:
         """Opens the source once: identity, probe, decide; SHA-256. In a dry run it has its outcome
         then. Raises Refusal, OSError, Stopped."""
         source, path = self.source, run.library.path(self.path)
+        assert source
         with open_regular(path) as file:
             identity = run.library.identity(file)
-            self.source_seen = Witness(identity)
-            expect(source is not None and identity[-2:] == source[1:])
+            self.seen[source.name] = Witness(identity)
+            expect(identity[-2:] == source[1:])
             is_copy = source == self.take.proven_copy
             digest = digest_from(file, stop=run.stop) if is_copy else ""
             if not self.is_on_record(digest):
@@ -3920,13 +3910,13 @@ class Compress(Move):
             saving = run.config.min_saving_percent if self.encodes else -math.inf
             self.estimate = decide(self.probe, self.size_before, lasts, self.target, saving)
             run.trials.foresee(self)
-            if run.config.dry_run and source:
+            if run.config.dry_run:
                 self.copy = File(basename(self.target_path), self.estimate, source.mtime_ns)
                 self.outcome = Outcome(self.due)
                 return
             # Only now, because a sparse file may be larger than the disk.
             digest = digest or digest_from(file, stop=run.stop)
-            self.source_seen = Witness(identity, digest)
+            self.seen[source.name] = Witness(identity, digest)
 
     def stage(self, run: Run) -> Job:
         """Returns the proof to carry out. A copy to be made gets its staged file. Raises Refusal,
@@ -3966,6 +3956,8 @@ class Compress(Move):
         expect(seen.sha256 == job.digest)  # the file on record is the one that was decoded
         self.copy_seen = seen
         self.copy = File(basename(self.target_path), *seen.identity[-2:])
+        if not self.encodes:
+            self.seen[self.copy.name] = seen
         self.is_proven = True
 
     def past_if_done(self, past: Past, now: float) -> Past:
@@ -3997,9 +3989,6 @@ class Adopt(Compress):
             check_claim(self, job)
         super().finish(run, job)
 
-    def put(self, library: Library) -> None:
-        expect(is_same(library.path(self.target_path), self.copy_seen))
-
     def past_if_done(self, past: Past, now: float) -> Past:
         """A copy that was here already keeps the rate and date on record or in its tag."""
         date = past.compressed or now
@@ -4017,12 +4006,7 @@ class Smaller(Compress):
     """A tier asks for less: a new copy takes the place of the one before."""
 
     name, rank = "smaller", 2
-    displaced_seen: Optional[Witness] = None
     is_swapped = False
-
-    @property
-    def displaces(self) -> Optional[File]:
-        return self.take.copy
 
     @property
     def size_before(self) -> int:
@@ -4032,22 +4016,19 @@ class Smaller(Compress):
 
     def examine(self, run: Run) -> None:
         super().examine(run)
-        if not self.outcome:
-            displaced = run.library.path(self.target_path)
-            self.displaced_seen = run.library.witness(displaced, run.stop)
+        displaced = run.library.path(self.target_path)
+        name = basename(displaced)
+        if not self.outcome and name not in self.seen:
+            self.seen[name] = run.library.witness(displaced, run.stop)
 
     @property
     def has_first_word(self) -> bool:
         """Without the original, only the history can show that the new copy is proven."""
         return self.take.original is None
 
-    def check(self, library: Library) -> None:
-        super().check(library)
-        expect(is_same(library.path(self.target_path), self.displaced_seen))
-
     def put(self, library: Library) -> None:
         """Exchanges the two: the old one waits under the staged name until all is true."""
-        self.swap(library, self.displaced_seen)
+        self.swap(library, self.seen[basename(self.target_path)])
         self.is_swapped = True
 
     def undo(self, library: Library) -> None:
@@ -4068,7 +4049,7 @@ class Store(Move):
     """A whole recording is archived: copied there, read back, compared, then removed here."""
 
     name, rank, done, due = "archive", 4, Reason.ARCHIVED, Reason.ARCHIVE_DUE
-    is_whole = is_removal = True
+    is_whole = True
 
     def foresee(self, run: Run) -> str:
         return run.answering_archive.location(self.path)
@@ -4076,13 +4057,6 @@ class Store(Move):
     def carry(self, run: Run) -> None:
         self.place = run.answering_archive.put(self)
         self.detail = self.place.location
-        self.is_proven = True
-
-    def compare_again(self, path: str, file: File) -> None:
-        """Behind an attribute cache (sshfs, NFS) a stat is no witness of a source whose only other
-        copy is elsewhere, so its bytes are."""
-        super().compare_again(path, file)
-        expect(self.source_seen is not None and digest_of(path) == self.source_seen.sha256)
 
 
 class Delete(Move):
@@ -4090,26 +4064,23 @@ class Delete(Move):
     The documents and the history say so first."""
 
     name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
-    is_whole = is_removal = True
-    seen: Mapping[File, Witness] = {}  # what is to be removed
-    archived: Optional[tuple[Archive, str]] = None  # and where it is there
-
-    def foresee(self, run: Run) -> str:
-        return self.detail
+    is_whole = True
+    remove_there: Optional[Callable[[], object]] = None  # in the archive
 
     def carry(self, run: Run) -> None:
         """Looks at each file here and in the archive once more."""
         place = self.take.past.place
-        self.seen = {file: self.witness(run, file) for file in self.removes}
+        self.seen = {file.name: self.witness(run, file) for file in self.removes}
         if place:
             if not run.archive:
                 raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
+            archive = run.answering_archive
             # Not where a sidecar says: what is there may be another recording's.
-            _, there, size = run.answering_archive.find(NO_RECORDING, self.take)
-            if size is not None and run.archive.digest(there) != place.sha256:
-                raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
-            self.archived = (run.archive, there) if size is not None else None
-        self.is_proven = True
+            _, there, size = archive.find(NO_RECORDING, self.take)
+            if size is not None:
+                if archive.digest(there) != place.sha256:
+                    raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
+                self.remove_there = partial(archive.remove, there)
 
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
@@ -4120,19 +4091,11 @@ class Delete(Move):
             raise Refusal(Reason.ROTTEN, since_when(self.take.past))
         return seen
 
-    def check(self, library: Library) -> None:
-        for file, seen in self.seen.items():
-            expect(is_same(library.path(self.take.folder, file.name), seen))
-
-    def compare_again(self, path: str, file: File) -> None:
-        expect(is_same(path, self.seen[file]))
-
     def remove(self, library: Library) -> None:
         try:
             super().remove(library)
-            if self.archived:
-                archive, there = self.archived
-                archive.remove(there)
+            if self.remove_there:
+                self.remove_there()
         except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
             raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
 
@@ -4151,7 +4114,7 @@ class Restore(Move):
     """A recording comes back as a whole. The history says so first, or a run in between would
     delete the original again."""
 
-    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
+    name, done, due = "restore", Reason.RESTORED, Reason.RESTORE_DUE
     is_whole = True
 
     @property
@@ -4174,7 +4137,6 @@ class Fetch(Restore):
 
     def carry(self, run: Run) -> None:
         fetch_back(run, self)
-        self.is_proven = True
 
     @property
     def target_path(self) -> str:
@@ -4188,16 +4150,11 @@ class Fetch(Restore):
 class BringBack(Restore, Adopt):
     """A kept original replaces its copy again, once that is proven to be its copy."""
 
-    name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
-
     def foresee(self, run: Run) -> str:
         return "its original is kept"
 
     def carry(self, run: Run) -> None:
         prove_again(run, self)
-
-    def put(self, library: Library) -> None:
-        """Does nothing: the original is in its place."""
 
     def past_if_done(self, past: Past, now: float) -> Past:
         """Any file in the copy's place is unproven from now on: the copy is removed, or it did not
@@ -4209,7 +4166,7 @@ class BringBack(Restore, Adopt):
 class Reread(Move):
     """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
 
-    name, rank, done, due = "check", 0, Reason.ADOPTED, Reason.ADOPT_DUE
+    name, done = "check", Reason.ADOPTED
     after: Optional[Past] = None  # what the history is to say, unless it is lost
     is_other = False  # it plays in full, but is another file than the one on record
 
@@ -4232,17 +4189,12 @@ REASON_OF_ERRNO = {
 
 def keep_together(moves: Iterable[Move]) -> None:
     """One part of a whole recording that cannot move keeps the others."""
-    stuck: dict[int, Move] = {}
-    parts: list[Move] = []
-    for move in moves:
-        if move.is_whole:
-            parts.append(move)
-            if move.outcome:
-                stuck.setdefault(id(move.recording), move)
+    parts = [move for move in moves if move.is_whole]
+    stuck = {id(move.recording): move for move in reversed(parts) if move.outcome}
     for move in parts:
         other = stuck.get(id(move.recording))
-        if other and other.outcome and not move.outcome:
-            why = f"of its other part {other.path}: {other.outcome.detail}"
+        if other and not move.outcome:
+            why = f"of its other part {other.path}: {other.result.detail}"
             is_lost = other.reason.action is Action.LOST  # which the other one alone is
             move.outcome = Outcome(Reason.INCOMPLETE if is_lost else other.reason, why)
 
@@ -5555,7 +5507,6 @@ class Committer:
         self.full: Optional[NoSpaceError] = None  # once the disk is
         self.index_digest = ""  # of the index as it was when it was last found or made true
         self.is_index_true = True
-        self.index_written, self.cost = monotonic(), 0.0  # seconds
 
     def commit(self, moves: Sequence[Move]) -> None:
         """Commits the moves that are ready. Refused moves go into documents and history too. Each
@@ -5567,8 +5518,8 @@ class Committer:
         4. flush the folder; where that fails, originals stay and the moves have failed
         5. make the sidecars of every recording touched true; flush the folder
         6. append to the history and flush; where that fails, originals stay
-        7. write an index that names files; where that fails, originals stay. Another index follows
-           within seconds
+        7. write an index that names files; where that fails, originals stay. Any other index is
+           written at the end of the run
         8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
@@ -5592,15 +5543,12 @@ class Committer:
         for move in moves:
             if move.reason is Reason.NO_SPACE:
                 self.disk_is_full(move, move.told()["reason"])
-        ids = {id_ for move in moves for id_ in move.recording.ids}
         self.folders.update(folders)
+        self.ids.update(*(move.recording.ids for move in moves))
         if self.library.index_names_files:
-            self.ids |= ids
-            self.write_index(at_once=True)
+            self.write_index()
         for folder, group in folders.items():
             self.remove_sources(folder, group, now)
-        self.ids |= ids
-        self.write_index(at_once=False)
         if self.full:
             raise self.full
 
@@ -5701,7 +5649,7 @@ class Committer:
                         move.remove(self.library)
                     except OSError as error:
                         raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
-                move.outcome = move.outcome or Outcome(move.done, move.detail)
+                move.outcome = move.result
                 changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
             self.staging.discard(move.staged)
         try:
@@ -5716,13 +5664,11 @@ class Committer:
     def look_at_index(self) -> None:
         """Notes which entries of the index another program has turned back since our last run. It
         reads the history alone, so this is only a hint."""
-        last = self.history.runs[-1:]
         self.index_digest = self.library.index_digest()
-        if self.index_digest in ("", *(record.get("index") for record in last)):
+        if self.index_digest in ("", self.run.last.get("index")):
             return
-        with suppress(Flaw, OSError):  # a run that would have changed it reports that
-            data = read_whole(self.library.path(INDEX_NAME), JsonText)[1]
-            self.compare_with_index(data)
+        with suppress(Flaw, OSError):  # the next run looks again at one that cannot be read
+            self.compare_with_index(JsonText(read_regular(self.library.path(INDEX_NAME))))
 
     def compare_with_index(self, document: JsonText) -> None:
         """Notes the ids and folders of which an index may say what was true before. Raises Flaw."""
@@ -5740,13 +5686,10 @@ class Committer:
                 self.folders.add(dirname(stem))
         self.ids.update(id_ for id_ in pasts if not says_it_all(said[id_], pasts[id_]))
 
-    def write_index(self, at_once: bool) -> None:
-        """Makes the index true, from what the folders say now. Within seconds, but not so often
-        that it takes the time of the work. One that cannot be read, is a link or no object is
-        reported and left alone."""
-        started = monotonic()
-        is_time = at_once or started - self.index_written > max(5.0, 50 * self.cost)
-        if not (self.folders or self.ids) or not is_time:
+    def write_index(self) -> None:
+        """Makes the index true, from what the folders say now. One that cannot be read, is a link
+        or no object is reported and left alone."""
+        if not (self.folders or self.ids):
             return
         pasts = self.history.pasts.items()
         met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
@@ -5773,8 +5716,6 @@ class Committer:
         if self.is_index_true:
             self.attempt((), flush_folder, self.library.root)
             self.ids = set()
-        self.index_written = monotonic()
-        self.cost = self.index_written - started
 
     def rewrite_index(self, edit: Callable[[bytes], Optional[bytes]]) -> None:
         """Raises Flaw, Refusal, OSError."""
@@ -5793,7 +5734,7 @@ class Committer:
             defect = partial(self.report.defect, f"What is said in {path} was left as it is")
             with boundary(defect), suppress(OSError, UsageError):
                 notes += self.finish_folder(path)
-        self.write_index(at_once=True)
+        self.write_index()
         if not self.ids:
             self.history.note(notes, self.run.now)
 
@@ -6611,7 +6552,8 @@ class Archive:
         source = self.library.path(move.path)
         there = self.location(move.path)
         status = os.lstat(source)
-        seen = move.source_seen = self.library.witness(source)
+        seen = move.seen[basename(source)] = self.library.witness(source)
+        expect(move.is_on_record(seen.sha256))
         try:
             self.visit(move.take.folder)
             if self.is_there(move.take.folder, source, there, seen.sha256):
@@ -7165,20 +7107,19 @@ def prove_again(run: Run, move: BringBack) -> None:
     ServiceError."""
     run.transcode([move])
     run.find_cause([move])
-    if not move.source_seen:  # the original cannot even be read
+    if not move.seen:  # the original cannot even be read
         return
     original = run.library.path(move.path)
     with open_regular(original) as file:
         flush(file.fileno())  # whoever wrote it: the copy is to be removed
     if move.outcome:
         move.removes = ()
-        move.source_seen = run.library.witness(original)
+        move.seen = {basename(original): run.library.witness(original)}
         refusal = Refusal(*move.outcome[:2])
         run.report.once(f"{move.target_path} stays: it does not prove to be a copy. {refusal}")
     move.outcome = None
     move.detail = "the original is back"
     move.copy = move.source
-    move.is_proven = True
 
 
 # ---------------------------------------------------------------------------------------- losses
@@ -7225,7 +7166,7 @@ def share_of(path: str, every: int) -> int:
 def reread(take: Take, recording: Recording) -> Reread:
     """Returns the move that reads a copy: the file that is here, or the one on record."""
     source = take.lost_copy or take.copy
-    return Reread(take, Target("", 0), take.past.settings, source, recording=recording)
+    return Reread(take, NO_TARGET, take.past.settings, source, recording=recording)
 
 
 class Losses:
@@ -7234,9 +7175,8 @@ class Losses:
     def __init__(self, run: Run) -> None:
         self.run, self.library, self.report = run, run.library, run.report
         self.met: dict[str, int] = {}  # number of files, by folder
-        self.doubtful: dict[str, Reread] = {}  # by stem
+        self.doubtful: list[Reread] = []
         self.returned: list[Reread] = []  # that a tier had deleted
-        self.is_cut = False  # nothing more is to be read
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
@@ -7249,7 +7189,7 @@ class Losses:
                 move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
             elif take.is_in_doubt:
-                self.doubtful[take.stem] = reread(take, recording)
+                self.doubtful.append(reread(take, recording))
 
     def past_of_returned(self, take: Take) -> Past:
         """Returns what is still true of the past of a take that is back, whatever its time."""
@@ -7269,7 +7209,7 @@ class Losses:
             if move.take.is_half_deleted:
                 why = "stays, as its deletion was called off"
             self.news(f"{move.path} {why}. Its age counts from now.")
-        return self.settle(self.read(list(self.doubtful.values())), self.returned)
+        return self.settle(self.read(self.doubtful), self.returned)
 
     @cached_property
     def checked(self) -> int:
@@ -7278,15 +7218,16 @@ class Losses:
         return day if 0 < day <= today else today - 1
 
     def read_share(self) -> None:
-        """Reads the copies whose turn it is, day after day. Raises Stopped, ServiceError."""
+        """Reads the copies whose turn it is, day after day; without `check_days` there is no such
+        day. Raises Stopped, ServiceError."""
         every, today = self.run.config.check_days, int(self.run.now // DAY)
-        if self.run.is_part or not every or not self.run.is_locked:
+        if self.run.is_part or not self.run.is_locked:
             return
         for day in range(max(self.checked, today - every) + 1, today + 1):
             found = self.read(list(self.share(day % every, every)), self.run.must_end)
             # The next run judges what is missing since, as it reads the documents.
             self.settle([move for move in found if move.reason is not Reason.MISSING])
-            if self.is_cut:
+            if self.run.must_end():
                 return
             self.checked = day
 
@@ -7310,7 +7251,8 @@ class Losses:
             for batch in pool.map(self.read_batch, batches):
                 found += batch
                 self.report.progress(len(found), len(moves))
-                self.is_cut = self.is_cut or must_end()
+                if must_end():
+                    break  # which cancels the batches that wait
         if self.run.transcoder.ended:
             raise self.run.transcoder.ended
         return found
@@ -7318,7 +7260,7 @@ class Losses:
     def read_batch(self, moves: Sequence[Reread]) -> list[Reread]:
         """Hashes copies, and decodes those with other bytes or without a hash on record: in a
         thread. Raises Stopped, ServiceError."""
-        by_path = {self.library.path(move.path): move for move in moves if not self.is_cut}
+        by_path = {self.library.path(move.path): move for move in moves}
         found: dict[str, Probe] = {}
         for path, move in by_path.items():
             past = move.take.past
@@ -7341,7 +7283,7 @@ class Losses:
         for path, problem in self.run.transcoder.decode(found).items():
             by_path[path].refuse(problem)
         for move in by_path.values():
-            reason, detail, _ = move.outcome or Outcome(move.done)
+            reason, detail, _ = move.result
             if reason is Reason.NOT_PROVEN or reason.action is Action.KEPT:
                 detail = detail or reason.sentence.format("")
                 move.outcome = Outcome(Reason.BAD_COPY, detail)
@@ -7389,8 +7331,9 @@ class Losses:
             return []
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
-            after = move.after._replace(suffix=file.suffix, size=file.size)
-            move.after = after._replace(mtime_ns=file.mtime_ns)
+            move.after = move.after._replace(
+                suffix=file.suffix, size=file.size, mtime_ns=file.mtime_ns
+            )
         if past.is_lost:
             self.news(f"{move.path} is back.")
         elif move.is_other:
@@ -7436,8 +7379,7 @@ class Losses:
             move.after = past if is_gone else past._replace(lost=reason.code)
             return [move] if move.after != past else []
         hint = f"its bytes are in {there}" if there else ""
-        found = move.outcome.detail if move.outcome else ""
-        details = (found, since_when(past), hint)
+        details = (move.result.detail, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
         return [move]
 
@@ -8891,7 +8833,6 @@ LARGEST_LOG = 2 << 20  # bytes, from which it is rotated
 OLD_LOGS = 5  # that are kept
 SPEED = 60.0  # seconds of audio that a core does in one: a first guess at how long a run takes
 PROGRESS_PAUSE = 60.0  # seconds between lines of progress where there is no terminal
-COMPRESSING = (Action.COMPRESSED, Action.WOULD_COMPRESS)
 # Counts of a report in its summary. Sizes are bytes, estimates in a dry run.
 SUMMED = "found young ahead held due left original_size compressed_size saved exit_code"
 
@@ -8983,7 +8924,7 @@ class Report:
     def defect(self, kept: str, error: Exception) -> None:
         """Reports a defect of this program, and logs its traceback. `kept` says what was kept."""
         self.error(f"{kept}: a defect of this program (its traceback is in the log): {error}")
-        self.log("".join(traceback.format_tb(error.__traceback__)), "ERROR")
+        self.log(trace_of(error), "ERROR")
 
     def failed(self, error: Exception) -> str:
         """Reports the error that ends a command; returns its sentence."""
@@ -8991,8 +8932,7 @@ class Report:
         if isinstance(error, OSError) and code == NoSpaceError.exit_code:
             text = f"The disk is full: {text}. Make room and run again."
         elif not isinstance(error, (ServiceError, Refusal, OSError)):
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            self.log("".join(lines), "ERROR")
+            self.log(trace_of(error), "ERROR")
             problem = "memory is short" if isinstance(error, MemoryError) else text
             text = f"Ended by a defect, or for want of something: {problem}. The log has more."
         self.error(text, code)
@@ -9027,14 +8967,13 @@ class Report:
             self.seconds += told["seconds"] or move.guessed_seconds
         before, after = told["original_size"], move.copy.size if move.copy else move.estimate
         sizes = size_text(before) if before else ""
-        if action in COMPRESSING:
+        if action in (Action.COMPRESSED, Action.WOULD_COMPRESS):
             self.original_size += before
             self.compressed_size += after
             less = f"{100 * (before - after) / before:.0f} %" if before > after else "no"
             sizes = f"{self.change(before, after)} ({less} less)"
         line = self.line(move, sizes, told["reason"])
-        trace = move.outcome.trace if move.outcome else ""
-        self.log(f"{line}  {trace}".rstrip(), "ERROR" if is_failed else "INFO")
+        self.log(f"{line}  {move.result.trace}".rstrip(), "ERROR" if is_failed else "INFO")
         if self.config.dry_run:
             oldest = min((file.mtime_ns for file in move.take.files), default=0)
             self.foreseen.append((oldest, told["path"], line, told))
@@ -9185,8 +9124,12 @@ class Report:
 def advice_on(move: Move) -> str:
     """Returns advice where the cause is not the recording's. Many share one, reported once."""
     advice = {Reason.OWNER: OWNER_ADVICE, Reason.FORESEEN: FORESEEN_ADVICE}
-    found = move.outcome or Outcome(move.done)
-    return advice[found.reason].format(found.detail) if found.reason in advice else ""
+    return advice.get(move.reason, "").format(move.result.detail)
+
+
+def trace_of(error: Exception) -> str:
+    """Returns the traceback of a defect, for the log."""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 def open_log(path: str) -> IO[bytes]:
