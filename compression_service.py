@@ -6578,11 +6578,13 @@ class Archive:
             if self.digest(part) != digest:
                 raise NotProven(f"to read from {there} what was written", "other bytes")
             self.move(part, there)
-            is_sound = self.size_of(there) == getsize(source)
+            # A remote that takes two spellings for one name skips a move, and calls it done.
+            is_sound = self.size_of(there) == getsize(source) and self.size_of(part) is None
             if not (is_sound and (self.moves or self.digest(there) == digest)):
                 raise NotProven(f"to find in {there} what was moved there", "another file")
         except BaseException:
-            self.remove(part)
+            with suppress(Refusal, OSError):  # it may not be there, and must not hide the error
+                self.remove(part)
             raise
 
     def find_cause(self, there: str, error: Exception) -> NoReturn:
@@ -6680,7 +6682,7 @@ class FolderArchive(Archive):
         read_sign(self.root, 1)
 
     def holds(self, there: str) -> bool:
-        return is_below(there, self.target)
+        return is_below(there, self.target) or is_below(there, self.root)
 
     def names_in(self, there: str) -> Collection[str]:
         if not is_below(join(there, "-"), self.root):
@@ -6747,7 +6749,8 @@ class RemoteArchive(Archive):
             ) from None
 
     def holds(self, there: str) -> bool:
-        return there.startswith(self.base) and NO_NAMES.isdisjoint(there.split("/")[1:])
+        below = there[len(self.base) :]
+        return there.startswith(self.base) and NO_NAMES.isdisjoint(below.split("/"))
 
     def names_in(self, there: str) -> Collection[str]:
         return self.entries(there)
@@ -8285,7 +8288,9 @@ OF_THE_SYSTEM = "|".join(
 )
 # Messages about the machine, with any exit code. They say nothing about a recording.
 FAULTS_OF_THE_MACHINE = {
-    Reason.NO_SPACE: rb"No space left on device|Disk quota exceeded",
+    # rclone writes it small, and looks at the space of a disk first.
+    Reason.NO_SPACE: rb"[Nn]o space left on device|[Dd]isk quota exceeded"
+    rb"|file too big for remaining disk space",
     Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
     rb"|Transport endpoint is not connected|Read-only file system",
     Reason.TOOL_KILLED: rb"std::bad_alloc|[Oo]ut of memory|failed to map segment"

@@ -231,6 +231,17 @@ class NotItself(ArchiveCase):
             self.assertIn("leads out", ran.outcomes[copies[0]]["reason"])
             self.assertTrue((self.library / copies[0]).exists())
 
+    def test_an_archive_that_is_a_link_to_another_disk_gives_back_what_it_took(self) -> None:
+        (path,) = self.add_old_session(1)
+        self.cold.rmdir()
+        (self.folder / "disk").mkdir()
+        self.cold.symlink_to(self.folder / "disk")
+        self.run_well()
+        self.assert_archived(path)
+        self.assertEqual(self.run_well("check").code, 0)
+        self.run_well("restore", path)
+        self.assertTrue((self.library / path).exists())
+
     def test_a_link_or_pipe_where_the_part_file_goes_is_not_written_through(self) -> None:
         copies = self.add_old_session(1)
         LibraryCase.configure(self)

@@ -7,7 +7,7 @@ import shutil
 import unittest
 from pathlib import Path
 
-from tests.archives import OLD, SHORT, ArchiveCase, ShortCase
+from tests.archives import OLD, SHORT, AliasCase, ArchiveCase, ShortCase
 from tests.base import RECORDINGS, LibraryCase, Ran
 
 
@@ -258,6 +258,19 @@ class Moved(ShortCase):
         ran = self.run_cli("restore", str(self.library))
         self.assertIn("is not the file that went there", ran.out)
         self.assertFalse((self.library / "d/a.webm").exists())
+
+
+class OutOfARemote(AliasCase):
+    def test_a_location_that_leaves_the_configured_remote_is_never_followed(self) -> None:
+        secret = self.folder / "secret"
+        secret.mkdir()
+        (secret / "a.webm").write_bytes(SHORT)
+        self.environment["RCLONE_CONFIG_COLD_TYPE"] = "local"
+        for location in (f"cold:{secret}", f"cold:..{secret}", "cold:../secret", "cold:/d/../e"):
+            document = {"chunks": [{"file": "a.webm"}], "archive_location": location}
+            self.add_json("a.json", {**document, "archived": True})
+            self.assertEqual(self.run_cli("restore", "a.json").code, 1)
+            self.assertEqual(self.called(f"{location}/a.webm"), [])
 
 
 class FromVersion2(ArchiveCase):
