@@ -893,9 +893,13 @@ class Recording(NamedTuple):
         return max((sidecar.durations.get(name, 0.0) for sidecar in self.sidecars), default=0.0)
 
     @property
+    def locations(self) -> list[str]:
+        """Returns where its sidecars say that it is archived, each place once."""
+        return list(dict.fromkeys(each.location for each in self.sidecars if each.location))
+
+    @property
     def location(self) -> str:
-        """Returns where its sidecars say that it is archived; "" if they do not."""
-        return next((each.location for each in self.sidecars if each.location), "")
+        return next(iter(self.locations), "")
 
     @property
     def is_witnessed(self) -> bool:
@@ -4039,23 +4043,38 @@ class Delete(Move):
     name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
     is_whole = is_removal = True
     seen: Mapping[File, Witness] = {}  # what is to be removed
-    archived: Optional[tuple[Archive, str]] = None  # and where it is there
+    archive: Archive
+    archived: Collection[str] = ()  # and where it is there
 
     def foresee(self, run: Run) -> str:
         return self.detail
 
     def carry(self, run: Run) -> None:
-        """Looks at each file here and in the archive once more."""
+        """Looks at each file here and in the archive once more. The archive may also hold what was
+        restored since, or was uploaded by a run that was killed."""
         place = self.take.past.place
         self.seen = {file: self.witness(run, file) for file in self.removes}
-        if place:
-            if not run.archive:
-                raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
-            there, size = run.answering_archive.find(self.take.folder, place, "")
-            if size is not None and run.archive.digest(there) != place.sha256:
-                raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
-            self.archived = (run.archive, there) if size is not None else None
+        if run.archive:
+            self.archive = run.answering_archive
+            here = [Place(name=file.name, sha256=each.sha256) for file, each in self.seen.items()]
+            self.archived = {self.find(each) for each in (place, *here) if each} - {""}
+        elif place:
+            raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
         self.is_proven = True
+
+    def find(self, place: Place) -> str:
+        """Returns where a file is in the archive, "" if it is not there. Raises Refusal if that is
+        another file, or if the place on record is not one of this archive, or it has no mark."""
+        archive, said = self.archive, self.recording.locations
+        there, size = archive.find(self.take.folder, place, said)
+        if size is not None and archive.digest(there) != place.sha256:
+            raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
+        if size is None and place.location:
+            leads = [f"{each}/{place.name}" for each in (place.location, *said)]
+            if not (archive.was_marked and all(map(archive.holds, leads))):
+                why = f"{leads[0]} is not found; do tiers name its archive, and is it mounted?"
+                raise Refusal(Reason.NOT_DELETED, why)
+        return "" if size is None else there
 
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
@@ -4076,9 +4095,8 @@ class Delete(Move):
     def remove(self, library: Library) -> None:
         try:
             super().remove(library)
-            if self.archived:
-                archive, there = self.archived
-                archive.remove(there)
+            for there in self.archived:
+                self.archive.remove(there)
         except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
             raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
 
@@ -6425,6 +6443,7 @@ class Archive:
     """One archive of one library: `TARGET/archive-of-NAME/PATH`. How its files are reached is for
     FolderArchive and RemoteArchive, whose methods raise Refusal, OSError and Stopped."""
 
+    was_marked: Optional[bool] = None  # with the library's mark, when a run first looked at it
     ends_at_refusal = False  # the first upload that is refused ends the run
     moves = True  # a file keeps its bytes when it is moved there
     # Raises ServiceError if it cannot be reached.
@@ -6453,6 +6472,7 @@ class Archive:
         slash = "" if target.endswith((":", "/")) else "/"
         self.base = target + slash
         self.root = f"{self.base}archive-of-{run.library.name}"
+        self.mark = self.location(f"{OWN_FOLDER}/{ID_NAME}")
         self.token = os.urandom(4).hex()
         self.visited: dict[str, bool] = {}  # whether anything was there in a folder, by its path
         self.refusal = ""  # why this run uploads nothing more
@@ -6462,42 +6482,51 @@ class Archive:
         return f"{self.root}/{path}"
 
     def try_it(self) -> None:
+        """Raises ServiceError if the archive cannot be used."""
+        self.recognise()
+
+    def recognise(self) -> None:
         """Raises ServiceError if the archive does not answer, is itself a library, or has another
-        library's mark. Leaves our mark there, if it has none and the library is locked."""
+        library's mark."""
+        if self.was_marked is not None:
+            return
         self.answer()
-        folder = f"{self.root}/{OWN_FOLDER}"
-        mark = f"{folder}/{ID_NAME}"
         own = self.library.own(ID_NAME)
         try:
-            names = self.names_in(folder)
+            names = self.names_in(dirname(self.mark))
             if "lock" in names:
                 raise ServiceError(
                     f"The archive {self.root} is a library, perhaps this one by another path. "
                     "Nothing was removed; name another folder or remote in tiers."
                 )
             is_marked = ID_NAME in names
-            if self.run.is_locked:
-                self.sweep(folder, names)
-                if not is_marked:
-                    self.identify(own)
-                    self.deliver(own, mark, digest_of(own))
-                is_marked = True
-            if is_marked and not (lexists(own) and self.digest(mark) == digest_of(own)):
+            if is_marked and not (lexists(own) and self.digest(self.mark) == digest_of(own)):
                 raise ServiceError(
                     f"The archive {self.root} has the mark of another library. Nothing was "
                     "removed; name another target in tiers. If it is this library's, whose "
-                    f".compression folder was lost or removed, remove {mark} and run again."
+                    f".compression folder was lost or removed, remove {self.mark} and run again."
                 )
         except (Refusal, OSError) as error:
             raise self.takes_nothing(error) from None
+        self.was_marked = is_marked
 
-    def identify(self, own: str) -> None:
-        """Gives the library an id, if it has none: a random word, of which the archive gets a copy
-        as a mark."""
-        if not lexists(own):
-            word = os.urandom(16).hex().encode()
-            place(self.run.staging.write(word, self.library.own("lock")), own)
-            flush_folder(dirname(own))
+    def leave_mark(self) -> None:
+        """Before the first upload of a run: leaves the library's mark, if there is none. It is the
+        id of the library, a random word, which is made now if need be. Raises ServiceError."""
+        own, folder = self.library.own(ID_NAME), dirname(self.mark)
+        if "" in self.visited:
+            return
+        try:
+            names = self.names_in(folder)
+            self.sweep(folder, names)
+            if not lexists(own):
+                word = os.urandom(16).hex().encode()
+                place(self.run.staging.write(word, self.library.own("lock")), own)
+                flush_folder(dirname(own))
+            if ID_NAME not in names:
+                self.deliver(own, self.mark, digest_of(own))
+        except (Refusal, OSError) as error:
+            raise self.takes_nothing(error) from None
 
     def try_upload(self) -> None:
         """Raises ServiceError unless the archive takes a small file under a plain name. The file is
@@ -6533,6 +6562,7 @@ class Archive:
         there = self.location(move.path)
         status = os.lstat(source)
         seen = move.source_seen = self.library.witness(source)
+        self.leave_mark()
         try:
             self.visit(move.take.folder)
             if self.is_there(move.take.folder, source, there, seen.sha256):
@@ -6627,7 +6657,7 @@ class Archive:
         for name in filter(STAGED.fullmatch, names):
             self.remove(f"{there}/{name}")
 
-    def fetch(self, folder: str, place: Place, said: str, staged: str) -> Place:
+    def fetch(self, folder: str, place: Place, said: Iterable[str], staged: str) -> Place:
         """Brings a file back into `staged`, proven by its hash and with mode, owner and mtime, if
         they are on record, else as the library's owner's. Returns what it was."""
         there, size = self.find(folder, place, said)
@@ -6645,30 +6675,25 @@ class Archive:
         _, size, mtime_ns = file_at(staged)
         return place._replace(size=size, mtime_ns=mtime_ns, sha256=digest)
 
-    def find(self, folder: str, place: Place, said: str) -> tuple[str, Optional[int]]:
-        """Returns where a file is, and its size: the place on record, the one that its sidecar has
+    def find(self, folder: str, place: Place, said: Iterable[str]) -> tuple[str, Optional[int]]:
+        """Returns where a file is, and its size: the place on record, one that its sidecars have
         `said`, or the one that it would go to now. An archive may have been moved and a library
-        renamed, so each is a lead that the hash proves. None: in no such place."""
-        leads = (
-            f"{place.location}/{place.name}",
-            f"{said}/{place.name}",
-            self.location(join(folder, place.name)),
-        )
-        found: tuple[str, Optional[int]] = leads[-1], None
-        for there in filter(self.holds, leads):
-            size = self.size_of(there)
-            if size is not None:
-                found = there, size
-                if size == (place.size or size):
-                    break
-        return found
+        renamed, so each is a lead. Of several files, the hash decides. None: in no such place."""
+        leads = [f"{location}/{place.name}" for location in (place.location, *said)]
+        leads.append(self.location(join(folder, place.name)))
+        held = filter(self.holds, dict.fromkeys(leads))
+        sizes = {there: self.size_of(there) for there in held}
+        found = [(there, size) for there, size in sizes.items() if size is not None]
+        if len(found) > 1:
+            found.sort(key=lambda file: self.digest(file[0]) != place.sha256)
+        return found[0] if found else (leads[-1], None)
 
 
 class FolderArchive(Archive):
     """On another disk."""
 
     def answer(self) -> None:
-        """Raises ServiceError if the folder is not there or cannot be used."""
+        """Raises ServiceError if the folder is not there."""
         ways = (self.root, self.library.root), (self.library.root, self.root)
         if any(is_below(join(one, "-"), other) for one, other in ways):
             raise ServiceError(
@@ -6679,6 +6704,9 @@ class FolderArchive(Archive):
                 f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "
                 "folder once by hand, so that nothing can ever go to the wrong disk."
             )
+
+    def try_it(self) -> None:
+        super().try_it()
         read_sign(self.root, 1)
 
     def holds(self, there: str) -> bool:
@@ -7064,12 +7092,14 @@ def fetch_back(run: Run, move: Fetch) -> None:
     if move.copy:  # a restore was cut short after that
         return
     assert archive
-    place = take.past.place or lead(archive, move.recording, take)
+    place = take.past.place or lead(move.recording, take)
+    if not place.sha256:  # then only its mark shows that this is the library's archive
+        archive.recognise()
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
     move.staged = run.staging.beside(target)
     try:
-        said = move.recording.location
+        said = move.recording.locations
         move.place = found = archive.fetch(take.folder, place, said, move.staged)
     except (Refusal, OSError) as error:
         if reason_of(error) is not Reason.NOT_RESTORED:
@@ -7085,7 +7115,7 @@ def fetch_back(run: Run, move: Fetch) -> None:
         move.take = take._replace(past=past)
 
 
-def lead(archive: Archive, recording: Recording, take: Take) -> Place:
+def lead(recording: Recording, take: Take) -> Place:
     """Returns where a take without a record may be, by the name that its sidecars have for it.
     Raises Refusal."""
     names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
@@ -7515,8 +7545,8 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
         archive.list_all()
         for recording, take in away:
             with answering_for(run, take.stem):
-                place = take.past.place or lead(archive, recording, take)
-                there, size = archive.find(take.folder, place, recording.location)
+                place = take.past.place or lead(recording, take)
+                there, size = archive.find(take.folder, place, recording.locations)
                 is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
                     if is_named:
