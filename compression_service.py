@@ -3796,7 +3796,7 @@ class Move:
             time=now,
             seconds=self.seconds,
             ids=self.recording.ids or last.ids,
-            place=self.place or last.place,
+            place=(self.place if self.is_done else None) or last.place,
         )
         if source:
             first_size = source.size if source.is_original else known.first_size
@@ -6562,6 +6562,8 @@ class Archive:
         there = self.location(move.path)
         status = os.lstat(source)
         seen = move.source_seen = self.library.witness(source)
+        if not move.is_on_record(seen.sha256):
+            raise Refusal(Reason.ROTTEN, since_when(move.take.past))
         self.leave_mark()
         try:
             self.visit(move.take.folder)

@@ -168,6 +168,14 @@ class TestTableOfMoves(unittest.TestCase):
         self.assert_move(Store, take(OPUS, past=refused), **cold)
         self.assert_move(None, take(OPUS, past=refused._replace(attempts=3)), **cold)
 
+    def test_a_place_is_on_record_only_for_what_was_archived(self) -> None:
+        cold = {"tiers": (Tier(30, archive="/cold"),)}
+        store = self.assert_move(Store, take(OPUS, past=past()), **cold)
+        store.place = PLACE
+        self.assertEqual(store.past_after(NOW).place, PLACE)
+        store.outcome = service.Outcome(Reason.CHANGED)
+        self.assertIsNone(store.past_after(NOW).place)
+
     def test_a_restore_that_was_cut_short_is_finished_and_then_rests(self) -> None:
         back = past(Action.RESTORED, code=RESTORING)
         self.assertEqual(self.assert_move(BringBack, take(WEBM, OPUS, past=back)).removes, (OPUS,))
