@@ -6117,17 +6117,18 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         }
     elif State.RESTORED in facts.states:
         members = {name: value for name, value in RESTORED_MEMBERS.items() if name in now}
+    is_away = State.ARCHIVED in facts.states  # at least a part of it
     if facts.place:
         members["archived"] = True
         # An owner who moves the archive by hand may say so here, so this is never replaced.
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
-    elif (facts.on_disk or facts.deleted) and "archive_location" in now:
+    elif (facts.on_disk or facts.deleted) and "archive_location" in now and not is_away:
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
     if facts.deleted:
         members.update(audio_deleted=True, audio_deletion_date=iso(facts.deleted))
-    elif facts.on_disk and "audio_deletion_date" in now:
+    elif (facts.on_disk or facts.place) and now.get("audio_deletion_date"):
         members.update(dict.fromkeys(DELETION_MEMBERS, GONE))
     return members
 
