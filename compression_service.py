@@ -7543,7 +7543,7 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
     if not archive:
         report.error(f"{len(away)} files are archived, and no archive is configured")
         return
-    missing = []
+    absent: dict[str, bool] = {}  # whether a document names it, by stem
     with answering_for(run, "archive"):
         archive.list_all()
         for recording, take in away:
@@ -7552,19 +7552,18 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
                 there, size = archive.find(take.folder, place, recording.locations)
                 is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
-                    if is_named:
-                        missing.append(take.stem)
+                    absent[take.stem] = is_named
                 elif place.size not in (0, size):
                     report.error(
                         f"{there} has {size} bytes in the archive, {place.size} are on record"
                     )
-                elif run.config.archive and archive.digest(there) != place.sha256:
+                elif run.config.archive and place.sha256 not in ("", archive.digest(there)):
                     report.error(f"{there} in the archive is not the file that went there")
                 elif not is_named:
                     report.once(f"{there} is in the archive, and no document names it.")
-        if len(missing) == len(away):  # perhaps it is not the files that are not there
+        if absent:  # perhaps it is the archive that is not there
             archive.answer()
-        for stem in missing:
+        for stem in filter(absent.get, absent):
             report.error(f"{stem} is not in the archive any more")
 
 
