@@ -3181,10 +3181,8 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
     """Returns the moves that a recording makes next: what finishes a restore that was cut short,
     or its deletion; else one for each take that has one; else those that archive it. Moves of a
     whole recording are not made if only a part of it is selected."""
-    takes, policy, moves = recording.takes, recording.policy, list[Move]()
-    if any(take.is_half_restored for take in takes):
-        moves = moves_back(recording, config)
-    moves = moves or deleting(recording, config, moment)
+    takes, policy = recording.takes, recording.policy
+    moves = finishing(recording, config) or deleting(recording, config, moment)
     if not moves:
         for take in takes:
             move = next_move(take, policy, config, moment)
@@ -3196,6 +3194,15 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
     for move in selected:
         move.recording = recording
     return selected
+
+
+def finishing(recording: Recording, config: Config) -> list[Move]:
+    """Returns the moves that finish a restore that was cut short, unless they failed too often."""
+    is_begun = any(take.is_half_restored for take in recording.takes)
+    moves = moves_back(recording, config) if is_begun else []
+    pasts = [(move.take.past, move.settings) for move in moves if not config.retry]
+    is_given_up = any(past.attempts >= ATTEMPTS and past.settings == now for past, now in pasts)
+    return [] if is_given_up else moves
 
 
 def next_move(
@@ -3545,7 +3552,7 @@ def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     """Returns the move that a take makes by the clock, alone or with its recording, if its sidecars
     say the same as before. They have not been read."""
     alone = Recording(take.folder, (take,))
-    moves = moves_back(alone, config) if take.is_half_restored else []
+    moves = finishing(alone, config)
     if deletion_time(take, config) <= clock.careful:
         moves.append(Delete(take, Target("", 0), "", take.file))
     alone_next = next_move(take, None, config, clock)
@@ -4123,10 +4130,12 @@ class Restore(Move):
         return True
 
     def past_after(self, now: float) -> Past:
-        """A restore that failed changes nothing."""
+        """A restore that failed changes nothing, but is counted if it was begun before."""
+        past, last = super().past_after(now), self.take.past
         if not self.is_done:
-            return self.take.past
-        past = super().past_after(now)._replace(place=self.place, back=now)
+            counted = last._replace(settings=past.settings, attempts=past.attempts)
+            return counted if self.take.is_half_restored else last
+        past = past._replace(place=self.place, back=now)
         return past if self.outcome else past._replace(code=RESTORING)
 
 
@@ -7043,7 +7052,8 @@ def may_come_back(take: Take) -> bool:
 def moves_back(recording: Recording, config: Config) -> list[Move]:
     """Returns the moves that bring a recording back: of each take its copy is to be proven and to
     go, or its file is to be fetched, or was and no more. Where one can do neither, only those."""
-    moves = list[Move]()
+    moves, tier = list[Move](), config.archive_tier
+    settings = f"restore {tier.archive if tier else None}"  # that a failure of it depends on
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
         source = take.original if take.copy else None
@@ -7059,7 +7069,7 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
         if not is_only_copy:
             why = why_not_back(take, config)
         problem = Outcome(Reason.NOT_RESTORED, why) if why else None
-        move = kind(take, target, take.past.settings, source, removes, problem, recording)
+        move = kind(take, target, settings, source, removes, problem, recording)
         moves.append(move)
     return [move for move in moves if move.outcome] or moves
 

@@ -187,6 +187,24 @@ class TestTableOfMoves(unittest.TestCase):
         self.assert_move(None, take(past=back))  # deleted by its owner since
         self.assert_move(Compress, take(WEBM, past=back), retry=True)
 
+    def test_a_restore_that_cannot_be_finished_is_given_up_after_three_nights(self) -> None:
+        cold = {"tiers": (Tier(30, archive="/cold"),)}
+        one = take(past=past(Action.RESTORED, code=RESTORING, move="restore", place=PLACE))
+        for _ in range(3):
+            move = self.move_for_refused(one)
+            one = take(past=move.past_after(NOW))
+        self.assert_move(None, one)
+        self.assertIsNone(service.likely_move(one, Config(), Moment(NOW, NOW)), "it rests")
+        self.move_for_refused(one, retry=True)
+        self.assert_move(Fetch, one, **cold)  # the settings have changed
+        self.assertEqual(one.state, State.ARCHIVED)
+
+    def move_for_refused(self, one: Take, **settings: Any) -> Move:
+        self.assert_refused(Reason.NOT_RESTORED, one, **settings)
+        move = move_for(one, **settings)
+        assert move
+        return move
+
     def test_documents_call_a_take_by_the_file_that_stands_for_it(self) -> None:
         self.assertEqual(take(WEBM, OPUS, past=past()).name_now("x.webm"), "x.opus")
         self.assertEqual(take(OPUS, past=past()).name_now("x.WEBM"), "x.opus")
