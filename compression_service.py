@@ -4174,8 +4174,9 @@ class BringBack(Restore, Adopt):
 
     def past_if_done(self, past: Past, now: float) -> Past:
         """Any file in the copy's place is unproven from now on: the copy is removed, or it did not
-        prove to be the original's."""
+        prove to be the original's. Its suffix shows which names are to be turned back."""
         is_going = self.outcome is None and self.removes
+        past = past._replace(suffix=self.take.copies[0].suffix)
         return past if is_going else past._replace(size=0)
 
 

@@ -199,6 +199,15 @@ class NoHarm(RestoreCase):
     def test_a_broken_sidecar_keeps_everything(self) -> None:
         path = self.originals[0].with_suffix(".json")
         path.write_text("{")
+    def test_names_are_turned_back_also_to_an_original_that_was_replaced(self) -> None:
+        self.originals[1].write_bytes(self.originals[0].read_bytes())
+        self.restore(self.originals[1])
+        self.assertTrue(self.originals[1].with_suffix(".opus").exists())
+        for path in self.originals:
+            document = json.loads(path.with_suffix(".json").read_text())
+            names = [chunk["file"] for chunk in document["chunks"]]
+            self.assertEqual(names, [each.name for each in self.originals])
+
         os.utime(path, (1, 1))
         before = self.files()
         for given in (path, self.originals[0]):
