@@ -7068,7 +7068,7 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
         removes = take.copies[:1] if source else ()
         why = "only its copy is left, as its original was deleted"
         if not is_only_copy:
-            why = why_not_back(take, config)
+            why = recording.policy.unreadable or why_not_back(take, config)
         problem = Outcome(Reason.NOT_RESTORED, why) if why else None
         move = kind(take, target, settings, source, removes, problem, recording)
         moves.append(move)
@@ -7110,7 +7110,7 @@ def fetch_back(run: Run, move: Fetch) -> None:
     if not place.sha256:  # then only its mark shows that this is the library's archive
         archive.recognise()
     target = run.library.path(take.stem)
-    os.makedirs(dirname(target), exist_ok=True)
+    make_folder(run.library, take.folder)
     move.staged = run.staging.beside(target)
     try:
         said = move.recording.locations
@@ -7131,6 +7131,15 @@ def fetch_back(run: Run, move: Fetch) -> None:
 
 def lead(recording: Recording, take: Take) -> Place:
     """Returns where a take without a record may be, by the name that its sidecars have for it.
+def make_folder(library: Library, path: str) -> None:
+    """Makes a folder that is gone, and those above it, as the owner's of the folder above."""
+    whole = library.path(path)
+    if not isdir(whole):
+        make_folder(library, dirname(path))
+        os.mkdir(whole)
+        give_to_owner(whole, dirname(whole), 0o2777)
+
+
     Raises Refusal."""
     names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
     own = sorted(name for name in names if stem_of(name) == take.name)

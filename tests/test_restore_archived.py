@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import unittest
 from pathlib import Path
@@ -296,6 +297,29 @@ class Moved(ShortCase):
         self.assertEqual(ran.code, 1)
         self.assertIn("d/a.webm is not in the archive", ran.out)
         self.assert_here("e/b.webm")
+
+    def test_a_sidecar_that_cannot_be_edited_keeps_it_there(self) -> None:
+        path = self.library / "d/a.json"
+        good = path.read_text()
+        path.write_text(good[:-20])
+        os.utime(path, (OLD, OLD))  # no one is in the middle of writing it
+        ran = self.run_cli("restore", str(self.library))
+        self.assertEqual(ran.code, 1)
+        self.assertIn("cannot be restored: d/a.json", ran.out)
+        self.assertFalse((self.library / "d/a.webm").exists())
+        path.write_text(good)
+        self.assertEqual(self.run_cli("-j1", "--json").outcomes, {})
+        self.comes_back()
+
+    def test_a_folder_that_is_made_again_belongs_to_the_owner_of_the_one_above(self) -> None:
+        shutil.rmtree(self.library / "d")
+        self.library.chmod(0o750)
+        if os.geteuid() or not self.as_root("chown", "1234:1234", str(self.library)):
+            self.cannot("giving a folder to another user")
+        self.assertEqual(self.run_cli("restore", "d").code, 0)
+        status = (self.library / "d").stat()
+        self.assertEqual((status.st_uid, status.st_gid), (1234, 1234))
+        self.assertEqual(status.st_mode & 0o777, 0o750)
 
     def test_a_lead_to_another_file_brings_nothing_back(self) -> None:
         (self.cold / "d").rename(self.folder / "cold/by-hand")
