@@ -6949,17 +6949,17 @@ def asked_for(run: Run) -> Iterator[Recording]:
     """Yields the recordings that the command line names, each once, folder by folder, so that few
     are held at a time. Reports the paths that name none."""
     library, asked = run.library, dict[str, str]()
-    by_folder: dict[str, dict[str, str]] = {}
+    by_folder: dict[str, dict[str, set[str]]] = {}
     for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
         # From where the user stands, also of what is here no more, or from the library.
         is_from_here = lexists(path) or is_below(path, library.root)
         given = path if is_from_here else library.path(path)
         inside = relpath(realpath(given), realpath(library.root))
         asked[inside] = path
-        stem, suffix = splitext(inside)
+        stem, suffix = splitext(inside.removesuffix(BACKUP_SUFFIX))
         if suffix.lower() in (*AUDIO_SUFFIXES, SIDECAR_SUFFIX):
             folder_of_it, name = os.path.split(stem)
-            by_folder.setdefault(folder_of_it, {})[name] = inside
+            by_folder.setdefault(folder_of_it, {}).setdefault(name, set()).add(inside)
     missed = set(asked)
     for folder in every_folder(library, run.report.once):
         if run.is_locked:
@@ -6968,7 +6968,7 @@ def asked_for(run: Run) -> Iterator[Recording]:
         whole = asked.keys() & set(map(str, (path, *path.parents)))
         names = by_folder.get(folder.path, {})
         for recording in run.recordings_in(folder) if whole or names else ():
-            met = whole.union(names[name] for name in names.keys() & names_of(recording))
+            met = whole.union(*(names[name] for name in names.keys() & names_of(recording)))
             missed -= met
             if met:
                 yield recording
@@ -7010,7 +7010,8 @@ def done_last(library: Library) -> list[str]:
         for record in history.read([offsets.pop()]):
             with suppress(*ODD):
                 past = Past.of(record.get("past", record))
-                if past.action in words:
+                when = iso(past.time)  # a failed restore repeats a past, under its own date
+                if past.action in words and record.get("date", when) == when:
                     ended = past.time
                 elif not past.action:  # the record of a run, which has the time of its start
                     begun = past.time

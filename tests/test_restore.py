@@ -11,6 +11,7 @@ import unittest
 from pathlib import Path
 from typing import Optional
 
+import compression_service as service
 from tests import standins
 from tests.base import LibraryCase, Ran
 from tests.faults import FaultCase, needs_strace
@@ -111,6 +112,23 @@ class Undo(RestoreCase):
         self.restore("--last-run")
         self.assertFalse((self.library / "later/a.opus").exists())
         self.assertTrue(self.originals[0].with_suffix(".opus").exists())
+
+    def test_a_past_that_a_later_line_repeats_is_not_undone_in_its_place(self) -> None:
+        """As after a restore that failed, or a copy that was recorded anew."""
+        lines = []
+        for stem, when, said in (("d/a", 1e9, 1e9), ("d/b", 2e9, 2e9), ("d/a", 1e9, 3e9)):
+            past = {"action": "archived", "time": when}
+            about = {"path": f"{stem}.webm", "take": stem, "date": service.iso(said)}
+            lines.append(json.dumps({"type": "recording", **about, "past": past}) + "\n")
+        self.history().write_text("".join(lines))
+        found = service.done_last(service.Library(str(self.library)))
+        self.assertEqual(found, [f"{self.library}/d/b.webm"])
+
+    def test_all_files_of_a_folder_as_a_shell_names_them_bring_it_back_once(self) -> None:
+        paths = sorted(self.originals[0].parent.iterdir())
+        self.assertIn(".bak", {path.suffix for path in paths})
+        self.assertEqual(self.restore(*paths).err, "")
+        self.assert_as_before()
 
     def test_it_is_done_once(self) -> None:
         self.restore(self.originals[0].with_suffix(".json"))
