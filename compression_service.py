@@ -6606,7 +6606,8 @@ class Archive:
         if found == sha256:
             return True
         if found != digest_of(source, size):
-            raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
+            why = f"{there} is there already and is another file: move that away first"
+            raise Refusal(Reason.ARCHIVE_REFUSED, why)
         self.remove(there)
         return False
 
@@ -7040,9 +7041,9 @@ def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator
         when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
         suffixes = " and ".join(sorted({take.copies[0].suffix for take in copies}))
         run.report.error(
-            f"Nothing to bring back: these {len(copies)} originals were deleted on {when}; their "
-            f"{suffixes} copies are the recordings now. `keep_originals_days` keeps originals from "
-            "now on."
+            f"Nothing to bring back. Originals deleted on {when}: {len(copies)}; their {suffixes} "
+            "copies are the recordings now. Set a higher `keep_originals_days` to keep originals "
+            "longer from now on."
         )
 
 
@@ -7130,8 +7131,6 @@ def fetch_back(run: Run, move: Fetch) -> None:
         move.take = take._replace(past=past)
 
 
-def lead(recording: Recording, take: Take) -> Place:
-    """Returns where a take without a record may be, by the name that its sidecars have for it.
 def make_folder(library: Library, path: str) -> None:
     """Makes a folder that is gone, and those above it, as the owner's of the folder above."""
     whole = library.path(path)
@@ -7141,6 +7140,8 @@ def make_folder(library: Library, path: str) -> None:
         give_to_owner(whole, dirname(whole), 0o2777)
 
 
+def lead(recording: Recording, take: Take) -> Place:
+    """Returns where a take without a record may be, by the name that its sidecars have for it.
     Raises Refusal."""
     names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
     own = sorted(name for name in names if stem_of(name) == take.name)
@@ -7165,7 +7166,7 @@ def prove_again(run: Run, move: BringBack) -> None:
         move.removes = ()
         move.source_seen = run.library.witness(original)
         refusal = Refusal(*move.outcome[:2])
-        run.report.once(f"{move.target_path} stays: it does not prove to be a copy. {refusal}")
+        run.report.once(f"{move.target_path} stays, because it was not proven: {refusal}")
     move.outcome = None
     move.detail = "the original is back"
     move.copy = move.source

@@ -193,11 +193,20 @@ class NoHarm(RestoreCase):
         ):
             self.originals[0].write_bytes(content)
             ran = self.restore(self.originals[0])
-            self.assertIn("chunk-1.opus stays: it does not prove to be a copy", ran.out)
+            self.assertIn("chunk-1.opus stays, because it was not proven: ", ran.out)
             self.assertTrue(self.originals[0].with_suffix(".opus").exists())
             self.assertEqual(self.originals[0].read_bytes(), content)
             self.assertEqual(self.run_cli().code, 0)
             self.assertTrue(self.originals[0].with_suffix(".opus").exists(), "taken by a run")
+
+    def test_names_are_turned_back_also_to_an_original_that_was_replaced(self) -> None:
+        self.originals[1].write_bytes(self.originals[0].read_bytes())
+        self.restore(self.originals[1])
+        self.assertTrue(self.originals[1].with_suffix(".opus").exists())
+        for path in self.originals:
+            document = json.loads(path.with_suffix(".json").read_text())
+            names = [chunk["file"] for chunk in document["chunks"]]
+            self.assertEqual(names, [each.name for each in self.originals])
 
     def test_a_path_outside_or_of_nothing_is_told(self) -> None:
         outside = self.folder / "other.webm"
@@ -217,15 +226,6 @@ class NoHarm(RestoreCase):
     def test_a_broken_sidecar_keeps_everything(self) -> None:
         path = self.originals[0].with_suffix(".json")
         path.write_text("{")
-    def test_names_are_turned_back_also_to_an_original_that_was_replaced(self) -> None:
-        self.originals[1].write_bytes(self.originals[0].read_bytes())
-        self.restore(self.originals[1])
-        self.assertTrue(self.originals[1].with_suffix(".opus").exists())
-        for path in self.originals:
-            document = json.loads(path.with_suffix(".json").read_text())
-            names = [chunk["file"] for chunk in document["chunks"]]
-            self.assertEqual(names, [each.name for each in self.originals])
-
         os.utime(path, (1, 1))
         before = self.files()
         for given in (path, self.originals[0]):
@@ -334,6 +334,14 @@ class KeptOriginals(FaultCase):
         before = "\n".join(lines[: removed[0]])
         self.assertRegex(before, rf"sync\(\d+<{self.original}>\) += 0")
         self.assertRegex(before, rf"sync\(\d+<{self.original.parent}>\) += 0")
+
+    def test_a_copy_that_cannot_be_removed_stays_and_the_reason_is_that(self) -> None:
+        self.drive("program.is_protected = lambda path: path.endswith('.opus')")
+        ran = self.run_cli("restore", "d/a.webm")
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        self.assertIn("d/a.opus stays, because it was not proven: its commit would fail", ran.out)
+        self.assertTrue(self.copy.exists())
+        self.assertEqual(self.read_json("d/a.json")["chunks"][0]["file"], "a.webm")
 
     def kill_after_placing(self) -> None:
         """As a run leaves it that compresses once more and is killed before its history."""
