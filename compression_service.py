@@ -4101,9 +4101,9 @@ class Delete(Move):
 
     def remove(self, library: Library) -> None:
         try:
-            super().remove(library)
-            for there in self.archived:
+            for there in self.archived:  # first, as what is here leads to it again
                 self.archive.remove(there)
+            super().remove(library)
         except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
             raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
 

@@ -691,14 +691,32 @@ class Archived(DeleteCase):
         self.delete(2)
         self.assertEqual(self.archived(), [])
 
-    def test_what_was_restored_before_goes_there_too(self) -> None:
+    def come_back_long_ago(self) -> None:
         self.announce()
         self.assertEqual(self.run_here("restore", str(self.library / "2025-10-27")).code, 0)
         lines = re.sub(r'"back": [\d.]+', f'"back": {LONG_AGO}', self.history().read_text())
         self.history().write_text(lines)
         self.assertEqual(len(self.archived()), 2)
+
+    def test_what_was_restored_before_goes_there_too(self) -> None:
+        self.come_back_long_ago()
         self.delete(2)
         self.assertEqual(self.archived(), [])
+
+    def test_what_was_restored_before_goes_there_too_if_the_deletion_is_cut_short(self) -> None:
+        self.come_back_long_ago()
+        real = os.unlink
+
+        def unlink_and_die(path: str, **options: Any) -> None:
+            real(path, **options)
+            if path.endswith(".opus"):
+                os._exit(9)
+
+        for _ in range(4):  # files
+            with unittest.mock.patch("os.unlink", unlink_and_die):
+                self.assertEqual(self.run_cli().code, 9)
+        self.run_json()
+        self.assertEqual((self.archived(), sorted(self.library.rglob("*.opus"))), ([], []))
 
     def test_what_a_killed_run_uploaded_and_did_not_record_goes_there_too(self) -> None:
         (path,) = self.add_recording("2025-10-27/b")
