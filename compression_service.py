@@ -5672,6 +5672,8 @@ class Committer:
                     except OSError as error:
                         raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
                 move.outcome = move.outcome or Outcome(move.done, move.detail)
+                if not move.is_done:  # its documents say too much
+                    self.written.clear()
                 changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
             self.staging.discard(move.staged)
         try:

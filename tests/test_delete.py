@@ -726,6 +726,22 @@ class Archived(DeleteCase):
         self.run_json()
         self.assertEqual(self.archived(), [])
 
+    def test_what_cannot_be_removed_there_is_not_called_deleted_the_next_morning(self) -> None:
+        self.announce()
+        real = os.unlink
+
+        def refuse(path: str, **options: Any) -> None:
+            if str(self.there) in path:
+                raise PermissionError(1, "Operation not permitted", path)
+            real(path, **options)
+
+        with unittest.mock.patch("os.unlink", refuse):
+            for _ in range(3):
+                self.assertIn("Operation not permitted", self.run_json(code=1).out)
+                self.assertFalse(self.is_said())
+                self.assertEqual(self.document()["archive_location"], str(self.there))
+            self.assertEqual(self.run_json().outcomes, {}, "given up")
+
     def test_an_archive_that_is_not_there_ends_the_run(self) -> None:
         self.announce()
         self.cold.rename(self.folder / "away")
