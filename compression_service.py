@@ -7587,8 +7587,9 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
                     report.once(f"{there} is in the archive, and no document names it.")
         if absent:  # perhaps it is the archive that is not there
             archive.answer()
-        for stem in filter(absent.get, absent):
-            report.error(f"{stem} is not in the archive any more")
+        for stem, is_named in absent.items():
+            if is_named:
+                report.error(f"{stem} is not in the archive any more")
 
 
 # --------------------------------------------------------------------------------------- history
