@@ -4157,6 +4157,12 @@ class Fetch(Restore):
         super().put(library)
         self.place = None  # it is here again
 
+    def past_after(self, now: float) -> Past:
+        """Once its file is here, what failed is a restore that the next run finishes."""
+        past = super().past_after(now)
+        is_begun = self.is_proven and not (self.place or self.is_done)
+        return past._replace(action=Action.RESTORED, code=RESTORING) if is_begun else past
+
 
 class BringBack(Restore, Adopt):
     """A kept original replaces its copy again, once that is proven to be its copy."""

@@ -311,6 +311,21 @@ class Moved(ShortCase):
         self.assertEqual(self.run_cli("-j1", "--json").outcomes, {})
         self.comes_back()
 
+    def test_one_whose_sidecar_could_not_be_written_is_finished_by_the_next_run(self) -> None:
+        self.drive(
+            "def refuse(*_, **__):\n"
+            "    raise PermissionError(13, 'Permission denied')\n"
+            "program.rewrite = refuse"
+        )
+        self.assertEqual(self.run_cli("restore", str(self.library)).code, 1)
+        self.assertIn("archived", self.read_json("d/a.json"))
+        self.assert_here("d/a.webm")
+        self.driver, self.changes = None, ""
+        ran = self.run_cli("-j1", "--json")
+        self.assertEqual((ran.code, ran.summary["restored"]), (0, 1), ran.out + ran.err)
+        self.assertNotIn("archived", self.read_json("d/a.json"))
+        self.comes_back()
+
     def test_a_folder_that_is_made_again_belongs_to_the_owner_of_the_one_above(self) -> None:
         shutil.rmtree(self.library / "d")
         self.library.chmod(0o750)
