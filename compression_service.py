@@ -912,9 +912,13 @@ class Recording(NamedTuple):
         return max((sidecar.durations.get(name, 0.0) for sidecar in self.sidecars), default=0.0)
 
     @property
+    def locations(self) -> list[str]:
+        """Returns where its sidecars say that it is archived, each place once."""
+        return list(dict.fromkeys(each.location for each in self.sidecars if each.location))
+
+    @property
     def location(self) -> str:
-        """Returns where its sidecars say that it is archived; "" if they do not."""
-        return next((each.location for each in self.sidecars if each.location), "")
+        return next(iter(self.locations), "")
 
     @property
     def is_witnessed(self) -> bool:
@@ -3216,10 +3220,8 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
     """Returns the moves that a recording makes next: what finishes a restore that was cut short,
     or its deletion; else one for each take that has one; else those that archive it. Moves of a
     whole recording are not made if only a part of it is selected."""
-    takes, policy, moves = recording.takes, recording.policy, list[Move]()
-    if any(take.is_half_restored for take in takes):
-        moves = moves_back(recording, config)
-    moves = moves or deleting(recording, config, moment)
+    takes, policy = recording.takes, recording.policy
+    moves = finishing(recording, config) or deleting(recording, config, moment)
     if not moves:
         for take in takes:
             move = next_move(take, policy, config, moment)
@@ -3231,6 +3233,15 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
     for move in selected:
         move.recording = recording
     return selected
+
+
+def finishing(recording: Recording, config: Config) -> list[Move]:
+    """Returns the moves that finish a restore that was cut short, unless they failed too often."""
+    is_begun = any(take.is_half_restored for take in recording.takes)
+    moves = moves_back(recording, config) if is_begun else []
+    pasts = [(move.take.past, move.settings) for move in moves if not config.retry]
+    is_given_up = any(past.attempts >= ATTEMPTS and past.settings == now for past, now in pasts)
+    return [] if is_given_up else moves
 
 
 def next_move(
@@ -3579,7 +3590,7 @@ def likely_move(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     """Returns the move that a take makes by the clock, alone or with its recording, if its sidecars
     say the same as before. They have not been read."""
     alone = Recording(take.folder, (take,))
-    moves = moves_back(alone, config) if take.is_half_restored else []
+    moves = finishing(alone, config)
     if deletion_time(take, config) <= clock.careful:
         moves.append(Delete(take, NO_TARGET, "", take.file))
     alone_next = next_move(take, None, config, clock)
@@ -3826,7 +3837,7 @@ class Move:
             time=now,
             seconds=self.seconds,
             ids=self.recording.ids or last.ids,
-            place=self.place or last.place,
+            place=(self.place if self.is_done else None) or last.place,
         )
         if source:
             first_size = source.size if source.is_original else known.first_size
@@ -4065,22 +4076,34 @@ class Delete(Move):
 
     name, rank, done, due = "delete", 5, Reason.DELETED, Reason.DELETE_DUE
     is_whole = True
-    remove_there: Optional[Callable[[], object]] = None  # in the archive
+    archive: Archive
+    archived: Collection[str] = ()  # where it is there
 
     def carry(self, run: Run) -> None:
-        """Looks at each file here and in the archive once more."""
+        """Looks at each file here and in the archive once more. The archive may also hold what was
+        restored since, or was uploaded by a run that was killed."""
         place = self.take.past.place
         self.seen = {file.name: self.witness(run, file) for file in self.removes}
-        if place:
-            if not run.archive:
-                raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
-            archive = run.answering_archive
-            # Not where a sidecar says: what is there may be another recording's.
-            _, there, size = archive.find(NO_RECORDING, self.take)
-            if size is not None:
-                if archive.digest(there) != place.sha256:
-                    raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
-                self.remove_there = partial(archive.remove, there)
+        if run.archive:
+            self.archive = run.answering_archive
+            here = [Place(name=name, sha256=seen.sha256) for name, seen in self.seen.items()]
+            self.archived = {self.find(each) for each in (place, *here) if each} - {""}
+        elif place:
+            raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
+
+    def find(self, place: Place) -> str:
+        """Returns where a file is in the archive, "" if it is not there. Raises Refusal if that is
+        another file, or if the place on record is not one of this archive, or it has no mark."""
+        archive, said = self.archive, self.recording.locations
+        there, size = archive.find(self.take.folder, place, said)
+        if size is not None and archive.digest(there) != place.sha256:
+            raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
+        if size is None and place.location:
+            leads = [f"{each}/{place.name}" for each in (place.location, *said)]
+            if not (archive.was_marked and all(map(archive.holds, leads))):
+                why = f"{leads[0]} is not found; do tiers name its archive, and is it mounted?"
+                raise Refusal(Reason.NOT_DELETED, why)
+        return "" if size is None else there
 
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
@@ -4093,9 +4116,9 @@ class Delete(Move):
 
     def remove(self, library: Library) -> None:
         try:
+            for there in self.archived:  # first, as what is here leads to it again
+                self.archive.remove(there)
             super().remove(library)
-            if self.remove_there:
-                self.remove_there()
         except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
             raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
 
@@ -4122,10 +4145,12 @@ class Restore(Move):
         return True
 
     def past_after(self, now: float) -> Past:
-        """A restore that failed changes nothing."""
+        """A restore that failed changes nothing, but is counted if it was begun before."""
+        past, last = super().past_after(now), self.take.past
         if not self.is_done:
-            return self.take.past
-        past = super().past_after(now)._replace(place=self.place, back=now)
+            counted = last._replace(settings=past.settings, attempts=past.attempts)
+            return counted if self.take.is_half_restored else last
+        past = past._replace(place=self.place, back=now)
         return past if self.outcome else past._replace(code=RESTORING)
 
 
@@ -4146,6 +4171,12 @@ class Fetch(Restore):
         super().put(library)
         self.place = None  # it is here again
 
+    def past_after(self, now: float) -> Past:
+        """Once its file is here, what failed is a restore that the next run finishes."""
+        past = super().past_after(now)
+        is_begun = self.is_proven and not (self.place or self.is_done)
+        return past._replace(action=Action.RESTORED, code=RESTORING) if is_begun else past
+
 
 class BringBack(Restore, Adopt):
     """A kept original replaces its copy again, once that is proven to be its copy."""
@@ -4158,8 +4189,9 @@ class BringBack(Restore, Adopt):
 
     def past_if_done(self, past: Past, now: float) -> Past:
         """Any file in the copy's place is unproven from now on: the copy is removed, or it did not
-        prove to be the original's."""
+        prove to be the original's. Its suffix shows which names are to be turned back."""
         is_going = self.outcome is None and self.removes
+        past = past._replace(suffix=self.take.copies[0].suffix)
         return past if is_going else past._replace(size=0)
 
 
@@ -5650,6 +5682,8 @@ class Committer:
                     except OSError as error:
                         raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
                 move.outcome = move.result
+                if not move.is_done:  # its documents say too much
+                    self.written.clear()
                 changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
             self.staging.discard(move.staged)
         try:
@@ -6117,17 +6151,18 @@ def sidecar_members(facts: Facts, now: Mapping[str, Any]) -> dict[str, Any]:
         }
     elif State.RESTORED in facts.states:
         members = {name: value for name, value in RESTORED_MEMBERS.items() if name in now}
+    is_away = State.ARCHIVED in facts.states  # at least a part of it
     if facts.place:
         members["archived"] = True
         # An owner who moves the archive by hand may say so here, so this is never replaced.
         if not now.get("archive_location"):
             members["archive_location"] = facts.place.location
             members["archive_date"] = iso(facts.place.time)
-    elif (facts.on_disk or facts.deleted) and now.get("archive_location"):
+    elif (facts.on_disk or facts.deleted) and now.get("archive_location") and not is_away:
         members.update(dict.fromkeys(ARCHIVE_MEMBERS, GONE))
     if facts.deleted:
         members.update(audio_deleted=True, audio_deletion_date=iso(facts.deleted))
-    elif facts.on_disk and now.get("audio_deletion_date"):
+    elif (facts.on_disk or facts.place) and now.get("audio_deletion_date"):
         members.update(dict.fromkeys(DELETION_MEMBERS, GONE))
     return members
 
@@ -6445,6 +6480,7 @@ class Archive:
     """One archive of one library: `TARGET/archive-of-NAME/PATH`. How its files are reached is for
     FolderArchive and RemoteArchive, whose methods raise Refusal, OSError and Stopped."""
 
+    was_marked: Optional[bool] = None  # with the library's mark, when a run first looked at it
     ends_at_refusal = False  # the first upload that is refused ends the run
     moves = True  # a file keeps its bytes when it is moved there
     # Raises ServiceError if it cannot be reached.
@@ -6473,6 +6509,7 @@ class Archive:
         slash = "" if target.endswith((":", "/")) else "/"
         self.base = target + slash
         self.root = f"{self.base}archive-of-{run.library.name}"
+        self.mark = self.location(f"{OWN_FOLDER}/{ID_NAME}")
         self.token = os.urandom(4).hex()
         self.visited: dict[str, bool] = {}  # whether anything was there in a folder, by its path
         self.refusal = ""  # why this run uploads nothing more
@@ -6482,42 +6519,51 @@ class Archive:
         return f"{self.root}/{path}"
 
     def try_it(self) -> None:
+        """Raises ServiceError if the archive cannot be used."""
+        self.recognise()
+
+    def recognise(self) -> None:
         """Raises ServiceError if the archive does not answer, is itself a library, or has another
-        library's mark. Leaves our mark there, if it has none and the library is locked."""
+        library's mark."""
+        if self.was_marked is not None:
+            return
         self.answer()
-        folder = f"{self.root}/{OWN_FOLDER}"
-        mark = f"{folder}/{ID_NAME}"
         own = self.library.own(ID_NAME)
         try:
-            names = self.names_in(folder)
+            names = self.names_in(dirname(self.mark))
             if "lock" in names:
                 raise ServiceError(
                     f"The archive {self.root} is a library, perhaps this one by another path. "
                     "Nothing was removed; name another folder or remote in tiers."
                 )
             is_marked = ID_NAME in names
-            if self.run.is_locked:
-                self.sweep(folder, names)
-                if not is_marked:
-                    self.identify(own)
-                    self.deliver(own, mark, digest_of(own))
-                is_marked = True
-            if is_marked and not (lexists(own) and self.digest(mark) == digest_of(own)):
+            if is_marked and not (lexists(own) and self.digest(self.mark) == digest_of(own)):
                 raise ServiceError(
                     f"The archive {self.root} has the mark of another library. Nothing was "
                     "removed; name another target in tiers. If it is this library's, whose "
-                    f".compression folder was lost or removed, remove {mark} and run again."
+                    f".compression folder was lost or removed, remove {self.mark} and run again."
                 )
         except (Refusal, OSError) as error:
             raise self.takes_nothing(error) from None
+        self.was_marked = is_marked
 
-    def identify(self, own: str) -> None:
-        """Gives the library an id, if it has none: a random word, of which the archive gets a copy
-        as a mark."""
-        if not lexists(own):
-            word = os.urandom(16).hex().encode()
-            place(self.run.staging.write(word, self.library.own("lock")), own)
-            flush_folder(dirname(own))
+    def leave_mark(self) -> None:
+        """Before the first upload of a run: leaves the library's mark, if there is none. It is the
+        id of the library, a random word, which is made now if need be. Raises ServiceError."""
+        own, folder = self.library.own(ID_NAME), dirname(self.mark)
+        if "" in self.visited:
+            return
+        try:
+            names = self.names_in(folder)
+            self.sweep(folder, names)
+            if not lexists(own):
+                word = os.urandom(16).hex().encode()
+                place(self.run.staging.write(word, self.library.own("lock")), own)
+                flush_folder(dirname(own))
+            if ID_NAME not in names:
+                self.deliver(own, self.mark, digest_of(own))
+        except (Refusal, OSError) as error:
+            raise self.takes_nothing(error) from None
 
     def try_upload(self) -> None:
         """Raises ServiceError unless the archive takes a small file under a plain name. The file is
@@ -6553,7 +6599,9 @@ class Archive:
         there = self.location(move.path)
         status = os.lstat(source)
         seen = move.seen[basename(source)] = self.library.witness(source)
-        expect(move.is_on_record(seen.sha256))
+        if not move.is_on_record(seen.sha256):
+            raise Refusal(Reason.ROTTEN, since_when(move.take.past))
+        self.leave_mark()
         try:
             self.visit(move.take.folder)
             if self.is_there(move.take.folder, source, there, seen.sha256):
@@ -6584,7 +6632,8 @@ class Archive:
         if found == sha256:
             return True
         if found != digest_of(source, size):
-            raise Refusal(Reason.ARCHIVE_REFUSED, f"{there} is there already and is another file")
+            why = f"{there} is there already and is another file: move that away first"
+            raise Refusal(Reason.ARCHIVE_REFUSED, why)
         self.remove(there)
         return False
 
@@ -6599,11 +6648,13 @@ class Archive:
             if self.digest(part) != digest:
                 raise NotProven(f"to read from {there} what was written", "other bytes")
             self.move(part, there)
-            is_sound = self.size_of(there) == getsize(source)
+            # A remote that takes two spellings for one name skips a move, and calls it done.
+            is_sound = self.size_of(there) == getsize(source) and self.size_of(part) is None
             if not (is_sound and (self.moves or self.digest(there) == digest)):
                 raise NotProven(f"to find in {there} what was moved there", "another file")
         except BaseException:
-            self.remove(part)
+            with suppress(Refusal, OSError):  # it may not be there, and must not hide the error
+                self.remove(part)
             raise
 
     def find_cause(self, there: str, error: Exception) -> NoReturn:
@@ -6646,10 +6697,10 @@ class Archive:
         for name in filter(STAGED.fullmatch, names):
             self.remove(f"{there}/{name}")
 
-    def fetch(self, recording: Recording, take: Take, staged: str) -> Place:
+    def fetch(self, folder: str, place: Place, said: Iterable[str], staged: str) -> Place:
         """Brings a file back into `staged`, proven by its hash and with mode, owner and mtime, if
         they are on record, else as the library's owner's. Returns what it was."""
-        place, there, size = self.find(recording, take)
+        there, size = self.find(folder, place, said)
         if size is None:
             self.answer()
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
@@ -6664,32 +6715,25 @@ class Archive:
         _, size, mtime_ns = file_at(staged)
         return place._replace(size=size, mtime_ns=mtime_ns, sha256=digest)
 
-    def find(self, recording: Recording, take: Take) -> tuple[Place, str, Optional[int]]:
-        """Returns what is known of a file, where it is, and its size: the place on record, the one
-        that its sidecars say, or the one that it would go to now. An archive may have been moved
-        and a library renamed, so each is a lead that the hash proves. None: in no such place.
-        Raises Refusal without a lead."""
-        place = take.past.place or lead(recording, take)
-        leads = (
-            f"{place.location}/{place.name}",
-            f"{recording.location}/{place.name}",
-            self.location(join(take.folder, place.name)),
-        )
-        found: tuple[Place, str, Optional[int]] = place, leads[-1], None
-        for there in filter(self.holds, leads):
-            size = self.size_of(there)
-            if size is not None:
-                found = place, there, size
-                if size == (place.size or size):
-                    break
-        return found
+    def find(self, folder: str, place: Place, said: Iterable[str]) -> tuple[str, Optional[int]]:
+        """Returns where a file is, and its size: the place on record, one that its sidecars have
+        `said`, or the one that it would go to now. An archive may have been moved and a library
+        renamed, so each is a lead. Of several files, the hash decides. None: in no such place."""
+        leads = [f"{location}/{place.name}" for location in (place.location, *said)]
+        leads.append(self.location(join(folder, place.name)))
+        held = filter(self.holds, dict.fromkeys(leads))
+        sizes = {there: self.size_of(there) for there in held}
+        found = [(there, size) for there, size in sizes.items() if size is not None]
+        if len(found) > 1:
+            found.sort(key=lambda file: self.digest(file[0]) != place.sha256)
+        return found[0] if found else (leads[-1], None)
 
 
 class FolderArchive(Archive):
     """On another disk."""
 
     def answer(self) -> None:
-        """Raises ServiceError if the folder is not there or cannot be used."""
+        """Raises ServiceError if the folder is not there."""
         ways = (self.root, self.library.root), (self.library.root, self.root)
         if any(is_below(join(one, "-"), other) for one, other in ways):
             raise ServiceError(
@@ -6700,10 +6744,13 @@ class FolderArchive(Archive):
                 f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "
                 "folder once by hand, so that nothing can ever go to the wrong disk."
             )
+
+    def try_it(self) -> None:
+        super().try_it()
         read_sign(self.root, 1)
 
     def holds(self, there: str) -> bool:
-        return is_below(there, self.target)
+        return is_below(there, self.target) or is_below(there, self.root)
 
     def names_in(self, there: str) -> Collection[str]:
         if not is_below(join(there, "-"), self.root):
@@ -6770,7 +6817,8 @@ class RemoteArchive(Archive):
             ) from None
 
     def holds(self, there: str) -> bool:
-        return there.startswith(self.base) and NO_NAMES.isdisjoint(there.split("/")[1:])
+        below = there[len(self.base) :]
+        return there.startswith(self.base) and NO_NAMES.isdisjoint(below.split("/"))
 
     def size_of(self, there: str) -> Optional[int]:
         if there in self.listed:
@@ -6931,7 +6979,7 @@ def asked_for(run: Run) -> Iterator[Recording]:
         is_from_here = lexists(path) or is_below(path, library.root)
         given = path if is_from_here else library.path(path)
         inside = relpath(realpath(given), realpath(library.root))
-        stem, suffix = splitext(inside)
+        stem, suffix = splitext(inside.removesuffix(BACKUP_SUFFIX))
         is_file = suffix.lower() in (*AUDIO_SUFFIXES, SIDECAR_SUFFIX) and not isdir(given)
         asked[stem + SOURCE_SUFFIX if is_file else inside] = path
     missed, folders = set(asked), set(map(dirname, asked))
@@ -6984,7 +7032,8 @@ def done_last(library: Library) -> list[str]:
         for record in history.read([offsets.pop()]):
             with suppress(*ODD):
                 past = Past.of(record.get("past", record))
-                if past.action in words:
+                when = iso(past.time)  # a failed restore repeats a past, under its own date
+                if past.action in words and record.get("date", when) == when:
                     ended = past.time
                 elif not past.action:  # the record of a run, which has the time of its start
                     begun = past.time
@@ -7010,9 +7059,9 @@ def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator
         when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
         suffixes = " and ".join(sorted({take.copies[0].suffix for take in copies}))
         run.report.error(
-            f"Nothing to bring back: these {len(copies)} originals were deleted on {when}; their "
-            f"{suffixes} copies are the recordings now. `keep_originals_days` keeps originals from "
-            "now on."
+            f"Nothing to bring back. Originals deleted on {when}: {len(copies)}; their {suffixes} "
+            "copies are the recordings now. Set a higher `keep_originals_days` to keep originals "
+            "longer from now on."
         )
 
 
@@ -7024,7 +7073,8 @@ def may_come_back(take: Take) -> bool:
 def moves_back(recording: Recording, config: Config) -> list[Move]:
     """Returns the moves that bring a recording back: of each take its copy is to be proven and to
     go, or its file is to be fetched, or was and no more. Where one can do neither, only those."""
-    moves = list[Move]()
+    moves, tier = list[Move](), config.archive_tier
+    settings = f"restore {tier.archive if tier else None}"  # that a failure of it depends on
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
         source = take.original if take.copy else None
@@ -7037,9 +7087,9 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
         removes = take.copies[:1] if source else ()
         why = "only its copy is left, as its original was deleted"
         if not is_only_copy:
-            why = why_not_back(take, config)
+            why = recording.policy.unreadable or why_not_back(take, config)
         problem = Outcome(Reason.NOT_RESTORED, why) if why else None
-        move = kind(take, target, take.past.settings, source, removes, problem, recording)
+        move = kind(take, target, settings, source, removes, problem, recording)
         moves.append(move)
     return [move for move in moves if move.outcome] or moves
 
@@ -7071,11 +7121,15 @@ def fetch_back(run: Run, move: Fetch) -> None:
     if move.copy:  # a restore was cut short after that
         return
     assert archive
+    place = take.past.place or lead(move.recording, take)
+    if not place.sha256:  # then only its mark shows that this is the library's archive
+        archive.recognise()
     target = run.library.path(take.stem)
-    os.makedirs(dirname(target), exist_ok=True)
+    make_folder(run.library, take.folder)
     move.staged = run.staging.beside(target)
     try:
-        move.place = found = archive.fetch(move.recording, take, move.staged)
+        said = move.recording.locations
+        move.place = found = archive.fetch(take.folder, place, said, move.staged)
     except (Refusal, OSError) as error:
         if reason_of(error) is not Reason.NOT_RESTORED:
             archive.answer()  # else it is this recording's
@@ -7088,6 +7142,15 @@ def fetch_back(run: Run, move: Fetch) -> None:
             sizes = {"suffix": copy.suffix, "size": found.size}
         past = past._replace(mtime_ns=found.mtime_ns, place=found, **sizes)
         move.take = take._replace(past=past)
+
+
+def make_folder(library: Library, path: str) -> None:
+    """Makes a folder that is gone, and those above it, as the owner's of the folder above."""
+    whole = library.path(path)
+    if not isdir(whole):
+        make_folder(library, dirname(path))
+        os.mkdir(whole)
+        give_to_owner(whole, dirname(whole), 0o2777)
 
 
 def lead(recording: Recording, take: Take) -> Place:
@@ -7116,7 +7179,7 @@ def prove_again(run: Run, move: BringBack) -> None:
         move.removes = ()
         move.seen = {basename(original): run.library.witness(original)}
         refusal = Refusal(*move.outcome[:2])
-        run.report.once(f"{move.target_path} stays: it does not prove to be a copy. {refusal}")
+        run.report.once(f"{move.target_path} stays, because it was not proven: {refusal}")
     move.outcome = None
     move.detail = "the original is back"
     move.copy = move.source
@@ -7511,28 +7574,29 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
     if not archive:
         report.error(f"{len(away)} files are archived, and no archive is configured")
         return
-    missing = []
+    absent: dict[str, bool] = {}  # whether a document names it, by stem
     with answering_for(run, "archive"):
         archive.list_all()
         for recording, take in away:
             with answering_for(run, take.stem):
-                place, there, size = archive.find(recording, take)
+                place = take.past.place or lead(recording, take)
+                there, size = archive.find(take.folder, place, recording.locations)
                 is_named = bool(recording.sidecars) or run.losses.is_in_index(take)
                 if size is None:
-                    if is_named:
-                        missing.append(take.stem)
+                    absent[take.stem] = is_named
                 elif place.size not in (0, size):
                     report.error(
                         f"{there} has {size} bytes in the archive, {place.size} are on record"
                     )
-                elif run.config.archive and archive.digest(there) != place.sha256:
+                elif run.config.archive and place.sha256 not in ("", archive.digest(there)):
                     report.error(f"{there} in the archive is not the file that went there")
                 elif not is_named:
                     report.once(f"{there} is in the archive, and no document names it.")
-        if len(missing) == len(away):  # perhaps it is not the files that are not there
+        if absent:  # perhaps it is the archive that is not there
             archive.answer()
-        for stem in missing:
-            report.error(f"{stem} is not in the archive any more")
+        for stem, is_named in absent.items():
+            if is_named:
+                report.error(f"{stem} is not in the archive any more")
 
 
 # --------------------------------------------------------------------------------------- history
@@ -8269,7 +8333,9 @@ OF_THE_SYSTEM = "|".join(
 )
 # Messages about the machine, with any exit code. They say nothing about a recording.
 FAULTS_OF_THE_MACHINE = {
-    Reason.NO_SPACE: rb"No space left on device|Disk quota exceeded",
+    # rclone writes it small, and looks at the space of a disk first.
+    Reason.NO_SPACE: rb"[Nn]o space left on device|[Dd]isk quota exceeded"
+    rb"|file too big for remaining disk space",
     Reason.INPUT_OUTPUT: rb"Input/output error|Stale file handle"
     rb"|Transport endpoint is not connected|Read-only file system",
     Reason.TOOL_KILLED: rb"std::bad_alloc|[Oo]ut of memory|failed to map segment"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -11,8 +12,9 @@ import unittest
 from pathlib import Path
 
 from tests.archives import MARK, OLD, SHORT, ArchiveCase, ShortCase
-from tests.base import DAY, LibraryCase
+from tests.base import DAY, LONG_AGO, LibraryCase, sidecar
 from tests.faults import FaultCase
+from tests.test_front import past_of
 
 
 class AFolder(ArchiveCase):
@@ -137,6 +139,32 @@ class AFolder(ArchiveCase):
         self.assert_archived(*copies)
 
 
+class Rotten(ArchiveCase):
+    """A copy of the size and time on record, and other bytes."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.good = bytes(600)
+        self.copy = self.add_bytes(self.good, "d/a.opus")
+        self.add_json("d/a.json", sidecar("a", ["a.opus"]))
+        past = past_of("d/a", sha256=hashlib.sha256(self.good).hexdigest(), ids=["a"])
+        with open(self.history(), "a", encoding="ascii") as file:
+            file.write(json.dumps(past) + "\n")
+        self.add_bytes(self.good[:-1] + b"x", "d/a.opus")
+
+    def test_it_is_lost_and_nothing_of_it_goes_to_the_archive(self) -> None:
+        ran = self.run_well("--json", code=1)
+        self.assertEqual(ran.outcomes["d/a.opus"]["action"], "lost")
+        self.assertEqual(list(self.cold.rglob("*")), [])
+        self.assertEqual(self.run_well("--json").outcomes, {}, "reported once")
+        self.assertIn("lost", self.run_cli("doctor").out)
+        self.copy.write_bytes(self.good)
+        os.utime(self.copy, (LONG_AGO, LONG_AGO))
+        for _ in range(2):
+            self.run_well()
+        self.assert_archived("d/a.opus")
+
+
 class AFullDisk(ArchiveCase, FaultCase):
     def test_a_full_archive_ends_the_run_with_exit_5_and_everything_stays_here(self) -> None:
         copies = self.add_old_session(1)
@@ -230,6 +258,17 @@ class NotItself(ArchiveCase):
             ran = self.run_well("--json", "--retry", code=1)
             self.assertIn("leads out", ran.outcomes[copies[0]]["reason"])
             self.assertTrue((self.library / copies[0]).exists())
+
+    def test_an_archive_that_is_a_link_to_another_disk_gives_back_what_it_took(self) -> None:
+        (path,) = self.add_old_session(1)
+        self.cold.rmdir()
+        (self.folder / "disk").mkdir()
+        self.cold.symlink_to(self.folder / "disk")
+        self.run_well()
+        self.assert_archived(path)
+        self.assertEqual(self.run_well("check").code, 0)
+        self.run_well("restore", path)
+        self.assertTrue((self.library / path).exists())
 
     def test_a_link_or_pipe_where_the_part_file_goes_is_not_written_through(self) -> None:
         copies = self.add_old_session(1)

@@ -35,6 +35,22 @@ class Check(ShortCase):
         path.mkdir()
         self.wrong("d/a is not in the archive any more")
 
+    def test_an_archive_that_is_not_mounted_is_named_and_none_of_its_files(self) -> None:
+        self.archived()
+        (self.folder / "cold").rename(self.folder / "away")
+        for _ in range(2):
+            ran = self.run_cli("check")
+            self.assertEqual(ran.code, 1)
+            self.assertIn("Is its disk mounted?", ran.err)
+            self.assertNotIn("any more", ran.err)
+            (self.library / "d/a.json").unlink(missing_ok=True)  # then no document names one
+
+    def test_without_a_hash_on_record_no_file_is_called_another(self) -> None:
+        self.archived()
+        self.history().unlink()
+        ran = self.run_cli("check", "--archive")
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+
     def test_an_archived_recording_that_its_owner_deleted_is_forgotten(self) -> None:
         self.archived()
         (self.cold / "d/b.webm").unlink()

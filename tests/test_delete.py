@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import unittest
@@ -651,6 +652,95 @@ class Archived(DeleteCase):
         (self.there / "a-1.opus").unlink()
         self.delete(2)
         self.assertEqual(self.archived(), [])
+
+    def assert_refused(self) -> None:
+        ran = self.run_json(code=1)
+        self.assertIn("is not found; do tiers name its archive", ran.out)
+        self.assertEqual(ran.summary["deleted"], 0)
+        self.assertFalse(self.is_said())
+
+    def test_what_is_in_another_archive_than_tiers_name_is_not_called_deleted(self) -> None:
+        self.announce()
+        other = self.folder / "other"
+        (other / "archive-of-recordings").mkdir(parents=True)
+        self.configure(tiers=[{"after_days": 200, "archive": str(other)}, DELETE])
+        self.assert_refused()
+        self.assertEqual(len(self.archived()), 2)
+
+    def test_what_is_gone_there_is_not_called_deleted_without_the_library_s_mark(self) -> None:
+        """As a remote whose disk is not mounted. The run that looks leaves no mark either."""
+        self.announce()
+        shutil.rmtree(self.there.parent)
+        self.there.parent.mkdir()
+        for _ in range(2):
+            self.assert_refused()
+        self.assertEqual(list(self.there.parent.iterdir()), [])
+
+    def test_what_its_owner_moved_goes_where_the_sidecar_says_if_that_is_in_the_archive(
+        self,
+    ) -> None:
+        self.announce()
+        for moved in (self.folder / "elsewhere", self.cold / "moved"):
+            self.there.rename(moved)
+            self.add_json(
+                "2025-10-27/a-0.json", {**self.document(), "archive_location": str(moved)}
+            )
+            self.there = moved
+            if self.cold not in moved.parents:
+                self.assert_refused()
+        self.delete(2)
+        self.assertEqual(self.archived(), [])
+
+    def come_back_long_ago(self) -> None:
+        self.announce()
+        self.assertEqual(self.run_here("restore", str(self.library / "2025-10-27")).code, 0)
+        lines = re.sub(r'"back": [\d.]+', f'"back": {LONG_AGO}', self.history().read_text())
+        self.history().write_text(lines)
+        self.assertEqual(len(self.archived()), 2)
+
+    def test_what_was_restored_before_goes_there_too(self) -> None:
+        self.come_back_long_ago()
+        self.delete(2)
+        self.assertEqual(self.archived(), [])
+
+    def test_what_was_restored_before_goes_there_too_if_the_deletion_is_cut_short(self) -> None:
+        self.come_back_long_ago()
+        real = os.unlink
+
+        def unlink_and_die(path: str, **options: Any) -> None:
+            real(path, **options)
+            if path.endswith(".opus"):
+                os._exit(9)
+
+        for _ in range(4):  # files
+            with unittest.mock.patch("os.unlink", unlink_and_die):
+                self.assertEqual(self.run_cli().code, 9)
+        self.run_json()
+        self.assertEqual((self.archived(), sorted(self.library.rglob("*.opus"))), ([], []))
+
+    def test_what_a_killed_run_uploaded_and_did_not_record_goes_there_too(self) -> None:
+        (path,) = self.add_recording("2025-10-27/b")
+        shutil.copy2(path, self.there)
+        self.configure(tiers=[{**self.archive, "after_days": 360}, DELETE])
+        self.announce()
+        self.run_json()
+        self.assertEqual(self.archived(), [])
+
+    def test_what_cannot_be_removed_there_is_not_called_deleted_the_next_morning(self) -> None:
+        self.announce()
+        real = os.unlink
+
+        def refuse(path: str, **options: Any) -> None:
+            if str(self.there) in path:
+                raise PermissionError(1, "Operation not permitted", path)
+            real(path, **options)
+
+        with unittest.mock.patch("os.unlink", refuse):
+            for _ in range(3):
+                self.assertIn("Operation not permitted", self.run_json(code=1).out)
+                self.assertFalse(self.is_said())
+                self.assertEqual(self.document()["archive_location"], str(self.there))
+            self.assertEqual(self.run_json().outcomes, {}, "given up")
 
     def test_an_archive_that_is_not_there_ends_the_run(self) -> None:
         self.announce()

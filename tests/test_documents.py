@@ -249,6 +249,30 @@ def said_by_us(*names: str) -> Callable[[bytes], Optional[bytes]]:
     return edit
 
 
+def archived(stem: str) -> Take:
+    place = service.Place("/cold/d", stem.rpartition("/")[2] + ".opus", 400, 5, time=1000.0)
+    return copied(stem)._replace(copies=(), past=copied(stem).past._replace(place=place))
+
+
+class OfWhatIsArchived(unittest.TestCase):
+    def test_members_about_the_archive_stay_while_a_part_of_it_is_there(self) -> None:
+        away = edit(SIDECAR, archived("d/a-1"), archived("d/a-2"))
+        self.assertIn(b'"archive_location": "/cold/d"', away)
+        half = json.loads(edit(away, archived("d/a-1"), waiting("d/a-2")))
+        self.assertEqual((half["archived"], half["archive_location"]), (True, "/cold/d"))
+        back = json.loads(edit(away, copied("d/a-1"), copied("d/a-2")))
+        self.assertFalse(back.keys() & set(service.ARCHIVE_MEMBERS))
+
+    def test_audio_that_an_archive_still_has_is_not_called_deleted(self) -> None:
+        """A deletion whose files could not be removed was called off."""
+        document = {**SIDECAR, "audio_deleted": True, "audio_deletion_date": "2026-01-01T00:00:00Z"}
+        takes = archived("d/a-1"), archived("d/a-2")
+        told = json.loads(edit(document, *takes))
+        self.assertFalse(told.keys() & set(service.DELETION_MEMBERS))
+        nulls = {**json.loads(edit(SIDECAR, *takes)), "audio_deletion_date": None}
+        self.assertIsNone(edit(nulls, *takes), "of the recorder")
+
+
 class BesideAServer(ServerCase):
     def rewrite(self, path: Path, *names: str) -> None:
         with service.Staging(service.Library(str(self.library))) as staging:

@@ -168,6 +168,14 @@ class TestTableOfMoves(unittest.TestCase):
         self.assert_move(Store, take(OPUS, past=refused), **cold)
         self.assert_move(None, take(OPUS, past=refused._replace(attempts=3)), **cold)
 
+    def test_a_place_is_on_record_only_for_what_was_archived(self) -> None:
+        cold = {"tiers": (Tier(30, archive="/cold"),)}
+        store = self.assert_move(Store, take(OPUS, past=past()), **cold)
+        store.place = PLACE
+        self.assertEqual(store.past_after(NOW).place, PLACE)
+        store.outcome = service.Outcome(Reason.CHANGED)
+        self.assertIsNone(store.past_after(NOW).place)
+
     def test_a_restore_that_was_cut_short_is_finished_and_then_rests(self) -> None:
         back = past(Action.RESTORED, code=RESTORING)
         self.assertEqual(self.assert_move(BringBack, take(WEBM, OPUS, past=back)).removes, (OPUS,))
@@ -178,6 +186,24 @@ class TestTableOfMoves(unittest.TestCase):
         self.assert_move(None, take(WEBM, past=back))
         self.assert_move(None, take(past=back))  # deleted by its owner since
         self.assert_move(Compress, take(WEBM, past=back), retry=True)
+
+    def test_a_restore_that_cannot_be_finished_is_given_up_after_three_nights(self) -> None:
+        cold = {"tiers": (Tier(30, archive="/cold"),)}
+        one = take(past=past(Action.RESTORED, code=RESTORING, move="restore", place=PLACE))
+        for _ in range(3):
+            move = self.move_for_refused(one)
+            one = take(past=move.past_after(NOW))
+        self.assert_move(None, one)
+        self.assertIsNone(service.likely_move(one, Config(), Moment(NOW, NOW)), "it rests")
+        self.move_for_refused(one, retry=True)
+        self.assert_move(Fetch, one, **cold)  # the settings have changed
+        self.assertEqual(one.state, State.ARCHIVED)
+
+    def move_for_refused(self, one: Take, **settings: Any) -> Move:
+        self.assert_refused(Reason.NOT_RESTORED, one, **settings)
+        move = move_for(one, **settings)
+        assert move
+        return move
 
     def test_documents_call_a_take_by_the_file_that_stands_for_it(self) -> None:
         self.assertEqual(take(WEBM, OPUS, past=past()).name_now("x.webm"), "x.opus")

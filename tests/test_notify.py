@@ -387,11 +387,11 @@ class NothingBack(LibraryCase):
         for words in ((str(self.library),), ("-n", str(self.library))):
             self.assert_said(
                 self.run_cli("restore", *words),
-                f"these 43 originals were deleted on {days[0]} to {days[1]}; their .opus copies are",
-                "`keep_originals_days` keeps originals from now on.",
+                f"Originals deleted on {days[0]} to {days[1]}: 43; their .opus copies are",
+                "Set a higher `keep_originals_days` to keep originals longer from now on.",
             )
         self.assert_said(
-            self.run_cli("restore", "--last-run"), f"these 1 originals were deleted on {days[1]};"
+            self.run_cli("restore", "--last-run"), f"Originals deleted on {days[1]}: 1;"
         )
         self.assertEqual(self.files(), before)
 
@@ -401,7 +401,7 @@ class NothingBack(LibraryCase):
         self.assertEqual(self.run_cli("--keep-originals", "--only", "e/*").code, 0)
         self.assertTrue(original.with_suffix(".opus").exists())
         ran = self.run_cli("restore", str(self.library))
-        self.assert_said(ran, "these 2 originals")
+        self.assert_said(ran, ": 2; their .opus copies are")
         self.assertIn("restore: 1 restored", ran.out)
         self.assertFalse(original.with_suffix(".opus").exists())
 

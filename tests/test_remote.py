@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,11 @@ import signal
 import subprocess
 import sys
 import unittest
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional, cast
 
+import compression_service as service
 from tests.archives import RCLONE, SHORT, AliasCase, RemoteCase, free_port
 from tests.base import PROJECT, LibraryCase, decoded_seconds
 
@@ -163,6 +168,42 @@ class UnderANameOfItsOwn(AliasCase):
         self.assert_here("a.webm")
 
 
+class Spelling(service.Archive):
+    """A remote for which `A.webm` and `a.webm` are one name, and which calls a skipped move done."""
+
+    def __init__(self) -> None:
+        library = SimpleNamespace(name="recordings")
+        super().__init__("cold:", cast(Any, SimpleNamespace(library=library)))
+        self.files: dict[str, bytes] = {}
+
+    def send(self, source: str, part: str) -> None:
+        self.files[part.lower()] = Path(source).read_bytes()
+
+    def move(self, part: str, there: str) -> None:
+        if there.lower() not in self.files:
+            self.files[there.lower()] = self.files.pop(part.lower())
+
+    def remove(self, there: str) -> None:
+        del self.files[there.lower()]
+
+    def digest(self, there: str) -> str:
+        return hashlib.sha256(self.files[there.lower()]).hexdigest()
+
+    def size_of(self, there: str) -> Optional[int]:
+        found = self.files.get(there.lower())
+        return None if found is None else len(found)
+
+
+class ASkippedMove(LibraryCase):
+    def test_another_file_of_the_same_size_in_its_place_is_not_taken_for_it(self) -> None:
+        remote, digest = Spelling(), hashlib.sha256(SHORT).hexdigest()
+        others = SHORT[:-1] + b"x"
+        remote.files["cold:a.webm"] = others
+        with self.assertRaisesRegex(service.NotProven, "what was moved there"):
+            remote.deliver(str(self.add_bytes(SHORT, "A.webm")), "cold:A.webm", digest)
+        self.assertEqual(remote.files, {"cold:a.webm": others})
+
+
 class Refusals(AliasCase):
     def test_a_remote_that_takes_nothing_ends_the_run_with_one_sentence(self) -> None:
         paths = self.settled(*(f"d/{number}.webm" for number in range(4)))
@@ -258,6 +299,21 @@ class Refusals(AliasCase):
         )
         self.archive()
         self.assert_archived("a.webm")
+
+
+class AFullRemote(AliasCase):
+    def test_it_ends_the_run_with_exit_5_whatever_else_fails_there(self) -> None:
+        for text in ("write: no space left on device", "file too big for remaining disk space"):
+            self.settled("a.webm")
+            self.faulty(
+                "if 'copyto' in args and args[-1].endswith('.part'):\n"
+                f"    sys.exit('ERROR : a.webm: {text}')\n"
+                "if 'deletefile' in args:\n"
+                "    sys.exit('ERROR : object not found')"
+            )
+            ran = self.archive(code=5)
+            self.assertIn("No space left in", ran.err)
+            self.assert_here("a.webm")
 
 
 class AWebDavServer(RemoteCase):

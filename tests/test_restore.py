@@ -11,6 +11,7 @@ import unittest
 from pathlib import Path
 from typing import Optional
 
+import compression_service as service
 from tests import standins
 from tests.base import LibraryCase, Ran
 from tests.faults import FaultCase, needs_strace
@@ -112,6 +113,23 @@ class Undo(RestoreCase):
         self.assertFalse((self.library / "later/a.opus").exists())
         self.assertTrue(self.originals[0].with_suffix(".opus").exists())
 
+    def test_a_past_that_a_later_line_repeats_is_not_undone_in_its_place(self) -> None:
+        """As after a restore that failed, or a copy that was recorded anew."""
+        lines = []
+        for stem, when, said in (("d/a", 1e9, 1e9), ("d/b", 2e9, 2e9), ("d/a", 1e9, 3e9)):
+            past = {"action": "archived", "time": when}
+            about = {"path": f"{stem}.webm", "take": stem, "date": service.iso(said)}
+            lines.append(json.dumps({"type": "recording", **about, "past": past}) + "\n")
+        self.history().write_text("".join(lines))
+        found = service.done_last(service.Library(str(self.library)))
+        self.assertEqual(found, [f"{self.library}/d/b.webm"])
+
+    def test_all_files_of_a_folder_as_a_shell_names_them_bring_it_back_once(self) -> None:
+        paths = sorted(self.originals[0].parent.iterdir())
+        self.assertIn(".bak", {path.suffix for path in paths})
+        self.assertEqual(self.restore(*paths).err, "")
+        self.assert_as_before()
+
     def test_it_is_done_once(self) -> None:
         self.restore(self.originals[0].with_suffix(".json"))
         before = self.files()
@@ -187,11 +205,20 @@ class NoHarm(RestoreCase):
         ):
             self.originals[0].write_bytes(content)
             ran = self.restore(self.originals[0])
-            self.assertIn("chunk-1.opus stays: it does not prove to be a copy", ran.out)
+            self.assertIn("chunk-1.opus stays, because it was not proven: ", ran.out)
             self.assertTrue(self.originals[0].with_suffix(".opus").exists())
             self.assertEqual(self.originals[0].read_bytes(), content)
             self.assertEqual(self.run_cli().code, 0)
             self.assertTrue(self.originals[0].with_suffix(".opus").exists(), "taken by a run")
+
+    def test_names_are_turned_back_also_to_an_original_that_was_replaced(self) -> None:
+        self.originals[1].write_bytes(self.originals[0].read_bytes())
+        self.restore(self.originals[1])
+        self.assertTrue(self.originals[1].with_suffix(".opus").exists())
+        for path in self.originals:
+            document = json.loads(path.with_suffix(".json").read_text())
+            names = [chunk["file"] for chunk in document["chunks"]]
+            self.assertEqual(names, [each.name for each in self.originals])
 
     def test_a_path_outside_or_of_nothing_is_told(self) -> None:
         outside = self.folder / "other.webm"
@@ -319,6 +346,14 @@ class KeptOriginals(FaultCase):
         before = "\n".join(lines[: removed[0]])
         self.assertRegex(before, rf"sync\(\d+<{self.original}>\) += 0")
         self.assertRegex(before, rf"sync\(\d+<{self.original.parent}>\) += 0")
+
+    def test_a_copy_that_cannot_be_removed_stays_and_the_reason_is_that(self) -> None:
+        self.drive("program.is_protected = lambda path: path.endswith('.opus')")
+        ran = self.run_cli("restore", "d/a.webm")
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        self.assertIn("d/a.opus stays, because it was not proven: its commit would fail", ran.out)
+        self.assertTrue(self.copy.exists())
+        self.assertEqual(self.read_json("d/a.json")["chunks"][0]["file"], "a.webm")
 
     def kill_after_placing(self) -> None:
         """As a run leaves it that compresses once more and is killed before its history."""

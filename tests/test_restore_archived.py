@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import unittest
 from pathlib import Path
 
-from tests.archives import OLD, SHORT, ArchiveCase, ShortCase
+from tests.archives import MARK, OLD, SHORT, AliasCase, ArchiveCase, ShortCase
 from tests.base import RECORDINGS, LibraryCase, Ran
 
 
@@ -181,10 +182,25 @@ class WithoutARecord(ShortCase):
         (self.library / ".compression").mkdir()  # else it is taken for an unmounted disk
         self.assertEqual(self.run_cli("check").code, 0)
         ran = self.run_cli("restore", "d/a.json")
+        self.assertIn(f"remove {self.cold / MARK} and run again", ran.err)
+        self.assertFalse((self.library / "d/a.webm").exists(), "another library's perhaps")
+        (self.cold / MARK).unlink()
+        ran = self.run_cli("restore", "d/a.json")
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         self.assertEqual((self.library / "d/a.webm").read_bytes(), SHORT)
         self.assertNotIn("archived", self.read_json("d/a.json"))
         self.assertEqual(self.run_cli("check").code, 0)
+
+    def test_another_library_s_file_in_an_archive_of_one_name_does_not_come_back(self) -> None:
+        self.archived()
+        self.library = self.folder / "other/recordings"
+        self.library.mkdir(parents=True)
+        self.configure(recordings_dir=str(self.library))
+        self.put_run_on_record()
+        self.add_json("d/a.json", {"id": "A", "chunks": [{"file": "a.webm"}]})
+        ran = self.run_cli("restore", "d/a.json")
+        self.assertIn("has the mark of another library", ran.err)
+        self.assertFalse((self.library / "d/a.webm").exists())
 
     def test_what_its_sidecar_tells_and_is_not_there_is_reported_by_check(self) -> None:
         self.archived()
@@ -249,6 +265,77 @@ class Moved(ShortCase):
         self.add_json("d/a.json", document)
         self.comes_back()
 
+    def test_a_damaged_file_on_one_lead_does_not_hide_the_good_one_on_another(self) -> None:
+        shutil.copytree(self.cold / "d", self.folder / "cold/by-hand")
+        (self.cold / "d/a.webm").write_bytes(SHORT[:-1] + b"x")
+        document = self.read_json("d/a.json")
+        document["archive_location"] = str(self.folder / "cold/by-hand")
+        self.add_json("d/a.json", document)
+        self.comes_back()
+
+    def test_each_sidecar_of_a_recording_may_say_another_place(self) -> None:
+        self.settled("d/b.webm")
+        self.add_json("d/b.json", {"id": "A", "chunks": [{"file": "b.webm"}]})
+        self.archive()
+        (self.folder / "cold/by-hand").mkdir()
+        (self.cold / "d/b.webm").rename(self.folder / "cold/by-hand/b.webm")
+        document = self.read_json("d/b.json")
+        document["archive_location"] = str(self.folder / "cold/by-hand")
+        self.add_json("d/b.json", document)
+        self.comes_back()
+        self.assertEqual((self.library / "d/b.webm").read_bytes(), SHORT)
+
+    def test_an_archive_that_takes_nothing_any_more_gives_back_what_it_has(self) -> None:
+        self.settled("e/b.webm")
+        self.archive()
+        (self.cold / "d/a.webm").unlink()
+        self.drive(
+            "real = program.is_read_only\n"
+            "program.is_read_only = lambda path: 'cold' in path or real(path)"
+        )
+        ran = self.run_cli("restore", str(self.library))
+        self.assertEqual(ran.code, 1)
+        self.assertIn("d/a.webm is not in the archive", ran.out)
+        self.assert_here("e/b.webm")
+
+    def test_a_sidecar_that_cannot_be_edited_keeps_it_there(self) -> None:
+        path = self.library / "d/a.json"
+        good = path.read_text()
+        path.write_text(good[:-20])
+        os.utime(path, (OLD, OLD))  # no one is in the middle of writing it
+        ran = self.run_cli("restore", str(self.library))
+        self.assertEqual(ran.code, 1)
+        self.assertIn("cannot be restored: d/a.json", ran.out)
+        self.assertFalse((self.library / "d/a.webm").exists())
+        path.write_text(good)
+        self.assertEqual(self.run_cli("-j1", "--json").outcomes, {})
+        self.comes_back()
+
+    def test_one_whose_sidecar_could_not_be_written_is_finished_by_the_next_run(self) -> None:
+        self.drive(
+            "def refuse(*_, **__):\n"
+            "    raise PermissionError(13, 'Permission denied')\n"
+            "program.rewrite = refuse"
+        )
+        self.assertEqual(self.run_cli("restore", str(self.library)).code, 1)
+        self.assertIn("archived", self.read_json("d/a.json"))
+        self.assert_here("d/a.webm")
+        self.driver, self.changes = None, ""
+        ran = self.run_cli("-j1", "--json")
+        self.assertEqual((ran.code, ran.summary["restored"]), (0, 1), ran.out + ran.err)
+        self.assertNotIn("archived", self.read_json("d/a.json"))
+        self.comes_back()
+
+    def test_a_folder_that_is_made_again_belongs_to_the_owner_of_the_one_above(self) -> None:
+        shutil.rmtree(self.library / "d")
+        self.library.chmod(0o750)
+        if os.geteuid() or not self.as_root("chown", "1234:1234", str(self.library)):
+            self.cannot("giving a folder to another user")
+        self.assertEqual(self.run_cli("restore", "d").code, 0)
+        status = (self.library / "d").stat()
+        self.assertEqual((status.st_uid, status.st_gid), (1234, 1234))
+        self.assertEqual(status.st_mode & 0o777, 0o750)
+
     def test_a_lead_to_another_file_brings_nothing_back(self) -> None:
         (self.cold / "d").rename(self.folder / "cold/by-hand")
         (self.folder / "cold/by-hand/a.webm").write_bytes(SHORT[:-1] + b"x")
@@ -258,6 +345,19 @@ class Moved(ShortCase):
         ran = self.run_cli("restore", str(self.library))
         self.assertIn("is not the file that went there", ran.out)
         self.assertFalse((self.library / "d/a.webm").exists())
+
+
+class OutOfARemote(AliasCase):
+    def test_a_location_that_leaves_the_configured_remote_is_never_followed(self) -> None:
+        secret = self.folder / "secret"
+        secret.mkdir()
+        (secret / "a.webm").write_bytes(SHORT)
+        self.environment["RCLONE_CONFIG_COLD_TYPE"] = "local"
+        for location in (f"cold:{secret}", f"cold:..{secret}", "cold:../secret", "cold:/d/../e"):
+            document = {"chunks": [{"file": "a.webm"}], "archive_location": location}
+            self.add_json("a.json", {**document, "archived": True})
+            self.assertEqual(self.run_cli("restore", "a.json").code, 1)
+            self.assertEqual(self.called(f"{location}/a.webm"), [])
 
 
 class FromVersion2(ArchiveCase):
