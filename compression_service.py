@@ -1146,8 +1146,10 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     at = place_of_command(words)
     name = words[at] if at < len(words) else "run"
     if name not in COMMANDS:
+        check_flags(words[:at], "run")
         near = nearest(name, COMMANDS)
         front_page().error(f"There is no command '{name}'; the nearest is '{near}'")
+    check_flags(words, name)
     command = COMMANDS[name]
     parser = Parser(
         prog=f"{PROGRAM} {name}", description=command.help, epilog=EXIT_CODES, allow_abbrev=False
@@ -1158,18 +1160,24 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     if "--" in others:  # the intermixed parser forgets it
         end = others.index("--")
         others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
-    found, unknown = parser.parse_known_intermixed_args(others)
-    if unknown:
-        flags: dict[str, str] = {}
-        for each in (*COMMANDS, name):
-            for field in COMMANDS[each].fields:
-                flags.update(dict.fromkeys(field.metadata["flags"], each))
-        near = nearest(unknown[0].partition("=")[0], flags)
-        whose = "" if flags[near] == name else f" of '{flags[near]}'"
-        said = f"; the nearest is {near}{whose}" if unknown[0].startswith("-") else ""
-        parser.error(f"'{name}' takes no {unknown[0]}{said}")
+    found = parser.parse_intermixed_args(others)
     found.command = name
     return found
+
+
+def check_flags(words: Sequence[str], name: str) -> None:
+    """Raises UsageError for a flag that a command has not. The value of such a flag would be taken
+    for a command."""
+    homes = dict.fromkeys(("-h", "--help"), name)
+    for each in (*COMMANDS, "run", "stats", name):  # who asks for JSON is not sent to a run
+        for field in COMMANDS[each].fields:
+            homes.update(dict.fromkeys(field.metadata["flags"], each))
+    for _, flag in outline(words):
+        if flag and homes.get(flag.replace("--no-", "--")) != name:
+            near = nearest(flag, homes)
+            whose = "" if homes[near] == name else f" of '{homes[near]}'"
+            problem = f"'{name}' takes no {flag}; the nearest is {near}{whose}"
+            Parser(prog=f"{PROGRAM} {name}").error(problem)
 
 
 def front_page() -> Parser:
@@ -1196,14 +1204,19 @@ COMMAND --help lists its options and exit codes. Options may stand before it."""
 def place_of_command(words: Sequence[str]) -> int:
     """Returns where the first word stands that is neither an option nor an option's value, or how
     many words there are."""
+    return next((at for at, flag in outline(words) if not flag), len(words))
+
+
+def outline(words: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yields where each word stands that is no flag's value, and the flag, "" for another word."""
     before = ""
     for at, word in enumerate(words):
         if word == "--":
             break
-        if not word.startswith("-") and before not in VALUED:
-            return at
+        flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if before not in VALUED:
+            yield at, flag if word.startswith("-") else ""
         before = word
-    return len(words)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1233,7 +1246,7 @@ def from_text(kind: Kind, text: str) -> Any:
     except ValueError as error:
         with suppress(ValueError):
             return kind(json.loads(text))
-        raise argparse.ArgumentTypeError(f"{error}, found {text}") from None
+        raise argparse.ArgumentTypeError(f"{error}, found {json.dumps(text)}") from None
     return abspath(value) if kind is check_path else value
 
 
@@ -1318,9 +1331,9 @@ def or_none(kind: Kind) -> Kind:
 
 def check_duration(value: Any) -> float:
     """Returns seconds, from such as "90m", "2h" or "3d"."""
-    found = re.fullmatch(r"(\d{1,6})([mhd])", str(value))
+    found = re.fullmatch(r"(?!0+\D)(\d{1,6})([mhd])", str(value))
     if not found:
-        raise ValueError("expected a time such as 90m, 2h or 3d")
+        raise ValueError("expected a time above 0, such as 90m, 2h or 3d")
     return int(found[1]) * {"m": 60.0, "h": 3600.0, "d": float(DAY)}[found[2]]
 
 
@@ -1387,19 +1400,20 @@ def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         try:
             members[key] = kinds[key](member)
         except ValueError as error:
-            raise ValueError(f'for "{key}" {error}, found {json.dumps(member)}') from None
+            found = "" if ", found" in str(error) else f", found {json.dumps(member)}"
+            raise ValueError(f'for "{key}" {error}{found}') from None
     return members
 
 
 def check_tiers(value: Any) -> tuple[Tier, ...]:
-    """Tiers by age, in whatever order they were written."""
+    """Tiers, each with an age and what is to be done then."""
     if not isinstance(value, list):
         raise ValueError('expected a list such as [{"after_days": 30, "bitrate": "64k"}]')
     tiers = [check_members(each, TIER_KINDS) for each in value]
     for tier in tiers:
         if len(tier) != 2 or "after_days" not in tier:
             raise ValueError('expected "after_days", and one of "bitrate", "archive", "delete"')
-    return tuple(sorted((Tier(**tier) for tier in tiers), key=lambda tier: tier.after_days))
+    return tuple(Tier(**tier) for tier in tiers)
 
 
 @dataclass(frozen=True)
@@ -1533,11 +1547,15 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
     for tier in config.steps:
+        key, expected, found = "tiers", "", tier.archive
         if tier.bitrate and not lowest <= tier.bitrate <= highest:
+            key = key if tier in config.tiers else "target_bitrate"
             span = f"{lowest // 1000}k to {highest // 1000}k"
-            raise UsageError(f"{config.target_format}: expected bit rates from {span}.")
+            expected, found = f"{config.target_format} at {span}", f"{tier.bitrate // 1000}k"
         if f"{tier.archive}/".startswith(f"{config.recordings_dir}/"):
-            raise UsageError(f"tiers: expected an archive apart from {config.recordings_dir}.")
+            expected = f"an archive apart from {config.recordings_dir}"
+        if expected:
+            raise UsageError(f'For "{key}" expected {expected}, found {found}.')
     return config
 
 
@@ -1565,9 +1583,11 @@ def read_config(path: str) -> Config:
 
 def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """An object; of two different orders under one key neither is followed."""
-    document = dict(members)
-    if len(document) < len(members):
-        raise ValueError("a key stands there twice")
+    document = dict[str, Any]()
+    for key, value in members:
+        if key in document:
+            raise ValueError(f'the key "{key}" stands there twice')
+        document[key] = value
     return document
 
 
@@ -1575,7 +1595,7 @@ def check_steps(config: Config) -> None:
     """Raises ValueError where a tier is no step on from what was before it. The first step may be
     written as a tier too."""
     days, age = config.age_threshold_days - 1e-6, "age_threshold_days"
-    rate, size = config.target_bitrate + 1, "target_bitrate"
+    rate, size = config.target_bitrate + (config.steps[0] in config.tiers), "target_bitrate"
     for tier in config.tiers:
         # An archive is a step on from all bit rates, and deletion from an archive.
         step = tier.bitrate or -int(tier.delete)
@@ -1583,7 +1603,9 @@ def check_steps(config: Config) -> None:
             found = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
             raise ValueError(f'"tiers": {found}')
         if step >= rate and rate <= 0:
-            raise ValueError('"tiers": expected bit rates first, then an archive, deletion last')
+            found = f"found another one at {tier.after_days:g} days"
+            order = "expected bit rates first, then an archive, deletion last"
+            raise ValueError(f'"tiers": {order}, {found}')
         if step >= rate:
             less = f"{step // 1000}k must be below {size}, which is {rate // 1000}k"
             raise ValueError(f'"tiers": bitrate {less}')
