@@ -564,6 +564,11 @@ class Past(NamedTuple):
         return self.action in (Action.KEPT, Action.RESTORED)
 
     @property
+    def is_kept(self) -> bool:
+        """Returns whether a sidecar's policy kept it when a move was last asked for."""
+        return self.code == Reason.POLICY_KEEP.code
+
+    @property
     def is_at_rest(self) -> bool:
         """Kept, given up or archived: no run compresses it, as long as its settings hold."""
         return self.is_settled or self.move == Store.name
@@ -1821,9 +1826,7 @@ class Run:
         if tier and self.config.dry_run:
             days, today = next_deletions(add_up(self, []), self.now), local_time(self.now)[:10]
             later = [day for day in days if day["date"] > today]  # the others are listed
-            self.report.remarks += deletion_texts(later)
-            if not self.is_announced:
-                self.report.remarks.append("The first complete run only announces what is deleted")
+            self.report.remarks += deletion_texts(self, later)
         elif tier and not self.is_announced and self.is_complete:
             self.report.announce(
                 f"The tier of {tier.after_days:g} days is new: the next run deletes "
@@ -3253,12 +3256,13 @@ class Asked(NamedTuple):
         return kind(self.take, self.target, self.settings, source, removes, problem)
 
     def is_settled(self, move: Move) -> bool:
-        """Returns whether a move is not to be tried again, as long as its settings hold: its own
-        last outcome stays, or a move of a higher rank was tried since, and its copy is here."""
+        """Returns whether a move is not to be tried again, as long as its settings hold: a policy
+        keeps the take, its own last outcome stays, or a move of a higher rank was tried since, and
+        its copy is here."""
         take, tried = self.take, RANKS.get(self.take.past.move, 1)
         is_last = tried == move.rank and take.past.is_settled
         is_later = tried > move.rank and bool(take.proven_copy or not take.past.has_copy)
-        return self.holds and (is_later or is_last)
+        return self.holds and (take.past.is_kept or is_later or is_last)
 
 
 def asked_of(
@@ -3374,7 +3378,7 @@ def archiving(
             continue
         file, asked = take.file, asked_of(take, policy, config, moment)
         is_one = len(take.files) == 1 and take.state is not State.WAITING
-        if not (tier and file and asked and is_one) or asked.policy.keep:
+        if not (tier and file and asked and is_one):
             return []
         move = asked.move(Store, file, (file,), objection(asked.policy))
         if moment.careful_age(file) < tier.after_days or asked.is_settled(move):
@@ -7840,9 +7844,10 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
 
 
 def add_deletion(sums: Counter[str], folder: Folder, take: Take, config: Config) -> None:
-    """Adds a take to those that a tier deletes on a day."""
+    """Adds a take to those that a tier deletes on a day. Where documents alone tell that it stays,
+    it counts too."""
     due = deletion_time(take, config)
-    if due < LATEST and folder.documents:  # else no sidecar owns it
+    if due < LATEST and folder.documents and not take.past.is_kept:  # else no sidecar owns it
         day = datetime.fromtimestamp(due).date().isoformat()
         sums[f"doomed_count/{day}"] += 1
         sums[f"doomed_size/{day}"] += take.size
@@ -7858,10 +7863,13 @@ def next_deletions(groups: Mapping[str, Any], now: float) -> list[dict[str, Any]
     return [{"date": day, **days[day]} for day in sorted(days)[:LISTED]]
 
 
-def deletion_texts(days: Sequence[Mapping[str, Any]]) -> list[str]:
+def deletion_texts(run: Run, days: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns what is deleted next, in words."""
-    text = "Next to be deleted for good: {count:,} ({}) on {date}"
-    return [text.format(size_text(day["size"]), **day) for day in days[:1]]
+    text = "Next to be deleted for good: at most {count:,} ({}) on {date}"
+    texts = [text.format(size_text(day["size"]), **day) for day in days[:1]]
+    if not run.is_announced:
+        texts.append("The first complete run only announces what is deleted")
+    return texts
 
 
 def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
@@ -7886,12 +7894,12 @@ def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
     if copy and past.first_size:
         sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
     if move:
-        sums[f"due_by_move/{move.name}"] += 1
+        sums.update({"due/count": 1, f"due_by_move/{move.name}": 1})
     elif take.original and take.state is State.WAITING:
         sums["all/young"] += 1
     if move and source and move.encodes:
         asked = (source.size if take.original else past.first_size) * move.target.bitrate
-        sums.update({"due/count": 1, "due/size": source.size, "due/asked": asked})
+        sums.update({"due/size": source.size, "due/asked": asked})
 
 
 def add_saving(sums: Counter[str], past: Past, size: int) -> None:
@@ -7927,7 +7935,7 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     if run.shortage > 0:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
         yield f"{room} free, keep_free asks for {wanted}.", 0
-    for text in deletion_texts(stats["next_deletions"]):
+    for text in deletion_texts(run, stats["next_deletions"]):
         yield f"{text}.", 0
     if not (stats["recordings"] or run.last):
         yield f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.", 0
@@ -7978,13 +7986,13 @@ def saved_percent(stats: Mapping[str, Any]) -> Any:
     return round(100 * saved / max(1, saved + now))
 
 
-NEXT = {  # what is due, by move
+NEXT = {  # what is due, by move; deletions are listed by day
     "compress": "to compress",
     "adopt": "copies to prove again",
     "smaller": "copies to make smaller",
     "free": "originals to delete, as their days are over",
     "archive": "to archive",
-    "delete": "to delete for good",
+    "restore": "to bring back, as a restore was cut short",
 }
 Rows = list[tuple[str, str]]
 
@@ -8007,13 +8015,11 @@ def storage_rows(stats: Mapping[str, Any]) -> Rows:
 def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
     """Returns the rows that terminal and page show, by title."""
     due, recorded, saved = stats["due"], stats["recorded_by_month"], stats["savings_by_month"]
-    to_do = [(NEXT.get(move, move), f"{count:,}") for move, count in stats["due_by_move"].items()]
-    if due["count"]:
+    counts, days = stats["due_by_move"].items(), stats["next_deletions"]
+    to_do = [(NEXT[move], f"{count:,}") for move, count in counts if move in NEXT]
+    if due["size"]:
         saving = size_text(due["estimated_saving"])
         to_do.append(("to encode", f"{size_text(due['size'])}, saves about {saving}"))
-    for day in stats["next_deletions"]:
-        told = f"{day['count']:,} ({size_text(day['size'])})"
-        to_do.append((f"{NEXT['delete']} on {day['date']}", told))
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:
@@ -8023,6 +8029,9 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
         "storage": storage_rows(stats),
         "at work now": [(stats["at_work"], "")] if stats["at_work"] else [],
         "next run": to_do,
+        "next to be deleted for good, at most": [
+            (day["date"], f"{day['count']:,} ({size_text(day['size'])})") for day in days
+        ],
         "failed or kept": [(f"{len(paths):,}", text) for text, paths in kept],
         "last runs": [*reversed(runs[-LISTED:])],
         "failed or kept, by name": named,
