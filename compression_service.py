@@ -8085,10 +8085,8 @@ th{font-weight:normal;color:var(--soft)}td:last-child{padding-right:0}
 .kept th{width:1%;text-align:right}
 .name th,.name td{width:auto;text-align:left;white-space:normal;overflow-wrap:anywhere}
 tr+tr>*{border-top:1px solid var(--line)}
-@media(max-width:40rem){.runs,.month{font-size:.85rem}.runs{table-layout:fixed}
-.runs th{width:7.6rem}
-.runs td{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
-.name th,.name td{display:block;padding-right:0}.name td{border:0;padding-top:0}}
+@media(max-width:40rem){.runs,.month{font-size:.85rem}
+.runs *,.name *{display:block;width:auto;padding-right:0}.runs td,.name td{border:0;padding-top:0}}
 .chart{display:grid;grid-template-columns:auto 1fr;gap:.3rem .5rem;margin:0;color:var(--soft);
 font-size:.8rem;fill:currentColor}
 .scale{display:flex;flex-direction:column;justify-content:space-between;text-align:right}
@@ -8100,7 +8098,7 @@ svg{display:block;width:100%;height:12rem}.months{overflow:visible;height:1.1rem
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
 .key.with{margin-left:0;background:var(--with)}.key.without{background:var(--without)}
 """
-MONTH_LABELS = 5  # as many as a telephone has room for
+MONTH_LABELS = 3  # as many as a telephone has room for
 
 
 def stats_page(stats: Mapping[str, Any]) -> str:
@@ -8118,7 +8116,7 @@ def stats_page(stats: Mapping[str, Any]) -> str:
 <title>Storage of the recordings</title><style>{STYLE}</style></head><body>
 <h1>Storage of the recordings</h1>
 <p class="verdict {"wrong" if is_wrong else "well"}" role="status">{shown(text)}</p>
-<section><h2>Size over time</h2>{size_chart(stats)}</section>
+<section><h2>All that was recorded, over time</h2>{size_chart(stats)}</section>
 {sections}<p>As of {local_time(time.time())}.</p></body></html>
 """
 
@@ -8128,8 +8126,9 @@ def shown(text: str) -> str:
 
 
 def size_chart(stats: Mapping[str, Any]) -> str:
-    """Returns a chart of the library's size by month, with a title for each month. A recording
-    counts from the month it was recorded in, its saving from the month it was compressed in."""
+    """Returns a chart of the size of all recordings by month, with a title for each month. One
+    counts from the month it was recorded in, its saving from the month it was compressed in. It
+    still counts when it was archived or deleted."""
     recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
     months = sorted({*recorded, *saved})
     if not months:
@@ -8153,7 +8152,7 @@ def size_chart(stats: Mapping[str, Any]) -> str:
 preserveAspectRatio="none" role="group" aria-label="Until {words}.">{columns}</svg>
 <svg class="months" aria-hidden="true">{labels}</svg></figure>
 <p><i class="key with"></i>with compression<i class="key without"></i>without</p>
-<p>Until {words}.</p>
+<p>Until {words}. What was archived or deleted counts too.</p>
 """
 
 
