@@ -8432,6 +8432,10 @@ class Tools:
             digest = pool.submit(copy_through, encode.stdout, verify.stdin, open_to_write(copy))
             encode.stdin = encode.stdout = verify.stdin = None  # so that `hear` leaves them alone
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
+            for process, (_, said) in zip(processes, heard):
+                # One that fails breaks the pipe of those before it, and starves those behind.
+                if process.returncode and b"Broken pipe" not in said:
+                    judge([process], said)
             messages = judge(processes, b"\n".join(said for _, said in heard))
             if messages:
                 raise damaged(messages)
