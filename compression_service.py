@@ -8950,8 +8950,7 @@ class Report:
                 self.log_failed(error)
 
     def log_failed(self, error: OSError) -> None:
-        path, problem = self.config.log_file, error.strerror
-        self.error(f"The log {path} cannot be written: {problem}. The work goes on without.", 0)
+        self.error(log_problem(self.config.log_file, error), 0)
 
     def say(self, text: str) -> None:
         """A result, on stdout; on stderr with --json, whose lines stay pure."""
@@ -9191,6 +9190,10 @@ def open_log(path: str) -> IO[bytes]:
     return open(os.open(path, flags, 0o666), "wb")
 
 
+def log_problem(path: str, error: OSError) -> str:
+    return f"The log {path} cannot be written: {error.strerror}. The work goes on without."
+
+
 def check_links(path: str) -> None:
     """Raises PermissionError where a link on the way to a log is neither root's nor ours: else its
     owner could let us write anywhere."""
@@ -9376,13 +9379,18 @@ def examine_archive(run: Run) -> Iterator[tuple[str, int]]:
 
 
 def examine_log(run: Run) -> Iterator[tuple[str, int]]:
-    """Does not make it, as doctor changes nothing."""
+    """Does not make it, as doctor changes nothing. A file without a name is tried in its place."""
     place = path = run.config.log_file
-    check_links(path)
-    while not lexists(place):
-        place = dirname(place)
-    read_sign(place)
-    yield f"the log {path} can be written to", 0
+    try:
+        check_links(path)
+        while not lexists(place):
+            place = dirname(place)
+        with open_log(path) if place == path else tempfile.TemporaryFile(dir=place):
+            read_sign(place)
+    except OSError as error:
+        yield log_problem(path, error), exit_code_of(error)
+    else:
+        yield f"the log {path} can be written to", 0
 
 
 def examine_state(run: Run) -> Iterator[tuple[str, int]]:
