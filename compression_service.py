@@ -9401,6 +9401,8 @@ def examine_state(run: Run) -> Iterator[tuple[str, int]]:
 def command_schedule(config: Config, report: Report) -> None:
     """Print what makes a run every night on this machine. Raises UsageError."""
     folder = dirname(Tools(Stop()).find("ffmpeg")[0])  # which may be one of the user's own
+    usual = resolve_config(argparse.Namespace(file=config.file or None))  # also if it changes
+    library = config.recordings_dir
     words = [
         "/usr/bin/env",
         f"PATH={folder}:/usr/local/bin:/usr/bin:/bin",
@@ -9409,8 +9411,7 @@ def command_schedule(config: Config, report: Report) -> None:
         "run",
         "--quiet",
         *(["-c", config.file] if config.file else []),
-        "--recordings",
-        config.recordings_dir,
+        *(["--recordings", library] if library != usual.recordings_dir else []),
     ]
     if not "".join(words).isprintable():
         raise UsageError("A line break in a path: no scheduler takes it. Rename that folder first.")
