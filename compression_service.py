@@ -2281,9 +2281,13 @@ def space_wanted(library: Library, config: Config) -> float:
     found = FREE_SPACE.fullmatch(config.keep_free or "")
     if not found:
         return 0.0
+    return float(found[1]) * UNITS.get(found[2], disk_size(library) / 100)
+
+
+def disk_size(library: Library) -> float:
+    """Bytes; 0 where the file system does not say. Raises OSError."""
     disk = disk_state(library.root)
-    percent = disk.f_blocks * disk.f_frsize / 100 if disk else 0.0
-    return float(found[1]) * UNITS.get(found[2], percent)
+    return disk.f_blocks * disk.f_frsize if disk else 0.0
 
 
 def disk_state(path: str) -> Optional[os.statvfs_result]:
@@ -7935,6 +7939,9 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     if run.shortage > 0:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
         yield f"{room} free, keep_free asks for {wanted}.", 0
+        size = disk_size(run.library)
+        if 0 < size < stats["keep_free"]:
+            yield f"No run can reach that: the disk has {size_text(size)} in all.", 1
     for text in deletion_texts(run, stats["next_deletions"]):
         yield f"{text}.", 0
     if not (stats["recordings"] or run.last):
