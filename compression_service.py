@@ -5627,7 +5627,7 @@ class Committer:
                     move.undo(self.library)
         if moves:
             return
-        text = f"Left alone, and may not say all that is true: {explain(error)}"
+        text = f"{LEFT_ALONE}{explain(error)}."
         if exit_code_of(error) == NoSpaceError.exit_code:
             if self.report.exit_code != NoSpaceError.exit_code:
                 self.report.error(text, NoSpaceError.exit_code)
@@ -7448,6 +7448,7 @@ class Losses:
 # The library against its records: every copy by its hash, every document derived anew and compared
 # with what it says, every archived file. Changes nothing but the record of what is lost.
 
+LEFT_ALONE = "Left alone, and may not say all that is true until you mend it: "
 RUN_CORRECTS = "A run corrects that."
 
 
@@ -7521,7 +7522,7 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
                 if edit(read_regular(run.library.path(path))):
                     report.once(f"{path} does not say what its recording is. {RUN_CORRECTS}")
     index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
-    with answering_for(run, INDEX_NAME):
+    with answering_for(run, LEFT_ALONE + INDEX_NAME):
         data = read_regular(run.library.path(INDEX_NAME))
         for id_ in index_differs(data, index.facts, index.meant):
             report.once(f"{INDEX_NAME} does not say what the recording {id_} is. {RUN_CORRECTS}")
@@ -9309,8 +9310,7 @@ def obstacles(run: Run) -> Iterator[tuple[str, int]]:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (Flaw, OSError) as error:
-        text = f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
-        yield text, 1
+        yield f"{LEFT_ALONE}{INDEX_NAME}: {explain(error)}.", 1
 
 
 def first_word(command: str) -> str:
