@@ -1077,6 +1077,8 @@ def explain(error: Exception) -> str:
         return str(error)
     names = (error.filename, error.filename2)
     paths = ", ".join(os.fsdecode(name) for name in names if isinstance(name, (str, bytes)))
+    if isinstance(error, FileNotFoundError) and not paths:
+        paths = "the folder that this was started in"
     return f"{error.strerror or error}" + (f" ({paths})" if paths else "")
 
 
@@ -9283,7 +9285,11 @@ def command_doctor(config: Config, report: Report) -> None:
             said.append(text)
     report.say(f"         settings, from {config.file or 'nowhere: all are defaults'}:")
     settings = {name: getattr(config, name) for name in FILE_KINDS}
-    settings["tiers"] = [tier._asdict() for tier in config.tiers]
+    settings["tiers"] = []
+    for tier in config.tiers:  # as they may stand in a config file
+        members = tier._asdict().items()
+        told = {key: value for key, value in members if value or key == "after_days"}
+        settings["tiers"].append(told)
     for name, value in settings.items():
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
@@ -9500,11 +9506,12 @@ SCHEDULES: Mapping[str, tuple[str, Callable[[str], str]]] = {
     ),
 }
 DEMO_FILES = {
-    "config.json": '{"age_threshold_days": 0}',
+    "config.json": "{}",
     "recordings/index.json": '{"recordings": [{"id": "2025-10-27T14:30:45Z"}]}',
     "recordings/2025-10-27/14-30-45-chunk-1.json": '{"id": "2025-10-27T14:30:45Z", '
     '"chunks": [{"file": "14-30-45-chunk-1.webm"}]}',
 }
+DEMO_TIME = 1_761_575_445  # that its documents say
 DEMO_BEGINS = """\
 This makes a library of two recordings in a temporary folder; one of them is cut short. Then it
 shows what a run would do, a run, another run that finds nothing left to do, and the statistics.
@@ -9532,6 +9539,8 @@ def command_demo(config: Config, report: Report) -> None:
         for name in ("14-30-45-chunk-1.webm", "16-00-00-cut-short.webm"):
             tools.run([tools.ffmpeg, *QUIET, *DEMO_SOUND.split(), name], 6, folder=day)
         os.truncate(join(day, name), 40_000)
+        for name in os.listdir(day):
+            os.utime(join(day, name), (DEMO_TIME, DEMO_TIME))
         for words in ("run --dry-run", "run", "run", "stats"):
             report.say(f"{folder}/recordings/2025-10-27: {', '.join(sorted(os.listdir(day)))}")
             report.say(f"--- {PROGRAM} {words} ---")
@@ -9586,13 +9595,16 @@ def set_keep(run: Run, recording: Recording) -> None:
             flush_folder(folder)
     runs = "In a dry run only: runs" if config.dry_run else "Runs"
     what = "may work again on" if config.off else "leave alone"
-    run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")
+    by = join(recording.folder, names[0])
+    run.report.once(f"{runs} {what} {recording.key}, by {by}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(library_of(config).own("paused"))
-    report.say("Resumed: the next run goes on.")
+    paused, text = library_of(config).own("paused"), "It was not paused."
+    if lexists(paused):
+        os.unlink(paused)
+        text = "Resumed: the next run goes on."
+    report.say(text)
 
 
 COMMANDS: Mapping[str, Command] = {

@@ -208,6 +208,17 @@ class State(FrontCase):
             self.assertEqual(self.run_cli().code, 0)
         self.assertIn("1  kept: the file is empty", ran.out)
 
+    def test_only_a_paused_library_is_resumed(self) -> None:
+        self.run_here("pause")
+        for said in ("Resumed: the next run goes on.\n", "It was not paused.\n"):
+            self.assertEqual(self.run_here("resume"), (0, said, ""))
+
+    def test_a_folder_that_went_under_the_feet_is_named(self) -> None:
+        with mock.patch("os.getcwd", side_effect=FileNotFoundError(2, "No such file or directory")):
+            ran = self.say("stats", "--recordings", "here")
+        said = "No such file or directory (the folder that this was started in)"
+        self.assertEqual((ran.code, ran.err), (1, f"compression_service.py: {said}\n"))
+
     def test_a_pause_of_no_time_is_refused(self) -> None:
         ran = self.run_here("pause", "--for", "00h")
         self.assertEqual((ran.code, ran.out), (2, ""))
