@@ -563,6 +563,11 @@ class Past(NamedTuple):
         return self.action in (Action.KEPT, Action.RESTORED)
 
     @property
+    def is_kept(self) -> bool:
+        """Returns whether a sidecar's policy kept it when a move was last asked for."""
+        return self.code == Reason.POLICY_KEEP.code
+
+    @property
     def is_at_rest(self) -> bool:
         """Kept, given up or archived: no run compresses it, as long as its settings hold."""
         return self.is_settled or self.move == Store.name
@@ -1099,6 +1104,8 @@ def explain(error: Exception) -> str:
         return str(error)
     names = (error.filename, error.filename2)
     paths = ", ".join(os.fsdecode(name) for name in names if isinstance(name, (str, bytes)))
+    if isinstance(error, FileNotFoundError) and not paths:
+        paths = "the folder that this was started in"
     return f"{error.strerror or error}" + (f" ({paths})" if paths else "")
 
 
@@ -1173,8 +1180,10 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     at = place_of_command(words)
     name = words[at] if at < len(words) else "run"
     if name not in COMMANDS:
+        check_flags(words[:at], "run")
         near = nearest(name, COMMANDS)
         front_page().error(f"There is no command '{name}'; the nearest is '{near}'")
+    check_flags(words, name)
     command = COMMANDS[name]
     parser = Parser(
         prog=f"{PROGRAM} {name}", description=command.help, epilog=EXIT_CODES, allow_abbrev=False
@@ -1185,18 +1194,24 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     if "--" in others:  # the intermixed parser forgets it
         end = others.index("--")
         others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
-    found, unknown = parser.parse_known_intermixed_args(others)
-    if unknown:
-        flags: dict[str, str] = {}
-        for each in (*COMMANDS, name):
-            for field in COMMANDS[each].fields:
-                flags.update(dict.fromkeys(field.metadata["flags"], each))
-        near = nearest(unknown[0].partition("=")[0], flags)
-        whose = "" if flags[near] == name else f" of '{flags[near]}'"
-        said = f"; the nearest is {near}{whose}" if unknown[0].startswith("-") else ""
-        parser.error(f"'{name}' takes no {unknown[0]}{said}")
+    found = parser.parse_intermixed_args(others)
     found.command = name
     return found
+
+
+def check_flags(words: Sequence[str], name: str) -> None:
+    """Raises UsageError for a flag that a command has not. The value of such a flag would be taken
+    for a command."""
+    homes = dict.fromkeys(("-h", "--help"), name)
+    for each in (*COMMANDS, "run", "stats", name):  # who asks for JSON is not sent to a run
+        for field in COMMANDS[each].fields:
+            homes.update(dict.fromkeys(field.metadata["flags"], each))
+    for _, flag in outline(words):
+        if flag and homes.get(flag.replace("--no-", "--")) != name:
+            near = nearest(flag, homes)
+            whose = "" if homes[near] == name else f" of '{homes[near]}'"
+            problem = f"'{name}' takes no {flag}; the nearest is {near}{whose}"
+            Parser(prog=f"{PROGRAM} {name}").error(problem)
 
 
 def front_page() -> Parser:
@@ -1223,14 +1238,19 @@ COMMAND --help lists its options and exit codes. Options may stand before it."""
 def place_of_command(words: Sequence[str]) -> int:
     """Returns where the first word stands that is neither an option nor an option's value, or how
     many words there are."""
+    return next((at for at, flag in outline(words) if not flag), len(words))
+
+
+def outline(words: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yields where each word stands that is no flag's value, and the flag, "" for another word."""
     before = ""
     for at, word in enumerate(words):
         if word == "--":
             break
-        if not word.startswith("-") and before not in VALUED:
-            return at
+        flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if before not in VALUED:
+            yield at, flag if word.startswith("-") else ""
         before = word
-    return len(words)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1260,7 +1280,7 @@ def from_text(kind: Kind, text: str) -> Any:
     except ValueError as error:
         with suppress(ValueError):
             return kind(json.loads(text))
-        raise argparse.ArgumentTypeError(f"{error}, found {text}") from None
+        raise argparse.ArgumentTypeError(f"{error}, found {json.dumps(text)}") from None
     return abspath(value) if kind is check_path else value
 
 
@@ -1345,9 +1365,9 @@ def or_none(kind: Kind) -> Kind:
 
 def check_duration(value: Any) -> float:
     """Returns seconds, from such as "90m", "2h" or "3d"."""
-    found = re.fullmatch(r"(\d{1,6})([mhd])", str(value))
+    found = re.fullmatch(r"(?!0+\D)(\d{1,6})([mhd])", str(value))
     if not found:
-        raise ValueError("expected a time such as 90m, 2h or 3d")
+        raise ValueError("expected a time above 0, such as 90m, 2h or 3d")
     return int(found[1]) * {"m": 60.0, "h": 3600.0, "d": float(DAY)}[found[2]]
 
 
@@ -1414,19 +1434,20 @@ def check_members(value: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         try:
             members[key] = kinds[key](member)
         except ValueError as error:
-            raise ValueError(f'for "{key}" {error}, found {json.dumps(member)}') from None
+            found = "" if ", found" in str(error) else f", found {json.dumps(member)}"
+            raise ValueError(f'for "{key}" {error}{found}') from None
     return members
 
 
 def check_tiers(value: Any) -> tuple[Tier, ...]:
-    """Tiers by age, in whatever order they were written."""
+    """Tiers, each with an age and what is to be done then."""
     if not isinstance(value, list):
         raise ValueError('expected a list such as [{"after_days": 30, "bitrate": "64k"}]')
     tiers = [check_members(each, TIER_KINDS) for each in value]
     for tier in tiers:
         if len(tier) != 2 or "after_days" not in tier:
             raise ValueError('expected "after_days", and one of "bitrate", "archive", "delete"')
-    return tuple(sorted((Tier(**tier) for tier in tiers), key=lambda tier: tier.after_days))
+    return tuple(Tier(**tier) for tier in tiers)
 
 
 @dataclass(frozen=True)
@@ -1560,11 +1581,15 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
     for tier in config.steps:
+        key, expected, found = "tiers", "", tier.archive
         if tier.bitrate and not lowest <= tier.bitrate <= highest:
+            key = key if tier in config.tiers else "target_bitrate"
             span = f"{lowest // 1000}k to {highest // 1000}k"
-            raise UsageError(f"{config.target_format}: expected bit rates from {span}.")
+            expected, found = f"{config.target_format} at {span}", f"{tier.bitrate // 1000}k"
         if f"{tier.archive}/".startswith(f"{config.recordings_dir}/"):
-            raise UsageError(f"tiers: expected an archive apart from {config.recordings_dir}.")
+            expected = f"an archive apart from {config.recordings_dir}"
+        if expected:
+            raise UsageError(f'For "{key}" expected {expected}, found {found}.')
     return config
 
 
@@ -1592,9 +1617,11 @@ def read_config(path: str) -> Config:
 
 def only_once(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """An object; of two different orders under one key neither is followed."""
-    document = dict(members)
-    if len(document) < len(members):
-        raise ValueError("a key stands there twice")
+    document = dict[str, Any]()
+    for key, value in members:
+        if key in document:
+            raise ValueError(f'the key "{key}" stands there twice')
+        document[key] = value
     return document
 
 
@@ -1602,7 +1629,7 @@ def check_steps(config: Config) -> None:
     """Raises ValueError where a tier is no step on from what was before it. The first step may be
     written as a tier too."""
     days, age = config.age_threshold_days - 1e-6, "age_threshold_days"
-    rate, size = config.target_bitrate + 1, "target_bitrate"
+    rate, size = config.target_bitrate + (config.steps[0] in config.tiers), "target_bitrate"
     for tier in config.tiers:
         # An archive is a step on from all bit rates, and deletion from an archive.
         step = tier.bitrate or -int(tier.delete)
@@ -1610,7 +1637,9 @@ def check_steps(config: Config) -> None:
             found = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
             raise ValueError(f'"tiers": {found}')
         if step >= rate and rate <= 0:
-            raise ValueError('"tiers": expected bit rates first, then an archive, deletion last')
+            found = f"found another one at {tier.after_days:g} days"
+            order = "expected bit rates first, then an archive, deletion last"
+            raise ValueError(f'"tiers": {order}, {found}')
         if step >= rate:
             less = f"{step // 1000}k must be below {size}, which is {rate // 1000}k"
             raise ValueError(f'"tiers": bitrate {less}')
@@ -1826,9 +1855,7 @@ class Run:
         if tier and self.config.dry_run:
             days, today = next_deletions(add_up(self, []), self.now), local_time(self.now)[:10]
             later = [day for day in days if day["date"] > today]  # the others are listed
-            self.report.remarks += deletion_texts(later)
-            if not self.is_announced:
-                self.report.remarks.append("The first complete run only announces what is deleted")
+            self.report.remarks += deletion_texts(self, later)
         elif tier and not self.is_announced and self.is_complete:
             self.report.announce(
                 f"The tier of {tier.after_days:g} days is new: the next run deletes "
@@ -2276,9 +2303,13 @@ def space_wanted(library: Library, config: Config) -> float:
     found = FREE_SPACE.fullmatch(config.keep_free or "")
     if not found:
         return 0.0
+    return float(found[1]) * UNITS.get(found[2], disk_size(library) / 100)
+
+
+def disk_size(library: Library) -> float:
+    """Bytes; 0 where the file system does not say. Raises OSError."""
     disk = disk_state(library.root)
-    percent = disk.f_blocks * disk.f_frsize / 100 if disk else 0.0
-    return float(found[1]) * UNITS.get(found[2], percent)
+    return disk.f_blocks * disk.f_frsize if disk else 0.0
 
 
 def disk_state(path: str) -> Optional[os.statvfs_result]:
@@ -3281,12 +3312,13 @@ class Asked(NamedTuple):
         return kind(self.take, self.target, self.settings, source, removes, problem)
 
     def is_settled(self, move: Move) -> bool:
-        """Returns whether a move is not to be tried again, as long as its settings hold: its own
-        last outcome stays, or a move of a higher rank was tried since, and its copy is here."""
+        """Returns whether a move is not to be tried again, as long as its settings hold: a policy
+        keeps the take, its own last outcome stays, or a move of a higher rank was tried since, and
+        its copy is here."""
         take, tried = self.take, RANKS.get(self.take.past.move, 1)
         is_last = tried == move.rank and take.past.is_settled
         is_later = tried > move.rank and bool(take.proven_copy or not take.past.has_copy)
-        return self.holds and (is_later or is_last)
+        return self.holds and (take.past.is_kept or is_later or is_last)
 
 
 def asked_of(
@@ -3402,7 +3434,7 @@ def archiving(
             continue
         file, asked = take.file, asked_of(take, policy, config, moment)
         is_one = len(take.files) == 1 and take.state is not State.WAITING
-        if not (tier and file and asked and is_one) or asked.policy.keep:
+        if not (tier and file and asked and is_one):
             return []
         move = asked.move(Store, file, (file,), objection(asked.policy))
         if moment.careful_age(file) < tier.after_days or asked.is_settled(move):
@@ -5633,7 +5665,7 @@ class Committer:
                     move.undo(self.library)
         if moves:
             return
-        text = f"Left alone, and may not say all that is true: {explain(error)}"
+        text = f"{LEFT_ALONE}{explain(error)}."
         if exit_code_of(error) == NoSpaceError.exit_code:
             if self.report.exit_code != NoSpaceError.exit_code:
                 self.report.error(text, NoSpaceError.exit_code)
@@ -7485,6 +7517,7 @@ class Losses:
 # The library against its records: every copy by its hash, every document derived anew and compared
 # with what it says, every archived file. Changes nothing but the record of what is lost.
 
+LEFT_ALONE = "Left alone, and may not say all that is true until you mend it: "
 RUN_CORRECTS = "A run corrects that."
 
 
@@ -7558,7 +7591,7 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
                 if edit(read_regular(run.library.path(path))):
                     report.once(f"{path} does not say what its recording is. {RUN_CORRECTS}")
     index = Catalogue(recordings, {id_ for recording in recordings for id_ in recording.ids})
-    with answering_for(run, INDEX_NAME):
+    with answering_for(run, LEFT_ALONE + INDEX_NAME):
         data = read_regular(run.library.path(INDEX_NAME))
         for what in index_differs(data, index.facts, index.meant):
             report.once(f"{INDEX_NAME} does not say {what}. {RUN_CORRECTS}")
@@ -7863,7 +7896,8 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
         if take.files:  # as a run asks, but without sidecars, which may still say otherwise
             add_take(sums, take, likely_move(take, config, moment))
         due = deletion_time(take, config)
-        if take.is_left and due < LATEST and folder.documents:  # else no sidecar owns it
+        # Without a document no sidecar owns it. It counts where only documents keep it.
+        if take.is_left and due < LATEST and folder.documents and not past.is_kept:
             day = datetime.fromtimestamp(due).date().isoformat()
             sums.update({f"doomed_count/{day}": 1, f"doomed_size/{day}": take.size})
         if file and past.action in (Action.KEPT, Action.FAILED) and past.speaks_of(file):
@@ -7889,10 +7923,13 @@ def next_deletions(groups: Mapping[str, Any], now: float) -> list[dict[str, Any]
     return [{"date": day, **days[day]} for day in sorted(days)[:LISTED]]
 
 
-def deletion_texts(days: Sequence[Mapping[str, Any]]) -> list[str]:
+def deletion_texts(run: Run, days: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns what is deleted next, in words."""
-    text = "Next to be deleted for good: {count:,} ({}) on {date}"
-    return [text.format(size_text(day["size"]), **day) for day in days[:1]]
+    text = "Next to be deleted for good: at most {count:,} ({}) on {date}"
+    texts = [text.format(size_text(day["size"]), **day) for day in days[:1]]
+    if not run.is_announced:
+        texts.append("The first complete run only announces what is deleted")
+    return texts
 
 
 def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
@@ -7917,12 +7954,12 @@ def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
     if copy and past.first_size:
         sums.update({"made/size": copy.size, "made/asked": past.first_size * past.bitrate})
     if move:
-        sums[f"due_by_move/{move.name}"] += 1
+        sums.update({"due/count": 1, f"due_by_move/{move.name}": 1})
     elif take.original and take.state is State.WAITING:
         sums["all/young"] += 1
     if move and source and move.encodes:
         asked = (source.size if take.original else past.first_size) * move.target.bitrate
-        sums.update({"due/count": 1, "due/size": source.size, "due/asked": asked})
+        sums.update({"due/size": source.size, "due/asked": asked})
 
 
 def add_saving(sums: Counter[str], past: Past, size: int) -> None:
@@ -7958,7 +7995,10 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     if run.shortage > 0:
         room, wanted = size_text(stats["free_space"]), size_text(stats["keep_free"])
         yield f"{room} free, keep_free asks for {wanted}.", 0
-    for text in deletion_texts(stats["next_deletions"]):
+        size = disk_size(run.library)
+        if 0 < size < stats["keep_free"]:
+            yield f"No run can reach that: the disk has {size_text(size)} in all.", 1
+    for text in deletion_texts(run, stats["next_deletions"]):
         yield f"{text}.", 0
     if not (stats["recordings"] or run.last):
         yield f"No recordings (*{SOURCE_SUFFIX}) below {run.library.root}.", 0
@@ -8004,13 +8044,13 @@ def saved_percent(stats: Mapping[str, Any]) -> Any:
     return round(100 * saved / max(1, saved + now))
 
 
-NEXT = {  # what is due, by move
+NEXT = {  # what is due, by move; deletions are listed by day
     "compress": "to compress",
     "adopt": "copies to prove again",
     "smaller": "copies to make smaller",
     "free": "originals to delete, as their days are over",
     "archive": "to archive",
-    "delete": "to delete for good",
+    "restore": "to bring back, as a restore was cut short",
 }
 Rows = list[tuple[str, str]]
 
@@ -8033,13 +8073,11 @@ def storage_rows(stats: Mapping[str, Any]) -> Rows:
 def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
     """Returns the rows that terminal and page show, by title."""
     due, recorded, saved = stats["due"], stats["recorded_by_month"], stats["savings_by_month"]
-    to_do = [(NEXT.get(move, move), f"{count:,}") for move, count in stats["due_by_move"].items()]
-    if due["count"]:
+    counts, days = stats["due_by_move"].items(), stats["next_deletions"]
+    to_do = [(NEXT[move], f"{count:,}") for move, count in counts if move in NEXT]
+    if due["size"]:
         saving = size_text(due["estimated_saving"])
         to_do.append(("to encode", f"{size_text(due['size'])}, saves about {saving}"))
-    for day in stats["next_deletions"]:
-        told = f"{day['count']:,} ({size_text(day['size'])})"
-        to_do.append((f"{NEXT['delete']} on {day['date']}", told))
     kept = [(f"{each['action']}: {each['reason']}", each["paths"]) for each in stats["kept"]]
     named = [(path, text) for text, paths in kept for path in paths]
     if len(named) > NAMED:
@@ -8049,6 +8087,9 @@ def stats_tables(stats: Mapping[str, Any]) -> dict[str, Rows]:
         "storage": storage_rows(stats),
         "at work now": [(stats["at_work"], "")] if stats["at_work"] else [],
         "next run": to_do,
+        "next to be deleted for good, at most": [
+            (day["date"], f"{day['count']:,} ({size_text(day['size'])})") for day in days
+        ],
         "failed or kept": [(f"{len(paths):,}", text) for text, paths in kept],
         "last runs": [*reversed(runs[-LISTED:])],
         "failed or kept, by name": named,
@@ -8117,7 +8158,7 @@ svg{display:block;width:100%;height:12rem}.months{overflow:visible;height:1.1rem
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
 .key.with{margin-left:0;background:var(--with)}.key.without{background:var(--without)}
 """
-MONTH_LABELS = 5  # as many as a telephone has room for
+MONTH_LABELS = 3  # as many as a telephone has room for
 
 
 def stats_page(stats: Mapping[str, Any]) -> str:
@@ -8135,7 +8176,7 @@ def stats_page(stats: Mapping[str, Any]) -> str:
 <title>Storage of the recordings</title><style>{STYLE}</style></head><body>
 <h1>Storage of the recordings</h1>
 <p class="verdict {"wrong" if is_wrong else "well"}" role="status">{shown(text)}</p>
-<section><h2>Size over time</h2>{size_chart(stats)}</section>
+<section><h2>All that was recorded, over time</h2>{size_chart(stats)}</section>
 {sections}<p>As of {local_time(time.time())}.</p></body></html>
 """
 
@@ -8145,8 +8186,9 @@ def shown(text: str) -> str:
 
 
 def size_chart(stats: Mapping[str, Any]) -> str:
-    """Returns a chart of the library's size by month, with a title for each month. A recording
-    counts from the month it was recorded in, its saving from the month it was compressed in."""
+    """Returns a chart of the size of all recordings by month, with a title for each month. One
+    counts from the month it was recorded in, its saving from the month it was compressed in. It
+    still counts when it was archived or deleted."""
     recorded, saved = stats["recorded_by_month"], stats["savings_by_month"]
     months = sorted({*recorded, *saved})
     if not months:
@@ -8170,7 +8212,7 @@ def size_chart(stats: Mapping[str, Any]) -> str:
 preserveAspectRatio="none" role="group" aria-label="Until {words}.">{columns}</svg>
 <svg class="months" aria-hidden="true">{labels}</svg></figure>
 <p><i class="key with"></i>with compression<i class="key without"></i>without</p>
-<p>Until {words}.</p>
+<p>Until {words}. What was archived or deleted counts too.</p>
 """
 
 
@@ -8446,6 +8488,10 @@ class Tools:
             digest = pool.submit(copy_through, encode.stdout, verify.stdin, open_to_write(copy))
             encode.stdin = encode.stdout = verify.stdin = None  # so that `hear` leaves them alone
             heard = list(pool.map(self.hear, processes, itertools.repeat(seconds)))
+            for process, (_, said) in zip(processes, heard):
+                # One that fails breaks the pipe of those before it, and starves those behind.
+                if process.returncode and b"Broken pipe" not in said:
+                    judge([process], said)
             messages = judge(processes, b"\n".join(said for _, said in heard))
             if messages:
                 raise damaged(messages)
@@ -8962,8 +9008,7 @@ class Report:
                 self.log_failed(error)
 
     def log_failed(self, error: OSError) -> None:
-        path, problem = self.config.log_file, error.strerror
-        self.error(f"The log {path} cannot be written: {problem}. The work goes on without.", 0)
+        self.error(log_problem(self.config.log_file, error), 0)
 
     def say(self, text: str) -> None:
         """A result, on stdout; on stderr with --json, whose lines stay pure."""
@@ -9205,6 +9250,10 @@ def open_log(path: str) -> IO[bytes]:
     return open(os.open(path, flags, 0o666), "wb")
 
 
+def log_problem(path: str, error: OSError) -> str:
+    return f"The log {path} cannot be written: {error.strerror}. The work goes on without."
+
+
 def check_links(path: str) -> None:
     """Raises PermissionError where a link on the way to a log is neither root's nor ours: else its
     owner could let us write anywhere."""
@@ -9286,7 +9335,11 @@ def command_doctor(config: Config, report: Report) -> None:
             said.append(text)
     report.say(f"         settings, from {config.file or 'nowhere: all are defaults'}:")
     settings = {name: getattr(config, name) for name in FILE_KINDS}
-    settings["tiers"] = [tier._asdict() for tier in config.tiers]
+    settings["tiers"] = []
+    for tier in config.tiers:  # as they may stand in a config file
+        members = tier._asdict().items()
+        told = {key: value for key, value in members if value or key == "after_days"}
+        settings["tiers"].append(told)
     for name, value in settings.items():
         report.say(f"         {name:<22}{json.dumps(value, ensure_ascii=False)}")
 
@@ -9313,8 +9366,7 @@ def obstacles(run: Run) -> Iterator[tuple[str, int]]:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (Flaw, OSError) as error:
-        text = f"{INDEX_NAME} cannot be read, and runs leave it alone: {explain(error)}."
-        yield text, 1
+        yield f"{LEFT_ALONE}{INDEX_NAME}: {explain(error)}.", 1
 
 
 def first_word(command: str) -> str:
@@ -9390,13 +9442,18 @@ def examine_archive(run: Run) -> Iterator[tuple[str, int]]:
 
 
 def examine_log(run: Run) -> Iterator[tuple[str, int]]:
-    """Does not make it, as doctor changes nothing."""
+    """Does not make it, as doctor changes nothing. A file without a name is tried in its place."""
     place = path = run.config.log_file
-    check_links(path)
-    while not lexists(place):
-        place = dirname(place)
-    read_sign(place)
-    yield f"the log {path} can be written to", 0
+    try:
+        check_links(path)
+        while not lexists(place):
+            place = dirname(place)
+        with open_log(path) if place == path else tempfile.TemporaryFile(dir=place):
+            read_sign(place)
+    except OSError as error:
+        yield log_problem(path, error), exit_code_of(error)
+    else:
+        yield f"the log {path} can be written to", 0
 
 
 def examine_state(run: Run) -> Iterator[tuple[str, int]]:
@@ -9407,6 +9464,8 @@ def examine_state(run: Run) -> Iterator[tuple[str, int]]:
 def command_schedule(config: Config, report: Report) -> None:
     """Print what makes a run every night on this machine. Raises UsageError."""
     folder = dirname(Tools(Stop()).find("ffmpeg")[0])  # which may be one of the user's own
+    usual = resolve_config(argparse.Namespace(file=config.file or None))  # also if it changes
+    library = config.recordings_dir
     words = [
         "/usr/bin/env",
         f"PATH={folder}:/usr/local/bin:/usr/bin:/bin",
@@ -9415,8 +9474,7 @@ def command_schedule(config: Config, report: Report) -> None:
         "run",
         "--quiet",
         *(["-c", config.file] if config.file else []),
-        "--recordings",
-        config.recordings_dir,
+        *(["--recordings", library] if library != usual.recordings_dir else []),
     ]
     if not "".join(words).isprintable():
         raise UsageError("A line break in a path: no scheduler takes it. Rename that folder first.")
@@ -9498,11 +9556,12 @@ SCHEDULES: Mapping[str, tuple[str, Callable[[str], str]]] = {
     ),
 }
 DEMO_FILES = {
-    "config.json": '{"age_threshold_days": 0}',
+    "config.json": "{}",
     "recordings/index.json": '{"recordings": [{"id": "2025-10-27T14:30:45Z"}]}',
     "recordings/2025-10-27/14-30-45-chunk-1.json": '{"id": "2025-10-27T14:30:45Z", '
     '"chunks": [{"file": "14-30-45-chunk-1.webm"}]}',
 }
+DEMO_TIME = 1_761_575_445  # that its documents say
 DEMO_BEGINS = """\
 This makes a library of two recordings in a temporary folder; one of them is cut short. Then it
 shows what a run would do, a run, another run that finds nothing left to do, and the statistics.
@@ -9530,6 +9589,8 @@ def command_demo(config: Config, report: Report) -> None:
         for name in ("14-30-45-chunk-1.webm", "16-00-00-cut-short.webm"):
             tools.run([tools.ffmpeg, *QUIET, *DEMO_SOUND.split(), name], 6, folder=day)
         os.truncate(join(day, name), 40_000)
+        for name in os.listdir(day):
+            os.utime(join(day, name), (DEMO_TIME, DEMO_TIME))
         for words in ("run --dry-run", "run", "run", "stats"):
             report.say(f"{folder}/recordings/2025-10-27: {', '.join(sorted(os.listdir(day)))}")
             report.say(f"--- {PROGRAM} {words} ---")
@@ -9584,13 +9645,16 @@ def set_keep(run: Run, recording: Recording) -> None:
             flush_folder(folder)
     runs = "In a dry run only: runs" if config.dry_run else "Runs"
     what = "may work again on" if config.off else "leave alone"
-    run.report.once(f"{runs} {what} {recording.key}, by {names[0]}.")
+    by = join(recording.folder, names[0])
+    run.report.once(f"{runs} {what} {recording.key}, by {by}.")
 
 
 def command_resume(config: Config, report: Report) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(library_of(config).own("paused"))
-    report.say("Resumed: the next run goes on.")
+    paused, text = library_of(config).own("paused"), "It was not paused."
+    if lexists(paused):
+        os.unlink(paused)
+        text = "Resumed: the next run goes on."
+    report.say(text)
 
 
 COMMANDS: Mapping[str, Command] = {

@@ -853,22 +853,46 @@ class Foreseen(DeleteCase):
                 ],
             )
             for said in (self.run_here("stats").out, service.stats_page(stats)):
-                self.assertIn(f"to delete for good on {self.due}", " ".join(said.split()))
+                text = " ".join(said.split())
+                self.assertRegex(text, f"ext to be deleted for good, at most.*{self.due}")
                 self.assertIn("2 (1.20 kB)", said)
-            self.assertIn("Next to be deleted", " ".join(self.run_here("doctor").out.split()))
+                self.assertNotIn("to delete for good", text, "listed twice")
+            said = " ".join(self.run_here("doctor").out.split())
+            self.assertIn(f"Next to be deleted for good: at most 1 (600 B) on {today}.", said)
             self.run_json("--only", "2025-10-27")  # which writes notes
 
     def test_a_dry_run_lists_what_is_due_and_says_what_is_next(self) -> None:
         ran = self.run_json("-n")
         self.assertEqual(ran.summary["would-delete"], 1)
         self.assertEqual(ran.outcomes["2025-10-27/a-0.opus"]["action"], "would-delete")
-        said = f"Next to be deleted for good: 2 (1.20 kB) on {self.due}"
+        said = f"Next to be deleted for good: at most 2 (1.20 kB) on {self.due}"
         self.assertIn(said, ran.summary["message"])
         self.assertEqual(self.stats()["next_deletions"][0]["count"], 1)
         only = "The first complete run only announces what is deleted"
         self.assertIn(only, ran.summary["message"])
+        self.assertIn(only, service.verdict(self.stats())[0])
         self.announce()
         self.assertNotIn(only, self.run_json("-n").summary["message"])
+        self.assertNotIn(only, service.verdict(self.stats())[0])
+
+    def test_once_a_run_was_kept_from_it_by_a_policy_nothing_is_due_any_more(self) -> None:
+        self.add_recording("2025-10-27/k", compression_policy={"keep": True})
+        (self.folder / "cold/archive-of-recordings").mkdir(parents=True)
+        archive = {"after_days": 380, "archive": "cold"}
+        self.configure(tiers=[archive])
+        (self.library / "upload/original_audio.webm").unlink()
+        due = {"count": 2, "size": 0, "estimated_saving": 0}
+        self.assertEqual(self.stats()["due"], due)
+        ran = self.run_json()
+        self.assertEqual((ran.summary["archived"], ran.summary["kept"]), (1, 1))
+        self.assertEqual(self.stats()["due_by_move"], {})
+        self.assertEqual(self.run_json().outcomes, {})
+        self.configure(tiers=[archive, {"after_days": 900, "delete": True}])
+        counts = [day["count"] for day in self.stats()["next_deletions"]]
+        self.assertEqual(counts, [1, 2], "but for the one that is kept")
+        off = self.run_here("keep", "--off", str(self.library / "2025-10-27/k-0.opus"))
+        self.assertEqual(off.code, 0, off.err)
+        self.assertEqual(self.run_json().summary["archived"], 1)
 
     def test_nothing_is_said_without_a_tier(self) -> None:
         self.set_tier(None)

@@ -85,11 +85,29 @@ class Words(FrontCase):
             (["stats", "--limit", "3"], "the nearest is --limit of 'run'.", "stats "),
             (["schedule", "Cron"], "the nearest is cron", "schedule "),
             (["--jobs"], "expected one argument", "run "),
+            (
+                ["--recordings-dir", "lib"],
+                "no --recordings-dir; the nearest is --recordings.",
+                "run ",
+            ),
+            (["--bitrat", "64k"], "'run' takes no --bitrat; the nearest is --bitrate.", "run "),
+            (["--bitrate", "32k", "schedule", "cron"], "no --bitrate; the", "schedule "),
+            (["stats", "-x", "chek"], "'stats' takes no -x;", "stats "),
+            (["--no-progress", "chek"], "There is no command 'chek'; the nearest is 'check'.", ""),
+            (["stats", "--", "-x"], "-x", "stats "),
         ):
             ran = self.say(*words)
             self.assertEqual((ran.code, ran.out), (2, ""), words)
             self.assertIn(near, ran.err)
             self.assertIn(f"'compression_service.py {command}--help' says more.", ran.err)
+
+    def test_a_wish_to_read_is_not_sent_to_a_command_that_changes_things(self) -> None:
+        for words, near in (
+            (["check", "--dry-run"], "the nearest is --dry-run of 'run'."),
+            (["doctor", "--json"], "the nearest is --json of 'stats'."),
+            (["serve", "--quiet"], "the nearest is --quiet of 'run'."),
+        ):
+            self.assertIn(near, self.say(*words).err)
 
     def test_a_tier_names_the_value_that_it_contradicts(self) -> None:
         for tiers, said in (
@@ -100,6 +118,14 @@ class Words(FrontCase):
             (
                 [{"after_days": 30, "bitrate": "128k"}],
                 "bitrate 128k must be below target_bitrate, which is 96k",
+            ),
+            (
+                [{"after_days": 30, "bitrate": "96k"}],
+                "bitrate 96k must be below target_bitrate, which is 96k",
+            ),
+            (
+                [{"after_days": 60, "bitrate": "32k"}, {"after_days": 30, "bitrate": "64k"}],
+                "after_days 30 must be above that of the tier before, which is 60",
             ),
         ):
             self.configure(tiers=tiers)
@@ -181,6 +207,22 @@ class State(FrontCase):
             self.assertIn("<title>2025-10: 0 B with", service.stats_page(self.stats()))
             self.assertEqual(self.run_cli().code, 0)
         self.assertIn("1  kept: the file is empty", ran.out)
+
+    def test_only_a_paused_library_is_resumed(self) -> None:
+        self.run_here("pause")
+        for said in ("Resumed: the next run goes on.\n", "It was not paused.\n"):
+            self.assertEqual(self.run_here("resume"), (0, said, ""))
+
+    def test_a_folder_that_went_under_the_feet_is_named(self) -> None:
+        with mock.patch("os.getcwd", side_effect=FileNotFoundError(2, "No such file or directory")):
+            ran = self.say("stats", "--recordings", "here")
+        said = "No such file or directory (the folder that this was started in)"
+        self.assertEqual((ran.code, ran.err), (1, f"compression_service.py: {said}\n"))
+
+    def test_a_pause_of_no_time_is_refused(self) -> None:
+        ran = self.run_here("pause", "--for", "00h")
+        self.assertEqual((ran.code, ran.out), (2, ""))
+        self.assertIn('expected a time above 0, such as 90m, 2h or 3d, found "00h"', ran.err)
 
     def test_a_pause_says_until_when(self) -> None:
         self.run_here("pause", "--for", "2h")

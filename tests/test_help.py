@@ -6,7 +6,7 @@ import io
 import json
 import os
 from contextlib import redirect_stderr, redirect_stdout
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import compression_service as program
 from tests import standins
@@ -132,6 +132,19 @@ class Doctor(LibraryCase):
             (own / "history.jsonl").write_bytes(json.dumps(run).encode() + b"\n" + torn)
             self.assertRegex(self.doctor(ends), r"Last run [-:\d ]+: 3 compressed")
         self.assertIn("Is the schedule at work?", self.doctor(1))
+
+    def test_a_log_that_no_run_could_write_is_a_problem_in_the_words_of_a_run(self) -> None:
+        for path, problem in (
+            (self.folder, "Is a directory"),
+            (self.config / "x.log", "Not a directory"),
+        ):
+            run = program.Run(program.Config(log_file=str(path)), Mock())
+            said = f"The log {path} cannot be written: {problem}. The work goes on without."
+            self.assertEqual([*program.examine_log(run)], [(said, 1)])
+        path = self.folder / "new/x.log"
+        run = program.Run(program.Config(log_file=str(path)), Mock())
+        self.assertEqual([code for _, code in program.examine_log(run)], [0])
+        self.assertFalse(path.parent.exists())
 
     def test_a_forgotten_pause_is_a_problem(self) -> None:
         self.assertEqual(self.run_cli("pause").code, 0)

@@ -258,6 +258,13 @@ class Told(RoomCase):
         self.assertEqual(ran.code, 0, ran.out)
         self.assertIn(said, ran.out)
 
+    def test_more_than_the_disk_has_is_wrong(self) -> None:
+        self.set(keep_free="2GB")
+        self.shrink(0)
+        text, is_wrong = service.verdict(self.stats())
+        self.assertTrue(is_wrong)
+        self.assertIn("No run can reach that: the disk has 1.00 GB in all.", text)
+
     def test_a_setting_that_went_is_no_end(self) -> None:
         self.shrink(5e7)
         self.go()

@@ -134,11 +134,11 @@ class Systemd(ScheduleCase):
 
 
 class Entries(ScheduleCase):
-    def test_the_path_finds_this_ffmpeg_and_another_library_is_named(self) -> None:
+    def test_the_path_finds_this_ffmpeg_and_only_another_library_is_named(self) -> None:
         job = plistlib.loads(self.entry("launchd").encode())
         paths = re.findall("PATH=(.*)", job["ProgramArguments"][1])[0].split(":")
         self.assertEqual(paths[0], os.path.dirname(FFMPEG))
-        self.assertEqual(job["ProgramArguments"][-2:], ["--recordings", str(self.library)])
+        self.assertEqual(job["ProgramArguments"][-2:], ["-c", str(self.config)])
         other = plistlib.loads(self.entry("launchd", "--recordings", "/mnt/x").encode())
         self.assertEqual(other["ProgramArguments"][-2:], ["--recordings", "/mnt/x"])
 

@@ -96,17 +96,28 @@ class TestSettings(SettingsCase):
             self.file.write_bytes(text)
             self.assert_refused(str(self.file))
 
+    def test_a_slip_in_a_list_or_an_empty_value_is_told_with_what_was_found_once(self) -> None:
+        self.write({"tiers": [{"after_days": "90", "bitrate": "64k"}]})
+        self.assert_refused('for "tiers" for "after_days" expected a number')
+        self.assert_refused('999999, found "90". Nothing')
+        self.write({})
+        self.assert_refused('such as 2025-10-27, found "".', words=("--since", ""))
+        self.file.write_text('{"jobs": 1, "tiers": [], "jobs": 2}')
+        self.assert_refused('the key "jobs" stands there twice')
+
     def test_tiers_go_on_from_the_first_step_and_from_each_other(self) -> None:
         first = {"after_days": 7, "bitrate": "96k"}
         later = {"after_days": 30, "bitrate": "64k"}
         cold = {"after_days": 90, "archive": "/cold"}
-        self.write({"tiers": [cold, later, first]})
+        self.write({"tiers": [first, later, cold]})
         self.assertEqual(
             [tier.after_days for tier in self.resolve("--bitrate", "32k").tiers], [7, 30, 90]
         )
         for tiers in (
             [{**first, "after_days": 6}],
             [{**first, "bitrate": "128k"}],
+            [later, first],
+            [{**first, "after_days": 8}],
             [later, {**first, "after_days": 31}],
             [later, later],
             [cold, {**later, "after_days": 91}],
@@ -120,11 +131,14 @@ class TestSettings(SettingsCase):
     def test_an_archive_in_the_library_or_around_it_is_refused(self) -> None:
         for archive in ("recordings/cold", "recordings"):
             self.write({"tiers": [{"after_days": 30, "archive": archive}]})
-            self.assert_refused("apart")
+            where = self.folder / archive
+            self.assert_refused('For "tiers" expected an archive apart', f"found {where}.")
 
     def test_a_rate_that_a_format_has_not_is_refused(self) -> None:
         self.write({"target_format": "m4a", "target_bitrate": "12k"})
-        self.assert_refused("m4a", "16k to 512k")
+        self.assert_refused('For "target_bitrate" expected m4a at 16k to 512k, found 12k.')
+        self.write({"target_format": "m4a", "tiers": [{"after_days": 30, "bitrate": "12k"}]})
+        self.assert_refused('For "tiers" expected m4a at 16k to 512k, found 12k.')
 
 
 class TestWords(SettingsCase):

@@ -336,6 +336,19 @@ class Telling(StatsCase):
         self.assertEqual(titles[2], "2026-01: 650 B with compression, 1.05 kB without")
         self.assertIn("Until 2026-01: 650 B with compression, 1.05 kB without.", chart)
 
+    def test_the_chart_says_that_it_counts_what_was_deleted(self) -> None:
+        self.remember(compressed("d/a", deleted=IN_JANUARY))
+        chart = service.size_chart(self.stats())
+        self.assertIn("2026-01: 600 B with compression, 1.00 kB without", chart)
+        self.assertIn("What was archived or deleted counts too.", chart)
+        self.assertNotIn("Size over time", service.stats_page(self.stats()))
+
+    def test_a_telephone_shows_the_names_of_months_apart(self) -> None:
+        for month in range(1, 10):
+            self.add_bytes(b"x", f"d/{month}.webm", LONG_AGO - month * 31 * service.DAY)
+        page = service.stats_page(self.stats())
+        self.assertLessEqual(page.count("<text "), 3)
+
     def test_a_page_is_never_written_over_anything_else(self) -> None:
         recording = self.add_copy()
         before = self.files()

@@ -153,6 +153,14 @@ class TestPipe(ToolsCase):
         with self.assertRaises(Refusal):
             self.pipe(good[0], good[1], "true")  # which hears nothing of it
 
+    def test_the_one_that_failed_first_is_heard_and_not_those_that_it_took_with_it(self) -> None:
+        fails = "echo '[fatal] Unknown encoder' >&2; exit 1"
+        starved = "cat; for line in 1 2 3 4; do echo '[error] no header' >&2; done; exit 1"
+        with self.assertRaises(Refusal) as caught:
+            self.pipe("seq 9; echo '[error] out: Broken pipe' >&2; exit 1", fails, starved)
+        self.assertIs(caught.exception.reason, Reason.TOOL_REFUSED)
+        self.assertEqual(caught.exception.detail, "exit code 1, Unknown encoder")
+
 
 class TestFfmpeg(ToolsCase):
     def test_a_sound_of_our_own_is_encoded_and_read_again(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -501,7 +502,10 @@ class Index(LibraryCase):
         os.utime(path, (LONG_AGO, LONG_AGO))  # no one is in the middle of writing it
         ran = self.run_cli()
         self.assertEqual(ran.code, 0)
-        self.assertRegex(ran.out, r"Left alone.*index\.json")
+        told = re.findall(r"Left alone.*until you mend it: index\.json: .*\.\n", ran.out)
+        self.assertEqual(len(told), 1, ran.out)
+        self.assertIn(f"PROBLEM  {told[0]}", self.run_here("doctor").out)
+        self.assertIn(told[0].rstrip(".\n"), self.run_here("check").err)
         self.assertEqual(path.read_text(), '{"recordings": [')
         self.assert_compressed("2025-10-27/14-30-45-chunk-1.webm")
 
@@ -625,6 +629,7 @@ class Demo(LibraryCase):
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         self.assertIn("truncated", ran.out)
         self.assertIn("Nothing to do", ran.out)
+        self.assertRegex(ran.out, r"2025-10  \d+ kB recorded, 0 B saved")
         ran = self.run_cli("doctor")
         self.assertEqual(ran.code, 0, ran.out + ran.err)
         self.assertNotIn("PROBLEM", ran.out)
@@ -638,7 +643,7 @@ class Demo(LibraryCase):
         self.assertEqual(self.run_cli(python=str(python)).code, 0)
         ran = self.run_cli("doctor")
         self.assertEqual(ran.code, 0, ran.out)
-        self.assertIn('"after_days": 30, "bitrate": 48000', ran.out)
+        self.assertIn(' [{"after_days": 30, "bitrate": 48000}]\n', ran.out)
         python.unlink()
         ran = self.run_cli("doctor")
         self.assertEqual(ran.code, 1, ran.out)

@@ -11,10 +11,7 @@ import time
 from tests import standins
 from tests.base import DAY, FFMPEG, LibraryCase, decoded_seconds
 
-TIERS = [
-    {"after_days": 90, "bitrate": "32k"},
-    {"after_days": 30, "bitrate": "48k"},
-]  # in whatever order
+TIERS = [{"after_days": 30, "bitrate": "48k"}, {"after_days": 90, "bitrate": "32k"}]
 
 
 class TierCase(LibraryCase):
