@@ -5037,12 +5037,13 @@ def add_ogg_packets(
 LEVEL_RATE = 4_000  # Hz; a twelfth of the samples has enough of a voice to distinguish two
 LEVEL_WINDOW = 2_000  # samples, half a second: a lost word or a lost packet shows in it
 LEVEL_PART = 40  # samples, 10 ms: every hole of 30 ms holds one such part and some room around it
+NEARBY = 25  # parts before a part, and from it on: the half second around it
 LEVEL_EDGE = 240  # samples, 60 ms: sound may spread by the longest packet of an encoder
 LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: codecs and rounding add less than this
 LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
 QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may drop a channel below it
-FAINT = 1e-5  # of the power within half a second, -50 dB: a codec may drop or smear what is below
+FAINT = 1e-5  # of the loudest window's, -50 dB: a codec may drop or smear what is below
 COPY_OVERLAP = 0.001  # seconds; our own copies overlap by rounding only
 MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside; then the run ends
 LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the same size and noise
@@ -5070,9 +5071,9 @@ class Tolerance(NamedTuple):
     """Says what a codec may do to a part of 10 ms, in shares of power."""
 
     kilobits: float  # of a channel; this holds from here on
-    faint: float  # of half a second's power; a part below this may be lost
+    faint: float  # of the half second's power around it; a part below this may be lost
     left: float  # of the part's power; at least this must remain
-    loud: float = math.inf  # of half a second's power; a part above this keeps its wave
+    loud: float = math.inf  # of the half second's power; a part above this keeps its wave
     gain: float = 0.0  # of the wave; at least this must remain
 
 
@@ -5374,18 +5375,21 @@ def compare_audio(job: Job, stop: Stop) -> None:
     ends = [expected * number // count for number in range(count + 1)]
     sounds = windows(job, job.source_levels, ends[1:], edges)
     after = next(sounds)
-    loud = deque([0.0, max(map(mean_power, after))], 3)  # of the windows before, now and after
+    levels: deque[list[list[float]]]  # of the parts of the windows before, now and after
+    levels = deque([[[]] * found.channels, [*map(part_levels, after)]], 3)
     for begin, other in zip(ends, windows(job, job.copy_levels, ends[1:], ())):
         if stop.requested:
             raise Stopped
-        sound, after = after, next(sounds, [[]])
-        loud.append(max(map(mean_power, after)))
-        quiet = max(LEVEL_FLOOR**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
+        sound, after = after, next(sounds, [[]] * found.channels)
+        levels.append([*map(part_levels, after)])
+        loud = [max(map(mean_power, window)) / LEVEL_PART for window in levels]
+        least = max(LEVEL_FLOOR**2, FAINT * max(loud))
+        quiet = max(least, QUIET_CHANNEL * loud[1])
         spread = max(quiet, QUIET_CHANNEL * max(loud))
-        for one, two in zip(sound, other):
+        near = [*map(nearby, *levels)]
+        for one, two, *parts in zip(sound, other, levels[1], near, near[::-1]):
             try:
                 compare_window(one, two, begin, quiet, spread)
-                compare_parts(one, two, begin, quiet, job.tolerance)
             except NotProven:
                 if mean_power(one) > spread:
                     raise
@@ -5393,7 +5397,14 @@ def compare_audio(job: Job, stop: Stop) -> None:
                 edge = min(LEVEL_EDGE, len(one) // 4)
                 inner = slice(edge, len(one) - edge)
                 compare_window(one[inner], two[inner], begin + edge, quiet, spread)
-                compare_parts(one[inner], two[inner], begin + edge, quiet, job.tolerance)
+            compare_parts(
+                one,
+                two,
+                begin,
+                zip(*parts[: found.channels + 1]),  # mono has no other channel
+                least=least * LEVEL_PART,
+                tolerance=job.tolerance,
+            )
 
 
 def windows(
@@ -5455,29 +5466,45 @@ def compare_window(
         raise NotProven(place, f"another (correlation {correlation:.2f})")
 
 
+def part_levels(samples: Sequence[float]) -> list[float]:
+    """Returns the root of the summed squares of each part of 10 ms. The last may be shorter."""
+    starts = range(0, len(samples), LEVEL_PART)
+    return [math.hypot(*samples[at : at + LEVEL_PART]) for at in starts]
+
+
+def nearby(before: Sequence[float], now: Sequence[float], after: Sequence[float]) -> list[float]:
+    """Returns the mean square of the levels within half a second around each part of a window."""
+    levels = [*before, *now, *after]
+    parts = range(len(before), len(before) + len(now))
+    return [mean_power(levels[max(0, at - NEARBY) : at + NEARBY]) for at in parts]
+
+
 def compare_parts(
-    source: Sequence[float], copy: Sequence[float], begin: int, quiet: float, tolerance: Tolerance
+    source: Sequence[float],
+    copy: Sequence[float],
+    begin: int,
+    parts: Iterable[tuple[float, ...]],
+    *,
+    least: float,
+    tolerance: Tolerance,
 ) -> None:
-    """Compares each part of 10 ms in half a second of one channel. No part may have vanished, and a
-    loud part must have the same wave. Raises NotProven."""
-    power, count = mean_power(source), min(len(source), len(copy))
-    if power <= quiet:
-        return
-    faint = math.sqrt(max(quiet, tolerance.faint * power) * LEVEL_PART)
-    loud = math.sqrt(max(quiet, tolerance.loud * power) * LEVEL_PART)
+    """Compares each part of 10 ms in half a second of one channel. No part may have vanished whose
+    level has a square above `least`, and a loud part must have the same wave. `parts` has for each
+    its level, and what is nearby in this channel and in the other. Raises NotProven."""
+    count = min(len(source), len(copy))
     left = math.sqrt(tolerance.left)
     # A hole of 30 ms holds a whole part, also if it covers the rest of less than 10 ms.
-    for at in range(0, count - LEVEL_PART + 1, LEVEL_PART):
-        part, other = source[at : at + LEVEL_PART], copy[at : at + LEVEL_PART]
-        sound = math.hypot(*part)
-        if sound > faint:
+    for at, (sound, own, *other) in zip(range(0, count - LEVEL_PART + 1, LEVEL_PART), parts):
+        if sound**2 > max(least, tolerance.faint * own, QUIET_CHANNEL * sum(other)):
+            there = copy[at : at + LEVEL_PART]
             seconds = (begin + at) / LEVEL_RATE
-            rest = math.hypot(*other) / sound
+            rest = math.hypot(*there) / sound
             if rest < left:
                 decibels = 20 * math.log10(max(rest, 1e-3))
                 raise NotProven(f"the source's loudness at {seconds:.1f} s", f"{decibels:.1f} dB")
-            if sound > loud:  # `gain` is the share of the part's own wave in the copy
-                gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
+            if sound**2 > tolerance.loud * own:  # `gain` is the part's own wave in the copy
+                distance = math.dist(source[at : at + LEVEL_PART], there) / sound
+                gain = (1 + rest**2 - distance**2) / 2
                 if gain < tolerance.gain:
                     raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -563,6 +564,21 @@ class Holes(unittest.TestCase):
         self.compare(source, source)
         with self.assertRaises(service.NotProven):
             self.compare(source, [*source[:6_130], *[0.0] * HOLE, *source[6_250:]])
+
+    def test_a_loud_sound_more_than_a_quarter_of_a_second_away_hides_no_hole(self) -> None:
+        for begin in range(6_000, 8_000, 250):  # wherever half a second of the grid begins
+            quiet = [sample / 100 for sample in self.sound]
+            source = [*quiet[:begin], *self.sound[begin : begin + 400], *quiet[begin + 400 :]]
+            hole = begin + 1_480
+            copy = [*source[:hole], *[0.0] * HOLE, *source[hole + HOLE :]]
+            silence = [0.0] * len(source)
+            for channels in ((), (silence,), (source,)):
+                whole = [*itertools.chain(*zip(source, *channels))]
+                holed = [*itertools.chain(*zip(copy, *channels))]
+                with self.subTest(begin, channels=len(channels)):
+                    self.compare(whole, whole, 1 + len(channels))
+                    with self.assertRaises(service.NotProven):
+                        self.compare(whole, holed, 1 + len(channels))
 
     def test_a_hole_in_one_channel_is_noticed(self) -> None:
         other = [math.sin(at / 3) / 10 for at in range(len(self.sound))]
