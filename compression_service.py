@@ -1021,10 +1021,11 @@ class Probe:
         if step > GAP_SECONDS:
             # Whole milliseconds that are whole samples, here and at the rate of the levels.
             tick = self.rate // math.gcd(self.rate, 1000)
-            written = self.length / self.rate + self.silence
+            played = self.length - self.trimmed
+            written = played / self.rate + self.silence
             gap = round((seconds - self.origin - written) * self.rate / tick) * tick
             if gap > 0:  # else what came before ran ahead of its stamps
-                self.gaps.append((max(0, self.length - self.pre_skip), gap))
+                self.gaps.append((max(0, played - self.pre_skip), gap))
         if len(self.gaps) > MOST_GAPS:
             raise Refusal(Reason.GAPS, f"more than {MOST_GAPS} gaps by {seconds:.1f} s")
         self.overlap = max(self.overlap, -step)
@@ -4550,10 +4551,13 @@ def walk_matroska(window: Window) -> Probe:
         if name in ("SimpleBlock", "Block"):
             add_block(found, values, content, body, size)
         elif name == "DiscardPadding":
-            # Nanoseconds of this block that a decoder drops. ffmpeg counts at the track's rate. If
-            # it should drop more than the block, it drops nothing.
-            padding = round(abs(big(content, signed=True)) * rate_of(values) / 1e9)
+            # Nanoseconds of this block that a decoder drops, if negative at its beginning. If
+            # ffmpeg should drop more than the block, it drops nothing.
+            dropped = big(content, signed=True)
+            padding = round(abs(dropped) * found.rate / 1e9)
             found.trimmed += padding if padding <= found.last else 0
+            if dropped < 0 and found.length == found.last:
+                found.pre_skip = 0  # the beginning of the first block says it in its place
         elif name == "TrackEntry":
             tracks.append(big(values["TrackType"]))
             del tracks[MOST_TRACKS:]
@@ -4910,6 +4914,8 @@ class Movie:
         unsure_start = start if found.codec == "aac" and has_fragments else 0
         unsure_end = behind % usual
         found.pre_skip = start - unsure_start // 2
+        for number, (at, length) in enumerate(found.gaps):
+            found.gaps[number] = max(0, at - start + unsure_start), length
         found.trimmed = behind - unsure_end // 2
         edges = (unsure_start + unsure_end) / 2 + found.rate / 1000  # edit lists count in ms
         if found.codec == "aac":
@@ -5017,15 +5023,16 @@ def add_ogg_packets(
     lengths = [opus_packet_samples(start) for start, _ in packets]
     if 0 in lengths or (packets and granule < 0):
         raise damaged(f"the page at byte {offset} holds no Opus packets with a time")
-    begin = granule - sum(lengths)
+    begin, trimmed = granule - sum(lengths), 0
     if is_last and granule >= 0:
-        found.trimmed = max(0, round(found.end * OPUS_RATE) - begin)
-        begin += found.trimmed
-    if found.trimmed > sum(lengths):
+        trimmed = max(0, round(found.end * OPUS_RATE) - begin)
+        begin += trimmed
+    if trimmed > sum(lengths):
         raise damaged(f"its last page ends before the page before it, at byte {offset}")
     for (_, size), length in zip(packets, lengths):
         found.add(begin / OPUS_RATE, length, size)
         begin += length
+    found.trimmed = trimmed
 
 
 # ----------------------------------------------------------------------------------------- prove

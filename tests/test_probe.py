@@ -193,6 +193,38 @@ class Mp4(FormatCase):
         self.assert_kept(ran, "a.webm", "packets")
 
 
+class WhereGapsBegin(FormatCase):
+    def probe(self, content: bytes) -> service.Probe:
+        path = self.add_bytes(content, "a.webm")
+        return service.probe_file(str(path), service.Tools(service.Stop()))
+
+    def test_behind_what_a_decoder_of_mp4_leaves_out(self) -> None:
+        track = opus_track(RECORDINGS / "chunk_0.webm", pre_skip=3_840)
+        found = self.probe(fragmented(track, [0, 20 * 2_880 + 96_000], 20))
+        self.assertEqual(found.gaps, [(20 * 2_880 - 3_840, 96_000)])
+
+    def test_behind_the_padding_of_blocks_whatever_rate_the_track_names(self) -> None:
+        packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        for rate in (0, 16_000, 48_000):
+            for padding, place, left_out in ((10, 12, 312 + 480), (-10, 12, 792), (-20, 0, 960)):
+                content = header(
+                    head=opus_head(1, 312), audio=element(0xB5, struct.pack(">d", rate))
+                )
+                for number_, (stamp, data) in enumerate(packets):
+                    late = stamp + 2_000 * (number_ >= 20)
+                    inner = element(0xA1, b"\x81\0\0\0" + data)
+                    if number_ == place:
+                        nanoseconds = padding * 1_000_000
+                        inner += element(0x75A2, nanoseconds.to_bytes(8, "big", signed=True))
+                    cluster = element(0xE7, number(late, 8)) + element(0xA0, inner)
+                    content += element(0x1F43B675, cluster)
+                with self.subTest(rate, padding=padding):
+                    found = self.probe(content)
+                    (gap,) = found.gaps
+                    self.assertEqual(gap, (20 * 2_880 - left_out, 96_000 + 48 * abs(padding)))
+                    self.assertEqual(found.samples, len(packets) * 2_880 - left_out)
+
+
 class M4aCopies(FormatCase):
     def test_lengths_and_rates_that_end_in_a_hidden_packet_are_proven(self) -> None:
         packets = [data for _, data in packets_of(RECORDINGS / "ff_webm_3s.webm")][:139]
