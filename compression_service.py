@@ -3938,11 +3938,14 @@ class Adopt(Compress):
     encodes = False
 
     def finish(self, run: Run, job: Job) -> None:
+        try:
+            if not (job.problem or self.take.proven_copy):
+                check_claim(self, job, run.stop)
+        except NotProven as error:
+            job.problem = error
         if isinstance(job.problem, NotProven):
             other = f"{self.target_path} is not a copy of it ({job.problem})"
             raise Refusal(Reason.NAME_TAKEN, other)
-        if not (job.problem or self.take.proven_copy):
-            check_claim(self, job)
         super().finish(run, job)
 
     def put(self, library: Library) -> None:
@@ -4216,19 +4219,23 @@ def give_attributes_of(source: str, copy: str) -> None:
         give_attributes(one.fileno(), other.fileno(), times=True)
 
 
-def check_claim(move: Adopt, job: Job) -> None:
-    """Raises Refusal if a copy without a record is not what it claims: a tag can be forged, and a
-    name can mean a preview. It must have the rate that is asked for now. It must have half the size
-    of an encode of its sound at its rate."""
+def check_claim(move: Adopt, job: Job, stop: Stop) -> None:
+    """Checks that a copy without a record is what it claims: a tag can be forged, and a name can
+    mean a preview. It must have the rate that is asked for now. It must have half the size of an
+    encode of its sound at its rate. If its source is very quiet, the proof has compared nothing
+    yet. Raises Refusal, NotProven, Stopped."""
     copy, asked = move.take.copy, move.target
     assert copy
     rate = move.take.bitrate or asked.bitrate
-    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
+    share = sounding_share(job)
+    usual = share * estimated_size(job.probe, asked._replace(bitrate=rate))
     if rate < asked.bitrate or copy.size < usual / 2:
-        usual = sounding_share(job) * estimated_size(job.probe, asked)
+        usual = share * estimated_size(job.probe, asked)
         found = f"{copy.name} has {size_text(copy.size)}"
         expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
         raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
+    if not share:
+        compare_audio(job, stop, QUIETEST)
 
 
 # ----------------------------------------------------------------------------------------- probe
@@ -5047,6 +5054,7 @@ LEVEL_PART = 40  # samples, 10 ms: every hole of 30 ms holds one such part and s
 NEARBY = 25  # parts before a part, and from it on: the half second around it
 LEVEL_EDGE = 240  # samples, 60 ms: sound may spread by the longest packet of an encoder
 LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: codecs and rounding add less than this
+QUIETEST = 1e-6  # of full scale, -120 dBFS: decoders add less than this to silence
 LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
 QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may drop a channel below it
@@ -5361,10 +5369,11 @@ def check_structure(job: Job, tools: Tools) -> None:
         raise Refusal(Reason.LITTLE_SAVING, sizes)
 
 
-def compare_audio(job: Job, stop: Stop) -> None:
-    """Compares the levels. The source must be as long as its own packets say. The copy must have
-    the length and the wave of the source, window by window and channel by channel. It has silence
-    where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
+def compare_audio(job: Job, stop: Stop, floor: float = LEVEL_FLOOR) -> None:
+    """Compares the levels that are above a floor. The source must be as long as its own packets
+    say. The copy must have the length and the wave of the source, window by window and channel by
+    channel. It has silence where the source has gaps and nowhere else. Raises Refusal, NotProven,
+    Stopped."""
     found, scale = job.probe, LEVEL_RATE / job.probe.rate
     source, copy = job.frames(job.source_levels), job.frames(job.copy_levels)
     if abs(source - found.samples * scale) > 1 + found.doubt * scale:
@@ -5390,7 +5399,7 @@ def compare_audio(job: Job, stop: Stop) -> None:
         sound, after = after, next(sounds, [[]] * found.channels)
         levels.append([*map(part_levels, after)])
         loud = [max(map(mean_power, window)) / LEVEL_PART for window in levels]
-        least = max(LEVEL_FLOOR**2, FAINT * max(loud))
+        least = max(floor**2, FAINT * max(loud))
         quiet = max(least, QUIET_CHANNEL * loud[1])
         spread = max(quiet, QUIET_CHANNEL * max(loud))
         near = [*map(nearby, *levels)]
