@@ -4372,14 +4372,20 @@ class Window:
         self.start, self.data = 0, b""  # the last bytes read, and their offset
 
     def at(self, offset: int, length: int) -> bytes:
-        """Returns `length` bytes at `offset`, or fewer at the end of the file. Raises Stopped."""
+        """Returns `length` bytes at `offset`, or fewer at the end of the file. Raises Refusal if it
+        ends earlier than before, Stopped."""
         if self.stop.requested:
             raise Stopped
-        begin = offset - self.start
-        if not 0 <= begin <= len(self.data) - length:
-            self.start, begin = offset, 0
-            self.data = os.pread(self.descriptor, max(length, HEAD_BYTES), offset)
-        return self.data[begin : begin + length]
+        begin, data = offset - self.start, self.data
+        if not 0 <= begin <= len(data) - length:
+            ahead = HEAD_BYTES if begin >= 0 else 0  # what is behind may be read again and again
+            data = os.pread(self.descriptor, max(length, ahead), offset)
+            if len(data) < min(length, self.size - offset):
+                raise Refusal(Reason.CHANGED)
+            if ahead:
+                self.start, self.data = offset, data
+            begin = 0
+        return data[begin : begin + length]
 
 
 def damaged(found: str) -> Refusal:
@@ -4634,24 +4640,26 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
 def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
     """Adds the packet of a block (RFC 9559, section 10). A block has the number of its track, a
     16-bit time, flags, and the packet. Raises Refusal."""
-    track = 0x80 | (big(values["TrackNumber"]) or 1) & 0x7F
-    if size < 5 or not found.codec or data[0] != track:
+    track, at = ebml_number(data, 0)
+    is_its = track == (big(values["TrackNumber"]) or 1) | 1 << 7 * at
+    head = at + 3
+    if size <= head or not (found.codec and is_its):
         raise damaged(f"the block at byte {body} does not belong to its only track")
-    if data[3] & 6:
+    if data[at + 2] & 6:
         raise unsupported("several packets in one block (lacing)")
-    samples, rest = opus_packet_samples(data[4:]), 0
+    samples, rest = opus_packet_samples(data[head:]), 0
     if found.codec != "opus":
-        samples, rest = divmod(size - 4, found.channels * big(values["BitDepth"]) // 8)
+        samples, rest = divmod(size - head, found.channels * big(values["BitDepth"]) // 8)
     if samples <= 0 or rest:
         raise damaged(f"the block at byte {body} holds no {found.codec} packet")
-    ticks = big(values["Timestamp"]) + big(data[1:3], signed=True)
-    found.add(ticks * tick_of(values), samples, size - 4)
+    ticks = big(values["Timestamp"]) + big(data[at : at + 2], signed=True)
+    found.add(ticks * tick_of(values), samples, size - head)
 
 
 STREAMED_FROM = 0x7FFFF000  # bytes; such a size means "to the end" (SoX, oboe, arecord)
 # Chunks that a copy need not have: padding, peaks, and tags that ffmpeg copies.
 WAV_CHUNKS = re.compile(
-    "(?i)RIFF|fmt |fact|data|PEAK|LIST|cue |bext|id3 |junk|pad |fllr|filr|minf|elm1"
+    "(?i)RIFF|fmt |fact|data|PEAK|levl|LIST|cue |bext|id3 |junk|pad |fllr|filr|minf|elm1"
 )
 
 
@@ -4699,6 +4707,9 @@ def walk_wav(window: Window) -> Probe:
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
     if tag == 0xFFFE:  # extensible: a longer field begins with the real tag
         tag = int.from_bytes(form[24:26], "little")
+        used = int.from_bytes(form[18:20], "little")
+        if (used + 7) // 8 not in (0, bits // 8):
+            raise unsupported(f"PCM of {used} bits in {bits}")
     found = pcm_probe("wav", tag, bits, channels, rate)
     second = find(window, rb"RIFF.{4}WAVEfmt ", start, size)  # samples may reach to the end
     if second:
@@ -4722,7 +4733,9 @@ def box_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
 
 
 MP4_PARENTS = "moov trak edts mdia minf stbl mvex moof traf udta meta tref"
-MP4_FILE = "ftyp|styp|moov|moof|mdat|free|skip|wide|mfra|sidx|uuid|meta|pdin|prft|emsg"
+MP4_FILE = (
+    "ftyp|styp|moov|moof|mdat|free|skip|wide|mfra|sidx|uuid|meta|pdin|prft|emsg|ssix|pssh|sefd|udta"
+)
 MP4 = Container(
     box_header, {".": MP4_FILE, **dict.fromkeys(MP4_PARENTS.split(), "(?s:.{4})")}, first="ftyp"
 )
@@ -4751,6 +4764,8 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
     lost: set[str] = set()
     media = 0
     for name, body, size in MP4.walk(window):
+        if name == "moov" and name in movie.places:
+            raise damaged("it has a second index (moov)")
         if MP4_BOXES.fullmatch(name):
             movie.places[name] = body, size
         elif len(lost) < MOST_TRACKS:
