@@ -306,6 +306,7 @@ class Reason(enum.Enum):
     GAPS = "kept: its timestamps leave more without audio than is filled with silence: {}"
     LOW_BIT_RATE = "kept: already small: {}"
     LITTLE_SAVING = "kept: too little to gain: {}"
+    RATE_TOO_LOW = "kept: at this bit rate a copy would lose a part of its sound: {}"
     POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
     POLICY_INVALID = "kept: its sidecar's compression_policy cannot be followed: {}"
     SIDECAR = "kept: its sidecar cannot be edited: {}"
@@ -5070,6 +5071,7 @@ NEARBY = 25  # parts before a part, and from it on: the half second around it
 LEVEL_EDGE = 240  # samples, 60 ms: sound may spread by the longest packet of an encoder
 LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: codecs and rounding add less than this
 QUIETEST = 1e-6  # of full scale, -120 dBFS: decoders add less than this to silence
+BEYOND = 1e6  # of full scale's power, 60 dB: no encoder takes more
 LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
 QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may drop a channel below it
@@ -5121,6 +5123,7 @@ TOLERANCES = {
     ),
     "aac": (Tolerance(50, 1e-3, 0.05, 0.01, 0.2), Tolerance(0, 0.01, 0.008)),
 }
+FAITHFUL = 50  # kbit/s of a channel; from here on no codec loses a part
 
 
 @dataclass(eq=False)
@@ -5180,6 +5183,15 @@ class Transcoder:
         ServiceError."""
         self.divide(jobs, self.pipe, self.encode)
         self.divide(jobs, self.verify, self.verify)
+        for job in jobs:
+            problem, is_low = job.problem, job.tolerance.kilobits < FAITHFUL
+            if is_low and job.encodes and isinstance(problem, NotProven):
+                # If a copy at a high rate proves true, the codec is to blame and not ffmpeg.
+                job.target = job.target._replace(bitrate=2 * CHANNEL_RATE)
+                job.problem, job.is_decoded, job.most = None, False, math.inf
+                self.divide([job], self.encode, self.encode)
+                self.divide([job], self.verify, self.verify)
+                job.problem = job.problem or Refusal(Reason.RATE_TOO_LOW, problem.detail)
 
     def divide(
         self,
@@ -5481,8 +5493,9 @@ def compare_window(
     count = min(len(source), len(copy))
     a, b = source[:count], copy[:count]
     power_a, power_b = mean_power(a), mean_power(b)
-    if not math.isfinite(power_a):  # comparing NaN would find no difference
-        raise damaged(f"it holds samples that are no numbers at {begin / LEVEL_RATE:.1f} s")
+    if not power_a < BEYOND:  # comparing NaN would find no difference
+        found = "samples that are no numbers or far beyond full scale"
+        raise damaged(f"it holds {found} at {begin / LEVEL_RATE:.1f} s")
     if power_a <= quiet and power_b <= 2 * spread:
         return
     difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))

@@ -475,6 +475,19 @@ class TestLies(ProveCase):
                 self.assertIn("NotProven", problem)
                 self.assertIn(words, problem)
 
+    def test_a_rate_that_is_too_low_is_blamed_only_if_a_higher_rate_proves_true(self) -> None:
+        noise = random.Random(6)
+        samples = array("f", (noise.gauss(0, 0.1) for _ in range(2 * 48_000)))
+        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 2, 48_000, 384_000, 8, 32)
+        data = b"data" + struct.pack("<I", 4 * len(samples)) + samples.tobytes()
+        source = self.folder / "noise.webm"
+        source.write_bytes(b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVE" + form + data)
+        target = service.Target("opus", 24_000)
+        (problem,) = self.prove(self.job(source, target))
+        self.assertIs(service.reason_of(problem), service.Reason.RATE_TOO_LOW)
+        self.use(standins.silence)
+        self.assertIsInstance(self.prove(self.job(source, target))[0], service.NotProven)
+
     def test_a_missing_level_file_proves_nothing(self) -> None:
         self.lie(standins.no_level_files)
 
