@@ -306,6 +306,7 @@ class Reason(enum.Enum):
     GAPS = "kept: its timestamps leave more without audio than is filled with silence: {}"
     LOW_BIT_RATE = "kept: already small: {}"
     LITTLE_SAVING = "kept: too little to gain: {}"
+    RATE_TOO_LOW = "kept: at this bit rate a copy would lose a part of its sound: {}"
     POLICY_KEEP = "kept: its sidecar's compression_policy says keep{}"
     POLICY_INVALID = "kept: its sidecar's compression_policy cannot be followed: {}"
     SIDECAR = "kept: its sidecar cannot be edited: {}"
@@ -1053,10 +1054,11 @@ class Probe:
         if step > GAP_SECONDS:
             # Whole milliseconds that are whole samples, here and at the rate of the levels.
             tick = self.rate // math.gcd(self.rate, 1000)
-            written = self.length / self.rate + self.silence
+            played = self.length - self.trimmed
+            written = played / self.rate + self.silence
             gap = round((seconds - self.origin - written) * self.rate / tick) * tick
             if gap > 0:  # else what came before ran ahead of its stamps
-                self.gaps.append((max(0, self.length - self.pre_skip), gap))
+                self.gaps.append((max(0, played - self.pre_skip), gap))
         if len(self.gaps) > MOST_GAPS:
             raise Refusal(Reason.GAPS, f"more than {MOST_GAPS} gaps by {seconds:.1f} s")
         self.overlap = max(self.overlap, -step)
@@ -4025,11 +4027,14 @@ class Adopt(Compress):
     encodes = False
 
     def finish(self, run: Run, job: Job) -> None:
+        try:
+            if not (job.problem or self.take.proven_copy):
+                check_claim(self, job, run.stop)
+        except NotProven as error:
+            job.problem = error
         if isinstance(job.problem, NotProven):
             other = f"{self.target_path} is not a copy of it ({job.problem})"
             raise Refusal(Reason.NAME_TAKEN, other)
-        if not (job.problem or self.take.proven_copy):
-            check_claim(self, job)
         super().finish(run, job)
 
     def past_if_done(self, past: Past, now: float) -> Past:
@@ -4285,19 +4290,23 @@ def give_attributes_of(source: str, copy: str) -> None:
         give_attributes(one.fileno(), other.fileno(), times=True)
 
 
-def check_claim(move: Adopt, job: Job) -> None:
-    """Raises Refusal if a copy without a record is not what it claims: a tag can be forged, and a
-    name can mean a preview. It must have the rate that is asked for now. It must have half the size
-    of an encode of its sound at its rate."""
+def check_claim(move: Adopt, job: Job, stop: Stop) -> None:
+    """Checks that a copy without a record is what it claims: a tag can be forged, and a name can
+    mean a preview. It must have the rate that is asked for now. It must have half the size of an
+    encode of its sound at its rate. If its source is very quiet, the proof has compared nothing
+    yet. Raises Refusal, NotProven, Stopped."""
     copy, asked = move.take.copy, move.target
     assert copy
     rate = move.take.bitrate or asked.bitrate
-    usual = sounding_share(job) * estimated_size(job.probe, asked._replace(bitrate=rate))
+    share = sounding_share(job)
+    usual = share * estimated_size(job.probe, asked._replace(bitrate=rate))
     if rate < asked.bitrate or copy.size < usual / 2:
-        usual = sounding_share(job) * estimated_size(job.probe, asked)
+        usual = share * estimated_size(job.probe, asked)
         found = f"{copy.name} has {size_text(copy.size)}"
         expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
         raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
+    if not share:
+        compare_audio(job, stop, QUIETEST)
 
 
 # ----------------------------------------------------------------------------------------- probe
@@ -4434,14 +4443,20 @@ class Window:
         self.start, self.data = 0, b""  # the last bytes read, and their offset
 
     def at(self, offset: int, length: int) -> bytes:
-        """Returns `length` bytes at `offset`, or fewer at the end of the file. Raises Stopped."""
+        """Returns `length` bytes at `offset`, or fewer at the end of the file. Raises Refusal if it
+        ends earlier than before, Stopped."""
         if self.stop.requested:
             raise Stopped
-        begin = offset - self.start
-        if not 0 <= begin <= len(self.data) - length:
-            self.start, begin = offset, 0
-            self.data = os.pread(self.descriptor, max(length, HEAD_BYTES), offset)
-        return self.data[begin : begin + length]
+        begin, data = offset - self.start, self.data
+        if not 0 <= begin <= len(data) - length:
+            ahead = HEAD_BYTES if begin >= 0 else 0  # what is behind may be read again and again
+            data = os.pread(self.descriptor, max(length, ahead), offset)
+            if len(data) < min(length, self.size - offset):
+                raise Refusal(Reason.CHANGED)
+            if ahead:
+                self.start, self.data = offset, data
+            begin = 0
+        return data[begin : begin + length]
 
 
 def damaged(found: str) -> Refusal:
@@ -4620,10 +4635,13 @@ def walk_matroska(window: Window) -> Probe:
         if name in ("SimpleBlock", "Block"):
             add_block(found, values, content, body, size)
         elif name == "DiscardPadding":
-            # Nanoseconds of this block that a decoder drops. ffmpeg counts at the track's rate. If
-            # it should drop more than the block, it drops nothing.
-            padding = round(abs(big(content, signed=True)) * rate_of(values) / 1e9)
+            # Nanoseconds of this block that a decoder drops, if negative at its beginning. If
+            # ffmpeg should drop more than the block, it drops nothing.
+            dropped = big(content, signed=True)
+            padding = round(abs(dropped) * found.rate / 1e9)
             found.trimmed += padding if padding <= found.last else 0
+            if dropped < 0 and found.length == found.last:
+                found.pre_skip = 0  # the beginning of the first block says it in its place
         elif name == "TrackEntry":
             tracks.append(big(values["TrackType"]))
             del tracks[MOST_TRACKS:]
@@ -4693,24 +4711,26 @@ def read_tracks(values: Mapping[str, bytes], tracks: list[int]) -> Probe:
 def add_block(found: Probe, values: Mapping[str, bytes], data: bytes, body: int, size: int) -> None:
     """Adds the packet of a block (RFC 9559, section 10). A block has the number of its track, a
     16-bit time, flags, and the packet. Raises Refusal."""
-    track = 0x80 | (big(values["TrackNumber"]) or 1) & 0x7F
-    if size < 5 or not found.codec or data[0] != track:
+    track, at = ebml_number(data, 0)
+    is_its = track == (big(values["TrackNumber"]) or 1) | 1 << 7 * at
+    head = at + 3
+    if size <= head or not (found.codec and is_its):
         raise damaged(f"the block at byte {body} does not belong to its only track")
-    if data[3] & 6:
+    if data[at + 2] & 6:
         raise unsupported("several packets in one block (lacing)")
-    samples, rest = opus_packet_samples(data[4:]), 0
+    samples, rest = opus_packet_samples(data[head:]), 0
     if found.codec != "opus":
-        samples, rest = divmod(size - 4, found.channels * big(values["BitDepth"]) // 8)
+        samples, rest = divmod(size - head, found.channels * big(values["BitDepth"]) // 8)
     if samples <= 0 or rest:
         raise damaged(f"the block at byte {body} holds no {found.codec} packet")
-    ticks = big(values["Timestamp"]) + big(data[1:3], signed=True)
-    found.add(ticks * tick_of(values), samples, size - 4)
+    ticks = big(values["Timestamp"]) + big(data[at : at + 2], signed=True)
+    found.add(ticks * tick_of(values), samples, size - head)
 
 
 STREAMED_FROM = 0x7FFFF000  # bytes; such a size means "to the end" (SoX, oboe, arecord)
 # Chunks that a copy need not have: padding, peaks, and tags that ffmpeg copies.
 WAV_CHUNKS = re.compile(
-    "(?i)RIFF|fmt |fact|data|PEAK|LIST|cue |bext|id3 |junk|pad |fllr|filr|minf|elm1"
+    "(?i)RIFF|fmt |fact|data|PEAK|levl|LIST|cue |bext|id3 |junk|pad |fllr|filr|minf|elm1"
 )
 
 
@@ -4758,6 +4778,9 @@ def walk_wav(window: Window) -> Probe:
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
     if tag == 0xFFFE:  # extensible: a longer field begins with the real tag
         tag = int.from_bytes(form[24:26], "little")
+        used = int.from_bytes(form[18:20], "little")
+        if (used + 7) // 8 not in (0, bits // 8):
+            raise unsupported(f"PCM of {used} bits in {bits}")
     found = pcm_probe("wav", tag, bits, channels, rate)
     second = find(window, rb"RIFF.{4}WAVEfmt ", start, size)  # samples may reach to the end
     if second:
@@ -4781,7 +4804,9 @@ def box_header(window: Window, offset: int) -> tuple[str, int, Optional[int]]:
 
 
 MP4_PARENTS = "moov trak edts mdia minf stbl mvex moof traf udta meta tref"
-MP4_FILE = "ftyp|styp|moov|moof|mdat|free|skip|wide|mfra|sidx|uuid|meta|pdin|prft|emsg"
+MP4_FILE = (
+    "ftyp|styp|moov|moof|mdat|free|skip|wide|mfra|sidx|uuid|meta|pdin|prft|emsg|ssix|pssh|sefd|udta"
+)
 MP4 = Container(
     box_header, {".": MP4_FILE, **dict.fromkeys(MP4_PARENTS.split(), "(?s:.{4})")}, first="ftyp"
 )
@@ -4810,6 +4835,8 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
     lost: set[str] = set()
     media = 0
     for name, body, size in MP4.walk(window):
+        if name == "moov" and name in movie.places:
+            raise damaged("it has a second index (moov)")
         if MP4_BOXES.fullmatch(name):
             movie.places[name] = body, size
         elif len(lost) < MOST_TRACKS:
@@ -4980,6 +5007,8 @@ class Movie:
         unsure_start = start if found.codec == "aac" and has_fragments else 0
         unsure_end = behind % usual
         found.pre_skip = start - unsure_start // 2
+        for number, (at, length) in enumerate(found.gaps):
+            found.gaps[number] = max(0, at - start + unsure_start), length
         found.trimmed = behind - unsure_end // 2
         edges = (unsure_start + unsure_end) / 2 + found.rate / 1000  # edit lists count in ms
         if found.codec == "aac":
@@ -5087,15 +5116,16 @@ def add_ogg_packets(
     lengths = [opus_packet_samples(start) for start, _ in packets]
     if 0 in lengths or (packets and granule < 0):
         raise damaged(f"the page at byte {offset} holds no Opus packets with a time")
-    begin = granule - sum(lengths)
+    begin, trimmed = granule - sum(lengths), 0
     if is_last and granule >= 0:
-        found.trimmed = max(0, round(found.end * OPUS_RATE) - begin)
-        begin += found.trimmed
-    if found.trimmed > sum(lengths):
+        trimmed = max(0, round(found.end * OPUS_RATE) - begin)
+        begin += trimmed
+    if trimmed > sum(lengths):
         raise damaged(f"its last page ends before the page before it, at byte {offset}")
     for (_, size), length in zip(packets, lengths):
         found.add(begin / OPUS_RATE, length, size)
         begin += length
+    found.trimmed = trimmed
 
 
 # ----------------------------------------------------------------------------------------- prove
@@ -5107,12 +5137,15 @@ def add_ogg_packets(
 LEVEL_RATE = 4_000  # Hz; a twelfth of the samples has enough of a voice to distinguish two
 LEVEL_WINDOW = 2_000  # samples, half a second: a lost word or a lost packet shows in it
 LEVEL_PART = 40  # samples, 10 ms: every hole of 30 ms holds one such part and some room around it
+NEARBY = 25  # parts before a part, and from it on: the half second around it
 LEVEL_EDGE = 240  # samples, 60 ms: sound may spread by the longest packet of an encoder
 LEVEL_FLOOR = 6.0 / 32_768  # of full scale, -75 dBFS: codecs and rounding add less than this
+QUIETEST = 1e-6  # of full scale, -120 dBFS: decoders add less than this to silence
+BEYOND = 1e6  # of full scale's power, 60 dB: no encoder takes more
 LEVEL_TOLERANCE = 3.0  # dB; the worst good copy of all browsers and formats differed by 1.06
 MIN_CORRELATION = 0.8  # the worst good copy had 0.91, in a tail of 20 ms; another sound about 0
 QUIET_CHANNEL = 1e-3  # of the louder one's power, -30 dB: a codec may drop a channel below it
-FAINT = 1e-5  # of the power within half a second, -50 dB: a codec may drop or smear what is below
+FAINT = 1e-5  # of the loudest window's, -50 dB: a codec may drop or smear what is below
 COPY_OVERLAP = 0.001  # seconds; our own copies overlap by rounding only
 MOST_HINDERED = 3  # recordings in a row whose ffmpeg was ended from outside; then the run ends
 LONG_PACKETS_FROM = 4.0  # seconds; packets of 60 ms encode 13 % faster at the same size and noise
@@ -5140,9 +5173,9 @@ class Tolerance(NamedTuple):
     """Says what a codec may do to a part of 10 ms, in shares of power."""
 
     kilobits: float  # of a channel; this holds from here on
-    faint: float  # of half a second's power; a part below this may be lost
+    faint: float  # of the half second's power around it; a part below this may be lost
     left: float  # of the part's power; at least this must remain
-    loud: float = math.inf  # of half a second's power; a part above this keeps its wave
+    loud: float = math.inf  # of the half second's power; a part above this keeps its wave
     gain: float = 0.0  # of the wave; at least this must remain
 
 
@@ -5160,6 +5193,7 @@ TOLERANCES = {
     ),
     "aac": (Tolerance(50, 1e-3, 0.05, 0.01, 0.2), Tolerance(0, 0.01, 0.008)),
 }
+FAITHFUL = 50  # kbit/s of a channel; from here on no codec loses a part
 
 
 @dataclass(eq=False)
@@ -5219,6 +5253,15 @@ class Transcoder:
         ServiceError."""
         self.divide(jobs, self.pipe, self.encode)
         self.divide(jobs, self.verify, self.verify)
+        for job in jobs:
+            problem, is_low = job.problem, job.tolerance.kilobits < FAITHFUL
+            if is_low and job.encodes and isinstance(problem, NotProven):
+                # If a copy at a high rate proves true, the codec is to blame and not ffmpeg.
+                job.target = job.target._replace(bitrate=2 * CHANNEL_RATE)
+                job.problem, job.is_decoded, job.most = None, False, math.inf
+                self.divide([job], self.encode, self.encode)
+                self.divide([job], self.verify, self.verify)
+                job.problem = job.problem or Refusal(Reason.RATE_TOO_LOW, problem.detail)
 
     def divide(
         self,
@@ -5423,10 +5466,11 @@ def check_structure(job: Job, tools: Tools) -> None:
         raise Refusal(Reason.LITTLE_SAVING, sizes)
 
 
-def compare_audio(job: Job, stop: Stop) -> None:
-    """Compares the levels. The source must be as long as its own packets say. The copy must have
-    the length and the wave of the source, window by window and channel by channel. It has silence
-    where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
+def compare_audio(job: Job, stop: Stop, floor: float = LEVEL_FLOOR) -> None:
+    """Compares the levels that are above a floor. The source must be as long as its own packets
+    say. The copy must have the length and the wave of the source, window by window and channel by
+    channel. It has silence where the source has gaps and nowhere else. Raises Refusal, NotProven,
+    Stopped."""
     found, scale = job.probe, LEVEL_RATE / job.probe.rate
     source, copy = job.frames(job.source_levels), job.frames(job.copy_levels)
     if abs(source - found.samples * scale) > 1 + found.doubt * scale:
@@ -5444,18 +5488,21 @@ def compare_audio(job: Job, stop: Stop) -> None:
     ends = [expected * number // count for number in range(count + 1)]
     sounds = windows(job, job.source_levels, ends[1:], edges)
     after = next(sounds)
-    loud = deque([0.0, max(map(mean_power, after))], 3)  # of the windows before, now and after
+    levels: deque[list[list[float]]]  # of the parts of the windows before, now and after
+    levels = deque([[[]] * found.channels, [*map(part_levels, after)]], 3)
     for begin, other in zip(ends, windows(job, job.copy_levels, ends[1:], ())):
         if stop.requested:
             raise Stopped
-        sound, after = after, next(sounds, [[]])
-        loud.append(max(map(mean_power, after)))
-        quiet = max(LEVEL_FLOOR**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
+        sound, after = after, next(sounds, [[]] * found.channels)
+        levels.append([*map(part_levels, after)])
+        loud = [max(map(mean_power, window)) / LEVEL_PART for window in levels]
+        least = max(floor**2, FAINT * max(loud))
+        quiet = max(least, QUIET_CHANNEL * loud[1])
         spread = max(quiet, QUIET_CHANNEL * max(loud))
-        for one, two in zip(sound, other):
+        near = [*map(nearby, *levels)]
+        for one, two, *parts in zip(sound, other, levels[1], near, near[::-1]):
             try:
                 compare_window(one, two, begin, quiet, spread)
-                compare_parts(one, two, begin, quiet, job.tolerance)
             except NotProven:
                 if mean_power(one) > spread:
                     raise
@@ -5463,7 +5510,14 @@ def compare_audio(job: Job, stop: Stop) -> None:
                 edge = min(LEVEL_EDGE, len(one) // 4)
                 inner = slice(edge, len(one) - edge)
                 compare_window(one[inner], two[inner], begin + edge, quiet, spread)
-                compare_parts(one[inner], two[inner], begin + edge, quiet, job.tolerance)
+            compare_parts(
+                one,
+                two,
+                begin,
+                zip(*parts[: found.channels + 1]),  # mono has no other channel
+                least=least * LEVEL_PART,
+                tolerance=job.tolerance,
+            )
 
 
 def windows(
@@ -5509,8 +5563,9 @@ def compare_window(
     count = min(len(source), len(copy))
     a, b = source[:count], copy[:count]
     power_a, power_b = mean_power(a), mean_power(b)
-    if not math.isfinite(power_a):  # comparing NaN would find no difference
-        raise damaged(f"it holds samples that are no numbers at {begin / LEVEL_RATE:.1f} s")
+    if not power_a < BEYOND:  # comparing NaN would find no difference
+        found = "samples that are no numbers or far beyond full scale"
+        raise damaged(f"it holds {found} at {begin / LEVEL_RATE:.1f} s")
     if power_a <= quiet and power_b <= 2 * spread:
         return
     difference = 10 * math.log10(max(power_b, quiet / 4) / max(power_a, quiet / 4))
@@ -5525,29 +5580,45 @@ def compare_window(
         raise NotProven(place, f"another (correlation {correlation:.2f})")
 
 
+def part_levels(samples: Sequence[float]) -> list[float]:
+    """Returns the root of the summed squares of each part of 10 ms. The last may be shorter."""
+    starts = range(0, len(samples), LEVEL_PART)
+    return [math.hypot(*samples[at : at + LEVEL_PART]) for at in starts]
+
+
+def nearby(before: Sequence[float], now: Sequence[float], after: Sequence[float]) -> list[float]:
+    """Returns the mean square of the levels within half a second around each part of a window."""
+    levels = [*before, *now, *after]
+    parts = range(len(before), len(before) + len(now))
+    return [mean_power(levels[max(0, at - NEARBY) : at + NEARBY]) for at in parts]
+
+
 def compare_parts(
-    source: Sequence[float], copy: Sequence[float], begin: int, quiet: float, tolerance: Tolerance
+    source: Sequence[float],
+    copy: Sequence[float],
+    begin: int,
+    parts: Iterable[tuple[float, ...]],
+    *,
+    least: float,
+    tolerance: Tolerance,
 ) -> None:
-    """Compares each part of 10 ms in half a second of one channel. No part may have vanished, and a
-    loud part must have the same wave. Raises NotProven."""
-    power, count = mean_power(source), min(len(source), len(copy))
-    if power <= quiet:
-        return
-    faint = math.sqrt(max(quiet, tolerance.faint * power) * LEVEL_PART)
-    loud = math.sqrt(max(quiet, tolerance.loud * power) * LEVEL_PART)
+    """Compares each part of 10 ms in half a second of one channel. No part may have vanished whose
+    level has a square above `least`, and a loud part must have the same wave. `parts` has for each
+    its level, and what is nearby in this channel and in the other. Raises NotProven."""
+    count = min(len(source), len(copy))
     left = math.sqrt(tolerance.left)
     # A hole of 30 ms holds a whole part, also if it covers the rest of less than 10 ms.
-    for at in range(0, count - LEVEL_PART + 1, LEVEL_PART):
-        part, other = source[at : at + LEVEL_PART], copy[at : at + LEVEL_PART]
-        sound = math.hypot(*part)
-        if sound > faint:
+    for at, (sound, own, *other) in zip(range(0, count - LEVEL_PART + 1, LEVEL_PART), parts):
+        if sound**2 > max(least, tolerance.faint * own, QUIET_CHANNEL * sum(other)):
+            there = copy[at : at + LEVEL_PART]
             seconds = (begin + at) / LEVEL_RATE
-            rest = math.hypot(*other) / sound
+            rest = math.hypot(*there) / sound
             if rest < left:
                 decibels = 20 * math.log10(max(rest, 1e-3))
                 raise NotProven(f"the source's loudness at {seconds:.1f} s", f"{decibels:.1f} dB")
-            if sound > loud:  # `gain` is the share of the part's own wave in the copy
-                gain = (1 + rest**2 - (math.dist(part, other) / sound) ** 2) / 2
+            if sound**2 > tolerance.loud * own:  # `gain` is the part's own wave in the copy
+                distance = math.dist(source[at : at + LEVEL_PART], there) / sound
+                gain = (1 + rest**2 - distance**2) / 2
                 if gain < tolerance.gain:
                     raise NotProven(f"the source's sound at {seconds:.1f} s", "another")
 

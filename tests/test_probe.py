@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import unittest
@@ -85,6 +86,22 @@ class Wav(FormatCase):
             self.assert_kept(ran, f"{name}.webm", word)
         self.assert_compressed("tags.webm")
 
+    def test_peaks_are_no_reason_and_samples_with_unused_bytes_are_no_damage(self) -> None:
+        count = len(self.samples)
+        self.add_bytes(wav(self.samples, 0, count, chunk(b"levl", bytes(120))), "peaks.webm")
+        for used, bits in ((24, 32), (16, 16)):
+            block = bits // 8
+            form = struct.pack(
+                "<HHIIHHHHI", 0xFFFE, 1, RATE, block * RATE, block, bits, 22, used, 4
+            )
+            guid = bytes.fromhex("0100000000001000800000aa00389b71")
+            content = b"WAVE" + chunk(b"fmt ", form + guid) + chunk(b"data", self.samples)
+            self.add_bytes(chunk(b"RIFF", content), f"{used}-in-{bits}.webm")
+        ran = self.run_cli("--json")
+        self.assert_kept(ran, "24-in-32.webm", "not a kind", "PCM of 24 bits in 32")
+        self.assert_compressed("peaks.webm")
+        self.assert_compressed("16-in-16.webm")
+
 
 class BehindTheEnd(FormatCase):
     def test_line_ends_and_zeros_behind_any_container_lose_nothing(self) -> None:
@@ -120,6 +137,22 @@ class WithoutOpusHead(FormatCase):
             )
             content += element(0x1654AE6B, element(0xAE, track))
             self.add_bytes(content + b"".join(block(*packet) for packet in packets), f"{name}.webm")
+        self.assert_all_compressed()
+
+
+class TrackNumbers(FormatCase):
+    def test_a_track_has_any_number(self) -> None:
+        for name, track in (("two", 200), ("four", 10_000_000)):
+            length = 2 if name == "two" else 4
+            head = element(0x1A45DFA3, element(0x4282, b"webm")) + element(0x18538067, b"", UNKNOWN)
+            entry = element(0xD7, number(track, 4)) + element(0x83, number(2))
+            entry += element(0x86, b"A_OPUS") + element(0x63A2, opus_head())
+            content = head + element(0x1654AE6B, element(0xAE, entry))
+            marked = number(track | 1 << 7 * length, length)
+            for stamp, data in packets_of(RECORDINGS / "chunk_0.webm"):
+                simple = element(0xA3, marked + b"\0\0\x80" + data)
+                content += element(0x1F43B675, element(0xE7, number(stamp, 8)) + simple)
+            self.add_bytes(content, f"{name}.webm")
         self.assert_all_compressed()
 
 
@@ -173,6 +206,14 @@ class Mp4(FormatCase):
             self.assert_kept(ran, f"{each}.webm", word)
         self.assert_compressed("tags.webm")
 
+    def test_boxes_behind_the_end_are_named(self) -> None:
+        names = ("ssix", "pssh", "sefd")
+        for name in names:
+            self.add_bytes(whole(self.track) + box(name, bytes(20)), f"{name}.webm")
+        ran = self.run_cli("--json")
+        for name in names:
+            self.assert_kept(ran, f"{name}.webm", "text or data", name)
+
     def test_tables_without_times_or_of_short_sizes_are_called_what_they_are(self) -> None:
         file, count = whole(self.track), len(self.track.packets)
         times = b"stts" + numbers(0, 1, count)
@@ -193,6 +234,38 @@ class Mp4(FormatCase):
         self.add_bytes(bytes(content), "a.webm")
         ran = self.run_cli("--json")
         self.assert_kept(ran, "a.webm", "packets")
+
+
+class WhereGapsBegin(FormatCase):
+    def probe(self, content: bytes) -> service.Probe:
+        path = self.add_bytes(content, "a.webm")
+        return service.probe_file(str(path), service.Tools(service.Stop()))
+
+    def test_behind_what_a_decoder_of_mp4_leaves_out(self) -> None:
+        track = opus_track(RECORDINGS / "chunk_0.webm", pre_skip=3_840)
+        found = self.probe(fragmented(track, [0, 20 * 2_880 + 96_000], 20))
+        self.assertEqual(found.gaps, [(20 * 2_880 - 3_840, 96_000)])
+
+    def test_behind_the_padding_of_blocks_whatever_rate_the_track_names(self) -> None:
+        packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        for rate in (0, 16_000, 48_000):
+            for padding, place, left_out in ((10, 12, 312 + 480), (-10, 12, 792), (-20, 0, 960)):
+                content = header(
+                    head=opus_head(1, 312), audio=element(0xB5, struct.pack(">d", rate))
+                )
+                for number_, (stamp, data) in enumerate(packets):
+                    late = stamp + 2_000 * (number_ >= 20)
+                    inner = element(0xA1, b"\x81\0\0\0" + data)
+                    if number_ == place:
+                        nanoseconds = padding * 1_000_000
+                        inner += element(0x75A2, nanoseconds.to_bytes(8, "big", signed=True))
+                    cluster = element(0xE7, number(late, 8)) + element(0xA0, inner)
+                    content += element(0x1F43B675, cluster)
+                with self.subTest(rate, padding=padding):
+                    found = self.probe(content)
+                    (gap,) = found.gaps
+                    self.assertEqual(gap, (20 * 2_880 - left_out, 96_000 + 48 * abs(padding)))
+                    self.assertEqual(found.samples, len(packets) * 2_880 - left_out)
 
 
 class M4aCopies(FormatCase):
@@ -234,6 +307,48 @@ class Hostile(FormatCase):
         ran = self.run_cli("--json")
         self.assertEqual(ran.code, 0)
         self.assert_kept(ran, "a.webm", "nested")
+
+    def read(self, content: bytes) -> tuple[str, int]:
+        """What is said of a file, and the bytes that were read of it."""
+        path = self.add_bytes(content, "a.webm")
+        reads: list[int] = []
+
+        def pread(*asked: int) -> bytes:
+            data = os_pread(*asked)
+            reads.append(len(data))
+            return data
+
+        os_pread = os.pread
+        with mock.patch("os.pread", pread):
+            try:
+                service.probe_file(str(path), service.Tools(service.Stop()))
+            except service.Refusal as refusal:
+                return str(refusal), sum(reads)
+        return "", sum(reads)
+
+    def test_fragments_are_read_once_however_many_they_are(self) -> None:
+        track = opus_track(RECORDINGS / "chunk_0.webm")
+        far = box("free", bytes(3 << 20))
+        content = fragmented(track, [2_880 * at for at in range(50)], 1)
+        begin = content.index(b"moof") - 4
+        content = content[:begin] + far + content[begin:]
+        said, read = self.read(content)
+        self.assertEqual(said, "")
+        self.assertLess(read, 2 * len(content))
+
+    def test_an_index_within_an_index_or_behind_it_is_damage(self) -> None:
+        track = opus_track(RECORDINGS / "chunk_0.webm")
+        for content in (whole(track) + box("moov"), whole(track, in_movie=box("moov"))):
+            self.assertIn("second index", self.read(content)[0])
+
+    def test_a_file_that_becomes_shorter_has_changed(self) -> None:
+        path = self.add_bytes(whole(opus_track(RECORDINGS / "chunk_0.webm")), "a.webm")
+        with path.open("rb") as file:
+            window = service.Window(file.fileno())
+            os.truncate(path, 300)
+            with self.assertRaises(service.Refusal) as caught:
+                service.walk_mp4(window, str(path), service.Tools(service.Stop()))
+        self.assertIs(caught.exception.reason, service.Reason.CHANGED)
 
     def test_a_form_of_dashes_takes_no_time(self) -> None:
         self.add_bytes(b"-" * (1 << 20), "a.webm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -474,6 +475,19 @@ class TestLies(ProveCase):
                 self.assertIn("NotProven", problem)
                 self.assertIn(words, problem)
 
+    def test_a_rate_that_is_too_low_is_blamed_only_if_a_higher_rate_proves_true(self) -> None:
+        noise = random.Random(6)
+        samples = array("f", (noise.gauss(0, 0.1) for _ in range(2 * 48_000)))
+        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 2, 48_000, 384_000, 8, 32)
+        data = b"data" + struct.pack("<I", 4 * len(samples)) + samples.tobytes()
+        source = self.folder / "noise.webm"
+        source.write_bytes(b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVE" + form + data)
+        target = service.Target("opus", 24_000)
+        (problem,) = self.prove(self.job(source, target))
+        self.assertIs(service.reason_of(problem), service.Reason.RATE_TOO_LOW)
+        self.use(standins.silence)
+        self.assertIsInstance(self.prove(self.job(source, target))[0], service.NotProven)
+
     def test_a_missing_level_file_proves_nothing(self) -> None:
         self.lie(standins.no_level_files)
 
@@ -563,6 +577,21 @@ class Holes(unittest.TestCase):
         self.compare(source, source)
         with self.assertRaises(service.NotProven):
             self.compare(source, [*source[:6_130], *[0.0] * HOLE, *source[6_250:]])
+
+    def test_a_loud_sound_more_than_a_quarter_of_a_second_away_hides_no_hole(self) -> None:
+        for begin in range(6_000, 8_000, 250):  # wherever half a second of the grid begins
+            quiet = [sample / 100 for sample in self.sound]
+            source = [*quiet[:begin], *self.sound[begin : begin + 400], *quiet[begin + 400 :]]
+            hole = begin + 1_480
+            copy = [*source[:hole], *[0.0] * HOLE, *source[hole + HOLE :]]
+            silence = [0.0] * len(source)
+            for channels in ((), (silence,), (source,)):
+                whole = [*itertools.chain(*zip(source, *channels))]
+                holed = [*itertools.chain(*zip(copy, *channels))]
+                with self.subTest(begin, channels=len(channels)):
+                    self.compare(whole, whole, 1 + len(channels))
+                    with self.assertRaises(service.NotProven):
+                        self.compare(whole, holed, 1 + len(channels))
 
     def test_a_hole_in_one_channel_is_noticed(self) -> None:
         other = [math.sin(at / 3) / 10 for at in range(len(self.sound))]

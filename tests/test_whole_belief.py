@@ -175,6 +175,24 @@ class WhoseCopyItIs(WitnessCase):
                 ran = self.run_cli()
                 self.assertFalse(original.exists(), ran.out)
 
+    def test_a_very_quiet_copy_is_adopted_only_if_it_has_the_same_sound(self) -> None:
+        original, copy = self.library / "d/x.webm", self.library / "d/x.opus"
+        original.parent.mkdir(exist_ok=True)
+        words = ["-i", str(RECORDINGS / "chunk_0.webm"), "-af", "volume=-80dB", "-c:a", "pcm_s24le"]
+        subprocess.run([FFMPEG, "-v", "error", *words, "-f", "wav", str(original)], check=True)
+        os.utime(original, (LONG_AGO, LONG_AGO))
+        self.configure(delete_originals=False)
+        self.run_cli()
+        self.history().unlink()
+        self.configure()
+        ours = copy.read_bytes()
+        tag = ["-metadata", "encoded_by=compression_service.py 96k"]
+        encode(original, copy, "96k", "-af", "volume=0", *tag)
+        self.assert_not_adopted(original)
+        copy.write_bytes(ours)
+        ran = self.run_cli("--retry")
+        self.assertFalse(original.exists(), ran.out)
+
 
 class WhatTimeAFileHas(WitnessCase):
     """A file time proves nothing while another write may get the same one."""

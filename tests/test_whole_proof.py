@@ -517,9 +517,10 @@ class FullScale(ProofCase):
             )
             struct.pack_into("<f", content, content.index(b"data") + 8 + 4 * RATE, odd)
             self.add_bytes(bytes(content), f"{name}.webm")
+        self.make("-af", "volume=32768", "-c:a", "pcm_f32le", "-f", "wav", name="scaled.webm")
         ran = self.run_cli("--json")
         self.assertEqual(ran.code, 0, ran.out)
-        for name in ("nan", "inf"):
+        for name in ("nan", "inf", "scaled"):
             self.assert_kept(ran, f"{name}.webm", "no numbers")
 
     def test_an_opus_recording_that_decodes_above_full_scale_keeps_its_peaks(self) -> None:
