@@ -2814,6 +2814,20 @@ class Library:
                 if error.errno != errno.ENOENT and not is_systems:  # it went while we looked
                     problem(f"The folder {path} cannot be read: {error.strerror}.")
 
+    def leads_away(self, path: str) -> bool:
+        """Returns whether a link, or another library, stands on the way to a folder's files."""
+        parts = itertools.accumulate(path.split("/"), join) if path else ()
+        ways = [self.path(part) for part in parts]
+        return any(islink(way) or lexists(join(way, OWN_FOLDER)) for way in ways)
+
+    def folder_on_record(self, path: str) -> Folder:
+        """Returns a folder as it is now: an empty one if it is gone or leads away. Raises OSError
+        if it cannot be read."""
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            if not self.leads_away(path):
+                return self.folder(path)
+        return Folder(path, self)
+
     def folder(self, path: str) -> Folder:
         """One folder as it is now. Raises OSError, and UsageError for another library's."""
         folder = Folder(path, self)
@@ -3477,7 +3491,8 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     steps = list(early_steps(config)) if config.keep_free else []
     pasts = folder.library.history.in_folder(folder.path).items()
     away = [Take(stem, past=past) for stem, past in pasts if past.place]
-    if any(past.is_lost for _, past in pasts):
+    takes = {join(folder.path, name): take for name, take in folder.takes.items()}
+    if any(takes.get(stem, Take(stem, past=past)).is_in_doubt for stem, past in pasts):
         return []
     for take in (*away, *folder.takes.values()):
         if move_at_most(take, config, clock):
@@ -5740,14 +5755,13 @@ class Committer:
     def finish_folder(self, path: str) -> list[dict[str, Any]]:
         """Makes all documents of a folder true. Returns the note on it, if it has one. Raises
         OSError, UsageError."""
-        is_gone = not isdir(self.library.path(path))
-        folder = Folder(path, self.library) if is_gone else self.library.folder(path)
+        folder = self.library.folder_on_record(path)
         recordings = self.run.recordings_in(folder)
         if folder.is_unread:  # nothing shows when it can be read: it is looked at every night
             return []
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
-        if not is_gone:
+        if folder.documents:
             flush_folder(self.library.path(path))
         is_true = bool(recordings) and all(true)
         return folder_note(folder, self.run.config, self.run.clock) if is_true else []
@@ -6935,18 +6949,18 @@ def asked_for(run: Run) -> Iterator[Recording]:
 def every_folder(
     library: Library, problem: Callable[[str], object], passed_over: Callable[[str], object] = str
 ) -> Iterator[Folder]:
-    """Yields the folders of the library, and then those on record that are gone."""
+    """Yields the folders of the library. Then yields, as empty ones, those on record that the walk
+    has not met: what they hold is in doubt, unless they cannot be read."""
     gone = library.history.folders(library.history.lines)
     for folder in library.walk(problem, passed_over):
         gone.discard(folder.path)
         yield folder
     for path in sorted(gone):
         try:
-            os.stat(library.path(path))
-        except (FileNotFoundError, NotADirectoryError):
-            yield Folder(path, library)
+            library.folder_on_record(path)
         except OSError:  # the walk has reported it
-            pass
+            continue
+        yield Folder(path, library)
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -7061,6 +7075,8 @@ def fetch_back(run: Run, move: Fetch) -> None:
     if move.copy:  # a restore was cut short after that
         return
     assert archive
+    if run.library.leads_away(take.folder):
+        raise Refusal(Reason.NOT_RESTORED, f"a link or another library leads to {take.folder}")
     place = take.past.place or lead(archive, move.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
@@ -7135,8 +7151,8 @@ def losses(library: Library) -> dict[str, Past]:
     OSError if the history cannot be read."""
     history, found = library.history, {}
     for path in sorted(history.folders(history.lossy if history.lines else ())):
-        with suppress(OSError, UsageError):  # a folder that cannot be read
-            here = library.folder(path).takes if isdir(library.path(path)) else {}
+        with suppress(OSError):  # a folder that cannot be read
+            here = library.folder_on_record(path).takes
             for stem, past in history.in_folder(path).items():
                 take = here.get(basename(stem), Take(stem, past=past))
                 if past.is_lost and take.lost_copy:
@@ -7220,7 +7236,8 @@ class Losses:
             found = self.read(list(self.share(day % every, every)), self.run.must_end)
             # The next run judges what is missing since, as it reads the documents.
             self.settle([move for move in found if move.reason is not Reason.MISSING])
-            if self.is_cut:
+            # A copy that cannot be read keeps its turn.
+            if self.is_cut or any(move.reason.action is Action.FAILED for move in found):
                 return
             self.checked = day
 
@@ -7230,8 +7247,8 @@ class Losses:
             is_large = count > LARGE_FOLDER
             if not is_large and share_of(path, every) != number:
                 continue
-            with suppress(OSError, UsageError):
-                for take in self.library.folder(path).takes.values():
+            with suppress(OSError):
+                for take in self.library.folder_on_record(path).takes.values():
                     is_due = share_of(take.stem if is_large else path, every) == number
                     if is_due and take.proven_copy and not take.is_in_doubt:
                         yield reread(take, Recording(path, (take,)))
@@ -7257,6 +7274,8 @@ class Losses:
         for path, move in by_path.items():
             past = move.take.past
             try:
+                if self.library.leads_away(move.take.folder):  # nothing there is opened
+                    raise system_error(errno.ELOOP, path)
                 move.copy_seen = seen = self.library.witness(path, self.run.stop)
                 move.copy = file = File(basename(path), *seen.identity[-2:])
                 if seen.sha256 == past.sha256:
@@ -7441,7 +7460,7 @@ def check_all(run: Run) -> str:
     """Reports all that is wrong. Returns how many of what. Raises Stopped, ServiceError."""
     report = run.report
     recordings: list[Recording] = []
-    for folder in every_folder(run.library, report.error):
+    for folder in every_folder(run.library, report.error, report.once):
         recordings += run.recordings_in(folder)
     copies, away = [], []
     for recording in recordings:

@@ -129,6 +129,21 @@ class Shares(ShareCase):
         self.assertEqual(len(self.reads(9)), 3)
         self.assertEqual(self.reads(9.1), [])
 
+    def test_a_copy_that_cannot_be_read_keeps_its_turn(self) -> None:
+        case = self
+
+        class Failing(service.Library):  # as on a disk with a bad sector
+            def witness(self, path: str, stop: Any = None) -> Any:
+                if path == str(case.copy()):
+                    raise OSError(5, "Input/output error", path)
+                return super().witness(path, stop)
+
+        self.at(0.1)
+        with unittest.mock.patch.object(service, "Library", Failing):
+            self.assertIn("d/a.opus", self.at(1, code=1).err)
+        self.assertEqual(len(self.reads(1)), 3)
+        self.assertEqual(self.reads(1), [])
+
     def test_a_part_of_a_run_reads_nothing_and_does_not_count(self) -> None:
         self.at(1)
         for words in (["--only", "x"], ["--since", "2020-01-01"], ["--limit", "5"], ["-n"]):

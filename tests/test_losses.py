@@ -141,6 +141,39 @@ class Lost(LossCase):
         (self.folder / "away").rename(self.library / "d")
         self.assert_sound()
 
+    def test_what_stands_in_place_of_their_folder_hides_no_loss(self) -> None:
+        folder, away = self.library / "d", self.folder / "away"
+        folder.rename(away)
+        (self.folder / "empty").mkdir()
+        lost = {f"{name}.opus" for name in NAMES}
+        folder.write_text("")
+        self.assertEqual(set(self.lost(self.run_json(1, "-n"))), lost)
+        folder.unlink()
+        folder.symlink_to(self.folder / "empty")
+        self.assertEqual(set(self.lost(self.run_json(1))), lost)
+        self.assertEqual(self.run_json(0).summary["lost"], 3)
+        self.assertIn("d/a.opus", self.run_cli("doctor").out)
+
+    def test_a_link_in_place_of_their_folder_is_not_followed(self) -> None:
+        folder, away = self.library / "d", self.folder / "away"
+        folder.rename(away)
+        folder.symlink_to(away)
+        text = (away / "a.json").read_text().replace("a.opus", "a.webm")
+        (away / "a.json").write_text(text)
+        for _ in range(2):
+            self.assert_sound()
+        self.assertEqual((away / "a.json").read_text(), text)
+        (away / "a.opus").unlink()
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
+
+    def test_a_folder_that_became_a_library_of_its_own_hides_no_loss(self) -> None:
+        (self.library / "d/.compression").mkdir()
+        self.assertIn("d is a library of its own", self.assert_sound().err)
+        self.copy().unlink()
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
+        self.assertEqual(self.run_json(0).summary["lost"], 1)
+        self.assertIn("d/a.opus", self.run_cli("stats").out)
+
     def test_many_are_logged_and_the_first_of_them_named(self) -> None:
         for name in "abc":
             self.copy(name).unlink()
