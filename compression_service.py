@@ -1655,8 +1655,7 @@ class Run:
     @property
     def last(self) -> Mapping[str, Any]:
         """Returns the record of the last run, or an empty one."""
-        runs = [record for record in self.history.runs if record.get("type") == "run"]
-        return runs[-1] if runs else {}
+        return self.history.last_run
 
     @cached_property
     def clock(self) -> Moment:
@@ -1955,7 +1954,7 @@ class Run:
     def note_on(self, folder: Folder) -> Mapping[str, Any]:
         """Returns the note on a folder, empty if it does not hold any more."""
         note = self.history.note_on(folder.path)
-        is_over = self.now >= (note.get("until") or math.inf)
+        is_over = self.now >= (finite(note.get("until")) or math.inf)
         holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
         return note if holds else {}
 
@@ -5708,9 +5707,7 @@ class Committer:
         is_time = at_once or started - self.index_written > max(5.0, 50 * self.cost)
         if not (self.folders or self.ids) or not is_time:
             return
-        pasts = self.history.pasts.items()
-        met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
-        met |= self.folders
+        met = self.history.folders_with(self.ids) | self.folders
         recordings = list[Recording]()
         copies = 0
         for folder in self.library.walk(self.report.once):
@@ -7169,7 +7166,7 @@ def since_when(past: Past) -> str:
 
 def share_of(path: str, every: int) -> int:
     """Returns in which of so many nights a folder or file is read again."""
-    return zlib.crc32(os.fsencode(path)) % every
+    return zlib.crc32(path.encode("utf-8", "surrogatepass")) % every
 
 
 def reread(take: Take, recording: Recording) -> Reread:
@@ -7558,7 +7555,10 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
 # library.
 
 LINE = re.compile(rb'\{"type": "\w+", "path": "((?:[^"\\]|\\.)*/)?')  # greedy: up to the last /
+BEGINNING = b'{"type": "'  # of a line of ours
 NOTE = b'{"type": "folder"'  # begins such a line
+IDS = re.compile(rb'"ids": (\[(?:"(?:[^"\\]|\\.)*"(?:, )?)*\])')
+LONGEST_LINE = 1 << 22  # bytes; a disk may have filled a torn one with any number of zeros
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
 NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
@@ -7586,9 +7586,9 @@ class History:
             raise ServiceError(f"The history cannot be read: {explain(error)}.") from None
         offset = 0
         with file:
-            for line in file:
-                folder = self.add_to_checksum(line)
-                lines.setdefault(folder, []).append(offset)
+            for line in iter(partial(file.readline, LONGEST_LINE), b""):
+                if line.startswith(BEGINNING):
+                    lines.setdefault(self.add_to_checksum(line), []).append(offset)
                 offset += len(line)
         return lines
 
@@ -7614,7 +7614,7 @@ class History:
                 for offset in offsets:
                     file.seek(offset)
                     with suppress(ValueError, RecursionError):
-                        found.append(json.loads(file.readline()))
+                        found.append(json.loads(file.readline(LONGEST_LINE)))
         return [record for record in found if isinstance(record, dict)]
 
     def in_folder(self, folder: str) -> dict[str, Past]:
@@ -7643,6 +7643,27 @@ class History:
                 if stays_inside(path):
                     paths.add(path)
         return paths
+
+    def folders_with(self, ids: set[str]) -> set[str]:
+        """Returns the folders in which a recording has, or had, one of these ids. Reads lines and
+        no pasts, as those of all take long to make."""
+        keys = set[Optional[bytes]]()
+        with suppress(FileNotFoundError), open_regular(self.path) as file:
+            for line in iter(partial(file.readline, LONGEST_LINE), b""):
+                found, folder = IDS.search(line), LINE.match(line)
+                with suppress(ValueError):
+                    if found and folder and not ids.isdisjoint(json.loads(found[1])):
+                        keys.add(folder[1])
+        return self.folders(keys)
+
+    @cached_property
+    def last_run(self) -> Mapping[str, Any]:
+        """Returns the newest record of a run, or an empty one. Any number of others may follow."""
+        for offset in reversed(self.lines.get(None, ())):
+            for record in self.read([offset]):
+                if record.get("type") == "run" and 0 < finite(record.get("time")) < LATEST:
+                    return record
+        return {}
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:

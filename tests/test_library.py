@@ -311,6 +311,24 @@ class Remembering(Case):
         self.assertEqual(dict(self.history.pasts), {})
         self.assertEqual(list(self.history.runs), [])
 
+    def test_a_last_run_and_its_end_are_found_behind_anything(self) -> None:
+        self.library.make_own()
+        self.history.note([{"type": "run", "index": "I"}], 1.0)
+        for _ in range(40):
+            self.history.note([{"type": "restore"}], 2.0)
+        with open(self.history.path, "ab") as file:
+            file.write(b"junk\n" * 40 + b"\0" * 5000)
+        with mock.patch.object(service, "LONGEST_LINE", 1000):
+            again = service.History(self.library)
+            self.assertEqual(again.last_run["index"], "I")
+            self.assertEqual(again.runs[-1]["type"], "restore")
+
+    def test_folders_are_found_by_their_ids(self) -> None:
+        self.remember("d/x", action="kept", ids=("I]", 'J"'))
+        self.remember("e/x", action="kept", ids=("K",))
+        for ids, folders in (({"I]"}, {"", "d"}), ({'J"', "K"}, {"", "d", "e"}), ({"x"}, {""})):
+            self.assertEqual(self.history.folders_with(ids), folders)
+
     def test_a_key_of_a_later_version_is_passed_over_and_its_line_is_not(self) -> None:
         self.library.make_own()
         past = {"suffix": ".opus", "size": 5, "of_a_later_version": {"a": [1]}}
