@@ -1529,6 +1529,7 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
         "log_file": absolute(config.log_file),
         "tiers": tuple(tier._replace(archive=absolute(tier.archive)) for tier in config.tiers),
         "file": file if is_there else "",
+        "dry_run": config.dry_run and flags.get("command") != "check",  # which has no dry run
     }
     config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
@@ -1869,8 +1870,10 @@ class Run:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
         two groups. A whole recording is one group, any other move another. Also looks into an index
         that is not as we left it. Raises ServiceError if the clock cannot be true."""
+        self.report.ahead = 0  # the walk counts anew
         self.check_clock()
         groups = sorted(self.due_groups(), key=place_in_line)
+        self.check_clock()
         if self.is_locked:
             self.committer.attempt((), self.committer.look_at_index)
         return self.within_limit(groups)
@@ -1890,13 +1893,14 @@ class Run:
         report.found = report.young = report.links = report.ahead = report.held = 0
         ahead: list[str] = []
         for folder in every_folder(self.library, report.error, report.once):
-            report.found += len(folder.audio)
+            originals = (file for file in folder.audio if file.is_original)
+            young = (stem_of(file.name) for file in originals if self.is_young(file, config))
+            late = [file.name for file in folder.audio if self.clock.age(file) < -1]
+            report.found += len({stem_of(file.name) for file in folder.audio})
+            report.young += len(set(young))
+            report.ahead += len(set(map(stem_of, late)))
             report.links += folder.links
-            for file in folder.audio:
-                report.young += file.is_original and self.is_young(file, config)
-                if self.clock.age(file) < -1:
-                    report.ahead += 1
-                    ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
+            ahead += [join(folder.path, name) for name in late[: NAMED - len(ahead)]]
             if self.is_locked:
                 self.staging.sweep(folder)
             self.losses.met[folder.path] = len(folder.audio)
@@ -2204,7 +2208,7 @@ class Run:
 def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
     """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
     in the message. A failure is reported and changes nothing."""
-    is_work = report.has_news and config.notify_on == "work"
+    is_work = report.has_news and config.notify_on == "work" and config.command == "run"
     is_asked = config.notify_on == "always" or summary["exit_code"] or report.is_urgent
     is_wanted = is_work or is_asked
     if config.dry_run or not config.notify_command or not is_wanted:
@@ -2217,7 +2221,8 @@ def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
         message = os.fsencode(message).decode()  # in a locale that is not UTF-8
     message = printable(message)[:LONGEST_MESSAGE]
     in_utf_8 = os.fsdecode(message.encode())
-    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_utf_8}")
+    locale = os.environ.get("LC_ALL", "")  # the user's: tools of ours get another
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_utf_8}", f"LC_ALL={locale}")
     command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
     folder = dirname(config.file) or "/"
     reader, writer = os.pipe()
@@ -2297,8 +2302,8 @@ def place_in_line(group: Sequence[Move]) -> tuple[bool, int, str]:
 
 def is_most(told: Mapping[str, Any]) -> bool:
     """Returns whether more than half of the recordings are dated ahead. One alone never is most."""
-    ahead = told.get("ahead", 0)
-    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
+    ahead = finite(told.get("ahead"))
+    return ahead > 1 and 2 * ahead > finite(told.get("found"))
 
 
 class Queue:
@@ -8910,6 +8915,7 @@ class Report:
     is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     missed = 0  # lost copies that earlier runs reported
+    told_first = ""  # the gravest error, or the first news, for the message at the end
     errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
@@ -8973,9 +8979,10 @@ class Report:
 
     def error(self, text: str, code: int = 1) -> None:
         """On stderr and in the log, once; the gravest error's code is the run's."""
-        self.exit_code = max(self.exit_code, code)
+        if code > self.exit_code:
+            self.exit_code, self.told_first = code, text
         if text not in self.told:
-            self.errors += 1
+            self.errors += code > 0
             self.told.add(text)
             self.log(text, "ERROR")
             self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
@@ -9112,12 +9119,14 @@ class Report:
         text = "" if message and not self.counts else self.sentence()
         lost = self.counts[Action.LOST]
         if lost > NAMED:
-            self.say(f"and {lost - NAMED:,} more lost copies; the log names each")
+            more = f"and {lost - NAMED:,} more lost copies; the log names each"
+            self.write(more, sys.stderr if self.config.quiet or self.config.json else sys.stdout)
         if lost:
             self.say(LOST_ADVICE)
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
-            self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
+            found = f" Found: {self.found}." if self.config.command == "run" else ""
+            self.log(f"{self.config.recordings_dir}: {text or message}{found}")
         if text:
             self.say(text)
         summary = {
@@ -9126,7 +9135,7 @@ class Report:
             **{name: getattr(self, name) for name in SUMMED.split()},
             "lost": lost + self.missed,
             "elapsed_seconds": round(monotonic() - self.started, 3),
-            "message": f"{message} {text}".strip(),
+            "message": " ".join(dict.fromkeys(filter(None, (message, self.told_first, text)))),
         }
         self.write_json(summary)
         return summary
