@@ -2827,7 +2827,7 @@ class Library:
     def folder_on_record(self, path: str) -> Folder:
         """Returns a folder as it is now: an empty one if it is gone or leads away. Raises OSError
         if it cannot be read."""
-        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             if not self.leads_away(path):
                 return self.folder(path)
         return Folder(path, self)
@@ -5619,7 +5619,8 @@ class Committer:
         text = f"Left alone, and may not say all that is true: {explain(error)}"
         if exit_code_of(error) == NoSpaceError.exit_code:
             if self.report.exit_code != NoSpaceError.exit_code:
-                self.report.error(text, NoSpaceError.exit_code)
+                full = f"Too little disk space in {self.library.root}: {explain(error)}. "
+                self.report.error(f"{full}Make room and run again.", NoSpaceError.exit_code)
         elif isinstance(error, (Flaw, Refusal, OSError)):
             self.report.once(text)
         else:
@@ -5714,8 +5715,8 @@ class Committer:
             return
         met = self.history.folders_with(self.ids) | self.folders
         recordings = list[Recording]()
-        copies = 0
-        for folder in self.library.walk(self.report.once):
+        copies, unread = 0, list[str]()
+        for folder in self.library.walk(unread.append):
             copies += sum(file.size for file in folder.audio if file.format)
             if folder.path in met:
                 recordings += self.run.recordings_in(folder)
@@ -5727,7 +5728,7 @@ class Committer:
             edit_index,
             facts=index.facts,
             meant=index.meant,
-            copies_size=copies,
+            copies_size=None if unread else copies,
             date=iso(time.time()),
         )
         if self.attempt((), self.rewrite_index, edit):
@@ -6303,10 +6304,11 @@ def described(
 
 
 def edit_index(
-    data: bytes, facts: Mapping[str, Facts], meant: Meant, copies_size: int, date: str
+    data: bytes, facts: Mapping[str, Facts], meant: Meant, copies_size: Optional[int], date: str
 ) -> Optional[bytes]:
     """Returns the index with its entries, names and totals as they must be; None if it is true
-    already. `facts` are by id. Raises Flaw if it is not understood. Pure."""
+    already. `facts` are by id. `copies_size` is None if it is not known. Raises Flaw if it is not
+    understood. Pure."""
     document, size = JsonText(data), 0.0
     for span, _, entry, about in described(document, facts, meant):
         if about:
@@ -6314,7 +6316,9 @@ def edit_index(
             document.set(span, wanted)
             entry = {**entry, **wanted}
         size += finite(entry.get("size"))
-    totals = {"total_size": round(size), "compressed_size": copies_size}
+    totals = {"total_size": round(size)}
+    if copies_size is not None:
+        totals["compressed_size"] = copies_size
     if document.edits or changed(document.values(document.root, totals), totals):
         document.set(document.root, {**totals, "last_updated": date})
     return document.edited()
@@ -6960,9 +6964,11 @@ def every_folder(
     for path in sorted(gone):
         try:
             library.folder_on_record(path)
+            yield Folder(path, library)
+        except ValueError:
+            problem(f"The folder {path} cannot be read: this locale has no such name.")
         except OSError:  # the walk has reported it
-            continue
-        yield Folder(path, library)
+            pass
 
 
 def names_of(recording: Recording) -> set[str]:
@@ -7144,7 +7150,8 @@ LARGE_FOLDER = 1000  # files; with more, a share is made of files instead of fol
 FEWEST = 10  # copies on record; more than half of so many never vanish by their owner's wish
 LOST_ADVICE = (
     "Bring lost copies back from a backup: the next run recognises each by its hash. To forget "
-    "one, remove it from its sidecar and from the index."
+    "one, remove it from its sidecar and from the index. If most were missing at once, then run "
+    "with --retry."
 )
 
 
@@ -7153,7 +7160,7 @@ def losses(library: Library) -> dict[str, Past]:
     OSError if the history cannot be read."""
     history, found = library.history, {}
     for path in sorted(history.folders(history.lossy if history.lines else ())):
-        with suppress(OSError):  # a folder that cannot be read
+        with suppress(OSError, ValueError):  # a folder that cannot be read
             here = library.folder_on_record(path).takes
             for stem, past in history.in_folder(path).items():
                 take = here.get(basename(stem), Take(stem, past=past))
@@ -7293,6 +7300,8 @@ class Losses:
             except (Refusal, OSError) as error:
                 is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
                 move.refuse(Refusal(Reason.MISSING) if is_gone else error)
+            except ValueError as error:  # this locale cannot encode its name
+                move.refuse(OSError(str(error)))
         for path, problem in self.run.transcoder.decode(found).items():
             by_path[path].refuse(problem)
         for move in by_path.values():
@@ -7308,23 +7317,35 @@ class Losses:
         run, history, report = self.run, self.library.history, self.report
         if any(move.reason is Reason.BAD_COPY for move in moves):  # or ffmpeg is to blame
             try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
-        is_odd = any(move.outcome or move.is_other for move in moves)
-        pasts = history.pasts if is_odd else {}
+        is_news = any(each.is_other or (each.outcome and not each.take.past.lost) for each in moves)
+        pasts = history.pasts if is_news else {}
         stems = {past.sha256: stem for stem, past in pasts.items()}
         for move in moves:
             twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
-            if twin and move.is_other and not move.outcome:
+            if twin and move.take.past.has_copy and move.is_other and not move.outcome:
                 move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
         bad = [move for move in moves if move.outcome and not move.take.originals]
-        places = self.find_bytes(bad)
-        gone = [move.take.past for move in bad if move.reason is Reason.MISSING]
-        new = [past for past in gone if not past.lost and past.sha256 not in places]
+        found = self.find_bytes(bad)  # one file is one copy
+        places = {move.take.stem: found.pop(move.take.past.sha256, "") for move in bad}
+        moving = self.moving(bad, places)
+        filled = {stem_of(places[stem]) for stem in moving}
+        gone = [move.take for move in bad if move.reason is Reason.MISSING]
+        new = [take for take in gone if not (take.past.lost or places[take.stem])]
         known = sum(past.has_copy and not past.lost for past in pasts.values())
         is_most = known >= FEWEST and 2 * len(new) > known
         changed = [*returned]
         for move in moves:
-            there = places.pop(move.take.past.sha256, "")  # one file is one copy
-            changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
+            stem = move.take.stem
+            if not move.outcome:
+                changed += self.sound(move)
+            elif stem in moving:
+                changed.append(self.moved(move, places[stem]))
+            elif stem not in filled:  # else another record takes its place
+                changed += self.fate(move, places.get(stem, ""), is_most)
+        for move in bad:  # last, as a kill may come in between
+            if move.take.stem in moving - filled:
+                move.after = NO_PAST
+                changed.append(move)
         for move in changed:
             if not move.after:
                 report.outcome(move)
@@ -7357,6 +7378,39 @@ class Losses:
             )
         return [move] if move.after != past else []
 
+    def moving(self, bad: Sequence[Reread], places: Mapping[str, str]) -> set[str]:
+        """Returns the takes whose records move to the `places` of their bytes, all in one step:
+        names may have been exchanged. While a sidecar names a copy, its record stays, unless
+        another one takes its place."""
+        named, moving, free = set[str](), set[str](), set[str]()
+        for move in bad:
+            take, recording = move.take, move.recording
+            stem, suffix = splitext(places[take.stem])
+            if suffix in FORMAT_OF and take.past.has_copy and move.reason.action is Action.LOST:
+                moving.add(take.stem)
+            is_named = recording.sidecars or recording.policy.unreadable
+            if is_named and folded(stem) != folded(take.stem):
+                named.add(take.stem)
+            there = self.library.history.in_folder(dirname(stem)).get(stem)
+            if there is None or there.lost == FORGOTTEN:
+                free.add(stem)
+        while True:
+            filled = {stem_of(places[stem]) for stem in moving}
+            may = {stem for stem in moving if stem_of(places[stem]) in free | moving}
+            may -= named - filled
+            if may == moving:
+                return moving
+            moving = may
+
+    def moved(self, move: Reread, there: str) -> Reread:
+        """Returns the move that puts the record of a copy where its bytes are."""
+        self.news(f"{move.path} was moved to {there}. Its record moves too.")
+        stem, suffix = splitext(there)
+        new = reread(move.take._replace(stem=stem), move.recording)
+        mtime_ns = file_at(self.library.path(there)).mtime_ns
+        new.after = move.take.past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
+        return new
+
     def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
         """Returns the moves that put on record a copy that is not sound. Its bytes may be `there`.
         `is_most` means that most copies are missing at once."""
@@ -7372,32 +7426,28 @@ class Losses:
             self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
             move.after = past._replace(lost=Reason.ROTTEN.code)
             return [move]
-        stem, suffix = splitext(there)
-        if suffix in FORMAT_OF and stem not in self.library.history.in_folder(dirname(stem)):
-            self.news(f"{move.path} was moved to {there}. Its record moves too.")
-            new = reread(take._replace(stem=stem), recording)
-            mtime_ns = file_at(self.library.path(there)).mtime_ns
-            new.after = past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
-            move.after = NO_PAST
-            return [new, move]  # in this order, as a kill may come in between
         is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
-        if is_gone and not is_named and past.lost != Reason.VANISHED.code:
+        stays = past.lost == Reason.VANISHED.code and not self.run.config.retry
+        if is_gone and not (is_named or stays):
             if past.lost or not is_most:
                 move.after = past._replace(lost=FORGOTTEN)
                 return [move]
             reason = Reason.VANISHED
-        if past.is_lost:
-            self.report.missed += 1
-            move.after = past if is_gone else past._replace(lost=reason.code)
-            return [move] if move.after != past else []
         hint = f"its bytes are in {there}" if there else ""
         found = move.outcome.detail if move.outcome else ""
         details = (found, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
-        return [move]
+        if past.is_lost:
+            move.after = past if is_gone else past._replace(lost=reason.code)
+            if self.run.config.command == "check":
+                self.report.outcome(move)
+            else:
+                self.report.missed += 1
+        return [move] if move.after != past else []
 
     def news(self, text: str) -> None:
         self.report.has_news = True
+        self.report.told_first = self.report.told_first or text
         self.report.once(text)
 
     def find_bytes(self, moves: Sequence[Reread]) -> dict[str, str]:
@@ -7503,7 +7553,7 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     report = run.report
     for recording in recordings:
         for take in recording.takes:
-            if take.state is State.MISSING and not recording.location:
+            if take.state is State.MISSING and recording.sidecars and not recording.location:
                 report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
         if recording.policy.unreadable:
             report.error(recording.policy.unreadable)

@@ -48,6 +48,13 @@ class LossCase(LibraryCase):
     def copy(self, name: str = "a") -> Path:
         return self.library / f"d/{name}.opus"
 
+    def forget(self, name: str) -> None:
+        """Its owner removes it from sidecar and index."""
+        (self.library / f"d/{name}.json").unlink(missing_ok=True)
+        document = self.read_json("index.json")
+        rest = [entry for entry in document["recordings"] if entry["id"] != f"d/{name}"]
+        self.add_json("index.json", {**document, "recordings": rest}, indent=2)
+
     def lost(self, ran: Ran) -> dict[str, str]:
         return {
             path: told["reason"] for path, told in ran.outcomes.items() if told["action"] == "lost"
@@ -225,6 +232,68 @@ class Lost(LossCase):
         copy.write_bytes(data)
         self.assertIn("m/a.m4a is back", self.run_json(0).err)
 
+    def test_a_quiet_run_counts_those_that_it_does_not_name(self) -> None:
+        for name in "abc":
+            self.copy(name).unlink()
+        with unittest.mock.patch.object(service, "NAMED", 2):
+            self.assertIn("and 1 more lost copies", self.run_cli("-q").err)
+
+    def test_a_night_with_a_pending_loss_reads_no_other_folder_s_past(self) -> None:
+        self.copy().unlink()
+        self.run_json(1)
+        self.run_json(0)  # which looks at the index again
+
+        def pasts(_: Any) -> None:
+            raise AssertionError
+
+        with unittest.mock.patch.object(service.History, "pasts", property(pasts)):
+            self.assertEqual(self.run_json(0).summary["lost"], 1)
+
+    def test_a_full_disk_is_one_sentence_with_its_place_and_what_to_do(self) -> None:
+        self.copy().unlink()
+        full = OSError(28, "No space left on device")
+        with unittest.mock.patch.object(service.History, "write", side_effect=full):
+            ran = self.run_json(5)
+        self.assertEqual(ran.err.count("No space left"), 1)
+        for word in (str(self.library), "Make room and run again"):
+            self.assertIn(word, ran.summary["message"])
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
+
+    def test_a_name_that_this_locale_cannot_encode_is_reported_and_ends_nothing(self) -> None:
+        past = {"suffix": ".opus", "size": 5, "sha256": "x"}
+        for stem in ("\ud800/a", "d/\ud800"):
+            line = {"type": "recording", "path": stem, "take": stem, "past": past}
+            with open(self.history(), "a", encoding="ascii") as file:
+                file.write(json.dumps(line) + "\n")
+        (self.library / "d/new.json").write_text("{}")
+        for command in ("run", "check", "stats", "doctor"):
+            ran = self.run_cli(command)
+            self.assertNotIn("defect", ran.err)
+            if command in ("run", "check"):
+                self.assertIn("ud800 cannot be read: this locale", ran.err)
+                self.assertIn("ud800.opus: cannot be read", ran.err)
+
+    def test_an_unreadable_folder_lowers_no_total(self) -> None:
+        self.add("chunk_0", "e/f.webm")
+        self.run_json(0)
+        before = self.read_json("index.json")["compressed_size"]
+        original = service.Library.folder
+
+        def folder(library: service.Library, path: str) -> service.Folder:
+            if path == "e":
+                raise PermissionError(13, "Permission denied", path)
+            return original(library, path)
+
+        document = self.read_json("index.json")
+        document["recordings"][0]["compressed"] = False
+        self.add_json("index.json", document)
+        with unittest.mock.patch.object(service.Library, "folder", folder):
+            ran = self.run_json(1)
+        self.assertIn("The folder e cannot be read", ran.summary["message"])
+        document = self.read_json("index.json")
+        self.assertTrue(document["recordings"][0]["compressed"])
+        self.assertEqual(document["compressed_size"], before)
+
     def test_a_dry_run_names_it_and_writes_nothing(self) -> None:
         self.copy().unlink()
         before = self.history().read_bytes()
@@ -290,8 +359,49 @@ class Back(LossCase):
         self.copy().rename(self.folder / "away.opus")
         self.run_json(1)
         (self.folder / "away.opus").rename(self.copy("new"))
-        self.assertIn("was moved to d/new.opus", self.run_json(0).err)
+        self.assertEqual(self.run_json(0).summary["lost"], 1, "its sidecar names the old one still")
+        text = (self.library / "d/a.json").read_text()
+        (self.library / "d/a.json").write_text(text.replace("a.opus", "new.opus"))
+        ran = self.run_json(0)
+        self.assertIn("was moved to d/new.opus", ran.err)
+        self.assertIn("was moved to d/new.opus", ran.summary["message"])
         self.assert_sound()
+
+    def test_a_copy_that_left_its_sidecar_is_lost_and_its_bytes_are_named(self) -> None:
+        (self.library / "e").mkdir()
+        self.copy("b").rename(self.library / "e/b.opus")
+        del self.documents[self.library / "index.json"]  # its totals count what is here
+        self.assert_lost("its bytes are in e/b.opus", name="b")
+        (self.library / "d/b.json").rename(self.library / "e/b.json")
+        self.assertIn("was moved to e/b.opus", self.run_json(0).err)
+        self.assert_sound()
+
+    def test_names_that_were_exchanged_take_their_records_along(self) -> None:
+        self.rename("a", "x", "b", "a", "x", "b")
+        ran = self.run_json(0)
+        for text in ("d/a.opus was moved to d/b.opus", "d/b.opus was moved to d/a.opus"):
+            self.assertIn(text, ran.err)
+        self.assert_sound()
+        self.assertEqual(self.run_cli("check").code, 0)
+
+    def test_chunks_that_were_renumbered_with_their_sidecars_are_moved(self) -> None:
+        self.rename("c", "d", "b", "c", "a", "b", sidecars=True)
+        ran = self.run_json(0)
+        for text in ("d/a.opus was moved to d/b.opus", "d/c.opus was moved to d/d.opus"):
+            self.assertIn(text, ran.err)
+        self.assert_sound()
+        self.assertEqual(self.run_cli("check").code, 0)
+        self.copy("c").unlink()
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/c.opus"])
+
+    def rename(self, *names: str, sidecars: bool = False) -> None:
+        """Renames copies, from one name to the next of each pair."""
+        for old, new in zip(names[::2], names[1::2]):
+            self.copy(old).rename(self.copy(new))
+            if sidecars:
+                path = self.library / f"d/{old}.json"
+                text = path.read_text().replace(f"{old}.opus", f"{new}.opus")
+                path.rename(self.library / f"d/{new}.json").write_text(text)
 
     def test_a_folder_that_got_another_name_is_moved(self) -> None:
         (self.library / "d").rename(self.library / "f")
@@ -381,6 +491,15 @@ class Forgotten(LossCase):
         self.copy().unlink()
         self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
 
+    def test_the_name_of_a_forgotten_one_may_be_taken(self) -> None:
+        self.forget("a")
+        self.copy().unlink()
+        self.run_json(0)
+        self.copy("b").rename(self.copy())
+        (self.library / "d/b.json").unlink()
+        self.assertIn("d/b.opus was moved to d/a.opus", self.run_json(0).err)
+        self.assert_sound()
+
     def test_most_copies_that_vanish_at_once_are_lost_without_documents(self) -> None:
         copies = [self.copy()]
         data = (base.RECORDINGS / "chunk_1.webm").read_bytes()
@@ -391,15 +510,11 @@ class Forgotten(LossCase):
         shutil.rmtree(self.library / "m")
         ran = self.run_json(1)
         self.assertEqual(len(self.lost(ran)), 7)
+        self.assertIn("--retry", ran.err)
         for _ in range(2):
             self.assertEqual(self.run_json(0).summary["lost"], 7)
-
-    def forget(self, name: str) -> None:
-        """Its owner removes it from sidecar and index."""
-        (self.library / f"d/{name}.json").unlink(missing_ok=True)
-        document = self.read_json("index.json")
-        rest = [entry for entry in document["recordings"] if entry["id"] != f"d/{name}"]
-        self.add_json("index.json", {**document, "recordings": rest}, indent=2)
+        self.assertIn("Forgotten", self.run_json(0, "--retry").err)
+        self.assert_sound()
 
 
 if __name__ == "__main__":
