@@ -666,6 +666,14 @@ class Take(NamedTuple):
         return File(self.name + past.suffix, past.size, past.mtime_ns) if is_lost else None
 
     @property
+    def suspect(self) -> Optional[File]:
+        """Returns the file that stands in the place of its copy beside its original, and is not the
+        file on record."""
+        if not self.is_known or not self.past.has_copy or self.past.is_restored or self.proven_copy:
+            return None
+        return next((file for file in self.files if file.suffix == self.past.suffix), None)
+
+    @property
     def bitrate(self) -> int:
         """Returns the bit/s that its copy was asked for, by record or tag; 0 where neither says."""
         if self.proven_copy or not self.copy:
@@ -745,7 +753,7 @@ def take_of(
             originals.insert(0 if past.speaks_of(file) else len(originals), file)
         elif past.proves(file):
             proven.append(file)
-        elif file.name in rates:
+        elif file.name in rates or (file.suffix == past.suffix and past.lost == Reason.ROTTEN.code):
             copies.append(file)
         elif file.format:
             strangers.append(file)
@@ -3303,8 +3311,7 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     if original and (taken or copy is None):
         yield asked.move(Compress, original, removes, problem)
         return
-    is_its = copy is not None and copy.is_on_record(take.past.size, take.past.mtime_ns)
-    if original and is_its and take.past.lost == Reason.ROTTEN.code:
+    if original and copy and take.past.lost == Reason.ROTTEN.code:
         yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
@@ -3957,7 +3964,7 @@ class Adopt(Compress):
 
     def finish(self, run: Run, job: Job) -> None:
         if isinstance(job.problem, NotProven):
-            other = f"{self.target_path} is not a copy of it ({job.problem})"
+            other = f"{self.target_path} is not a copy of it: {job.problem.detail}"
             raise Refusal(Reason.NAME_TAKEN, other)
         if not (job.problem or self.take.proven_copy):
             check_claim(self, job)
@@ -4177,6 +4184,7 @@ class Reread(Move):
     name, rank, done, due = "check", 0, Reason.ADOPTED, Reason.ADOPT_DUE
     after: Optional[Past] = None  # what the history is to say, unless it is lost
     is_other = False  # it plays in full, but is another file than the one on record
+    is_broken = False  # it was cut, or does not decode
 
     def past_after(self, now: float) -> Past:
         return self.after or super().past_after(now)
@@ -7183,7 +7191,7 @@ def share_of(path: str, every: int) -> int:
 
 def reread(take: Take, recording: Recording) -> Reread:
     """Returns the move that reads a copy: the file that is here, or the one on record."""
-    source = take.lost_copy or take.copy
+    source = take.lost_copy or take.suspect or take.copy
     return Reread(take, Target("", 0), take.past.settings, source, recording=recording)
 
 
@@ -7207,7 +7215,7 @@ class Losses:
                 past = self.past_of_returned(take)
                 move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
-            elif take.is_in_doubt:
+            elif take.is_in_doubt or take.suspect:
                 self.doubtful[take.stem] = reread(take, recording)
 
     def past_of_returned(self, take: Take) -> Past:
@@ -7306,6 +7314,7 @@ class Losses:
             by_path[path].refuse(problem)
         for move in by_path.values():
             reason, detail, _ = move.outcome or Outcome(move.done)
+            move.is_broken = reason in (Reason.EMPTY, Reason.TRUNCATED, Reason.DAMAGED)
             if reason is Reason.NOT_PROVEN or reason.action is Action.KEPT:
                 detail = detail or reason.sentence.format("")
                 move.outcome = Outcome(Reason.BAD_COPY, detail)
@@ -7360,9 +7369,11 @@ class Losses:
     def sound(self, move: Reread) -> list[Reread]:
         """Returns the move if its record has to change. Its copy plays in full."""
         past, file, seen = move.take.past, move.copy, move.copy_seen
-        is_adopted = move.take.originals and not move.take.proven_copy  # by a run, not here
-        if not (past.has_copy and file and seen) or is_adopted:
+        if not (past.has_copy and file and seen):
             return []
+        if move.take.originals and not move.take.proven_copy:  # a run adopts it
+            move.after = past._replace(lost="")
+            return [move] if past.lost else []
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
             after = move.after._replace(suffix=file.suffix, size=file.size)
@@ -7418,14 +7429,16 @@ class Losses:
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
             return []  # a link; or archived or deleted, by the word of its sidecar
-        is_ours = take.proven_copy or not take.originals
+        if take.suspect and self.run.config.command == "run" and not move.is_broken:
+            return []  # its own move says what it is
+        is_ours = take.proven_copy or not take.originals or move.is_broken
         if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
             return []
         if take.originals:
             self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
             move.after = past._replace(lost=Reason.ROTTEN.code)
-            return [move]
+            return [move] if move.after != past else []
         is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
         stays = past.lost == Reason.VANISHED.code and not self.run.config.retry
         if is_gone and not (is_named or stays):
@@ -7517,7 +7530,7 @@ def check_all(run: Run) -> str:
     copies, away = [], []
     for recording in recordings:
         for take in recording.takes:
-            if take.copy or take.is_in_doubt:
+            if take.copy or take.is_in_doubt or take.suspect:
                 copies.append(reread(take, recording))
             elif not take.files and (take.past.place or recording.location):
                 away.append((recording, take))

@@ -451,6 +451,44 @@ class Back(LossCase):
         self.assertTrue(self.copy("e").exists())
 
 
+class Beside(LossCase):
+    """What stands in the place of a copy whose original is here."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.configure(delete_originals=False)
+        self.add("chunk_0", "d/e.webm")
+        self.run_json(0)
+
+    def test_a_broken_copy_is_made_again_the_same_night(self) -> None:
+        data = self.copy("e").read_bytes()
+        for broken in (b"", data[: len(data) // 2]):
+            self.copy("e").write_bytes(broken)
+            ran = self.run_json(0)
+            self.assertEqual(ran.outcomes["d/e.webm"]["action"], "compressed", ran.err)
+            self.assertIn("d/e.opus is damaged. A run makes it again", ran.err)
+            self.assertEqual(len(self.copy("e").read_bytes()), len(data))
+        self.assertEqual(self.run_json(0).outcomes, {})
+
+    def test_what_decodes_as_something_else_stays_and_is_told_as_it_is(self) -> None:
+        other = self.copy("b").read_bytes()
+        for content in (other, b"#EXTM3U"):
+            self.copy("e").write_bytes(content)
+            ran = self.run_json(1)
+            self.assertIn("name already taken", ran.outcomes["d/e.webm"]["reason"])
+            self.assertNotIn("dropped", ran.outcomes["d/e.webm"]["reason"])
+            self.assertEqual(self.copy("e").read_bytes(), content)
+
+    def test_a_broken_copy_that_is_back_is_not_made_again(self) -> None:
+        before = self.copy("e").stat()
+        data = self.copy("e").read_bytes()
+        self.copy("e").write_bytes(b"")
+        self.assertEqual(self.run_cli("check").code, 0)
+        self.copy("e").write_bytes(data)
+        os.utime(self.copy("e"), ns=(before.st_mtime_ns, before.st_mtime_ns))
+        self.assertEqual(self.run_json(0).outcomes, {})
+
+
 class Forgotten(LossCase):
     def test_one_that_its_owner_deleted_is_forgotten(self) -> None:
         self.forget("a")
