@@ -647,8 +647,10 @@ class Take(NamedTuple):
     def is_in_doubt(self) -> bool:
         """Returns whether its copy may be lost. It makes no move before `Losses` has seen to it."""
         past = self.past
-        if self.originals or not past.has_copy:
+        if not past.has_copy:
             return False
+        if self.originals:  # another recording's are none of it
+            return past.is_lost and all(file.size != past.first_size for file in self.originals)
         if past.lost == FORGOTTEN:
             return any(file.suffix == past.suffix for file in self.files)
         return past.is_lost or self.proven_copy is None
@@ -3311,7 +3313,7 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     if original and (taken or copy is None):
         yield asked.move(Compress, original, removes, problem)
         return
-    if original and copy and take.past.lost == Reason.ROTTEN.code:
+    if original and copy and take.is_known and take.past.lost == Reason.ROTTEN.code:
         yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
@@ -7333,7 +7335,8 @@ class Losses:
             twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
             if twin and move.take.past.has_copy and move.is_other and not move.outcome:
                 move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
-        bad = [move for move in moves if move.outcome and not move.take.originals]
+        bad = [move for move in moves if move.outcome]
+        bad = [move for move in bad if move.take.is_in_doubt or not move.take.originals]
         found = self.find_bytes(bad)  # one file is one copy
         places = {move.take.stem: found.pop(move.take.past.sha256, "") for move in bad}
         moving = self.moving(bad, places)
@@ -7431,11 +7434,11 @@ class Losses:
             return []  # a link; or archived or deleted, by the word of its sidecar
         if take.suspect and self.run.config.command == "run" and not move.is_broken:
             return []  # its own move says what it is
-        is_ours = take.proven_copy or not take.originals or move.is_broken
+        is_ours = take.proven_copy or take.is_in_doubt or move.is_broken
         if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
             return []
-        if take.originals:
+        if take.originals and not take.is_in_doubt:
             self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
             move.after = past._replace(lost=Reason.ROTTEN.code)
             return [move] if move.after != past else []
@@ -7450,6 +7453,9 @@ class Losses:
         found = move.outcome.detail if move.outcome else ""
         details = (found, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
+        if past.is_lost and take.original:
+            why = f"as the copy {move.path} is lost. Give the recording another name"
+            self.report.once(f"{join(take.folder, take.original.name)} waits, {why}.")
         if past.is_lost:
             move.after = past if is_gone else past._replace(lost=reason.code)
             if self.run.config.command == "check":

@@ -341,6 +341,21 @@ class Back(LossCase):
         self.assert_compressed("d/a.webm")
         self.assert_sound()
 
+    def test_another_recording_under_its_name_does_not_end_it(self) -> None:
+        data = self.copy().read_bytes()
+        self.copy().unlink()
+        self.run_json(1)
+        other = self.add("chunk_1", "d/a.webm", LONG_AGO + 999)
+        ran = self.run_json(0)
+        self.assertEqual((ran.summary["lost"], ran.outcomes), (1, {}))
+        self.assertIn("d/a.webm waits, as the copy d/a.opus is lost", ran.err)
+        self.assertIn("d/a.opus", self.run_cli("doctor").out)
+        other.rename(self.library / "d/other.webm")
+        self.copy().write_bytes(data)
+        ran = self.run_json(0)
+        self.assertIn("d/a.opus is back", ran.err)
+        self.assertEqual(ran.outcomes["d/other.webm"]["action"], "compressed")
+
     def test_what_was_moved_takes_its_record_along(self) -> None:
         (self.library / "e").mkdir()
         for ending in ("json", "opus"):
