@@ -7087,14 +7087,14 @@ def fetch_back(run: Run, move: Fetch) -> None:
     """Fetches from the archive into a staged file beside its place. Raises Refusal, OSError, and
     ServiceError if the archive does not answer."""
     take, archive = move.take, run.archive
+    if run.library.leads_away(take.folder):
+        raise Refusal(Reason.NOT_RESTORED, f"a link or another library leads to {take.folder}")
     move.copy = take.file
     move.place = take.past.place
     move.detail = "back from the archive"
     if move.copy:  # a restore was cut short after that
         return
     assert archive
-    if run.library.leads_away(take.folder):
-        raise Refusal(Reason.NOT_RESTORED, f"a link or another library leads to {take.folder}")
     place = take.past.place or lead(archive, move.recording, take)
     target = run.library.path(take.stem)
     os.makedirs(dirname(target), exist_ok=True)
@@ -7431,6 +7431,7 @@ class Losses:
         take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
+            self.report.missed += past.is_lost
             return []  # a link; or archived or deleted, by the word of its sidecar
         if take.suspect and self.run.config.command == "run" and not move.is_broken:
             return []  # its own move says what it is
@@ -7573,7 +7574,10 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     for recording in recordings:
         for take in recording.takes:
             if take.state is State.MISSING and recording.sidecars and not recording.location:
-                report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
+                report.error(
+                    f"{take.stem} is named by a sidecar, and neither here nor archived. Bring it "
+                    "back, or remove it from the sidecar."
+                )
         if recording.policy.unreadable:
             report.error(recording.policy.unreadable)
         for path, edit in edits(run.library, recording, {}):
@@ -8984,10 +8988,10 @@ class Report:
     is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     missed = 0  # lost copies that earlier runs reported
-    told_first = ""  # the gravest error, or the first news, for the message at the end
     errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
+    told_first = ""  # the gravest error, or the first news, for the message at the end
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -170,8 +170,14 @@ class Lost(LossCase):
         for _ in range(2):
             self.assert_sound()
         self.assertEqual((away / "a.json").read_text(), text)
+        data = (away / "a.opus").read_bytes()
         (away / "a.opus").unlink()
         self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
+        (away / "a.opus").write_bytes(data)
+        self.assertEqual(self.run_json(0).summary["lost"], 1)
+        folder.unlink()
+        away.rename(folder)
+        self.assert_sound()
 
     def test_a_folder_that_became_a_library_of_its_own_hides_no_loss(self) -> None:
         (self.library / "d/.compression").mkdir()
