@@ -9052,8 +9052,9 @@ class Report:
 
     def error(self, text: str, code: int = 1) -> None:
         """On stderr and in the log, once; the gravest error's code is the run's."""
-        if code > self.exit_code:
-            self.exit_code, self.told_first = code, text
+        if code > self.exit_code or (code and not self.told_first):
+            self.told_first = text
+        self.exit_code = max(self.exit_code, code)
         if text not in self.told:
             self.errors += code > 0
             self.told.add(text)

@@ -100,6 +100,23 @@ class Walking(Case):
         self.assertEqual(found["d"].leftovers, [".compression-0123abcd-7.part"])
         self.assertEqual((len(self.told), found["d"].links), (1, 2))
 
+    def test_what_leads_away_is_no_folder_on_record(self) -> None:
+        self.add("d/e/x.opus")
+        self.add("n/.compression/lock")
+        self.add("n/e/x.opus")
+        (self.root / "link").symlink_to(self.root / "d")
+        (self.root / "loop").symlink_to(self.root / "loop")
+        away = {
+            path: self.library.leads_away(path)
+            for path in ("", "d", "d/e", "gone", "n", "n/e", "link", "link/e", "loop")
+        }
+        self.assertEqual(
+            [path for path in away if away[path]], ["n", "n/e", "link", "link/e", "loop"]
+        )
+        for path in away:
+            found = self.library.folder_on_record(path).audio
+            self.assertEqual(bool(found), path == "d/e", path)
+
     def test_our_folder_is_the_librarys_and_never_a_link(self) -> None:
         self.root.chmod(0o2775)
         self.library.make_own()

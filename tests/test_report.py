@@ -91,6 +91,13 @@ class TestTold(ReportCase):
             message = report.summary("Stopped by SIGTERM.")["message"]
             self.assertEqual(message, "Stopped by SIGTERM.")
 
+    def test_the_message_has_the_advice_on_what_failed(self) -> None:
+        with self.report() as report:
+            report.outcome(work(Reason.NAME_TAKEN))
+            report.error("Give the folder to its owner.")
+            report.error("Another.")
+        self.assertTrue(report.summary()["message"].startswith("Give the folder to its owner. 1 f"))
+
     def test_with_kept_originals_a_copy_takes_and_nothing_is_called_saved(self) -> None:
         with self.report() as report:
             report.outcome(work(Reason.DONE, removes=()))
