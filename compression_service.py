@@ -7454,15 +7454,16 @@ class Losses:
         found = move.outcome.detail if move.outcome else ""
         details = (found, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
-        if past.is_lost and take.original:
+        if not past.is_lost:
+            return [move]
+        if take.original:
             why = f"as the copy {move.path} is lost. Give the recording another name"
             self.report.once(f"{join(take.folder, take.original.name)} waits, {why}.")
-        if past.is_lost:
-            move.after = past if is_gone else past._replace(lost=reason.code)
-            if self.run.config.command == "check":
-                self.report.outcome(move)
-            else:
-                self.report.missed += 1
+        if self.run.config.command == "check":
+            self.report.outcome(move)
+        else:
+            self.report.missed += 1
+        move.after = past if is_gone else past._replace(lost=reason.code)
         return [move] if move.after != past else []
 
     def news(self, text: str) -> None:
@@ -9056,7 +9057,7 @@ class Report:
             self.told_first = text
         self.exit_code = max(self.exit_code, code)
         if text not in self.told:
-            self.errors += code > 0
+            self.errors += code == 1  # any other is nothing about recordings
             self.told.add(text)
             self.log(text, "ERROR")
             self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)

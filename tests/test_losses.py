@@ -279,6 +279,14 @@ class Lost(LossCase):
                 self.assertIn("ud800 cannot be read: this locale", ran.err)
                 self.assertIn("ud800.opus: cannot be read", ran.err)
 
+    def test_an_odd_note_on_a_folder_ends_no_run(self) -> None:
+        untils: list[Any] = ["soon", [1], {}]
+        for until in untils:
+            note = {"type": "folder", "path": "d/", "rest": "x", "until": until}
+            with open(self.history(), "a", encoding="ascii") as file:
+                file.write(json.dumps(note) + "\n")
+            self.assert_sound()
+
     def test_an_unreadable_folder_lowers_no_total(self) -> None:
         self.add("chunk_0", "e/f.webm")
         self.run_json(0)
