@@ -657,8 +657,10 @@ class Take(NamedTuple):
     def is_in_doubt(self) -> bool:
         """Returns whether its copy may be lost. It makes no move before `Losses` has seen to it."""
         past = self.past
-        if self.originals or not past.has_copy:
+        if not past.has_copy:
             return False
+        if self.originals:  # another recording's are none of it
+            return past.is_lost and all(file.size != past.first_size for file in self.originals)
         if past.lost == FORGOTTEN:
             return any(file.suffix == past.suffix for file in self.files)
         return past.is_lost or self.proven_copy is None
@@ -674,6 +676,14 @@ class Take(NamedTuple):
         past = self.past
         is_lost = self.is_in_doubt and not self.proven_copy and (past.lost or not self.copy)
         return File(self.name + past.suffix, past.size, past.mtime_ns) if is_lost else None
+
+    @property
+    def suspect(self) -> Optional[File]:
+        """Returns the file that stands in the place of its copy beside its original, and is not the
+        file on record."""
+        if not self.is_known or not self.past.has_copy or self.past.is_restored or self.proven_copy:
+            return None
+        return next((file for file in self.files if file.suffix == self.past.suffix), None)
 
     @property
     def bitrate(self) -> int:
@@ -755,7 +765,7 @@ def take_of(
             originals.insert(0 if past.speaks_of(file) else len(originals), file)
         elif past.proves(file):
             proven.append(file)
-        elif file.name in rates:
+        elif file.name in rates or (file.suffix == past.suffix and past.lost == Reason.ROTTEN.code):
             copies.append(file)
         elif file.format:
             strangers.append(file)
@@ -1579,6 +1589,7 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
         "log_file": absolute(config.log_file),
         "tiers": tuple(tier._replace(archive=absolute(tier.archive)) for tier in config.tiers),
         "file": file if is_there else "",
+        "dry_run": config.dry_run and flags.get("command") != "check",  # which has no dry run
     }
     config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
@@ -1710,8 +1721,7 @@ class Run:
     @property
     def last(self) -> Mapping[str, Any]:
         """Returns the record of the last run, or an empty one."""
-        runs = [record for record in self.history.runs if record.get("type") == "run"]
-        return runs[-1] if runs else {}
+        return self.history.last_run
 
     @cached_property
     def clock(self) -> Moment:
@@ -1926,8 +1936,10 @@ class Run:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
         two groups. A whole recording is one group, any other move another. Also looks into an index
         that is not as we left it. Raises ServiceError if the clock cannot be true."""
+        self.report.ahead = 0  # the walk counts anew
         self.check_clock()
         groups = sorted(self.due_groups(), key=place_in_line)
+        self.check_clock()
         if self.is_locked:
             self.committer.attempt((), self.committer.look_at_index)
         return self.within_limit(groups)
@@ -1947,13 +1959,14 @@ class Run:
         report.found = report.young = report.links = report.ahead = report.held = 0
         ahead: list[str] = []
         for folder in every_folder(self.library, report.error, report.once):
-            report.found += len(folder.audio)
+            originals = (file for file in folder.audio if file.is_original)
+            young = (stem_of(file.name) for file in originals if self.is_young(file))
+            late = [file.name for file in folder.audio if self.clock.age(file) < -1]
+            report.found += len({stem_of(file.name) for file in folder.audio})
+            report.young += len(set(young))
+            report.ahead += len(set(map(stem_of, late)))
             report.links += folder.links
-            for file in folder.audio:
-                report.young += file.is_original and self.is_young(file)
-                if self.clock.age(file) < -1:
-                    report.ahead += 1
-                    ahead += [join(folder.path, file.name)] if len(ahead) < NAMED else []
+            ahead += [join(folder.path, name) for name in late[: NAMED - len(ahead)]]
             if self.is_locked:
                 self.staging.sweep(folder)
             self.losses.met[folder.path] = len(folder.audio)
@@ -2010,7 +2023,7 @@ class Run:
     def note_on(self, folder: Folder) -> Mapping[str, Any]:
         """Returns the note on a folder, empty if it does not hold any more."""
         note = self.history.note_on(folder.path)
-        is_over = self.now >= (note.get("until") or math.inf)
+        is_over = self.now >= (finite(note.get("until")) or math.inf)
         holds = note and not is_over and note.get("rest") == fingerprint(folder, self.config)
         return note if holds else {}
 
@@ -2254,7 +2267,7 @@ class Run:
 def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
     """Gives a summary to the user's own command, if `notify_on` asks for it. A pause stands first
     in the message. A failure is reported and changes nothing."""
-    is_work = report.has_news and config.notify_on == "work"
+    is_work = report.has_news and config.notify_on == "work" and config.command == "run"
     is_asked = config.notify_on == "always" or summary["exit_code"] or report.is_urgent
     is_wanted = is_work or is_asked
     if config.dry_run or not config.notify_command or not is_wanted:
@@ -2267,7 +2280,8 @@ def notify(config: Config, report: Report, summary: Mapping[str, Any]) -> None:
         message = os.fsencode(message).decode()  # in a locale that is not UTF-8
     message = printable(message)[:LONGEST_MESSAGE]
     in_utf_8 = os.fsdecode(message.encode())
-    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_utf_8}")
+    locale = os.environ.get("LC_ALL", "")  # the user's: tools of ours get another
+    settings = (f"EXIT_CODE={summary['exit_code']}", f"MESSAGE={in_utf_8}", f"LC_ALL={locale}")
     command = ["/usr/bin/env", *settings, "/bin/sh", "-c", config.notify_command]
     folder = dirname(config.file) or "/"
     reader, writer = os.pipe()
@@ -2339,8 +2353,8 @@ def place_in_line(group: Sequence[Move]) -> tuple[bool, int, str]:
 
 def is_most(told: Mapping[str, Any]) -> bool:
     """Returns whether more than half of the recordings are dated ahead. One alone never is most."""
-    ahead = told.get("ahead", 0)
-    return bool(ahead > 1 and 2 * ahead > told.get("found", 0))
+    ahead = finite(told.get("ahead"))
+    return ahead > 1 and 2 * ahead > finite(told.get("found"))
 
 
 class Queue:
@@ -2871,6 +2885,20 @@ class Library:
                 if error.errno != errno.ENOENT and not is_systems:  # it went while we looked
                     problem(f"The folder {path} cannot be read: {error.strerror}.")
 
+    def leads_away(self, path: str) -> bool:
+        """Returns whether a link, or another library, stands on the way to a folder's files."""
+        parts = itertools.accumulate(path.split("/"), join) if path else ()
+        ways = [self.path(part) for part in parts]
+        return any(islink(way) or lexists(join(way, OWN_FOLDER)) for way in ways)
+
+    def folder_on_record(self, path: str) -> Folder:
+        """Returns a folder as it is now: an empty one if it is gone or leads away. Raises OSError
+        if it cannot be read."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if not self.leads_away(path):
+                return self.folder(path)
+        return Folder(path, self)
+
     def folder(self, path: str) -> Folder:
         """One folder as it is now. Raises OSError, and UsageError for another library's."""
         folder = Folder(path, self)
@@ -3369,8 +3397,7 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     if original and (taken or copy is None):
         yield asked.move(Compress, original, removes, problem)
         return
-    is_its = copy is not None and copy.is_on_record(take.past.size, take.past.mtime_ns)
-    if original and is_its and take.past.lost == Reason.ROTTEN.code:
+    if original and copy and take.is_known and take.past.lost == Reason.ROTTEN.code:
         yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
@@ -3560,7 +3587,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     until, is_early = math.inf, False
     steps = list(early_steps(config)) if config.keep_free else []
     takes = folder.takes.values()
-    if any(take.past.is_lost for take in takes):
+    if any(take.is_in_doubt for take in takes):
         return []
     for take in (take for take in takes if take.is_left):
         if move_at_most(take, config, clock):
@@ -4033,7 +4060,7 @@ class Adopt(Compress):
         except NotProven as error:
             job.problem = error
         if isinstance(job.problem, NotProven):
-            other = f"{self.target_path} is not a copy of it ({job.problem})"
+            other = f"{self.target_path} is not a copy of it: {job.problem.detail}"
             raise Refusal(Reason.NAME_TAKEN, other)
         super().finish(run, job)
 
@@ -4238,6 +4265,7 @@ class Reread(Move):
     name, done = "check", Reason.ADOPTED
     after: Optional[Past] = None  # what the history is to say, unless it is lost
     is_other = False  # it plays in full, but is another file than the one on record
+    is_broken = False  # it was cut, or does not decode
 
     def past_after(self, now: float) -> Past:
         return self.after or super().past_after(now)
@@ -5739,7 +5767,8 @@ class Committer:
         text = f"{LEFT_ALONE}{explain(error)}."
         if exit_code_of(error) == NoSpaceError.exit_code:
             if self.report.exit_code != NoSpaceError.exit_code:
-                self.report.error(text, NoSpaceError.exit_code)
+                full = f"Too little disk space in {self.library.root}: {explain(error)}. "
+                self.report.error(f"{full}Make room and run again.", NoSpaceError.exit_code)
         elif isinstance(error, (Flaw, Refusal, OSError)):
             self.report.once(text)
         else:
@@ -5828,12 +5857,10 @@ class Committer:
         or no object is reported and left alone."""
         if not (self.folders or self.ids):
             return
-        pasts = self.history.pasts.items()
-        met = {dirname(stem) for stem, past in pasts if self.ids.intersection(past.ids)}
-        met |= self.folders
+        met = self.history.folders_with(self.ids) | self.folders
         recordings = list[Recording]()
-        copies = 0
-        for folder in self.library.walk(self.report.once):
+        copies, unread = 0, list[str]()
+        for folder in self.library.walk(unread.append):
             copies += sum(file.size for file in folder.audio if file.format)
             # A young folder may hold a part of a recording that began the day before.
             if folder.path in met or as_json(folder.path) not in self.history.lines:
@@ -5846,7 +5873,7 @@ class Committer:
             edit_index,
             facts=index.facts,
             meant=index.meant,
-            copies_size=copies,
+            copies_size=None if unread else copies,
             date=iso(time.time()),
         )
         self.is_index_true = self.attempt((), self.rewrite_index, edit)
@@ -5878,14 +5905,13 @@ class Committer:
     def finish_folder(self, path: str) -> list[dict[str, Any]]:
         """Makes all documents of a folder true. Returns the note on it, if it has one. Raises
         OSError, UsageError."""
-        is_gone = not isdir(self.library.path(path))
-        folder = Folder(path, self.library) if is_gone else self.library.folder(path)
+        folder = self.library.folder_on_record(path)
         recordings = self.run.recordings_in(folder)
         if folder.is_unread:  # nothing shows when it can be read: it is looked at every night
             return []
         true = [self.attempt((), self.make_true, folder, each, {}) for each in recordings]
         self.ids.update(*(recording.ids for recording in recordings))
-        if not is_gone:
+        if folder.documents:
             flush_folder(self.library.path(path))
         is_true = bool(recordings) and all(true)
         return folder_note(folder, self.run.config, self.run.clock) if is_true else []
@@ -6449,14 +6475,17 @@ def described(
 
 
 def edit_index(
-    data: bytes, facts: Mapping[str, Facts], meant: Meant, copies_size: int, date: str
+    data: bytes, facts: Mapping[str, Facts], meant: Meant, copies_size: Optional[int], date: str
 ) -> Optional[bytes]:
     """Returns the index with its entries, names and totals as they must be; None if it is true
-    already. `facts` are by id. Raises Flaw if it is not understood. Pure."""
+    already. `facts` are by id. `copies_size` is None if it is not known. Raises Flaw if it is not
+    understood. Pure."""
     document, size = JsonText(data), 0.0
     for _, entry, changes in described(document, facts, meant):
         size += finite({**entry, **changes}.get("size"))
-    totals = {"total_size": round(size), "compressed_size": copies_size}
+    totals = {"total_size": round(size)}
+    if copies_size is not None:
+        totals["compressed_size"] = copies_size
     if document.edits or changed(document.values(document.root, totals), totals):
         document.set(document.root, {**totals, "last_updated": date})
     return document.edited()
@@ -7103,16 +7132,18 @@ def asked_for(run: Run) -> Iterator[Recording]:
 def every_folder(
     library: Library, problem: Callable[[str], object], passed_over: Callable[[str], object] = str
 ) -> Iterator[Folder]:
-    """Yields the folders of the library, and then those on record that are gone."""
+    """Yields the folders of the library. Then yields, as empty ones, those on record that the walk
+    has not met: what they hold is in doubt, unless they cannot be read."""
     gone = library.history.folders(library.history.lines)
     for folder in library.walk(problem, passed_over):
         gone.discard(folder.path)
         yield folder
     for path in sorted(gone):
         try:
-            os.stat(library.path(path))
-        except (FileNotFoundError, NotADirectoryError):
+            library.folder_on_record(path)
             yield Folder(path, library)
+        except ValueError:
+            problem(f"The folder {path} cannot be read: this locale has no such name.")
         except OSError:  # the walk has reported it
             pass
 
@@ -7218,6 +7249,8 @@ def fetch_back(run: Run, move: Fetch) -> None:
     """Fetches from the archive into a staged file beside its place. Raises Refusal, OSError, and
     ServiceError if the archive does not answer."""
     take, archive = move.take, run.archive
+    if run.library.leads_away(take.folder):
+        raise Refusal(Reason.NOT_RESTORED, f"a link or another library leads to {take.folder}")
     move.copy = take.file
     move.place = take.past.place
     move.detail = "back from the archive"
@@ -7299,7 +7332,8 @@ LARGE_FOLDER = 1000  # files; with more, a share is made of files instead of fol
 FEWEST = 10  # copies on record; more than half of so many never vanish by their owner's wish
 LOST_ADVICE = (
     "Bring lost copies back from a backup: the next run recognises each by its hash. To forget "
-    "one, remove it from its sidecar and from the index."
+    "one, remove it from its sidecar and from the index. If most were missing at once, then run "
+    "with --retry."
 )
 
 
@@ -7308,10 +7342,8 @@ def losses(library: Library) -> dict[str, Past]:
     OSError if the history cannot be read."""
     history, found = library.history, {}
     for path in sorted(history.folders(history.lossy if history.lines else ())):
-        with suppress(OSError, UsageError):  # a folder that cannot be read
-            is_here = isdir(library.path(path))
-            folder = library.folder(path) if is_here else Folder(path, library)
-            for take in folder.takes.values():
+        with suppress(OSError, ValueError):  # a folder that cannot be read
+            for take in library.folder_on_record(path).takes.values():
                 if take.past.is_lost and take.lost_copy:
                     found[take.stem] = take.past
     return found
@@ -7326,12 +7358,12 @@ def since_when(past: Past) -> str:
 
 def share_of(path: str, every: int) -> int:
     """Returns in which of so many nights a folder or file is read again."""
-    return zlib.crc32(os.fsencode(path)) % every
+    return zlib.crc32(path.encode("utf-8", "surrogatepass")) % every
 
 
 def reread(take: Take, recording: Recording) -> Reread:
     """Returns the move that reads a copy: the file that is here, or the one on record."""
-    source = take.lost_copy or take.copy
+    source = take.lost_copy or take.suspect or take.copy
     return Reread(take, NO_TARGET, take.past.settings, source, recording=recording)
 
 
@@ -7354,7 +7386,7 @@ class Losses:
                 past = self.past_of_returned(take)
                 move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
-            elif take.is_in_doubt:
+            elif take.is_in_doubt or take.suspect:
                 self.doubtful.append(reread(take, recording))
 
     def past_of_returned(self, take: Take) -> Past:
@@ -7393,7 +7425,9 @@ class Losses:
             found = self.read(list(self.share(day % every, every)), self.run.must_end)
             # The next run judges what is missing since, as it reads the documents.
             self.settle([move for move in found if move.reason is not Reason.MISSING])
-            if self.run.must_end():
+            # A copy that cannot be read keeps its turn.
+            is_unread = any(move.reason.action is Action.FAILED for move in found)
+            if is_unread or self.run.must_end():
                 return
             self.checked = day
 
@@ -7403,8 +7437,8 @@ class Losses:
             is_large = count > LARGE_FOLDER
             if not is_large and share_of(path, every) != number:
                 continue
-            with suppress(OSError, UsageError):
-                for take in self.library.folder(path).takes.values():
+            with suppress(OSError):
+                for take in self.library.folder_on_record(path).takes.values():
                     is_due = share_of(take.stem if is_large else path, every) == number
                     if is_due and take.proven_copy and not take.is_in_doubt:
                         yield reread(take, Recording(path, (take,)))
@@ -7431,6 +7465,8 @@ class Losses:
         for path, move in by_path.items():
             past = move.take.past
             try:
+                if self.library.leads_away(move.take.folder):  # nothing there is opened
+                    raise system_error(errno.ELOOP, path)
                 move.copy_seen = seen = self.library.witness(path, self.run.stop)
                 move.copy = file = File(basename(path), *seen.identity[-2:])
                 if seen.sha256 == past.sha256:
@@ -7446,10 +7482,13 @@ class Losses:
             except (Refusal, OSError) as error:
                 is_gone = getattr(error, "errno", 0) in NO_FILE and not isfile(path)
                 move.refuse(Refusal(Reason.MISSING) if is_gone else error)
+            except ValueError as error:  # this locale cannot encode its name
+                move.refuse(OSError(str(error)))
         for path, problem in self.run.transcoder.decode(found).items():
             by_path[path].refuse(problem)
         for move in by_path.values():
             reason, detail, _ = move.result
+            move.is_broken = reason in (Reason.EMPTY, Reason.TRUNCATED, Reason.DAMAGED)
             if reason is Reason.NOT_PROVEN or reason.action is Action.KEPT:
                 detail = detail or reason.sentence.format("")
                 move.outcome = Outcome(Reason.BAD_COPY, detail)
@@ -7461,23 +7500,36 @@ class Losses:
         run, history, report = self.run, self.library.history, self.report
         if any(move.reason is Reason.BAD_COPY for move in moves):  # or ffmpeg is to blame
             try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
-        is_odd = any(move.outcome or move.is_other for move in moves)
-        pasts = history.pasts if is_odd else {}
+        is_news = any(each.is_other or (each.outcome and not each.take.past.lost) for each in moves)
+        pasts = history.pasts if is_news else {}
         stems = {past.sha256: stem for stem, past in pasts.items()}
         for move in moves:
             twin = stems.get(move.copy_seen.sha256) if move.copy_seen else None
-            if twin and move.is_other and not move.outcome:
+            if twin and move.take.past.has_copy and move.is_other and not move.outcome:
                 move.outcome = Outcome(Reason.BAD_COPY, f"it has the bytes of {twin}")
-        bad = [move for move in moves if move.outcome and not move.take.originals]
-        places = self.find_bytes(bad)
-        gone = [move.take.past for move in bad if move.reason is Reason.MISSING]
-        new = [past for past in gone if not past.lost and past.sha256 not in places]
+        bad = [move for move in moves if move.outcome]
+        bad = [move for move in bad if move.take.is_in_doubt or not move.take.originals]
+        found = self.find_bytes(bad)  # one file is one copy
+        places = {move.take.stem: found.pop(move.take.past.sha256, "") for move in bad}
+        moving = self.moving(bad, places)
+        filled = {stem_of(places[stem]) for stem in moving}
+        gone = [move.take for move in bad if move.reason is Reason.MISSING]
+        new = [take for take in gone if not (take.past.lost or places[take.stem])]
         known = sum(past.has_copy and not past.lost for past in pasts.values())
         is_most = known >= FEWEST and 2 * len(new) > known
         changed = [*returned]
         for move in moves:
-            there = places.pop(move.take.past.sha256, "")  # one file is one copy
-            changed += self.fate(move, there, is_most) if move.outcome else self.sound(move)
+            stem = move.take.stem
+            if not move.outcome:
+                changed += self.sound(move)
+            elif stem in moving:
+                changed.append(self.moved(move, places[stem]))
+            elif stem not in filled:  # else another record takes its place
+                changed += self.fate(move, places.get(stem, ""), is_most)
+        for move in bad:  # last, as a kill may come in between
+            if move.take.stem in moving - filled:
+                move.after = NO_PAST
+                changed.append(move)
         for move in changed:
             if not move.after:
                 report.outcome(move)
@@ -7492,9 +7544,11 @@ class Losses:
     def sound(self, move: Reread) -> list[Reread]:
         """Returns the move if its record has to change. Its copy plays in full."""
         past, file, seen = move.take.past, move.copy, move.copy_seen
-        is_adopted = move.take.originals and not move.take.proven_copy  # by a run, not here
-        if not (past.has_copy and file and seen) or is_adopted:
+        if not (past.has_copy and file and seen):
             return []
+        if move.take.originals and not move.take.proven_copy:  # a run adopts it
+            move.after = past._replace(lost="")
+            return [move] if past.lost else []
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
             move.after = move.after._replace(
@@ -7511,46 +7565,82 @@ class Losses:
             )
         return [move] if move.after != past else []
 
+    def moving(self, bad: Sequence[Reread], places: Mapping[str, str]) -> set[str]:
+        """Returns the takes whose records move to the `places` of their bytes, all in one step:
+        names may have been exchanged. While a sidecar names a copy, its record stays, unless
+        another one takes its place."""
+        named, moving, free = set[str](), set[str](), set[str]()
+        for move in bad:
+            take, recording = move.take, move.recording
+            stem, suffix = splitext(places[take.stem])
+            if suffix in FORMAT_OF and take.past.has_copy and move.reason.action is Action.LOST:
+                moving.add(take.stem)
+            is_named = recording.sidecars or recording.policy.unreadable
+            if is_named and folded(stem) != folded(take.stem):
+                named.add(take.stem)
+            there = self.library.history.in_folder(dirname(stem)).get(stem)
+            if there is None or there.lost == FORGOTTEN:
+                free.add(stem)
+        while True:
+            filled = {stem_of(places[stem]) for stem in moving}
+            may = {stem for stem in moving if stem_of(places[stem]) in free | moving}
+            may -= named - filled
+            if may == moving:
+                return moving
+            moving = may
+
+    def moved(self, move: Reread, there: str) -> Reread:
+        """Returns the move that puts the record of a copy where its bytes are."""
+        self.news(f"{move.path} was moved to {there}. Its record moves too.")
+        stem, suffix = splitext(there)
+        new = reread(move.take._replace(stem=stem), move.recording)
+        mtime_ns = file_at(self.library.path(there)).mtime_ns
+        new.after = move.take.past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
+        return new
+
     def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
         """Returns the moves that put on record a copy that is not sound. Its bytes may be `there`.
         `is_most` means that most copies are missing at once."""
         take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
+            self.report.missed += past.is_lost
             return []  # a link; or archived or deleted, by the word of its sidecar
-        is_ours = take.proven_copy or not take.originals
+        if take.suspect and self.run.config.command == "run" and not move.is_broken:
+            return []  # its own move says what it is
+        is_ours = take.proven_copy or take.is_in_doubt or move.is_broken
         if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
             return []
-        if take.originals:
+        if take.originals and not take.is_in_doubt:
             self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
             move.after = past._replace(lost=Reason.ROTTEN.code)
-            return [move]
-        stem, suffix = splitext(there)
-        if suffix in FORMAT_OF and stem not in self.library.history.in_folder(dirname(stem)):
-            self.news(f"{move.path} was moved to {there}. Its record moves too.")
-            new = reread(take._replace(stem=stem), recording)
-            mtime_ns = file_at(self.library.path(there)).mtime_ns
-            new.after = past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
-            move.after = NO_PAST
-            return [new, move]  # in this order, as a kill may come in between
+            return [move] if move.after != past else []
         is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
-        if is_gone and not is_named and past.lost != Reason.VANISHED.code:
+        stays = past.lost == Reason.VANISHED.code and not self.run.config.retry
+        if is_gone and not (is_named or stays):
             if past.lost or not is_most:
                 move.after = past._replace(lost=FORGOTTEN)
                 return [move]
             reason = Reason.VANISHED
-        if past.is_lost:
-            self.report.missed += 1
-            move.after = past if is_gone else past._replace(lost=reason.code)
-            return [move] if move.after != past else []
         hint = f"its bytes are in {there}" if there else ""
         details = (move.result.detail, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
-        return [move]
+        if not past.is_lost:
+            return [move]
+        if take.original:
+            why = f"as the copy {move.path} is lost. Give the recording another name"
+            self.report.once(f"{join(take.folder, take.original.name)} waits, {why}.")
+        if self.run.config.command == "check":
+            self.report.outcome(move)
+        else:
+            self.report.missed += 1
+        move.after = past if is_gone else past._replace(lost=reason.code)
+        return [move] if move.after != past else []
 
     def news(self, text: str) -> None:
         self.report.has_news = True
+        self.report.told_first = self.report.told_first or text
         self.report.once(text)
 
     def find_bytes(self, moves: Sequence[Reread]) -> dict[str, str]:
@@ -7612,12 +7702,12 @@ def check_all(run: Run) -> str:
     """Reports all that is wrong. Returns how many of what. Raises Stopped, ServiceError."""
     report = run.report
     recordings: list[Recording] = []
-    for folder in every_folder(run.library, report.error):
+    for folder in every_folder(run.library, report.error, report.once):
         recordings += run.recordings_in(folder)
     copies, away = [], []
     for recording in recordings:
         for take in recording.takes:
-            if take.copy or take.is_in_doubt:
+            if take.copy or take.is_in_doubt or take.suspect:
                 copies.append(reread(take, recording))
             elif not take.files and (take.past.place or recording.location):
                 away.append((recording, take))
@@ -7653,8 +7743,11 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     report = run.report
     for recording in recordings:
         for take in recording.takes:
-            if take.state is State.MISSING and not recording.location:
-                report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
+            if take.state is State.MISSING and recording.sidecars and not recording.location:
+                report.error(
+                    f"{take.stem} is named by a sidecar, and neither here nor archived. Bring it "
+                    "back, or remove it from the sidecar."
+                )
         if recording.policy.unreadable:
             report.error(recording.policy.unreadable)
         for path, edit in edits(run.library, recording, {}):
@@ -7710,7 +7803,10 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
 # library.
 
 LINE = re.compile(rb'\{"type": "\w+", "path": "((?:[^"\\]|\\.)*/)?')  # greedy: up to the last /
+BEGINNING = b'{"type": "'  # of a line of ours
 NOTE = b'{"type": "folder"'  # begins such a line
+IDS = re.compile(rb'"ids": (\[(?:"(?:[^"\\]|\\.)*"(?:, )?)*\])')
+LONGEST_LINE = 1 << 22  # bytes; a disk may have filled a torn one with any number of zeros
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
 NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
@@ -7738,9 +7834,9 @@ class History:
             raise ServiceError(f"The history cannot be read: {explain(error)}.") from None
         offset = 0
         with file:
-            for line in file:
-                folder = self.add_to_checksum(line)
-                lines.setdefault(folder, []).append(offset)
+            for line in iter(partial(file.readline, LONGEST_LINE), b""):
+                if line.startswith(BEGINNING):
+                    lines.setdefault(self.add_to_checksum(line), []).append(offset)
                 offset += len(line)
         return lines
 
@@ -7766,7 +7862,7 @@ class History:
                 for offset in offsets:
                     file.seek(offset)
                     with suppress(ValueError, RecursionError):
-                        found.append(json.loads(file.readline()))
+                        found.append(json.loads(file.readline(LONGEST_LINE)))
         return [record for record in found if isinstance(record, dict)]
 
     def in_folder(self, folder: str) -> dict[str, Past]:
@@ -7795,6 +7891,27 @@ class History:
                 if stays_inside(path):
                     paths.add(path)
         return paths
+
+    def folders_with(self, ids: set[str]) -> set[str]:
+        """Returns the folders in which a recording has, or had, one of these ids. Reads lines and
+        no pasts, as those of all take long to make."""
+        keys = set[Optional[bytes]]()
+        with suppress(FileNotFoundError), open_regular(self.path) as file:
+            for line in iter(partial(file.readline, LONGEST_LINE), b""):
+                found, folder = IDS.search(line), LINE.match(line)
+                with suppress(ValueError):
+                    if found and folder and not ids.isdisjoint(json.loads(found[1])):
+                        keys.add(folder[1])
+        return self.folders(keys)
+
+    @cached_property
+    def last_run(self) -> Mapping[str, Any]:
+        """Returns the newest record of a run, or an empty one. Any number of others may follow."""
+        for offset in reversed(self.lines.get(None, ())):
+            for record in self.read([offset]):
+                if record.get("type") == "run" and 0 < finite(record.get("time")) < LATEST:
+                    return record
+        return {}
 
     @cached_property
     def runs(self) -> Sequence[Mapping[str, Any]]:
@@ -9036,6 +9153,7 @@ class Report:
     errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
+    told_first = ""  # the gravest error, or the first news, for the message at the end
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -9095,9 +9213,11 @@ class Report:
 
     def error(self, text: str, code: int = 1) -> None:
         """On stderr and in the log, once; the gravest error's code is the run's."""
+        if code > self.exit_code or (code and not self.told_first):
+            self.told_first = text
         self.exit_code = max(self.exit_code, code)
         if text not in self.told:
-            self.errors += 1
+            self.errors += code == 1  # any other is nothing about recordings
             self.told.add(text)
             self.log(text, "ERROR")
             self.write(f"{PROGRAM}: {printable(text)}", sys.stderr)
@@ -9232,12 +9352,14 @@ class Report:
         text = "" if message and not self.counts else self.sentence()
         lost = self.counts[Action.LOST]
         if lost > NAMED:
-            self.say(f"and {lost - NAMED:,} more lost copies; the log names each")
+            more = f"and {lost - NAMED:,} more lost copies; the log names each"
+            self.write(more, sys.stderr if self.config.quiet or self.config.json else sys.stdout)
         if lost:
             self.say(LOST_ADVICE)
         if text or self.found:
             # By this line an unmounted disk is told from an empty library (Library.is_in_log).
-            self.log(f"{self.config.recordings_dir}: {text or message} Found: {self.found}.")
+            found = f" Found: {self.found}." if self.config.command == "run" else ""
+            self.log(f"{self.config.recordings_dir}: {text or message}{found}")
         if text:
             self.say(text)
         summary = {
@@ -9246,7 +9368,7 @@ class Report:
             **{name: getattr(self, name) for name in SUMMED.split()},
             "lost": lost + self.missed,
             "elapsed_seconds": round(monotonic() - self.started, 3),
-            "message": f"{message} {text}".strip(),
+            "message": " ".join(dict.fromkeys(filter(None, (message, self.told_first, text)))),
         }
         self.write_json(summary)
         return summary

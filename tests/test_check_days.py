@@ -129,6 +129,21 @@ class Shares(ShareCase):
         self.assertEqual(len(self.reads(9)), 3)
         self.assertEqual(self.reads(9.1), [])
 
+    def test_a_copy_that_cannot_be_read_keeps_its_turn(self) -> None:
+        case = self
+
+        class Failing(service.Library):  # as on a disk with a bad sector
+            def witness(self, path: str, stop: Any = None) -> Any:
+                if path == str(case.copy()):
+                    raise OSError(5, "Input/output error", path)
+                return super().witness(path, stop)
+
+        self.at(0.1)
+        with unittest.mock.patch.object(service, "Library", Failing):
+            self.assertIn("d/a.opus", self.at(1, code=1).err)
+        self.assertEqual(len(self.reads(1)), 3)
+        self.assertEqual(self.reads(1), [])
+
     def test_a_part_of_a_run_reads_nothing_and_does_not_count(self) -> None:
         self.at(1)
         for words in (["--only", "x"], ["--since", "2020-01-01"], ["--limit", "5"], ["-n"]):
@@ -189,6 +204,39 @@ class Check(LossCase):
         self.assertEqual(self.run_json(0).summary["lost"], 2)
         self.assertIn("2 lost", self.check(1).out)
 
+    def test_a_loss_on_record_is_named_with_what_to_do(self) -> None:
+        self.copy().unlink()
+        self.run_json(1)
+        before = self.history().read_text().count('"lost"')
+        ran = self.check(1)
+        for word in ("d/a.opus", "its copy is missing", "backup", "1 lost"):
+            self.assertIn(word, ran.out)
+        self.assertEqual(self.history().read_text().count('"lost"'), before)
+
+    def test_what_its_owner_deleted_is_no_error_for_ever(self) -> None:
+        self.forget("a")
+        self.copy().unlink()
+        self.run_json(0)
+        self.assertIn("all sound", self.check(0).out)
+
+    def test_copies_of_copies_are_sound_wherever_they_stand(self) -> None:
+        (self.library / "d").rename(self.library / "e")
+        shutil.copy2(self.library / "e/a.opus", self.library / "e/a2.opus")
+        for _ in range(2):
+            self.assertIn("all sound", self.check(0).out)
+
+    def test_the_dry_run_of_the_config_is_no_matter_of_a_check(self) -> None:
+        self.configure(dry_run=True)
+        self.copy().unlink()
+        self.assertNotIn("Dry run", self.check(1).out)
+        self.assertNotIn("Found:", (self.folder / "logs/compression.log").read_text())
+        self.configure()
+        self.assertEqual(self.run_json(0).summary["lost"], 1)
+
+    def test_a_log_that_cannot_be_written_makes_no_copy_unsound(self) -> None:
+        self.configure(log_file="/proc/nothing/x.log")
+        self.assertIn("0 unsound", self.check(0).out)
+
     def test_where_it_may_not_write_it_says_so_and_goes_on(self) -> None:
         self.copy().unlink()
         with service.Library(str(self.library)).lock():
@@ -226,7 +274,11 @@ class Check(LossCase):
         self.configure(notify_command=f"cat > {told}")
         self.check(0)
         self.assertFalse(told.exists())
-        self.copy().unlink()
+        self.copy().rename(self.copy("x"))
+        (self.library / "d/a.json").unlink()
+        self.assertIn("was moved", self.check(0).out)
+        self.assertFalse(told.exists(), "only problems are reported")
+        self.copy("b").unlink()
         self.check(1)
         self.assertEqual(json.loads(told.read_text())["lost"], 1)
 

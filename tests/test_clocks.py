@@ -179,6 +179,26 @@ class Clocks(LibraryCase):
             self.add("chunk_0", f"{number}.webm", self.now + 99 * DAY)
         self.assertEqual([self.night().code for _ in range(3)], [1, 0, 0])
 
+    def test_it_is_judged_with_a_history_and_in_a_dry_run_too(self) -> None:
+        self.put_run_on_record(DAY)
+        for number in range(3):
+            self.add("chunk_0", f"{number}.webm", self.now + 99 * DAY)
+        self.add("chunk_1", "old.webm", self.now - 20 * DAY)
+        for words, code in ((["-n"], 1), ([], 1), (["-n"], 0)):
+            ran = self.run_cli("--json", *words)
+            self.assertEqual((ran.code, len(ran.outcomes)), (code, 1 - code))
+            self.assertEqual("clock cannot be true" in ran.err, bool(code), ran.err)
+
+    def test_an_original_beside_its_copy_counts_once(self) -> None:
+        for name in ("a", "b"):
+            for suffix in ("webm", "opus"):
+                self.add_bytes(b"x", f"{name}.{suffix}", self.now)
+        self.add_bytes(b"x", "c.webm", self.now + 99 * DAY)
+        self.add_bytes(b"x", "c.opus", self.now + 99 * DAY)
+        summary = self.run_cli("--json", "-n").summary
+        told = [summary[key] for key in ("found", "young", "ahead", "exit_code")]
+        self.assertEqual(told, [3, 3, 1, 0])
+
     def test_one_file_from_the_future_holds_back_nothing(self) -> None:
         self.add("chunk_0", "a.webm", self.now + 900 * DAY)
         self.add("chunk_1", "b.webm", self.now - 20 * DAY)

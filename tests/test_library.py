@@ -100,6 +100,23 @@ class Walking(Case):
         self.assertEqual(found["d"].leftovers, [".compression-0123abcd-7.part"])
         self.assertEqual((len(self.told), found["d"].links), (1, 2))
 
+    def test_what_leads_away_is_no_folder_on_record(self) -> None:
+        self.add("d/e/x.opus")
+        self.add("n/.compression/lock")
+        self.add("n/e/x.opus")
+        (self.root / "link").symlink_to(self.root / "d")
+        (self.root / "loop").symlink_to(self.root / "loop")
+        away = {
+            path: self.library.leads_away(path)
+            for path in ("", "d", "d/e", "gone", "n", "n/e", "link", "link/e", "loop")
+        }
+        self.assertEqual(
+            [path for path in away if away[path]], ["n", "n/e", "link", "link/e", "loop"]
+        )
+        for path in away:
+            found = self.library.folder_on_record(path).audio
+            self.assertEqual(bool(found), path == "d/e", path)
+
     def test_our_folder_is_the_librarys_and_never_a_link(self) -> None:
         self.root.chmod(0o2775)
         self.library.make_own()
@@ -352,6 +369,24 @@ class Remembering(Case):
         Path(self.history.path).write_bytes("\n".join(lines).encode("latin-1"))
         self.assertEqual(dict(self.history.pasts), {})
         self.assertEqual(list(self.history.runs), [])
+
+    def test_a_last_run_and_its_end_are_found_behind_anything(self) -> None:
+        self.library.make_own()
+        self.history.note([{"type": "run", "index": "I"}], 1.0)
+        for _ in range(40):
+            self.history.note([{"type": "restore"}], 2.0)
+        with open(self.history.path, "ab") as file:
+            file.write(b"junk\n" * 40 + b"\0" * 5000)
+        with mock.patch.object(service, "LONGEST_LINE", 1000):
+            again = service.History(self.library)
+            self.assertEqual(again.last_run["index"], "I")
+            self.assertEqual(again.runs[-1]["type"], "restore")
+
+    def test_folders_are_found_by_their_ids(self) -> None:
+        self.remember("d/x", action="kept", ids=("I]", 'J"'))
+        self.remember("e/x", action="kept", ids=("K",))
+        for ids, folders in (({"I]"}, {"", "d"}), ({'J"', "K"}, {"", "d", "e"}), ({"x"}, {""})):
+            self.assertEqual(self.history.folders_with(ids), folders)
 
     def test_a_key_of_a_later_version_is_passed_over_and_its_line_is_not(self) -> None:
         self.library.make_own()

@@ -48,6 +48,13 @@ class LossCase(LibraryCase):
     def copy(self, name: str = "a") -> Path:
         return self.library / f"d/{name}.opus"
 
+    def forget(self, name: str) -> None:
+        """Its owner removes it from sidecar and index."""
+        (self.library / f"d/{name}.json").unlink(missing_ok=True)
+        document = self.read_json("index.json")
+        rest = [entry for entry in document["recordings"] if entry["id"] != f"d/{name}"]
+        self.add_json("index.json", {**document, "recordings": rest}, indent=2)
+
     def lost(self, ran: Ran) -> dict[str, str]:
         return {
             path: told["reason"] for path, told in ran.outcomes.items() if told["action"] == "lost"
@@ -141,6 +148,45 @@ class Lost(LossCase):
         (self.folder / "away").rename(self.library / "d")
         self.assert_sound()
 
+    def test_what_stands_in_place_of_their_folder_hides_no_loss(self) -> None:
+        folder, away = self.library / "d", self.folder / "away"
+        folder.rename(away)
+        (self.folder / "empty").mkdir()
+        lost = {f"{name}.opus" for name in NAMES}
+        folder.write_text("")
+        self.assertEqual(set(self.lost(self.run_json(1, "-n"))), lost)
+        folder.unlink()
+        folder.symlink_to(self.folder / "empty")
+        self.assertEqual(set(self.lost(self.run_json(1))), lost)
+        self.assertEqual(self.run_json(0).summary["lost"], 3)
+        self.assertIn("d/a.opus", self.run_cli("doctor").out)
+
+    def test_a_link_in_place_of_their_folder_is_not_followed(self) -> None:
+        folder, away = self.library / "d", self.folder / "away"
+        folder.rename(away)
+        folder.symlink_to(away)
+        text = (away / "a.json").read_text().replace("a.opus", "a.webm")
+        (away / "a.json").write_text(text)
+        for _ in range(2):
+            self.assert_sound()
+        self.assertEqual((away / "a.json").read_text(), text)
+        data = (away / "a.opus").read_bytes()
+        (away / "a.opus").unlink()
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
+        (away / "a.opus").write_bytes(data)
+        self.assertEqual(self.run_json(0).summary["lost"], 1)
+        folder.unlink()
+        away.rename(folder)
+        self.assert_sound()
+
+    def test_a_folder_that_became_a_library_of_its_own_hides_no_loss(self) -> None:
+        (self.library / "d/.compression").mkdir()
+        self.assertIn("d is a library of its own", self.assert_sound().err)
+        self.copy().unlink()
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
+        self.assertEqual(self.run_json(0).summary["lost"], 1)
+        self.assertIn("d/a.opus", self.run_cli("stats").out)
+
     def test_many_are_logged_and_the_first_of_them_named(self) -> None:
         for name in "abc":
             self.copy(name).unlink()
@@ -192,6 +238,76 @@ class Lost(LossCase):
         copy.write_bytes(data)
         self.assertIn("m/a.m4a is back", self.run_json(0).err)
 
+    def test_a_quiet_run_counts_those_that_it_does_not_name(self) -> None:
+        for name in "abc":
+            self.copy(name).unlink()
+        with unittest.mock.patch.object(service, "NAMED", 2):
+            self.assertIn("and 1 more lost copies", self.run_cli("-q").err)
+
+    def test_a_night_with_a_pending_loss_reads_no_other_folder_s_past(self) -> None:
+        self.copy().unlink()
+        self.run_json(1)
+        self.run_json(0)  # which looks at the index again
+
+        def pasts(_: Any) -> None:
+            raise AssertionError
+
+        with unittest.mock.patch.object(service.History, "pasts", property(pasts)):
+            self.assertEqual(self.run_json(0).summary["lost"], 1)
+
+    def test_a_full_disk_is_one_sentence_with_its_place_and_what_to_do(self) -> None:
+        self.copy().unlink()
+        full = OSError(28, "No space left on device")
+        with unittest.mock.patch.object(service.History, "write", side_effect=full):
+            ran = self.run_json(5)
+        self.assertEqual(ran.err.count("No space left"), 1)
+        for word in (str(self.library), "Make room and run again"):
+            self.assertIn(word, ran.summary["message"])
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
+
+    def test_a_name_that_this_locale_cannot_encode_is_reported_and_ends_nothing(self) -> None:
+        past = {"suffix": ".opus", "size": 5, "sha256": "x"}
+        for stem in ("\ud800/a", "d/\ud800"):
+            line = {"type": "recording", "path": stem, "take": stem, "past": past}
+            with open(self.history(), "a", encoding="ascii") as file:
+                file.write(json.dumps(line) + "\n")
+        (self.library / "d/new.json").write_text("{}")
+        for command in ("run", "check", "stats", "doctor"):
+            ran = self.run_cli(command)
+            self.assertNotIn("defect", ran.err)
+            if command in ("run", "check"):
+                self.assertIn("ud800 cannot be read: this locale", ran.err)
+                self.assertIn("ud800.opus: cannot be read", ran.err)
+
+    def test_an_odd_note_on_a_folder_ends_no_run(self) -> None:
+        untils: list[Any] = ["soon", [1], {}]
+        for until in untils:
+            note = {"type": "folder", "path": "d/", "rest": "x", "until": until}
+            with open(self.history(), "a", encoding="ascii") as file:
+                file.write(json.dumps(note) + "\n")
+            self.assert_sound()
+
+    def test_an_unreadable_folder_lowers_no_total(self) -> None:
+        self.add("chunk_0", "e/f.webm")
+        self.run_json(0)
+        before = self.read_json("index.json")["compressed_size"]
+        original = service.Library.folder
+
+        def folder(library: service.Library, path: str) -> service.Folder:
+            if path == "e":
+                raise PermissionError(13, "Permission denied", path)
+            return original(library, path)
+
+        document = self.read_json("index.json")
+        document["recordings"][0]["compressed"] = False
+        self.add_json("index.json", document)
+        with unittest.mock.patch.object(service.Library, "folder", folder):
+            ran = self.run_json(1)
+        self.assertIn("The folder e cannot be read", ran.summary["message"])
+        document = self.read_json("index.json")
+        self.assertTrue(document["recordings"][0]["compressed"])
+        self.assertEqual(document["compressed_size"], before)
+
     def test_a_dry_run_names_it_and_writes_nothing(self) -> None:
         self.copy().unlink()
         before = self.history().read_bytes()
@@ -239,6 +355,21 @@ class Back(LossCase):
         self.assert_compressed("d/a.webm")
         self.assert_sound()
 
+    def test_another_recording_under_its_name_does_not_end_it(self) -> None:
+        data = self.copy().read_bytes()
+        self.copy().unlink()
+        self.run_json(1)
+        other = self.add("chunk_1", "d/a.webm", LONG_AGO + 999)
+        ran = self.run_json(0)
+        self.assertEqual((ran.summary["lost"], ran.outcomes), (1, {}))
+        self.assertIn("d/a.webm waits, as the copy d/a.opus is lost", ran.err)
+        self.assertIn("d/a.opus", self.run_cli("doctor").out)
+        other.rename(self.library / "d/other.webm")
+        self.copy().write_bytes(data)
+        ran = self.run_json(0)
+        self.assertIn("d/a.opus is back", ran.err)
+        self.assertEqual(ran.outcomes["d/other.webm"]["action"], "compressed")
+
     def test_what_was_moved_takes_its_record_along(self) -> None:
         (self.library / "e").mkdir()
         for ending in ("json", "opus"):
@@ -257,8 +388,49 @@ class Back(LossCase):
         self.copy().rename(self.folder / "away.opus")
         self.run_json(1)
         (self.folder / "away.opus").rename(self.copy("new"))
-        self.assertIn("was moved to d/new.opus", self.run_json(0).err)
+        self.assertEqual(self.run_json(0).summary["lost"], 1, "its sidecar names the old one still")
+        text = (self.library / "d/a.json").read_text()
+        (self.library / "d/a.json").write_text(text.replace("a.opus", "new.opus"))
+        ran = self.run_json(0)
+        self.assertIn("was moved to d/new.opus", ran.err)
+        self.assertIn("was moved to d/new.opus", ran.summary["message"])
         self.assert_sound()
+
+    def test_a_copy_that_left_its_sidecar_is_lost_and_its_bytes_are_named(self) -> None:
+        (self.library / "e").mkdir()
+        self.copy("b").rename(self.library / "e/b.opus")
+        del self.documents[self.library / "index.json"]  # its totals count what is here
+        self.assert_lost("its bytes are in e/b.opus", name="b")
+        (self.library / "d/b.json").rename(self.library / "e/b.json")
+        self.assertIn("was moved to e/b.opus", self.run_json(0).err)
+        self.assert_sound()
+
+    def test_names_that_were_exchanged_take_their_records_along(self) -> None:
+        self.rename("a", "x", "b", "a", "x", "b")
+        ran = self.run_json(0)
+        for text in ("d/a.opus was moved to d/b.opus", "d/b.opus was moved to d/a.opus"):
+            self.assertIn(text, ran.err)
+        self.assert_sound()
+        self.assertEqual(self.run_cli("check").code, 0)
+
+    def test_chunks_that_were_renumbered_with_their_sidecars_are_moved(self) -> None:
+        self.rename("c", "d", "b", "c", "a", "b", sidecars=True)
+        ran = self.run_json(0)
+        for text in ("d/a.opus was moved to d/b.opus", "d/c.opus was moved to d/d.opus"):
+            self.assertIn(text, ran.err)
+        self.assert_sound()
+        self.assertEqual(self.run_cli("check").code, 0)
+        self.copy("c").unlink()
+        self.assertEqual(list(self.lost(self.run_json(1))), ["d/c.opus"])
+
+    def rename(self, *names: str, sidecars: bool = False) -> None:
+        """Renames copies, from one name to the next of each pair."""
+        for old, new in zip(names[::2], names[1::2]):
+            self.copy(old).rename(self.copy(new))
+            if sidecars:
+                path = self.library / f"d/{old}.json"
+                text = path.read_text().replace(f"{old}.opus", f"{new}.opus")
+                path.rename(self.library / f"d/{new}.json").write_text(text)
 
     def test_a_folder_that_got_another_name_is_moved(self) -> None:
         (self.library / "d").rename(self.library / "f")
@@ -308,6 +480,44 @@ class Back(LossCase):
         self.assertTrue(self.copy("e").exists())
 
 
+class Beside(LossCase):
+    """What stands in the place of a copy whose original is here."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.configure(delete_originals=False)
+        self.add("chunk_0", "d/e.webm")
+        self.run_json(0)
+
+    def test_a_broken_copy_is_made_again_the_same_night(self) -> None:
+        data = self.copy("e").read_bytes()
+        for broken in (b"", data[: len(data) // 2]):
+            self.copy("e").write_bytes(broken)
+            ran = self.run_json(0)
+            self.assertEqual(ran.outcomes["d/e.webm"]["action"], "compressed", ran.err)
+            self.assertIn("d/e.opus is damaged. A run makes it again", ran.err)
+            self.assertEqual(len(self.copy("e").read_bytes()), len(data))
+        self.assertEqual(self.run_json(0).outcomes, {})
+
+    def test_what_decodes_as_something_else_stays_and_is_told_as_it_is(self) -> None:
+        other = self.copy("b").read_bytes()
+        for content in (other, b"#EXTM3U"):
+            self.copy("e").write_bytes(content)
+            ran = self.run_json(1)
+            self.assertIn("name already taken", ran.outcomes["d/e.webm"]["reason"])
+            self.assertNotIn("dropped", ran.outcomes["d/e.webm"]["reason"])
+            self.assertEqual(self.copy("e").read_bytes(), content)
+
+    def test_a_broken_copy_that_is_back_is_not_made_again(self) -> None:
+        before = self.copy("e").stat()
+        data = self.copy("e").read_bytes()
+        self.copy("e").write_bytes(b"")
+        self.assertEqual(self.run_cli("check").code, 0)
+        self.copy("e").write_bytes(data)
+        os.utime(self.copy("e"), ns=(before.st_mtime_ns, before.st_mtime_ns))
+        self.assertEqual(self.run_json(0).outcomes, {})
+
+
 class Forgotten(LossCase):
     def test_one_that_its_owner_deleted_is_forgotten(self) -> None:
         self.forget("a")
@@ -348,6 +558,15 @@ class Forgotten(LossCase):
         self.copy().unlink()
         self.assertEqual(list(self.lost(self.run_json(1))), ["d/a.opus"])
 
+    def test_the_name_of_a_forgotten_one_may_be_taken(self) -> None:
+        self.forget("a")
+        self.copy().unlink()
+        self.run_json(0)
+        self.copy("b").rename(self.copy())
+        (self.library / "d/b.json").unlink()
+        self.assertIn("d/b.opus was moved to d/a.opus", self.run_json(0).err)
+        self.assert_sound()
+
     def test_most_copies_that_vanish_at_once_are_lost_without_documents(self) -> None:
         copies = [self.copy()]
         data = (base.RECORDINGS / "chunk_1.webm").read_bytes()
@@ -358,15 +577,11 @@ class Forgotten(LossCase):
         shutil.rmtree(self.library / "m")
         ran = self.run_json(1)
         self.assertEqual(len(self.lost(ran)), 7)
+        self.assertIn("--retry", ran.err)
         for _ in range(2):
             self.assertEqual(self.run_json(0).summary["lost"], 7)
-
-    def forget(self, name: str) -> None:
-        """Its owner removes it from sidecar and index."""
-        (self.library / f"d/{name}.json").unlink(missing_ok=True)
-        document = self.read_json("index.json")
-        rest = [entry for entry in document["recordings"] if entry["id"] != f"d/{name}"]
-        self.add_json("index.json", {**document, "recordings": rest}, indent=2)
+        self.assertIn("Forgotten", self.run_json(0, "--retry").err)
+        self.assert_sound()
 
 
 if __name__ == "__main__":

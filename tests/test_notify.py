@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,15 @@ class What(NotifyCase):
             locale["LOCPATH"] = str(self.folder)
             self.assertEqual(self.run_cli(env={**os.environ, **locale}).code, 2)
             self.assertIn(f"no recordings folder {folder}/recordings", self.told()[1], locale)
+
+    def test_the_command_has_the_locale_of_its_user(self) -> None:
+        command = 'printf "%s|%s" "$LC_ALL" "$LC_CTYPE" > heard'
+        self.configure(notify_command=command, notify_on="always")
+        for names in ({"LC_ALL": "C.UTF-8"}, {"LC_CTYPE": "C.UTF-8"}):
+            with unittest.mock.patch.dict(os.environ, {"LC_ALL": "", "LC_CTYPE": "", **names}):
+                self.run_here("run")
+            expected = f"{names.get('LC_ALL', '')}|{names.get('LC_CTYPE', '')}"
+            self.assertEqual(self.heard.read_text(), expected)
 
     def test_a_pause_stands_first_and_once(self) -> None:
         self.put_pause(9)

@@ -80,6 +80,24 @@ class TestTold(ReportCase):
         self.assertEqual(told, [3, 1, 1, 1, 400_000, 0])
         self.assertEqual(len(self.log.read_text().splitlines()), 3)
 
+    def test_the_message_says_the_gravest_error(self) -> None:
+        with self.report() as report:
+            report.error("The log cannot be written", 0)
+            report.error("d cannot be read")
+            report.error("e cannot be read")
+            self.assertEqual(report.summary()["message"], "d cannot be read Nothing was done.")
+            report.error("Stopped by SIGTERM.", 143)
+            self.assertIn("Stopped by SIGTERM.", report.summary()["message"])
+            message = report.summary("Stopped by SIGTERM.")["message"]
+            self.assertEqual(message, "Stopped by SIGTERM.")
+
+    def test_the_message_has_the_advice_on_what_failed(self) -> None:
+        with self.report() as report:
+            report.outcome(work(Reason.NAME_TAKEN))
+            report.error("Give the folder to its owner.")
+            report.error("Another.")
+        self.assertTrue(report.summary()["message"].startswith("Give the folder to its owner. 1 f"))
+
     def test_with_kept_originals_a_copy_takes_and_nothing_is_called_saved(self) -> None:
         with self.report() as report:
             report.outcome(work(Reason.DONE, removes=()))
