@@ -3286,7 +3286,8 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
         yield asked.move(Compress, original, removes, problem)
         return
     is_its = copy is not None and copy.is_on_record(take.past.size, take.past.mtime_ns)
-    if original and is_its and take.past.lost == Reason.ROTTEN.code:
+    is_remade = take.is_known and is_its and take.past.lost == Reason.ROTTEN.code
+    if original and is_remade:
         yield asked.move(Smaller, original, removes, problem)
     elif original and not is_proven:
         # An original that is to be encoded once more is the better source: it waits for that.
@@ -3777,7 +3778,9 @@ class Move:
         source, last = self.source, self.take.past
         if self.reason.action is Action.LOST:
             return last._replace(lost=self.reason.code)
-        known = last if source is None or last.speaks_of(source) else NO_PAST
+        known = last
+        if source and not last.speaks_of(source):
+            known = NO_PAST._replace(back=last.back)  # as its time alone may have changed
         attempts = 0
         if self.reason.action is Action.FAILED:
             is_again = (known.move, known.settings) == (self.name, self.settings)
