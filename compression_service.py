@@ -510,6 +510,7 @@ class Past(NamedTuple):
     sha256: str = ""  # of the copy, "" where nobody has noted it
     freed: float = 0.0  # when its original was deleted, since the epoch
     lost: str = ""  # why its copy is lost: the reason's code, or FORGOTTEN
+    first_sha256: str = ""  # of the original that its copy was proven against, "" if not noted
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
@@ -542,6 +543,13 @@ class Past(NamedTuple):
             and self.lost != Reason.ROTTEN.code
             and file.is_on_record(self.size, self.mtime_ns)
         )
+
+    def sha256_of(self, file: File) -> str:
+        """Returns the SHA-256 on record of a file of its take, "" without one."""
+        if self.proves(file):
+            return self.sha256
+        is_first = file.is_original and file.is_on_record(self.first_size, self.mtime_ns)
+        return self.first_sha256 if is_first else ""
 
     def speaks_of(self, file: File) -> bool:
         sizes = (self.first_size, self.size)
@@ -3740,15 +3748,15 @@ class Move:
         """Compares the files that were examined once more. Raises Refusal, OSError."""
         if self.source:
             expect(is_same(library.path(self.path), self.source_seen))
-            expect(self.source_seen is not None and self.is_on_record(self.source_seen.sha256))
+            seen = self.source_seen
+            expect(seen is not None and self.known_sha256 in ("", seen.sha256))
         if self.staged and self.copy:  # some disks make inode numbers up anew
             expect(file_at(self.staged)[1:] == self.copy[1:])
 
-    def is_on_record(self, sha256: str) -> bool:
-        """Returns whether its source is the copy on record, if it should be. A hash on record
-        decides."""
-        is_copy = self.source is not None and self.source == self.take.proven_copy
-        return not is_copy or self.take.past.sha256 in ("", sha256)
+    @property
+    def known_sha256(self) -> str:
+        """Returns the SHA-256 that its source has on record, "" without one."""
+        return self.take.past.sha256_of(self.source) if self.source else ""
 
     def put(self, library: Library) -> None:
         """Puts in place what is staged, never over another file. Raises Refusal, OSError."""
@@ -3859,12 +3867,13 @@ class Compress(Move):
         source, path = self.source, run.library.path(self.path)
         with open_regular(path) as file:
             identity = run.library.identity(file)
-            self.source_seen = Witness(identity)
             expect(source is not None and identity[-2:] == source[1:])
-            is_copy = source == self.take.proven_copy
-            digest = digest_from(file, stop=run.stop) if is_copy else ""
-            if not self.is_on_record(digest):
-                raise Refusal(Reason.ROTTEN, since_when(self.take.past))
+            digest = digest_from(file, stop=run.stop) if self.known_sha256 else ""
+            if digest != self.known_sha256:
+                if source == self.take.proven_copy:
+                    raise Refusal(Reason.ROTTEN, since_when(self.take.past))
+                raise Refusal(Reason.DAMAGED, "it has the size and time on record, and other bytes")
+            self.source_seen = Witness(identity)
             self.probe = probe(file.fileno(), path, run.tools)
             lasts = self.recording.seconds_of(self.take)
             saving = run.config.min_saving_percent if self.encodes else -math.inf
@@ -3921,6 +3930,7 @@ class Compress(Move):
     def past_if_done(self, past: Past, now: float) -> Past:
         if not self.copy:
             return past
+        first = self.source_seen if self.take.original else None
         return past._replace(
             suffix=self.copy.suffix,
             size=self.copy.size,
@@ -3928,6 +3938,7 @@ class Compress(Move):
             bitrate=self.target.bitrate,
             compressed=now,
             sha256=self.copy_seen.sha256 if self.copy_seen else "",
+            first_sha256=first.sha256 if first else past.first_sha256,
             freed=now if self.take.original in self.removes else past.freed,
             lost="",
         )
@@ -4063,7 +4074,7 @@ class Delete(Move):
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
         expect(seen.identity[-2:] == file[1:])
-        is_sound = file != self.source or self.is_on_record(seen.sha256)
+        is_sound = self.take.past.sha256_of(file) in ("", seen.sha256)
         expect(is_sound or not self.take.originals)  # its original is no loss
         if not is_sound:
             raise Refusal(Reason.ROTTEN, since_when(self.take.past))
