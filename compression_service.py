@@ -1721,7 +1721,7 @@ class Run:
         is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
         waits = self.report.held or (self.report.found and self.shortage > 0)
-        return bool(is_due or waits or self.report.ahead > 1)
+        return bool(is_due or waits or self.doomed or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
@@ -3417,13 +3417,22 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
     owners = [sidecar for sidecar in recording.sidecars if sidecar.is_owner]
     owned = {stem_of(name) for sidecar in owners for name in sidecar.own}
     missing = [take.stem for take in recording.takes if take.is_missing]
-    if not owned.issuperset(take.name for take in recording.takes):
+    is_owned = owned.issuperset(take.name for take in recording.takes)
+    if not is_owned or any(map(is_doubtful, recording.takes)):
         return Outcome(Reason.NO_SIDECAR)
     if not any(sidecar.has_text for sidecar in owners):
         return Outcome(Reason.NO_TRANSCRIPT)
     if missing:
         return Outcome(Reason.INCOMPLETE, missing[0])
     return objection(recording.policy)
+
+
+def is_doubtful(take: Take) -> bool:
+    """Returns whether a take has files that may belong to several recordings: a sidecar owns a
+    stem. Only an original and the copy on record as proven against it belong together."""
+    files = (*take.originals, *take.copies)
+    is_pair = len(files) == 2 and take.is_known and take.proven_copy is not None
+    return len(files) > 1 and not is_pair
 
 
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`

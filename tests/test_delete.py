@@ -192,6 +192,13 @@ class Announced(DeleteCase):
         self.announce()
         self.delete()
 
+    def test_a_library_of_which_all_is_old_enough_is_announced_too(self) -> None:
+        shutil.rmtree(self.library / ".compression")
+        self.add("chunk_0", "2025-10-27/a-0.webm")
+        self.add_json("2025-10-27/a-0.json", sidecar("2025-10-27/a", ["a-0.webm"]))
+        self.assertIn("deletes 1 recordings", self.announce().summary["message"])
+        self.delete()
+
     def test_what_is_due_makes_no_other_move_first(self) -> None:
         self.add("chunk_0", "2025-10-27/a-0.webm")
         self.add_json("2025-10-27/a-0.json", sidecar("2025-10-27/a", ["a-0.webm"]))
@@ -419,6 +426,38 @@ class Stays(DeleteCase):
         about = {"id": "x", "full_transcription": "Hello", "audio": "a-0.opus"}
         self.add_json("2025-10-27/other.json", about)
         self.assert_stays(path, "no sidecar owns it")
+
+    def test_with_files_of_another_recording_under_its_stem(self) -> None:
+        (copy,) = self.add_recording()
+        other = self.add_bytes(b"y" * 900, "2025-10-27/a-0.WEBM")
+        self.set_tier(keep_originals_days=9000)
+        self.assert_stays(copy, "no sidecar owns it", told="2025-10-27/a-0.WEBM")
+        self.assertTrue(other.exists())
+
+    def test_with_more_than_an_original_and_the_copy_proven_against_it(self) -> None:
+        made = LONG_AGO * 10**9
+        sizes = {"x.webm": 1000, "x.WEBM": 900, "x.opus": 600, "x.m4a": 500}
+        original, other, copy, second = (
+            service.File(name, size, made) for name, size in sizes.items()
+        )
+        proven = service.Past(mtime_ns=made, first_size=1000, suffix=".opus", size=600)
+        for files, past, stays in (
+            ([original], None, False),
+            ([copy], proven, False),
+            ([original, copy], proven, False),
+            ([original, copy], None, True),
+            ([other, copy], proven, True),
+            ([original, other], None, True),
+            ([original, other, copy], proven, True),
+            ([copy, second], None, True),
+        ):
+            rates = {"x.opus": 1, "x.m4a": 1}
+            take = service.take_of("d/x", files, past or service.NO_PAST, rates)
+            own = frozenset(["x.webm"])
+            owner = service.Sidecar("x.json", own=own, has_text=True, is_owner=True)
+            found = service.why_it_stays(service.Recording("d", (take,), (owner,)))
+            reason = found and found.reason
+            self.assertIs(reason, service.Reason.NO_SIDECAR if stays else None, files)
 
     def test_without_any_text(self) -> None:
         for number, text in enumerate(("", None, " \n\t", "\\u00a0", "\u3000", 5, ["x"])):
