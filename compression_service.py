@@ -891,9 +891,13 @@ class Recording(NamedTuple):
         return tuple(sorted({sidecar.id for sidecar in self.sidecars if sidecar.id}))
 
     @property
+    def stems(self) -> set[str]:
+        return {take.stem for take in self.takes}
+
+    @property
     def key(self) -> str:
         """Returns a name for it. Compression does not change this name."""
-        return min(take.stem for take in self.takes)
+        return min(self.stems)
 
     def seconds_of(self, take: Take) -> float:
         """Returns the length of a take by the sidecars, 0 if they do not say."""
@@ -3748,6 +3752,12 @@ class Move:
         """Returns what a dry run says of a move that is whole. Raises Refusal, ServiceError."""
         return ""
 
+    def is_asked_by(self, now: Recording) -> bool:
+        """Returns whether documents, as they are now, ask for it as they did when it was planned: a
+        chunk more or a wish changes what a recording is to become."""
+        is_other = self.is_whole and now.stems != self.recording.stems
+        return not is_other and now.policy == self.recording.policy
+
     @property
     def has_first_word(self) -> bool:
         """Returns whether the history has a line on it before anything is put in place."""
@@ -4067,6 +4077,9 @@ class Delete(Move):
     def foresee(self, run: Run) -> str:
         return self.detail
 
+    def is_asked_by(self, now: Recording) -> bool:
+        return super().is_asked_by(now) and why_it_stays(now) is None
+
     def carry(self, run: Run) -> None:
         """Looks at each file here and in the archive once more."""
         place = self.take.past.place
@@ -4122,6 +4135,10 @@ class Restore(Move):
 
     name, rank, done, due = "restore", 0, Reason.RESTORED, Reason.RESTORE_DUE
     is_whole = True
+
+    def is_asked_by(self, now: Recording) -> bool:
+        """Returns True: its owner asks for it, whatever documents say."""
+        return True
 
     @property
     def has_first_word(self) -> bool:
@@ -5529,7 +5546,8 @@ class Committer:
         """Commits the moves that are ready. Refused moves go into documents and history too. Each
         move then has its final outcome, and the report knows it.
 
-        1. check each against what was seen; what its owner deleted is passed over
+        1. check each against what was seen; what its owner deleted is passed over, and what
+           documents do not ask for any more
         2. write first words to the history, for the rows that need them
         3. put in place
         4. flush the folder; where that fails, originals stay and the moves have failed
@@ -5539,7 +5557,7 @@ class Committer:
         8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
-        moves = [move for move in moves if not self.is_gone(move)]
+        moves = list(self.still_asked(moves))
         self.each_ready(moves, lambda move: move.check(self.library))
         keep_together(moves)
         first = [move for move in moves if move.is_ready and move.has_first_word]
@@ -5583,15 +5601,27 @@ class Committer:
             self.full = self.run.no_space(move, detail)
             self.report.failed(self.full)
 
-    def is_gone(self, move: Move) -> bool:
-        """Returns whether its owner has deleted its source."""
-        is_gone = bool(move.source) and not lexists(self.library.path(move.path))
-        if is_gone:
-            self.library.require_there()
+    def still_asked(self, moves: Sequence[Move]) -> Iterator[Move]:
+        """Yields the moves that their owner still asks for. The plan may be hours old."""
+        now: dict[str, Recording] = {}
+        asked: dict[int, bool] = {}  # once for all parts of a whole recording
+        for path in {move.take.folder for move in moves if move.is_ready}:
+            with suppress(OSError, UsageError):
+                for recording in self.run.recordings_in(self.library.folder(path)):
+                    now.update((take.stem, recording) for take in recording.takes)
+        for move in moves:
+            recording, what = now.get(move.take.stem, NO_RECORDING), "got other documents"
+            key = id(recording if move.is_whole else move)
+            if move.source and not lexists(self.library.path(move.path)):
+                self.library.require_there()
+                what = "was deleted"
+            elif not move.is_ready or asked.get(key) or move.is_asked_by(recording):
+                asked[key] = move.is_ready
+                yield move
+                continue
             self.report.due -= 1
-            self.report.once(f"{move.path} was deleted meanwhile, and was passed over.")
+            self.report.once(f"{move.path} {what} meanwhile, and was passed over.")
             self.staging.discard(move.staged)
-        return is_gone
 
     def attempt(
         self, moves: Sequence[Move], step: Callable[..., object], *arguments: object
@@ -5635,7 +5665,7 @@ class Committer:
         after = {move.take.stem: move.take_after(now) for move in moves}
         here = self.library.folder(folder)
         for recording in resolve_recordings(here):
-            stems = {take.stem for take in recording.takes}
+            stems = recording.stems
             group = [move for move in moves if move.take.stem in stems]
             if group:
                 self.attempt(group, self.make_true, here, recording, after)

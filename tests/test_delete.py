@@ -522,6 +522,58 @@ class Stays(DeleteCase):
         self.delete()
 
 
+class SincePlanned(DeleteCase):
+    """The plan is hours old when a recording is deleted."""
+
+    def test_documents_as_they_are_then_decide(self) -> None:
+        def edited(**changes: Any) -> None:
+            self.add_json("2025-10-27/a-0.json", {**self.document(), **changes})
+
+        (path,) = self.add_recording()
+        one = {"file": "a-0.opus"}
+        for change in (
+            lambda: edited(compression_policy={"keep": True}),
+            lambda: edited(compression_policy={"after_days": 9000}),
+            lambda: edited(full_transcription="", chunks=[one]),
+            lambda: edited(chunks=[one, {"file": "a-1.webm"}]),
+            (self.library / "2025-10-27/a-0.json").unlink,
+        ):
+            self.set_tier(None)
+            self.run_json()
+            self.set_tier(365)
+            self.announce()
+            carry, before = service.Delete.carry, self.document()
+
+            def first(move: Any, run: Any, change: Any = change, carry: Any = carry) -> None:
+                change()
+                carry(move, run)
+
+            with unittest.mock.patch.object(service.Delete, "carry", first):
+                ran = self.run_json()
+            self.assertIn("a-0.opus got other documents meanwhile", ran.err)
+            self.assertEqual((ran.summary["left"], ran.outcomes), (0, {}))
+            self.assertTrue(path.exists())
+            self.add_json("2025-10-27/a-0.json", before)
+        self.set_tier(365)
+        self.delete()
+
+    def test_an_archive_takes_nothing_that_is_kept_by_then(self) -> None:
+        (path,) = self.add_recording()
+        (self.folder / "cold/archive-of-recordings").mkdir(parents=True)
+        tier = {"after_days": 200, "archive": str(self.folder / "cold")}
+        self.configure(tiers=[tier])
+        store = service.Store.carry
+
+        def first(move: Any, run: Any) -> None:
+            about = {**self.document(), "compression_policy": {"keep": True}}
+            self.add_json("2025-10-27/a-0.json", about)
+            store(move, run)
+
+        with unittest.mock.patch.object(service.Store, "carry", first):
+            self.assertEqual(self.run_json().summary["archived"], 0)
+        self.assertTrue(path.exists())
+
+
 class CutShort(DeleteCase):
     """A deletion that was begun and not finished: the line `deleting` is on record."""
 

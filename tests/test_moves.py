@@ -329,6 +329,18 @@ class TestCommit(MoveCase):
         self.assertNotIn("a-chunk-2.opus", self.names())
         self.assertIn("passed over", self.said)
 
+    def test_what_a_sidecar_says_since_the_plan_keeps_a_recording(self) -> None:
+        def keep() -> None:
+            about = {"id": "x", "chunks": [{"file": "a-chunk-2.webm"}]}
+            text = json.dumps({**about, "compression_policy": {"keep": True}})
+            (self.folder / "a-chunk-2.json").write_text(text)
+
+        with self.just_before(keep):
+            self.assertEqual(self.run_cli(), 0, self.said)
+        self.assertIn("a-chunk-2.webm got other documents meanwhile", self.said)
+        self.assertIn("a-chunk-2.webm", self.originals_left())
+        self.assertNotIn("a-chunk-2.opus", self.names())
+
     def test_a_sidecar_that_comes_during_the_night_is_made_true_too(self) -> None:
         late = self.folder / "late.json"
         with self.just_before(lambda: late.write_text(json.dumps(SIDECAR))):
