@@ -2085,6 +2085,8 @@ class Run:
         """Does all of a move but its commit. Raises Refusal, OSError, Stopped, ServiceError."""
         if self.stop.requested:
             raise Stopped
+        if move.is_removal:
+            self.trials.foresee(move)
         if self.config.dry_run:
             move.outcome = Outcome(move.due, move.foresee(self))
         else:
@@ -2401,11 +2403,12 @@ class Trials:
         if problem:
             raise Refusal(Reason.FORESEEN, f"{folder or self.library.root}: {problem}")
         replaced = {file.name for file in (*move.removes, move.displaces) if file}
-        for name in {basename(move.path), *replaced}:
-            self.foresee_file(join(folder, name), READ, name in replaced)
-        for sidecar in move.recording.sidecars:
-            with suppress(FileNotFoundError):
-                self.foresee_file(join(folder, sidecar.name), READ_WRITE, True)
+        needed = 0 if move.is_removal else READ  # nothing is made in its place
+        files = [(name, needed, name in replaced) for name in {basename(move.path), *replaced}]
+        files += [(sidecar.name, READ_WRITE, True) for sidecar in move.recording.sidecars]
+        for name, *about in files:
+            with suppress(FileNotFoundError):  # archived, or deleted meanwhile
+                self.foresee_file(join(folder, name), *about)
 
     @memoized
     def folder_problem(self, folder: str) -> str:
@@ -2431,7 +2434,7 @@ class Trials:
     @memoized  # many chunks have the same sidecars
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
         """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
-        in its place. Raises OSError."""
+        in its place with the `needed` permission bits. Raises OSError."""
         whole = self.library.path(path)
         folder = dirname(whole)
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
@@ -2444,7 +2447,7 @@ class Trials:
         if is_replaced and above.st_mode & stat.S_ISVTX and not is_owner:
             why = "it is sticky: only the owner of a file can replace it"
             raise Refusal(Reason.FORESEEN, f"{dirname(path) or folder}: {why}")
-        if user != before.st_uid and not self.can_give(folder, before.st_uid):
+        if needed and user != before.st_uid and not self.can_give(folder, before.st_uid):
             group = before.st_gid if before.st_gid in groups else groups[0]
             mode_without_owner(before, user, group, acl, needed)
 

@@ -574,6 +574,37 @@ class SincePlanned(DeleteCase):
         self.assertTrue(path.exists())
 
 
+class CannotGo(DeleteCase):
+    """A file that cannot be removed here, as an immutable one."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        (self.path,) = self.add_recording()
+
+    def assert_foreseen(self, would: str) -> None:
+        is_stuck = unittest.mock.patch.object(service, "is_protected", str(self.path).__eq__)
+        with is_stuck:
+            self.assertIn("immutable", self.run_here("doctor").out)
+            for words in (["-n"], [], [], [], []):
+                told = self.run_json(*words, code=1).outcomes["2025-10-27/a-0.opus"]
+                self.assertIn("its commit would fail", told["reason"])
+                self.assertTrue(self.path.exists())
+                self.assertNotIn("archived", self.document())
+        self.assertFalse(self.is_said())
+        self.assertEqual(self.run_json("-n").summary[would], 1, "it never counted")
+
+    def test_deletion_foresees_it(self) -> None:
+        self.announce()
+        self.assert_foreseen("would-delete")
+
+    def test_the_archive_foresees_it_and_gets_nothing(self) -> None:
+        cold = self.folder / "cold/archive-of-recordings"
+        cold.mkdir(parents=True)
+        self.configure(tiers=[{"after_days": 200, "archive": str(cold.parent)}])
+        self.assert_foreseen("would-archive")
+        self.assertEqual(list(cold.iterdir()), [])
+
+
 class CutShort(DeleteCase):
     """A deletion that was begun and not finished: the line `deleting` is on record."""
 
