@@ -1796,7 +1796,7 @@ class Run:
         self.doomed.pop(recording.key, None)
         if not self.is_announced and not self.config.dry_run:
             config = dataclasses.replace(self.config, retry=True)
-            moves = deleting(recording, config, self.clock)
+            moves = deleting(recording, config, self.clock) or []
             stay = [move for move in moves if move.outcome]
             unowned = [move for move in stay if move.reason is Reason.NO_SIDECAR]
             self.unowned.update(move.take.stem for move in unowned)
@@ -3192,15 +3192,16 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
     """Returns the moves that a recording makes next: what finishes a restore that was cut short,
     or its deletion; else one for each take that has one; else those that archive it. Moves of a
     whole recording are not made if only a part of it is selected."""
-    takes, policy, moves = recording.takes, recording.policy, list[Move]()
+    takes, policy, back = recording.takes, recording.policy, list[Move]()
     if any(take.is_half_restored for take in takes):
-        moves = moves_back(recording, config)
-    moves = moves or deleting(recording, config, moment)
-    if not moves:
+        back = moves_back(recording, config)
+    moves = back or deleting(recording, config, moment)
+    if moves is None:
+        moves = []
         for take in takes:
             move = next_move(take, policy, config, moment)
             moves += for_each_original(move) if move else []
-    moves = moves or archiving(takes, policy, config, moment)
+        moves = moves or archiving(takes, policy, config, moment)
     selected = [move for move in moves if is_selected(move.take, recording, config)]
     if moves and moves[0].is_whole and len(selected) < len(moves):
         return []
@@ -3377,15 +3378,16 @@ def archiving(
     return moves
 
 
-def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+def deleting(recording: Recording, config: Config, moment: Moment) -> Optional[list[Move]]:
     """Returns the moves that delete a recording for good, as a tier asks for. They also finish a
-    deletion that was cut short. If the recording has to stay, they say why."""
+    deletion that was cut short. If the recording has to stay, they say why, and once: from then on
+    it may make other moves, and this returns None. One that was given up makes no move at all."""
     tier, moves = config.delete_tier, list[Move]()
     if not tier or not config.delete_originals:
-        return []
+        return None
     before = moment.careful - max(tier.after_days, recording.policy.after_days) * DAY
     if any(old_since(take, recording) > before for take in recording.takes):
-        return []
+        return None
     problem, days = why_it_stays(recording), f"{tier.after_days:g}"
     target = Target(config.target_format, config.target_bitrate)
     for take in recording.takes:
@@ -3396,9 +3398,9 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]
         is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
         is_told = problem is not None and past.stays == problem.reason.code
         if (is_given_up or is_told) and not config.retry:
-            return []
+            return [] if is_given_up else None
         moves.append(move)
-    return moves
+    return moves or None
 
 
 def old_since(take: Take, recording: Recording) -> float:
@@ -5699,6 +5701,8 @@ class Committer:
                         move.remove(self.library)
                     except OSError as error:
                         raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
+                if move.outcome:  # documents say already that it is removed
+                    self.written.clear()
                 move.outcome = move.outcome or Outcome(move.done, move.detail)
                 changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
             self.staging.discard(move.staged)

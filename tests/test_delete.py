@@ -593,6 +593,27 @@ class CannotGo(DeleteCase):
         self.assertFalse(self.is_said())
         self.assertEqual(self.run_json("-n").summary[would], 1, "it never counted")
 
+    def test_what_nobody_foresees_is_given_up_after_three_nights_and_stays_as_it_is(self) -> None:
+        unlink = os.unlink
+
+        def fail(path: Any, *words: Any, **options: Any) -> None:
+            if str(path) == str(self.path):
+                raise PermissionError(1, "Operation not permitted")
+            unlink(path, *words, **options)
+
+        self.set_tier(tiers=[{"after_days": 30, "bitrate": "48k"}, DELETE])
+        self.announce()
+        with unittest.mock.patch.object(os, "unlink", fail):
+            for _ in range(3):
+                told = self.run_json(code=1).outcomes["2025-10-27/a-0.opus"]
+                self.assertIn("cannot be deleted", told["reason"])
+                self.assertFalse(self.is_said())
+            for _ in range(2):
+                self.assertEqual(self.run_json().outcomes, {})
+        self.assertIn("cannot be deleted", " ".join(self.run_here("stats").out.split()))
+        self.assertEqual(self.run_json("--retry").summary["deleted"], 1)
+        self.assertTrue(self.is_said())
+
     def test_deletion_foresees_it(self) -> None:
         self.announce()
         self.assert_foreseen("would-delete")
