@@ -279,8 +279,8 @@ class Reason(enum.Enum):
     ADOPTED = "compressed: its copy was there already, and was proven again{}"
     DUE = "would-compress: due{}"
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
-    FREED = "freed: its days are over, and its copy was proven again{}"
-    FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
+    FREED = "freed: {}, and its copy was proven again"
+    FREE_DUE = "would-free: {}, and its copy is to be proven again"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     DELETED = "deleted: by the tier of {} days"
@@ -1847,13 +1847,15 @@ class Run:
             self.report.announce("As much space is free again as keep_free asks for")
         self.was_short = is_short
 
-    def make_room(self) -> None:
-        """Makes moves before their age, one kind after the other, while space is short. It looks at
-        the free space again once as many bytes as were missing have been worked on."""
-        for config in early_steps(self.planned, not self.last) if self.shortage > 0 else ():
+    def make_room(self, steps: Iterable[Config], kind: type[Move]) -> bool:
+        """Makes moves before their age, one step after the other, while space is short. It looks at
+        the free space again once as many bytes as were missing have been worked on. Returns whether
+        that was all it could do."""
+        for config in steps if self.shortage > 0 else ():
             self.planned = config
             groups = filter(self.may_move, self.early_groups())
-            waiting = deque(sorted(groups, key=place_in_line))
+            ours = [group for group in groups if isinstance(group[0], kind)]
+            waiting = deque(sorted(ours, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
                 while waiting and missing > 0:
@@ -1861,9 +1863,9 @@ class Run:
                     batch.append(waiting.popleft())
                 batch = self.within_limit(batch)
                 if not batch or self.must_end():
-                    return
+                    return False
                 self.carry_out_all(batch)
-        self.is_spent = True
+        return True
 
     def early_groups(self) -> Iterator[list[Move]]:
         """Yields the groups of the folders that may have a move before its age."""
@@ -1986,10 +1988,15 @@ class Run:
             )
 
     def work(self, groups: list[list[Move]]) -> None:
-        """Carries out all that a run has to do, and reads the copies whose turn it is."""
+        """Carries out all that a run has to do, and reads the copies whose turn it is. While space
+        is short, originals are freed first: all other work needs some space itself."""
+        steps = list(early_steps(self.planned, not self.last))
         with self.finishing():
+            self.make_room(steps[:1], Free)
+            is_left = [group[0].take.stem not in self.moved for group in groups]
+            groups[:] = self.within_limit(list(itertools.compress(groups, is_left)))
             self.carry_out_all(groups)
-            self.make_room()
+            self.is_spent = self.make_room(steps, Move)
             self.losses.read_share()
 
     def carry_out_all(self, groups: list[list[Move]]) -> None:
@@ -2120,7 +2127,12 @@ class Run:
             return batch
         self.commit()  # which gives space back
         room = free_space(self.library) - reserved
-        return queue.take(room) or [queue.waiting.popleft()]  # which is reported by `stage`
+        for _ in range(len(queue.waiting)):
+            batch = queue.take(room)
+            if batch:
+                return batch
+            queue.waiting.rotate(-1)  # the next one may need less
+        return [queue.waiting.popleft()]  # which is reported by `stage`
 
     def commit_in_time(self) -> None:
         """Commits so seldom that it takes little of the time, as many sidecars of one recording are
@@ -3687,6 +3699,7 @@ class Move:
     copy: Optional[File] = None  # what stands for the take afterwards
     place: Optional[Place] = None  # in the archive
     detail: str = ""  # of its outcome, if it is done
+    is_early: bool = False  # before its time, for `keep_free`
     is_proven: bool = False  # only the commit is left, unless it has an outcome
 
     @property
@@ -3905,7 +3918,7 @@ class Compress(Move):
             run.trials.foresee(self)
             if run.config.dry_run and source:
                 self.copy = File(basename(self.target_path), self.estimate, source.mtime_ns)
-                self.outcome = Outcome(self.due)
+                self.outcome = Outcome(self.due, self.detail)
                 return
             # Only now, because a sparse file may be larger than the disk.
             digest = digest or digest_from(file, stop=run.stop)
@@ -3996,6 +4009,11 @@ class Free(Adopt):
     """An original whose days are over is removed, after its copy was proven again."""
 
     name, rank, done, due = "free", 3, Reason.FREED, Reason.FREE_DUE
+
+    def examine(self, run: Run) -> None:
+        self.is_early = freed_from(self.take, run.config) > run.moment.careful
+        self.detail = "early, as keep_free asks" if self.is_early else "its days are over"
+        super().examine(run)
 
 
 class Smaller(Compress):
@@ -8930,6 +8948,7 @@ class Report:
     is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     missed = 0  # lost copies that earlier runs reported
+    early = 0  # originals that were deleted before their days were over
     errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
@@ -9044,6 +9063,7 @@ class Report:
         is_foreseen = self.config.dry_run and action not in (Action.KEPT, Action.FAILED)
         end = dataclasses.replace(move, outcome=None) if is_foreseen else move
         self.saved += size_on_disk(move.take) - size_on_disk(end.take_after(0))
+        self.early += move.is_early and end.is_done
         if is_foreseen and not move.is_whole:
             self.seconds += told["seconds"] or move.guessed_seconds
         before, after = told["original_size"], move.copy.size if move.copy else move.estimate
@@ -9194,6 +9214,7 @@ class Report:
         count, days = self.counts[action], self.config.keep_originals_days
         originals, their = ("original", "its") if count == 1 else ("originals", "their")
         over = f" after {their} {days:g} days" if days else ""
+        over = f" ({self.early} early, as keep_free asks)" if self.early else over
         words = {
             Action.COMPRESSED: f"compressed ({sizes})",
             Action.WOULD_COMPRESS: f"to compress ({sizes})",
