@@ -1794,7 +1794,7 @@ class Run:
         """Returns whether a recording waits for its deletion to be announced, and counts it. What
         stayed before counts again."""
         self.doomed.pop(recording.key, None)
-        if not self.is_announced and not self.config.dry_run:
+        if not self.is_announced:
             config = dataclasses.replace(self.config, retry=True)
             moves = deleting(recording, config, self.clock) or []
             stay = [move for move in moves if move.outcome]
@@ -1802,24 +1802,31 @@ class Run:
             self.unowned.update(move.take.stem for move in unowned)
             if moves and not stay:
                 self.doomed[recording.key] = sum(move.take.size for move in moves)
-        return recording.key in self.doomed
+        is_listed = self.config.dry_run and self.moment == self.clock  # as to be deleted
+        return recording.key in self.doomed and not is_listed
 
     def announce(self) -> None:
         """Reports what the tier that deletes will delete from the next run on. A dry run says
         when."""
-        tier = self.config.delete_tier
-        if tier and self.config.dry_run:
+        tier, report = self.config.delete_tier, self.report
+        if not tier:
+            return
+        if self.config.dry_run:
             days, today = next_deletions(add_up(self, []), self.now), local_time(self.now)[:10]
-            later = [day for day in days if day["date"] > today]  # the others are listed
-            self.report.remarks += deletion_texts(later)
-            if not self.is_announced:
-                self.report.remarks.append("The first complete run only announces what is deleted")
-        elif tier and not self.is_announced and self.is_complete:
-            self.report.announce(
-                f"The tier of {tier.after_days:g} days is new: the next run deletes "
-                f"{len(self.doomed)} recordings ({size_text(sum(self.doomed.values()))}) for good. "
-                f"{len(self.unowned)} files without a sidecar stay"
-            )
+            if report.counts[Action.WOULD_DELETE]:  # those of today are listed
+                days = [day for day in days if day["date"] > today]
+            report.remarks += deletion_texts(days)
+        text = (
+            f"{len(self.doomed)} recordings ({size_text(sum(self.doomed.values()))}) for good. "
+            f"{len(self.unowned)} files without a sidecar stay"
+        )
+        if self.is_announced:
+            return
+        if self.config.dry_run:
+            report.remarks.append(f"The first complete run only announces what is deleted: {text}")
+        elif self.is_complete:
+            new = f"The tier of {tier.after_days:g} days is new: the next run deletes"
+            report.announce(f"{new} {text}")
 
     @property
     def shortage(self) -> float:
@@ -1854,7 +1861,7 @@ class Run:
         for config in steps if self.shortage > 0 else ():
             self.planned = config
             groups = filter(self.may_move, self.early_groups())
-            ours = [group for group in groups if isinstance(group[0], kind)]
+            ours = (group for group in groups if isinstance(group[0], kind))
             waiting = deque(sorted(ours, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()

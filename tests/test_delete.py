@@ -923,6 +923,19 @@ class Foreseen(DeleteCase):
         self.announce()
         self.assertNotIn(only, self.run_json("-n").summary["message"])
 
+    def test_a_dry_run_says_what_the_first_run_would_announce(self) -> None:
+        (self.library / "upload/original_audio.webm").write_bytes(b"x" * 600)
+        os.utime(self.library / "upload/original_audio.webm", (LONG_AGO, LONG_AGO))
+        said = "announces what is deleted: 1 recordings (600 B) for good. 1 files without a"
+        self.assertIn(said, self.run_json("-n").summary["message"])
+        self.assertNotIn(time.strftime("%Y-%m-%d"), self.run_json("-n").summary["message"])
+        lines = self.history().read_text().splitlines(True)
+        self.history().write_text("".join(line for line in lines if '"run"' not in line))
+        ran = self.run_json("-n")  # the first run of all deletes nothing by age
+        self.assertIn(said, ran.summary["message"])
+        self.assertIn(time.strftime("on %Y-%m-%d"), ran.summary["message"])
+        self.assertNotIn("2025-10-27/a-0.opus", ran.outcomes)
+
     def test_nothing_is_said_without_a_tier(self) -> None:
         self.set_tier(None)
         self.assertEqual(self.stats()["next_deletions"], [])
