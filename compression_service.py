@@ -1782,6 +1782,12 @@ class Run:
         tier = self.config.delete_tier
         return not tier or self.last.get("announced") == tier.after_days
 
+    def may_delete(self, recording: Recording) -> bool:
+        """Returns whether a tier still asks for a deletion that was begun, if not in this run."""
+        config = dataclasses.replace(self.config, retry=True, delete_originals=True)
+        moves = deleting(recording, config, self.clock) or []
+        return bool(moves) and not moves[0].outcome
+
     @cached_property
     def planned(self) -> Config:
         """Returns the settings to plan with: without a tier that is still to be announced. A dry
@@ -7259,13 +7265,15 @@ class Losses:
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
+        is_half = any(take.is_half_deleted for take in recording.takes)
+        is_off = is_half and not self.run.may_delete(recording)
         for take in recording.takes:
-            is_left = bool(take.files or take.past.place) and take.is_half_deleted
-            stays = not self.run.config.delete_tier or recording.policy.keep
-            if take.was_brought_back or (is_left and stays):
+            if take.was_brought_back or (is_off and take.is_half_deleted):
                 move = reread(take, recording)
                 past = self.past_of_returned(take)
-                move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
+                move.after = past._replace(code=Reason.DELETED.code)
+                if take.files or past.place:
+                    move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
             elif take.is_in_doubt:
                 self.doubtful[take.stem] = reread(take, recording)
@@ -7284,10 +7292,12 @@ class Losses:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
         Raises Stopped, ServiceError."""
         for move in self.returned:
-            why = "is back, after a tier had deleted it"
+            why = "is here, after a tier had deleted its recording. Its age counts from now"
             if move.take.is_half_deleted:
-                why = "stays, as its deletion was called off"
-            self.news(f"{move.path} {why}. Its age counts from now.")
+                why = "stays, as its deletion was called off. Its age counts from now"
+            if move.after and move.after.deleted:
+                why = "is gone for good, as a tier had deleted it before that was called off"
+            self.news(f"{move.path} {why}.")
         return self.settle(self.read(list(self.doubtful.values())), self.returned)
 
     @cached_property
@@ -7566,9 +7576,12 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     neither here nor archived."""
     report = run.report
     for recording in recordings:
+        is_left = any(take.state is not State.DELETED for take in recording.takes)
         for take in recording.takes:
             if take.state is State.MISSING and not recording.location:
                 report.error(f"{take.stem} is named by a sidecar, and neither here nor archived")
+            elif take.state is State.DELETED and is_left:
+                report.once(f"{take.stem}: {deletion_text(take.past)}.")
         if recording.policy.unreadable:
             report.error(recording.policy.unreadable)
         for path, edit in edits(run.library, recording, {}):

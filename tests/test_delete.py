@@ -260,7 +260,7 @@ class Deleted(DeleteCase):
         self.assertFalse(copy.exists() or original.exists())
         self.assertTrue(stranger.exists())
         ran = self.run_json()
-        self.assertNotIn("is back", ran.err)
+        self.assertNotIn("Its age counts", ran.err)
         self.assertTrue(self.is_said())
 
     def test_what_was_kept_or_failed_before_goes_too(self) -> None:
@@ -654,16 +654,19 @@ class CutShort(DeleteCase):
         self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
 
     def test_what_is_left_stays_once_its_owner_says_so(self) -> None:
-        for why in ("tier", "keep"):
+        for why, days in (("tier", None), ("keep", 365), ("days", 9000)):
             with self.subTest(why):
                 _, second = self.begin()
                 if why == "keep":
                     self.run_here("keep", str(second))
-                else:
-                    self.set_tier(None)
+                self.set_tier(days)
                 ran = self.run_json()
                 self.assertEqual((ran.summary["deleted"], ran.summary["lost"]), (0, 0))
                 self.assertIn("stays, as its deletion was called off", ran.err)
+                self.assertIn("2025-10-27/a-0 is gone for good", ran.err)
+                ran = self.run_here("check")
+                self.assertEqual(ran.code, 0, ran.err)
+                self.assertIn("2025-10-27/a-0: Deleted on", ran.out)
                 self.assertTrue(second.exists())
                 self.assertFalse(self.is_said())
                 self.set_tier(365)
@@ -681,7 +684,7 @@ class CutShort(DeleteCase):
         _, second = self.begin()
         ran = self.run_json("--keep-originals")
         self.assertEqual(ran.summary["deleted"], 0)
-        self.assertNotIn("is back", ran.err)
+        self.assertNotIn("Its age counts", ran.err)
         self.assertTrue(second.exists())
         self.delete(2)
 
@@ -698,12 +701,12 @@ class Back(DeleteCase):
     def bring(self, content: bytes, name: str = "a-0.opus", age: float = LONG_AGO) -> Ran:
         self.add_bytes(content, f"2025-10-27/{name}", age)
         ran = self.run_json()
-        self.assertIn(f"2025-10-27/{name} is back", ran.err)
+        self.assertIn(f"2025-10-27/{name} is here, after a tier", ran.err)
         self.assertFalse(self.is_said())
         self.assertEqual(ran.summary["lost"], 0)
         ran = self.run_json()
         self.assertEqual((ran.summary["lost"], ran.summary["deleted"]), (0, 0))
-        self.assertNotIn("is back", ran.err)
+        self.assertNotIn("Its age counts", ran.err)
         self.assertTrue((self.library / "2025-10-27" / name).exists())
         return ran
 
