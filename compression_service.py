@@ -1782,11 +1782,11 @@ class Run:
         tier = self.config.delete_tier
         return not tier or self.last.get("announced") == tier.after_days
 
-    def may_delete(self, recording: Recording) -> bool:
-        """Returns whether a tier still asks for a deletion that was begun, if not in this run."""
+    def deletions(self, recording: Recording) -> list[Move]:
+        """Returns the moves with which a tier deletes a recording by the clock, also if this run
+        does not make them. What stayed or was given up before is asked again."""
         config = dataclasses.replace(self.config, retry=True, delete_originals=True)
-        moves = deleting(recording, config, self.clock) or []
-        return bool(moves) and not moves[0].outcome
+        return deleting(recording, config, self.clock) or []
 
     @cached_property
     def planned(self) -> Config:
@@ -1797,12 +1797,10 @@ class Run:
         return dataclasses.replace(self.config, tiers=tiers)
 
     def is_doomed(self, recording: Recording) -> bool:
-        """Returns whether a recording waits for its deletion to be announced, and counts it. What
-        stayed before counts again."""
+        """Returns whether a recording waits for its deletion to be announced, and counts it."""
         self.doomed.pop(recording.key, None)
         if not self.is_announced:
-            config = dataclasses.replace(self.config, retry=True)
-            moves = deleting(recording, config, self.clock) or []
+            moves = self.deletions(recording)
             stay = [move for move in moves if move.outcome]
             unowned = [move for move in stay if move.reason is Reason.NO_SIDECAR]
             self.unowned.update(move.take.stem for move in unowned)
@@ -7266,7 +7264,8 @@ class Losses:
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
         is_half = any(take.is_half_deleted for take in recording.takes)
-        is_off = is_half and not self.run.may_delete(recording)
+        moves = self.run.deletions(recording) if is_half else []
+        is_off = all(move.outcome for move in moves)
         for take in recording.takes:
             if take.was_brought_back or (is_off and take.is_half_deleted):
                 move = reread(take, recording)
