@@ -5644,13 +5644,15 @@ class Committer:
                 for recording in self.run.recordings_in(self.library.folder(path)):
                     now.update((take.stem, recording) for take in recording.takes)
         for move in moves:
-            recording, what = now.get(move.take.stem, NO_RECORDING), "got other documents"
+            recording = now.get(move.take.stem, NO_RECORDING)
             key = id(recording if move.is_whole else move)
+            if move.is_ready and key not in asked:
+                asked[key] = move.is_asked_by(recording)
+            what = "" if asked.get(key, True) else "got other documents"
             if move.source and not lexists(self.library.path(move.path)):
                 self.library.require_there()
                 what = "was deleted"
-            elif not move.is_ready or asked.get(key) or move.is_asked_by(recording):
-                asked[key] = move.is_ready
+            if not what:
                 yield move
                 continue
             self.report.due -= 1
