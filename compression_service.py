@@ -279,8 +279,8 @@ class Reason(enum.Enum):
     ADOPTED = "compressed: its copy was there already, and was proven again{}"
     DUE = "would-compress: due{}"
     ADOPT_DUE = "would-compress: its copy is there already, and is to be proven again{}"
-    FREED = "freed: its days are over, and its copy was proven again{}"
-    FREE_DUE = "would-free: its days are over, and its copy is to be proven again{}"
+    FREED = "freed: {}, and its copy was proven again"
+    FREE_DUE = "would-free: {}, and its copy is to be proven again"
     ARCHIVED = "archived: in {}"
     ARCHIVE_DUE = "would-archive: to {}"
     DELETED = "deleted: by the tier of {} days"
@@ -511,6 +511,7 @@ class Past(NamedTuple):
     sha256: str = ""  # of the copy, "" where nobody has noted it
     freed: float = 0.0  # when its original was deleted, since the epoch
     lost: str = ""  # why its copy is lost: the reason's code, or FORGOTTEN
+    first_sha256: str = ""  # of the original that its copy was proven against, "" if not noted
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Past:
@@ -542,6 +543,13 @@ class Past(NamedTuple):
             and self.lost != Reason.ROTTEN.code
             and file.is_on_record(self.size, self.mtime_ns)
         )
+
+    def sha256_of(self, file: File) -> str:
+        """Returns the SHA-256 on record of a file of its take, "" without one."""
+        if self.proves(file):
+            return self.sha256
+        is_first = file.is_original and file.is_on_record(self.first_size, self.mtime_ns)
+        return self.first_sha256 if is_first else ""
 
     def speaks_of(self, file: File) -> bool:
         sizes = (self.first_size, self.size)
@@ -918,9 +926,13 @@ class Recording(NamedTuple):
         return tuple(sorted({sidecar.id for sidecar in self.sidecars if sidecar.id}))
 
     @property
+    def stems(self) -> set[str]:
+        return {take.stem for take in self.takes}
+
+    @property
     def key(self) -> str:
         """Returns a name for it. Compression does not change this name."""
-        return min(take.stem for take in self.takes)
+        return min(self.stems)
 
     def seconds_of(self, take: Take) -> float:
         """Returns the length of a take by the sidecars, 0 if they do not say."""
@@ -1778,7 +1790,7 @@ class Run:
         is_due = next(self.due_groups(), None)
         # Steps that wait for the second run need the first one on record.
         waits = self.report.held or (self.report.found and self.shortage > 0)
-        return bool(is_due or waits or self.report.ahead > 1)
+        return bool(is_due or waits or self.doomed or self.report.ahead > 1)
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
@@ -1838,6 +1850,12 @@ class Run:
         tier = self.config.delete_tier
         return not tier or self.last.get("announced") == tier.after_days
 
+    def deletions(self, recording: Recording) -> list[Move]:
+        """Returns the moves with which a tier deletes a recording by the clock, also if this run
+        does not make them. What stayed or was given up before is asked again."""
+        config = dataclasses.replace(self.config, retry=True, delete_originals=True)
+        return deleting(recording, config, self.clock) or []
+
     @cached_property
     def planned(self) -> Config:
         """Returns the settings to plan with: without a tier that is still to be announced. A dry
@@ -1847,33 +1865,40 @@ class Run:
         return dataclasses.replace(self.config, tiers=tiers)
 
     def is_doomed(self, recording: Recording) -> bool:
-        """Returns whether a recording waits for its deletion to be announced, and counts it. What
-        stayed before counts again."""
+        """Returns whether a recording waits for its deletion to be announced, and counts it."""
         self.doomed.pop(recording.key, None)
-        if not self.is_announced and not self.config.dry_run:
-            config = dataclasses.replace(self.config, retry=True)
-            moves = deleting(recording, config, self.clock)
+        if not self.is_announced:
+            moves = self.deletions(recording)
             stay = [move for move in moves if move.outcome]
             unowned = [move for move in stay if move.reason is Reason.NO_SIDECAR]
             self.unowned.update(move.take.stem for move in unowned)
             if moves and not stay:
                 self.doomed[recording.key] = sum(move.take.size for move in moves)
-        return recording.key in self.doomed
+        is_listed = self.config.dry_run and self.moment == self.clock  # as to be deleted
+        return recording.key in self.doomed and not is_listed
 
     def announce(self) -> None:
         """Reports what the tier that deletes will delete from the next run on. A dry run says
         when."""
-        tier = self.config.delete_tier
-        if tier and self.config.dry_run:
+        tier, report = self.config.delete_tier, self.report
+        if not tier:
+            return
+        if self.config.dry_run:
             days, today = next_deletions(add_up(self, []), self.now), local_time(self.now)[:10]
-            later = [day for day in days if day["date"] > today]  # the others are listed
-            self.report.remarks += deletion_texts(self, later)
-        elif tier and not self.is_announced and self.is_complete:
-            self.report.announce(
-                f"The tier of {tier.after_days:g} days is new: the next run deletes "
-                f"{len(self.doomed)} recordings ({size_text(sum(self.doomed.values()))}) for good. "
-                f"{len(self.unowned)} files without a sidecar stay"
-            )
+            if report.counts[Action.WOULD_DELETE]:  # those of today are listed
+                days = [day for day in days if day["date"] > today]
+            report.remarks += deletion_texts(self, days)
+        text = (
+            f"{len(self.doomed)} recordings ({size_text(sum(self.doomed.values()))}) for good. "
+            f"{len(self.unowned)} files without a sidecar stay"
+        )
+        if self.is_announced:
+            return
+        if self.config.dry_run:
+            report.remarks.append(f"As of now: {text}")
+        elif self.is_complete:
+            new = f"The tier of {tier.after_days:g} days is new: the next run deletes"
+            report.announce(f"{new} {text}")
 
     @property
     def shortage(self) -> float:
@@ -1901,13 +1926,15 @@ class Run:
             self.report.announce("As much space is free again as keep_free asks for")
         self.was_short = is_short
 
-    def make_room(self) -> None:
-        """Makes moves before their age, one kind after the other, while space is short. It looks at
-        the free space again once as many bytes as were missing have been worked on."""
-        for config in early_steps(self.planned, not self.last) if self.shortage > 0 else ():
+    def make_room(self, steps: Iterable[Config], kind: type[Move]) -> bool:
+        """Makes moves before their age, one step after the other, while space is short. It looks at
+        the free space again once as many bytes as were missing have been worked on. Returns whether
+        that was all it could do."""
+        for config in steps if self.shortage > 0 else ():
             self.planned = config
             groups = filter(self.may_move, self.early_groups())
-            waiting = deque(sorted(groups, key=place_in_line))
+            ours = (group for group in groups if isinstance(group[0], kind))
+            waiting = deque(sorted(ours, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
                 while waiting and missing > 0:
@@ -1915,9 +1942,9 @@ class Run:
                     batch.append(waiting.popleft())
                 batch = self.within_limit(batch)
                 if not batch or self.must_end():
-                    return
+                    return False
                 self.carry_out_all(batch)
-        self.is_spent = True
+        return True
 
     def early_groups(self) -> Iterator[list[Move]]:
         """Yields the groups of the folders that may have a move before its age."""
@@ -2042,10 +2069,15 @@ class Run:
             )
 
     def work(self, groups: list[list[Move]]) -> None:
-        """Carries out all that a run has to do, and reads the copies whose turn it is."""
+        """Carries out all that a run has to do, and reads the copies whose turn it is. While space
+        is short, originals are freed first: all other work needs some space itself."""
+        steps = list(early_steps(self.planned, not self.last))
         with self.finishing():
+            self.make_room(steps[:1], Free)
+            is_left = [group[0].take.stem not in self.moved for group in groups]
+            groups[:] = self.within_limit(list(itertools.compress(groups, is_left)))
             self.carry_out_all(groups)
-            self.make_room()
+            self.is_spent = self.make_room(steps, Move)
             self.losses.read_share()
 
     def carry_out_all(self, groups: list[list[Move]]) -> None:
@@ -2143,6 +2175,8 @@ class Run:
         """Does all of a move but its commit. Raises Refusal, OSError, Stopped, ServiceError."""
         if self.stop.requested:
             raise Stopped
+        if not isinstance(move, Restore):  # which may leave what cannot be removed
+            self.trials.foresee(move)
         if self.config.dry_run:
             move.outcome = Outcome(move.due, move.foresee(self))
         else:
@@ -2176,7 +2210,12 @@ class Run:
             return batch
         self.commit()  # which gives space back
         room = free_space(self.library) - reserved
-        return queue.take(room) or [queue.waiting.popleft()]  # which is reported by `stage`
+        for _ in range(len(queue.waiting)):
+            batch = queue.take(room)
+            if batch:
+                return batch
+            queue.waiting.rotate(-1)  # the next one may need less
+        return [queue.waiting.popleft()]  # which is reported by `stage`
 
     def commit_in_time(self) -> None:
         """Commits so seldom that it takes little of the time, as many sidecars of one recording are
@@ -2449,11 +2488,14 @@ class Trials:
                 raise Refusal(Reason.FORESEEN, f"{each or self.library.root}: {problem}")
         displaced = move.take.copy if move.encodes else None
         replaced = {file.name for file in (*move.removes, displaced) if file}
-        for name in {basename(move.path), *replaced}:
-            self.foresee_file(join(folder, name), READ, name in replaced)
-        for path in documents:
-            with suppress(FileNotFoundError):
-                self.foresee_file(path, READ_WRITE, True)
+        needed = 0 if move.is_whole else READ  # nothing is made in its place
+        files = [
+            (join(folder, name), needed, name in replaced)
+            for name in {basename(move.path), *replaced}
+        ]
+        for about in (*files, *((path, READ_WRITE, True) for path in documents)):
+            with suppress(FileNotFoundError):  # archived, or deleted meanwhile
+                self.foresee_file(*about)
 
     @memoized
     def folder_problem(self, folder: str) -> str:
@@ -2479,7 +2521,7 @@ class Trials:
     @memoized  # many chunks have the same sidecars
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
         """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
-        in its place. Raises OSError."""
+        in its place with the `needed` permission bits. Raises OSError."""
         whole = self.library.path(path)
         folder = dirname(whole)
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
@@ -2492,7 +2534,7 @@ class Trials:
         if is_replaced and above.st_mode & stat.S_ISVTX and not is_owner:
             why = "it is sticky: only the owner of a file can replace it"
             raise Refusal(Reason.FORESEEN, f"{dirname(path) or folder}: {why}")
-        if user != before.st_uid and not self.can_give(folder, before.st_uid):
+        if needed and user != before.st_uid and not self.can_give(folder, before.st_uid):
             group = before.st_gid if before.st_gid in groups else groups[0]
             mode_without_owner(before, user, group, acl, needed)
 
@@ -3283,11 +3325,12 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
     whole recording are not made if only a part of it is selected."""
     takes, policy = recording.takes, recording.policy
     moves = finishing(recording, config) or deleting(recording, config, moment)
-    if not moves:
+    if moves is None:
+        moves = []
         for take in takes:
             move = next_move(take, policy, config, moment)
             moves += for_each_original(move) if move else []
-    moves = moves or archiving(takes, policy, config, moment)
+        moves = moves or archiving(takes, policy, config, moment)
     selected = [move for move in moves if is_selected(move.take, recording, config)]
     if moves and moves[0].is_whole and len(selected) < len(moves):
         return []
@@ -3472,15 +3515,16 @@ def archiving(
     return moves
 
 
-def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]:
+def deleting(recording: Recording, config: Config, moment: Moment) -> Optional[list[Move]]:
     """Returns the moves that delete a recording for good, as a tier asks for. They also finish a
-    deletion that was cut short. If the recording has to stay, they say why."""
+    deletion that was cut short. If the recording has to stay, they say why, and once: from then on
+    it may make other moves, and this returns None. One that was given up makes no move at all."""
     tier, moves = config.delete_tier, list[Move]()
     if not tier or not config.delete_originals:
-        return []
+        return None
     before = moment.careful - max(tier.after_days, recording.policy.after_days) * DAY
     if any(old_since(take, recording) > before for take in recording.takes):
-        return []
+        return None
     problem, days = why_it_stays(recording), f"{tier.after_days:g}"
     for take in recording.takes:
         removes, past = (*take.originals, *take.copies), take.past
@@ -3490,9 +3534,9 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> list[Move]
         is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
         is_told = problem is not None and past.stays == problem.reason.code
         if (is_given_up or is_told) and not config.retry:
-            return []
+            return [] if is_given_up else None
         moves.append(move)
-    return moves
+    return moves or None
 
 
 def old_since(take: Take, recording: Recording) -> float:
@@ -3518,13 +3562,22 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
     owners = [sidecar for sidecar in recording.sidecars if sidecar.is_owner]
     owned = {stem_of(name) for sidecar in owners for name in sidecar.own}
     missing = [take.stem for take in recording.takes if take.is_missing]
-    if not owned.issuperset(take.name for take in recording.takes):
+    is_owned = owned.issuperset(take.name for take in recording.takes)
+    if not is_owned or any(map(is_doubtful, recording.takes)):
         return Outcome(Reason.NO_SIDECAR)
     if not any(sidecar.has_text for sidecar in owners):
         return Outcome(Reason.NO_TRANSCRIPT)
     if missing:
         return Outcome(Reason.INCOMPLETE, missing[0])
     return objection(recording.policy)
+
+
+def is_doubtful(take: Take) -> bool:
+    """Returns whether a take has files that may belong to several recordings: a sidecar owns a
+    stem. Only an original and the copy on record as proven against it belong together."""
+    files = (*take.originals, *take.copies)
+    is_pair = len(files) == 2 and take.is_known and take.proven_copy is not None
+    return len(files) > 1 and not is_pair
 
 
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
@@ -3769,6 +3822,7 @@ class Move:
     copy: Optional[File] = None  # what stands for the take afterwards
     place: Optional[Place] = None  # in the archive, where the file is afterwards
     detail: str = ""  # of its outcome, if it is done
+    is_early: bool = False  # before its time, for `keep_free`
     is_proven: bool = False  # only the commit is left, unless it has an outcome
 
     @property
@@ -3837,6 +3891,12 @@ class Move:
         """Returns what a dry run says of a move that is whole. Raises Refusal, ServiceError."""
         return self.detail
 
+    def is_asked_by(self, now: Recording) -> bool:
+        """Returns whether documents, as they are now, ask for it as they did when it was planned: a
+        chunk more or a wish changes what a recording is to become."""
+        is_other = self.is_whole and now.stems != self.recording.stems
+        return not is_other and now.policy == self.recording.policy
+
     @property
     def has_first_word(self) -> bool:
         """Returns whether the history has a line on it before anything is put in place."""
@@ -3849,11 +3909,10 @@ class Move:
         if self.staged and self.copy:  # some disks make inode numbers up anew
             expect(file_at(self.staged)[1:] == self.copy[1:])
 
-    def is_on_record(self, sha256: str) -> bool:
-        """Returns whether its source is the copy on record, if it should be. A hash on record
-        decides."""
-        is_copy = self.source is not None and self.source == self.take.proven_copy
-        return not is_copy or self.take.past.sha256 in ("", sha256)
+    @property
+    def known_sha256(self) -> str:
+        """Returns the SHA-256 that its source has on record, "" without one."""
+        return self.take.past.sha256_of(self.source) if self.source else ""
 
     def put(self, library: Library) -> None:
         """Puts in place what is staged, never over another file. Raises Refusal, OSError."""
@@ -3883,7 +3942,9 @@ class Move:
         source, last = self.source, self.take.past
         if self.reason.action is Action.LOST:
             return last._replace(lost=self.reason.code)
-        known = last if source is None or last.speaks_of(source) else NO_PAST
+        known = last
+        if source and not last.speaks_of(source):
+            known = NO_PAST._replace(back=last.back)  # as its time alone may have changed
         attempts = 0
         if self.reason.action is Action.FAILED:
             is_again = (known.move, known.settings) == (self.name, self.settings)
@@ -3973,10 +4034,11 @@ class Compress(Move):
             identity = run.library.identity(file)
             self.seen[source.name] = Witness(identity)
             expect(identity[-2:] == source[1:])
-            is_copy = source == self.take.proven_copy
-            digest = digest_from(file, stop=run.stop) if is_copy else ""
-            if not self.is_on_record(digest):
-                raise Refusal(Reason.ROTTEN, since_when(self.take.past))
+            digest = digest_from(file, stop=run.stop) if self.known_sha256 else ""
+            if digest != self.known_sha256:
+                if source == self.take.proven_copy:
+                    raise Refusal(Reason.ROTTEN, since_when(self.take.past))
+                raise Refusal(Reason.DAMAGED, "it has the size and time on record, and other bytes")
             self.probe = probe(file.fileno(), path, run.tools)
             lasts = self.recording.seconds_of(self.take)
             saving = run.config.min_saving_percent if self.encodes else -math.inf
@@ -3984,7 +4046,7 @@ class Compress(Move):
             run.trials.foresee(self)
             if run.config.dry_run:
                 self.copy = File(basename(self.target_path), self.estimate, source.mtime_ns)
-                self.outcome = Outcome(self.due)
+                self.outcome = Outcome(self.due, self.detail)
                 return
             # Only now, because a sparse file may be larger than the disk.
             digest = digest or digest_from(file, stop=run.stop)
@@ -4035,6 +4097,7 @@ class Compress(Move):
     def past_if_done(self, past: Past, now: float) -> Past:
         if not self.copy:
             return past
+        first = self.take.original and self.seen.get(self.take.original.name)
         return past._replace(
             suffix=self.copy.suffix,
             size=self.copy.size,
@@ -4042,6 +4105,7 @@ class Compress(Move):
             bitrate=self.target.bitrate,
             compressed=now,
             sha256=self.copy_seen.sha256 if self.copy_seen else "",
+            first_sha256=first.sha256 if first else past.first_sha256,
             freed=now if self.take.original in self.removes else past.freed,
             lost="",
         )
@@ -4075,6 +4139,11 @@ class Free(Adopt):
     """An original whose days are over is removed, after its copy was proven again."""
 
     name, rank, done, due = "free", 3, Reason.FREED, Reason.FREE_DUE
+
+    def examine(self, run: Run) -> None:
+        self.is_early = freed_from(self.take, run.config) > run.moment.careful
+        self.detail = "early, as keep_free asks" if self.is_early else "its days are over"
+        super().examine(run)
 
 
 class Smaller(Compress):
@@ -4143,6 +4212,9 @@ class Delete(Move):
     archive: Archive
     archived: Collection[str] = ()  # where it is there
 
+    def is_asked_by(self, now: Recording) -> bool:
+        return super().is_asked_by(now) and why_it_stays(now) is None
+
     def carry(self, run: Run) -> None:
         """Looks at each file here and in the archive once more. The archive may also hold what was
         restored since, or was uploaded by a run that was killed."""
@@ -4172,7 +4244,7 @@ class Delete(Move):
     def witness(self, run: Run, file: File) -> Witness:
         seen = run.library.witness(run.library.path(self.take.folder, file.name), run.stop)
         expect(seen.identity[-2:] == file[1:])
-        is_sound = file != self.source or self.is_on_record(seen.sha256)
+        is_sound = self.take.past.sha256_of(file) in ("", seen.sha256)
         expect(is_sound or not self.take.originals)  # its original is no loss
         if not is_sound:
             raise Refusal(Reason.ROTTEN, since_when(self.take.past))
@@ -4203,6 +4275,10 @@ class Restore(Move):
 
     name, done, due = "restore", Reason.RESTORED, Reason.RESTORE_DUE
     is_whole = True
+
+    def is_asked_by(self, now: Recording) -> bool:
+        """Returns True: its owner asks for it, whatever documents say."""
+        return True
 
     @property
     def has_first_word(self) -> bool:
@@ -5675,7 +5751,8 @@ class Committer:
         """Commits the moves that are ready. Refused moves go into documents and history too. Each
         move then has its final outcome, and the report knows it.
 
-        1. check each against what was seen; what its owner deleted is passed over
+        1. check each against what was seen; what its owner deleted is passed over, and what
+           documents do not ask for any more
         2. write first words to the history, for the rows that need them
         3. put in place
         4. flush the folder; where that fails, originals stay and the moves have failed
@@ -5686,7 +5763,7 @@ class Committer:
         8. compare again, remove, flush
         """
         now = self.run.now  # whatever a run does bears the time of its start
-        moves = [move for move in moves if not self.is_gone(move)]
+        moves = list(self.still_asked(moves))
         self.each_ready(moves, lambda move: move.check(self.library))
         keep_together(moves)
         first = [move for move in moves if move.is_ready and move.has_first_word]
@@ -5727,15 +5804,29 @@ class Committer:
             self.full = self.run.no_space(move, detail)
             self.report.failed(self.full)
 
-    def is_gone(self, move: Move) -> bool:
-        """Returns whether its owner has deleted its source."""
-        is_gone = bool(move.source) and not lexists(self.library.path(move.path))
-        if is_gone:
-            self.library.require_there()
+    def still_asked(self, moves: Sequence[Move]) -> Iterator[Move]:
+        """Yields the moves that their owner still asks for. The plan may be hours old."""
+        now: dict[str, Recording] = {}
+        asked: dict[int, bool] = {}  # once for all parts of a whole recording
+        for path in {move.take.folder for move in moves if move.is_ready}:
+            with suppress(OSError, UsageError):
+                for recording in self.run.recordings_in(self.library.folder(path)):
+                    now.update((take.stem, recording) for take in recording.takes)
+        for move in moves:
+            recording = now.get(move.take.stem, NO_RECORDING)
+            key = id(recording if move.is_whole else move)
+            if move.is_ready and key not in asked:
+                asked[key] = move.is_asked_by(recording)
+            what = "" if asked.get(key, True) else "got other documents"
+            if move.source and not lexists(self.library.path(move.path)):
+                self.library.require_there()
+                what = "was deleted"
+            if not what:
+                yield move
+                continue
             self.report.due -= 1
-            self.report.once(f"{move.path} was deleted meanwhile, and was passed over.")
+            self.report.once(f"{move.path} {what} meanwhile, and was passed over.")
             self.staging.discard(move.staged)
-        return is_gone
 
     def attempt(
         self, moves: Sequence[Move], step: Callable[..., object], *arguments: object
@@ -5780,7 +5871,7 @@ class Committer:
         after = {move.take.stem: move.take_after(now) for move in moves}
         here = self.library.folder(folder)
         for recording in resolve_recordings(here):
-            stems = {take.stem for take in recording.takes}
+            stems = recording.stems
             group = [move for move in moves if move.take.stem in stems]
             if group:
                 self.attempt(group, self.make_true, here, recording, after)
@@ -6680,11 +6771,9 @@ class Archive:
         self.was_marked = is_marked
 
     def leave_mark(self) -> None:
-        """Before the first upload of a run: leaves the library's mark, if there is none. It is the
-        id of the library, a random word, which is made now if need be. Raises ServiceError."""
+        """Leaves the library's mark, if there is none: its id, which is a random word and is made
+        now if need be. Raises ServiceError."""
         own, folder = self.library.own(ID_NAME), dirname(self.mark)
-        if "" in self.visited:
-            return
         try:
             names = self.names_in(folder)
             self.sweep(folder, names)
@@ -6731,9 +6820,8 @@ class Archive:
         there = self.location(move.path)
         status = os.lstat(source)
         seen = move.seen[basename(source)] = self.library.witness(source)
-        if not move.is_on_record(seen.sha256):
+        if move.known_sha256 not in ("", seen.sha256):
             raise Refusal(Reason.ROTTEN, since_when(move.take.past))
-        self.leave_mark()
         try:
             self.visit(move.take.folder)
             if self.is_there(move.take.folder, source, there, seen.sha256):
@@ -6803,13 +6891,16 @@ class Archive:
         raise Refusal(Reason.ARCHIVE_REFUSED, why)
 
     def visit(self, folder: str) -> None:
-        """Looks once a run into a folder there and those above it. Removes what killed runs have
-        left. Raises ServiceError if a file put into this folder of the library appears there too,
-        or if a library is in the way: the archive is the library by another path."""
+        """Looks once a run into a folder there and those above it, before the first upload. Leaves
+        the library's mark, and removes what killed runs have left. Raises ServiceError if a file
+        put into this folder of the library appears there too, or if a library is in the way: the
+        archive is the library by another path."""
         if folder in self.visited:
             return
         if folder:
             self.visit(dirname(folder))
+        else:
+            self.leave_mark()
         there = self.location(folder).rstrip("/")
         probe = self.run.staging.beside(self.library.path(folder, "probe"))
         try:
@@ -7207,8 +7298,8 @@ def may_come_back(take: Take) -> bool:
 def moves_back(recording: Recording, config: Config) -> list[Move]:
     """Returns the moves that bring a recording back: of each take its copy is to be proven and to
     go, or its file is to be fetched, or was and no more. Where one can do neither, only those."""
-    moves, tier = list[Move](), config.archive_tier
-    settings = f"restore {tier.archive if tier else None}"  # that a failure of it depends on
+    moves = list[Move]()
+    settings = f"restore {config.archive_tier}"  # that a failure of it depends on
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
     for take in recording.takes:
         source = take.original if take.copy else None
@@ -7378,13 +7469,16 @@ class Losses:
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
+        is_half = any(take.is_half_deleted for take in recording.takes)
+        moves = self.run.deletions(recording) if is_half else []
+        is_off = all(move.outcome for move in moves)
         for take in recording.takes:
-            is_half = take.is_left and take.is_half_deleted
-            stays = not self.run.config.delete_tier or recording.policy.keep
-            if take.was_brought_back or (is_half and stays):
+            if take.was_brought_back or (is_off and take.is_half_deleted):
                 move = reread(take, recording)
                 past = self.past_of_returned(take)
-                move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
+                move.after = past._replace(code=Reason.DELETED.code)
+                if take.files or past.place:
+                    move.after = past._replace(code="", deleted=0, back=self.run.now, stays="")
                 self.returned.append(move)
             elif take.is_in_doubt or take.suspect:
                 self.doubtful.append(reread(take, recording))
@@ -7403,10 +7497,12 @@ class Losses:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
         Raises Stopped, ServiceError."""
         for move in self.returned:
-            why = "is back, after a tier had deleted it"
+            why = "is here, after a tier had deleted its recording. Its age counts from now"
             if move.take.is_half_deleted:
-                why = "stays, as its deletion was called off"
-            self.news(f"{move.path} {why}. Its age counts from now.")
+                why = "stays, as its deletion was called off. Its age counts from now"
+            if move.after and move.after.deleted:
+                why = "is gone for good, as a tier had deleted it before that was called off"
+            self.news(f"{move.path} {why}.")
         return self.settle(self.read(self.doubtful), self.returned)
 
     @cached_property
@@ -7742,12 +7838,15 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     neither here nor archived."""
     report = run.report
     for recording in recordings:
+        is_left = any(take.state is not State.DELETED for take in recording.takes)
         for take in recording.takes:
             if take.state is State.MISSING and recording.sidecars and not recording.location:
                 report.error(
                     f"{take.stem} is named by a sidecar, and neither here nor archived. Bring it "
                     "back, or remove it from the sidecar."
                 )
+            elif take.state is State.DELETED and is_left:
+                report.once(f"{take.stem} was {why_not_back(take, run.config)}.")
         if recording.policy.unreadable:
             report.error(recording.policy.unreadable)
         for path, edit in edits(run.library, recording, {}):
@@ -9150,6 +9249,7 @@ class Report:
     is_urgent = False  # sent whatever `notify_on` says
     has_news = False  # whether anything was done, failed or announced that its owner may ask for
     missed = 0  # lost copies that earlier runs reported
+    early = 0  # originals that were deleted before their days were over
     errors = 0
     bar = ""  # what stands on the terminal's last line
     is_logging = False
@@ -9265,6 +9365,7 @@ class Report:
         is_foreseen = self.config.dry_run and action not in (Action.KEPT, Action.FAILED)
         end = dataclasses.replace(move, outcome=None) if is_foreseen else move
         self.saved += size_on_disk(move.take) - size_on_disk(end.take_after(0))
+        self.early += move.is_early and end.is_done
         if is_foreseen and not move.is_whole:
             self.seconds += told["seconds"] or move.guessed_seconds
         before, after = told["original_size"], move.copy.size if move.copy else move.estimate
@@ -9416,6 +9517,7 @@ class Report:
         count, days = self.counts[action], self.config.keep_originals_days
         originals, their = ("original", "its") if count == 1 else ("originals", "their")
         over = f" after {their} {days:g} days" if days else ""
+        over = f" ({self.early} early, as keep_free asks)" if self.early else over
         words = {
             Action.COMPRESSED: f"compressed ({sizes})",
             Action.WOULD_COMPRESS: f"to compress ({sizes})",
@@ -9606,7 +9708,7 @@ def examine_library(run: Run) -> Iterator[tuple[str, int]]:
     yield from problems
     if not problems:
         yield f"the library {library.root} can be written to; due: {len(moves)}", 0
-    for move in moves[:1]:
+    for move in [move for move in moves if not move.is_whole][:1]:
         run.try_ffmpeg_on(move)
 
 

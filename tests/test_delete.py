@@ -193,6 +193,13 @@ class Announced(DeleteCase):
         self.announce()
         self.delete()
 
+    def test_a_library_of_which_all_is_old_enough_is_announced_too(self) -> None:
+        shutil.rmtree(self.library / ".compression")
+        self.add("chunk_0", "2025-10-27/a-0.webm")
+        self.add_json("2025-10-27/a-0.json", sidecar("2025-10-27/a", ["a-0.webm"]))
+        self.assertIn("deletes 1 recordings", self.announce().summary["message"])
+        self.delete()
+
     def test_what_is_due_makes_no_other_move_first(self) -> None:
         self.add("chunk_0", "2025-10-27/a-0.webm")
         self.add_json("2025-10-27/a-0.json", sidecar("2025-10-27/a", ["a-0.webm"]))
@@ -254,7 +261,7 @@ class Deleted(DeleteCase):
         self.assertFalse(copy.exists() or original.exists())
         self.assertTrue(stranger.exists())
         ran = self.run_json()
-        self.assertNotIn("is back", ran.err)
+        self.assertNotIn("Its age counts", ran.err)
         self.assertTrue(self.is_said())
 
     def test_what_was_kept_or_failed_before_goes_too(self) -> None:
@@ -421,6 +428,38 @@ class Stays(DeleteCase):
         self.add_json("2025-10-27/other.json", about)
         self.assert_stays(path, "no sidecar owns it")
 
+    def test_with_files_of_another_recording_under_its_stem(self) -> None:
+        (copy,) = self.add_recording()
+        other = self.add_bytes(b"y" * 900, "2025-10-27/a-0.WEBM")
+        self.set_tier(keep_originals_days=9000)
+        self.assert_stays(copy, "no sidecar owns it", told="2025-10-27/a-0.WEBM")
+        self.assertTrue(other.exists())
+
+    def test_with_more_than_an_original_and_the_copy_proven_against_it(self) -> None:
+        made = LONG_AGO * 10**9
+        sizes = {"x.webm": 1000, "x.WEBM": 900, "x.opus": 600, "x.m4a": 500}
+        original, other, copy, second = (
+            service.File(name, size, made) for name, size in sizes.items()
+        )
+        proven = service.Past(mtime_ns=made, first_size=1000, suffix=".opus", size=600)
+        for files, past, stays in (
+            ([original], None, False),
+            ([copy], proven, False),
+            ([original, copy], proven, False),
+            ([original, copy], None, True),
+            ([other, copy], proven, True),
+            ([original, other], None, True),
+            ([original, other, copy], proven, True),
+            ([copy, second], None, True),
+        ):
+            rates = {"x.opus": 1, "x.m4a": 1}
+            take = service.take_of("d/x", files, past or service.NO_PAST, rates)
+            own = frozenset(["x.webm"])
+            owner = service.Sidecar("x.json", own=own, has_text=True, is_owner=True)
+            found = service.why_it_stays(service.Recording("d", (take,), (owner,)))
+            reason = found and found.reason
+            self.assertIs(reason, service.Reason.NO_SIDECAR if stays else None, files)
+
     def test_without_any_text(self) -> None:
         for number, text in enumerate(("", None, " \n\t", "\\u00a0", "\u3000", 5, ["x"])):
             with self.subTest(text):
@@ -484,6 +523,110 @@ class Stays(DeleteCase):
         self.delete()
 
 
+class SincePlanned(DeleteCase):
+    """The plan is hours old when a recording is deleted."""
+
+    def test_documents_as_they_are_then_decide(self) -> None:
+        def edited(**changes: Any) -> None:
+            self.add_json("2025-10-27/a-0.json", {**self.document(), **changes})
+
+        (path,) = self.add_recording()
+        one = {"file": "a-0.opus"}
+        for change in (
+            lambda: edited(compression_policy={"keep": True}),
+            lambda: edited(compression_policy={"after_days": 9000}),
+            lambda: edited(full_transcription="", chunks=[one]),
+            lambda: edited(chunks=[one, {"file": "a-1.webm"}]),
+            (self.library / "2025-10-27/a-0.json").unlink,
+        ):
+            self.set_tier(None)
+            self.run_json()
+            self.set_tier(365)
+            self.announce()
+            carry, before = service.Delete.carry, self.document()
+
+            def first(move: Any, run: Any, change: Any = change, carry: Any = carry) -> None:
+                change()
+                carry(move, run)
+
+            with unittest.mock.patch.object(service.Delete, "carry", first):
+                ran = self.run_json()
+            self.assertIn("a-0.opus got other documents meanwhile", ran.err)
+            self.assertEqual((ran.summary["left"], ran.outcomes), (0, {}))
+            self.assertTrue(path.exists())
+            self.add_json("2025-10-27/a-0.json", before)
+        self.set_tier(365)
+        self.delete()
+
+    def test_an_archive_takes_nothing_that_is_kept_by_then(self) -> None:
+        (path,) = self.add_recording()
+        (self.folder / "cold/archive-of-recordings").mkdir(parents=True)
+        tier = {"after_days": 200, "archive": str(self.folder / "cold")}
+        self.configure(tiers=[tier])
+        store = service.Store.carry
+
+        def first(move: Any, run: Any) -> None:
+            about = {**self.document(), "compression_policy": {"keep": True}}
+            self.add_json("2025-10-27/a-0.json", about)
+            store(move, run)
+
+        with unittest.mock.patch.object(service.Store, "carry", first):
+            self.assertEqual(self.run_json().summary["archived"], 0)
+        self.assertTrue(path.exists())
+
+
+class CannotGo(DeleteCase):
+    """A file that cannot be removed here, as an immutable one."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        (self.path,) = self.add_recording()
+
+    def assert_foreseen(self, would: str) -> None:
+        is_stuck = unittest.mock.patch.object(service, "is_protected", str(self.path).__eq__)
+        with is_stuck:
+            self.assertIn("immutable", self.run_here("doctor").out)
+            for words in (["-n"], [], [], [], []):
+                told = self.run_json(*words, code=1).outcomes["2025-10-27/a-0.opus"]
+                self.assertIn("its commit would fail", told["reason"])
+                self.assertTrue(self.path.exists())
+                self.assertNotIn("archived", self.document())
+        self.assertFalse(self.is_said())
+        self.assertEqual(self.run_json("-n").summary[would], 1, "it never counted")
+
+    def test_what_nobody_foresees_is_given_up_after_three_nights_and_stays_as_it_is(self) -> None:
+        unlink = os.unlink
+
+        def fail(path: Any, *words: Any, **options: Any) -> None:
+            if str(path) == str(self.path):
+                raise PermissionError(1, "Operation not permitted")
+            unlink(path, *words, **options)
+
+        self.set_tier(tiers=[{"after_days": 30, "bitrate": "48k"}, DELETE])
+        self.announce()
+        with unittest.mock.patch.object(os, "unlink", fail):
+            for _ in range(3):
+                told = self.run_json(code=1).outcomes["2025-10-27/a-0.opus"]
+                self.assertIn("cannot be deleted", told["reason"])
+                self.assertFalse(self.is_said())
+            for _ in range(2):
+                self.assertEqual(self.run_json().outcomes, {})
+        self.assertIn("cannot be deleted", " ".join(self.run_here("stats").out.split()))
+        self.assertEqual(self.run_json("--retry").summary["deleted"], 1)
+        self.assertTrue(self.is_said())
+
+    def test_deletion_foresees_it(self) -> None:
+        self.announce()
+        self.assert_foreseen("would-delete")
+
+    def test_the_archive_foresees_it_and_gets_nothing(self) -> None:
+        cold = self.folder / "cold/archive-of-recordings"
+        cold.mkdir(parents=True)
+        self.configure(tiers=[{"after_days": 200, "archive": str(cold.parent)}])
+        self.assert_foreseen("would-archive")
+        self.assertEqual(list(cold.iterdir()), [])
+
+
 class CutShort(DeleteCase):
     """A deletion that was begun and not finished: the line `deleting` is on record."""
 
@@ -512,16 +655,19 @@ class CutShort(DeleteCase):
         self.assertEqual((ran.outcomes, ran.summary["lost"]), ({}, 0))
 
     def test_what_is_left_stays_once_its_owner_says_so(self) -> None:
-        for why in ("tier", "keep"):
+        for why, days in (("tier", None), ("keep", 365), ("days", 9000)):
             with self.subTest(why):
                 _, second = self.begin()
                 if why == "keep":
                     self.run_here("keep", str(second))
-                else:
-                    self.set_tier(None)
+                self.set_tier(days)
                 ran = self.run_json()
                 self.assertEqual((ran.summary["deleted"], ran.summary["lost"]), (0, 0))
                 self.assertIn("stays, as its deletion was called off", ran.err)
+                self.assertIn("2025-10-27/a-0 is gone for good", ran.err)
+                ran = self.run_here("check")
+                self.assertEqual(ran.code, 0, ran.err)
+                self.assertIn("2025-10-27/a-0 was deleted on", ran.out)
                 self.assertTrue(second.exists())
                 self.assertFalse(self.is_said())
                 self.set_tier(365)
@@ -539,7 +685,7 @@ class CutShort(DeleteCase):
         _, second = self.begin()
         ran = self.run_json("--keep-originals")
         self.assertEqual(ran.summary["deleted"], 0)
-        self.assertNotIn("is back", ran.err)
+        self.assertNotIn("Its age counts", ran.err)
         self.assertTrue(second.exists())
         self.delete(2)
 
@@ -556,12 +702,12 @@ class Back(DeleteCase):
     def bring(self, content: bytes, name: str = "a-0.opus", age: float = LONG_AGO) -> Ran:
         self.add_bytes(content, f"2025-10-27/{name}", age)
         ran = self.run_json()
-        self.assertIn(f"2025-10-27/{name} is back", ran.err)
+        self.assertIn(f"2025-10-27/{name} is here, after a tier", ran.err)
         self.assertFalse(self.is_said())
         self.assertEqual(ran.summary["lost"], 0)
         ran = self.run_json()
         self.assertEqual((ran.summary["lost"], ran.summary["deleted"]), (0, 0))
-        self.assertNotIn("is back", ran.err)
+        self.assertNotIn("Its age counts", ran.err)
         self.assertTrue((self.library / "2025-10-27" / name).exists())
         return ran
 
@@ -893,6 +1039,19 @@ class Foreseen(DeleteCase):
         off = self.run_here("keep", "--off", str(self.library / "2025-10-27/k-0.opus"))
         self.assertEqual(off.code, 0, off.err)
         self.assertEqual(self.run_json().summary["archived"], 1)
+
+    def test_a_dry_run_says_what_the_first_run_would_announce(self) -> None:
+        (self.library / "upload/original_audio.webm").write_bytes(b"x" * 600)
+        os.utime(self.library / "upload/original_audio.webm", (LONG_AGO, LONG_AGO))
+        said = "announces what is deleted. As of now: 1 recordings (600 B) for good. 1 files"
+        self.assertIn(said, self.run_json("-n").summary["message"])
+        self.assertNotIn(time.strftime("%Y-%m-%d"), self.run_json("-n").summary["message"])
+        lines = self.history().read_text().splitlines(True)
+        self.history().write_text("".join(line for line in lines if '"run"' not in line))
+        ran = self.run_json("-n")  # the first run of all deletes nothing by age
+        self.assertIn(said, ran.summary["message"])
+        self.assertIn(time.strftime("on %Y-%m-%d"), ran.summary["message"])
+        self.assertNotIn("2025-10-27/a-0.opus", ran.outcomes)
 
     def test_nothing_is_said_without_a_tier(self) -> None:
         self.set_tier(None)

@@ -138,6 +138,26 @@ class KeptOriginals(RoomCase):
             for told in ran.outcomes.values():
                 self.assertEqual(told["action"], "freed")
 
+    def test_they_go_before_a_compression_that_the_disk_has_no_room_for(self) -> None:
+        """And what needs less is compressed all the same."""
+        self.add("ch_mp4mime_10s", "d/long.webm", LONG_AGO - DAY)
+        self.add("chunk_1", "d/short.webm")
+        self.shrink(SIZE // 5 - service.SPACE_MARGIN - 600_000)
+        ran = self.go(code=5)
+        self.assertEqual(self.names(), ["d/long.webm", "d/short.webm"])
+        self.assertEqual((ran.summary["freed"], ran.summary["compressed"]), (3, 1))
+
+    def test_line_and_summary_say_that_they_go_early(self) -> None:
+        self.shrink(1)
+        for words, said in ((["-n"], "early, as keep_free asks, and its copy is to be"), ([], "")):
+            ran = self.go(*words)
+            self.assertIn(said, ran.outcomes["d/0.webm"]["reason"])
+            self.assertIn("(1 early, as keep_free asks)", ran.summary["message"])
+        self.set(keep_originals_days=0)
+        ran = self.go()
+        self.assertIn("its days are over", ran.outcomes["d/1.webm"]["reason"])
+        self.assertNotIn("early", ran.summary["message"])
+
     def test_each_is_proven_again_and_a_damaged_copy_keeps_its_own(self) -> None:
         copy = self.library / "d/0.opus"
         status, content = copy.stat(), bytearray(copy.read_bytes())

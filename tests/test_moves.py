@@ -116,6 +116,17 @@ class TestTableOfMoves(unittest.TestCase):
         self.assertEqual(again.name_now("x.opus"), "x.opus")
         self.assert_move(Adopt, again)  # which must prove it, and will not
 
+    def test_another_recording_under_a_lost_copys_name_does_not_replace_it(self) -> None:
+        lost = past(lost=Reason.ROTTEN.code)
+        ours = {"past": lost, "rates": {"x.opus": 96_000}}
+        self.assert_move(Smaller, take(WEBM, OPUS, **ours))
+        self.assert_move(None, take(File("x.webm", 1234, MADE + 5), OPUS, **ours))
+
+    def test_what_came_back_counts_from_then_whatever_time_its_file_has(self) -> None:
+        for source in (WEBM, File("x.webm", 1000, MADE - 3600 * 10**9)):
+            move = self.assert_move(Compress, take(source, past=past(suffix="", size=0, back=NOW)))
+            self.assertEqual(move.past_after(NOW).back, NOW)
+
     def test_a_kept_original_goes_when_its_days_are_over_by_the_careful_clock(self) -> None:
         kept = take(WEBM, OPUS, past=past())
         self.assertEqual(self.assert_move(Free, kept, keep_originals_days=9).removes, (WEBM,))
@@ -344,6 +355,18 @@ class TestCommit(MoveCase):
             self.assertEqual(self.run_cli(), 0, self.said)
         self.assertNotIn("a-chunk-2.opus", self.names())
         self.assertIn("passed over", self.said)
+
+    def test_what_a_sidecar_says_since_the_plan_keeps_a_recording(self) -> None:
+        def keep() -> None:
+            about = {"id": "x", "chunks": [{"file": "a-chunk-2.webm"}]}
+            text = json.dumps({**about, "compression_policy": {"keep": True}})
+            (self.folder / "a-chunk-2.json").write_text(text)
+
+        with self.just_before(keep):
+            self.assertEqual(self.run_cli(), 0, self.said)
+        self.assertIn("a-chunk-2.webm got other documents meanwhile", self.said)
+        self.assertIn("a-chunk-2.webm", self.originals_left())
+        self.assertNotIn("a-chunk-2.opus", self.names())
 
     def test_a_sidecar_that_comes_during_the_night_is_made_true_too(self) -> None:
         late = self.folder / "late.json"

@@ -144,6 +144,26 @@ class BestSource(TierCase):
         self.assertIn("not a copy of it", ran.outcomes["a.webm"]["reason"])
         self.assertEqual((self.library / "a.opus").read_bytes(), copy)
 
+    def test_an_original_with_other_bytes_than_its_copy_was_proven_against_is_no_source(
+        self,
+    ) -> None:
+        """As one that rotted, or another recording of the same size and second."""
+        self.configure(tiers=TIERS, delete_originals=False)
+        original = self.add("chunk_0", "a.webm")
+        self.compressed(8)
+        self.grow_older(31)
+        status, content = original.stat(), bytearray(original.read_bytes())
+        content[len(content) // 2] ^= 1
+        original.write_bytes(content)
+        os.utime(original, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        before = self.files()
+        ran = self.run_cli("--json")
+        self.assertEqual(ran.outcomes["a.webm"]["action"], "kept", ran.out)
+        self.assertIn("and other bytes", ran.outcomes["a.webm"]["reason"])
+        self.assertEqual(self.run_cli("--json").outcomes, {})
+        self.assertIn("and other bytes", self.run_cli("restore", str(original)).out)
+        self.assertEqual(self.files(), before)
+
     def test_a_kept_original_is_not_compressed_twice(self) -> None:
         self.configure(delete_originals=False)
         self.add("chunk_0", "a.webm")
