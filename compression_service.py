@@ -4236,7 +4236,8 @@ def check_claim(move: Adopt, job: Job, stop: Stop) -> None:
         expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
         raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
     if not share:
-        compare_audio(job, stop, QUIETEST)
+        job.floor = QUIETEST
+        compare_audio(job, stop)
 
 
 # ----------------------------------------------------------------------------------------- probe
@@ -4377,16 +4378,16 @@ class Window:
         ends earlier than before, Stopped."""
         if self.stop.requested:
             raise Stopped
-        begin, data = offset - self.start, self.data
-        if not 0 <= begin <= len(data) - length:
-            ahead = HEAD_BYTES if begin >= 0 else 0  # what is behind may be read again and again
-            data = os.pread(self.descriptor, max(length, ahead), offset)
-            if len(data) < min(length, self.size - offset):
-                raise Refusal(Reason.CHANGED)
-            if ahead:
-                self.start, self.data = offset, data
-            begin = 0
-        return data[begin : begin + length]
+        begin = offset - self.start
+        if begin > len(self.data) - length:
+            self.start, begin = offset, 0
+            self.data = os.pread(self.descriptor, max(length, HEAD_BYTES), offset)
+        data = self.data[begin : begin + length]
+        if begin < 0:  # it may be read again and again, so the window stays
+            data = os.pread(self.descriptor, length, offset)
+        if len(data) < min(length, self.size - offset):
+            raise Refusal(Reason.CHANGED)
+        return data
 
 
 def damaged(found: str) -> Refusal:
@@ -4937,8 +4938,8 @@ class Movie:
         unsure_start = start if found.codec == "aac" and has_fragments else 0
         unsure_end = behind % usual
         found.pre_skip = start - unsure_start // 2
-        for number, (at, length) in enumerate(found.gaps):
-            found.gaps[number] = max(0, at - start + unsure_start), length
+        left_out = start - unsure_start  # gaps begin behind it; later is no harm
+        found.gaps = [(max(0, at - left_out), length) for at, length in found.gaps]
         found.trimmed = behind - unsure_end // 2
         edges = (unsure_start + unsure_end) / 2 + found.rate / 1000  # edit lists count in ms
         if found.codec == "aac":
@@ -5140,6 +5141,7 @@ class Job:
     digest: str = ""  # SHA-256 of the copy as it was decoded
     is_decoded: bool = False  # the copy was decoded while it was written
     slack: float = 0.0  # seconds by which the length of its copy may differ
+    floor: float = LEVEL_FLOOR  # nothing quieter is compared
     tolerance: Tolerance = TOLERANCES["opus"][0]  # depends on the copy's real bit rate
 
     @property
@@ -5393,11 +5395,10 @@ def check_structure(job: Job, tools: Tools) -> None:
         raise Refusal(Reason.LITTLE_SAVING, sizes)
 
 
-def compare_audio(job: Job, stop: Stop, floor: float = LEVEL_FLOOR) -> None:
-    """Compares the levels that are above a floor. The source must be as long as its own packets
-    say. The copy must have the length and the wave of the source, window by window and channel by
-    channel. It has silence where the source has gaps and nowhere else. Raises Refusal, NotProven,
-    Stopped."""
+def compare_audio(job: Job, stop: Stop) -> None:
+    """Compares the levels. The source must be as long as its own packets say. The copy must have
+    the length and the wave of the source, window by window and channel by channel. It has silence
+    where the source has gaps and nowhere else. Raises Refusal, NotProven, Stopped."""
     found, scale = job.probe, LEVEL_RATE / job.probe.rate
     source, copy = job.frames(job.source_levels), job.frames(job.copy_levels)
     if abs(source - found.samples * scale) > 1 + found.doubt * scale:
@@ -5423,7 +5424,7 @@ def compare_audio(job: Job, stop: Stop, floor: float = LEVEL_FLOOR) -> None:
         sound, after = after, next(sounds, [[]] * found.channels)
         levels.append([*map(part_levels, after)])
         loud = [max(map(mean_power, window)) / LEVEL_PART for window in levels]
-        quiet = max(floor**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
+        quiet = max(job.floor**2, FAINT * max(loud), QUIET_CHANNEL * loud[1])
         spread = max(quiet, QUIET_CHANNEL * max(loud))
         near = [*map(nearby, *levels)]
         for one, two, *parts in zip(sound, other, levels[1], near, near[::-1]):
@@ -5436,14 +5437,8 @@ def compare_audio(job: Job, stop: Stop, floor: float = LEVEL_FLOOR) -> None:
                 edge = min(LEVEL_EDGE, len(one) // 4)
                 inner = slice(edge, len(one) - edge)
                 compare_window(one[inner], two[inner], begin + edge, quiet, spread)
-            compare_parts(
-                one,
-                two,
-                begin,
-                zip(*parts[: found.channels + 1]),  # mono has no other channel
-                least=floor**2 * LEVEL_PART,
-                tolerance=job.tolerance,
-            )
+            parts = parts[: found.channels + 1]  # mono has no other channel
+            compare_parts(one, two, begin, zip(*parts), job)
 
 
 def windows(
@@ -5524,14 +5519,13 @@ def compare_parts(
     copy: Sequence[float],
     begin: int,
     parts: Iterable[tuple[float, ...]],
-    *,
-    least: float,
-    tolerance: Tolerance,
+    job: Job,
 ) -> None:
-    """Compares each part of 10 ms in half a second of one channel. No part may have vanished whose
-    level has a square above `least`, and a loud part must have the same wave. `parts` has for each
-    its level, and what is nearby in this channel and in the other. Raises NotProven."""
+    """Compares each part of 10 ms in half a second of one channel. No part may have vanished, and a
+    loud part must have the same wave. `parts` has for each its level, and what is nearby in this
+    channel and in the other. Raises NotProven."""
     count = min(len(source), len(copy))
+    tolerance, least = job.tolerance, job.floor**2 * LEVEL_PART
     left = math.sqrt(tolerance.left)
     # A hole of 30 ms holds a whole part, also if it covers the rest of less than 10 ms.
     for at, (sound, own, *other) in zip(range(0, count - LEVEL_PART + 1, LEVEL_PART), parts):
