@@ -4352,15 +4352,15 @@ OUR_TAG = re.compile(
 def provenance(path: str) -> Optional[int]:
     """Returns the bit/s in the tag of a copy of ours (`Target.tag`), None if it has none. Raises
     OSError."""
-    with open_regular(path) as file:
+    tags = b""
+    with open_regular(path) as file, suppress(Refusal):
         window = Window(file.fileno())
         tags = window.at(0, HEAD_BYTES)
         if tags[4:8] == b"ftyp":  # the tags of an MP4 may stand anywhere
             tags = b""
-            with suppress(Refusal):
-                for name, body, size in MP4.walk(window):
-                    if name == "udta":
-                        tags = window.at(body, min(size, HEAD_BYTES))
+            for name, body, size in MP4.walk(window):
+                if name == "udta":
+                    tags = window.at(body, min(size, HEAD_BYTES))
     found = OUR_TAG.search(tags)
     return round(float(found[1]) * 1000) if found else None
 
@@ -5178,14 +5178,14 @@ class Transcoder:
         self.ended: Optional[ToolError] = None  # why nothing more is tried
 
     def process(self, jobs: Sequence[Job]) -> None:
-        """Proves every job, or sets its problem (Refusal, NotProven, OSError). Raises Stopped,
-        ServiceError."""
+        """Proves every job, or sets its problem (Refusal, NotProven, OSError). Where a low rate does
+        not prove true, tries a high one. Raises Stopped, ServiceError."""
         self.divide(jobs, self.pipe, self.encode)
         self.divide(jobs, self.verify, self.verify)
         for job in jobs:
             problem, is_low = job.problem, job.tolerance.kilobits < FAITHFUL
             if is_low and job.encodes and isinstance(problem, NotProven):
-                # If a copy at a high rate proves true, the codec is to blame and not ffmpeg.
+                # If a copy at a high rate proves true, the codec is to blame and no liar.
                 job.target = job.target._replace(bitrate=2 * CHANNEL_RATE)
                 job.problem, job.is_decoded, job.most = None, False, math.inf
                 self.divide([job], self.encode, self.encode)
