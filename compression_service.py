@@ -3942,12 +3942,10 @@ class Adopt(Compress):
         try:
             if not (job.problem or self.take.proven_copy):
                 check_claim(self, job, run.stop)
+            super().finish(run, job)
         except NotProven as error:
-            job.problem = error
-        if isinstance(job.problem, NotProven):
-            other = f"{self.target_path} is not a copy of it ({job.problem})"
-            raise Refusal(Reason.NAME_TAKEN, other)
-        super().finish(run, job)
+            other = f"{self.target_path} is not a copy of it ({error})"
+            raise Refusal(Reason.NAME_TAKEN, other) from None
 
     def put(self, library: Library) -> None:
         expect(is_same(library.path(self.target_path), self.copy_seen))
@@ -5178,13 +5176,13 @@ class Transcoder:
         self.ended: Optional[ToolError] = None  # why nothing more is tried
 
     def process(self, jobs: Sequence[Job]) -> None:
-        """Proves every job, or sets its problem (Refusal, NotProven, OSError). Where a low rate does
-        not prove true, tries a high one. Raises Stopped, ServiceError."""
+        """Proves every job, or sets its problem (Refusal, NotProven, OSError). Where a low rate
+        does not prove true, tries a high one. Raises Stopped, ServiceError."""
         self.divide(jobs, self.pipe, self.encode)
         self.divide(jobs, self.verify, self.verify)
         for job in jobs:
-            problem, is_low = job.problem, job.tolerance.kilobits < FAITHFUL
-            if is_low and job.encodes and isinstance(problem, NotProven):
+            problem = job.problem
+            if job.encodes and job.tolerance.kilobits < FAITHFUL and isinstance(problem, NotProven):
                 # If a copy at a high rate proves true, the codec is to blame and no liar.
                 job.target = job.target._replace(bitrate=2 * CHANNEL_RATE)
                 job.problem, job.is_decoded, job.most = None, False, math.inf
