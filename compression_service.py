@@ -4470,8 +4470,7 @@ class Container(NamedTuple):
             stop = end if size is None else body + size
             is_part = is_allowed and (stop <= end or end == window.size)
             if not is_part and body <= window.size:
-                rest = window.size - offset
-                raise damaged(f"the {rest} bytes from byte {offset} on are no part of it")
+                raise damaged(f"what stands at byte {offset} of {window.size} is no part of it")
             reached = stop
             if name in self.parts:
                 inner = (*parents, name)
@@ -4529,6 +4528,7 @@ B5 SamplingFrequency Audio
 E7 Timestamp Cluster
 A7 Position Cluster
 AB PrevSize Cluster
+5854 SilentTracks Cluster
 A3 SimpleBlock Cluster
 A0 BlockGroup Cluster
 A1 Block BlockGroup
@@ -4536,6 +4536,8 @@ A1 Block BlockGroup
 FB ReferenceBlock BlockGroup
 FA ReferencePriority BlockGroup
 A4 CodecState BlockGroup
+8E Slices BlockGroup
+FD ReferenceVirtual BlockGroup
 75A1 BlockAdditions BlockGroup
 75A2 DiscardPadding BlockGroup
 1C53BB6B Cues Segment
