@@ -140,6 +140,22 @@ class WithoutOpusHead(FormatCase):
         self.assert_all_compressed()
 
 
+class Elements(FormatCase):
+    def test_old_ones_are_no_reason_and_unknown_ones_are_told_where_they_stand(self) -> None:
+        packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        for name, odd in (("old", 0x5854), ("unknown", 0x5855)):
+            content = header(head=opus_head())
+            for stamp, data in packets:
+                group = element(0xA1, b"\x81\0\0\0" + data) + element(0x8E, b"")
+                parts = element(0xE7, number(stamp, 8)) + element(odd, b"") + element(0xA0, group)
+                content += element(0x1F43B675, parts)
+            self.add_bytes(content, f"{name}.webm")
+        at = (self.library / "unknown.webm").read_bytes().index(b"\x58\x55")
+        ran = self.run_cli("--json")
+        self.assert_kept(ran, "unknown.webm", f"what stands at byte {at} of")
+        self.assert_compressed("old.webm")
+
+
 class TrackNumbers(FormatCase):
     def test_a_track_has_any_number(self) -> None:
         for name, track in (("two", 200), ("four", 10_000_000)):
