@@ -36,7 +36,7 @@ STOP = signal.SIGUSR1
 # and that of a distribution, which loads 200 libraries, in 65.
 WITH_FFMPEG_ON_PATH = (
     *("test_fuzz", "test_hostile", "test_players", "test_probe", "test_prove", "test_tools"),
-    *("test_versions", "test_whole_proof", "test_whole_run"),
+    "test_versions",
 )
 # The slowest first, until a run has measured them here. The players wait for what they play.
 SLOWEST_MODULES = (

@@ -584,12 +584,13 @@ class TagsAndChapters(ProofCase):
                 ran = self.run_cli("--json", "--format", form, *arguments)
                 self.assertEqual((ran.code, ran.summary["compressed"]), (0, 3), ran.out + ran.err)
                 self.assert_kept(ran, "a.webm", "has chapters")
-                second, third, last = (self.told(f"{name}.{form}") for name in "bcd")
-                self.assertIn("title=Container", second)
-                self.assertNotIn("title=Container", third + last)
-                self.assertTrue("Stream" in third and "Me" in third, third)
-                self.assertNotIn("itle=", last)
-                self.assertNotIn("[CHAPTER]", second + third + last)
+                # Ogg has names in any case, and ffmpeg 4.1 writes them in capitals.
+                second, third, last = (self.told(f"{name}.{form}").lower() for name in "bcd")
+                self.assertIn("title=container", second)
+                self.assertNotIn("title=container", third + last)
+                self.assertTrue("stream" in third and "me" in third, third)
+                self.assertNotIn("title=", last)
+                self.assertNotIn("[chapter]", second + third + last)
                 self.assertEqual(self.run_cli("check").code, 0)
 
 
