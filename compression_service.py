@@ -7241,17 +7241,17 @@ def done_last(library: Library) -> list[str]:
     history backwards: any number of idle runs may follow, and a killed run has no record."""
     words = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED, Action.DELETED)
     history = library.history
-    offsets = sorted(itertools.chain(*history.lines.values()))
+    offsets = sorted(itertools.chain(*history.lines.values()), reverse=True)
     begun, ended = math.inf, 0.0
-    while offsets and not ended:
-        for record in history.read([offsets.pop()]):
-            with suppress(*ODD):
-                past = Past.of(record.get("past", record))
-                when = iso(past.time)  # a failed restore repeats a past, under its own date
-                if past.action in words and record.get("date", when) == when:
-                    ended = past.time
-                elif not past.action:  # the record of a run, which has the time of its start
-                    begun = past.time
+    for record in history.read(offsets):
+        with suppress(*ODD):
+            past = Past.of(record.get("past", record))
+            when = iso(past.time)  # a failed restore repeats a past, under its own date
+            if past.action in words and record.get("date", when) == when:
+                ended = past.time
+                break
+            if not past.action:  # the record of a run, which has the time of its start
+                begun = past.time
     return [
         library.path(stem + SOURCE_SUFFIX)
         for stem, past in history.pasts.items()
@@ -7915,19 +7915,20 @@ class History:
     def lines(self) -> dict[Optional[bytes], list[int]]:
         """Returns where the lines of each folder begin, by its name in JSON; of runs by None."""
         lines: dict[Optional[bytes], list[int]] = {}
-        try:
-            file = open_regular(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return lines
-        except OSError as error:
-            raise ServiceError(f"The history cannot be read: {explain(error)}.") from None
         offset = 0
-        with file:
-            for line in iter(partial(file.readline, LONGEST_LINE), b""):
+        try:
+            for line in self.each_line():
                 if line.startswith(BEGINNING):
                     lines.setdefault(self.add_to_checksum(line), []).append(offset)
                 offset += len(line)
+        except OSError as error:
+            raise ServiceError(f"The history cannot be read: {explain(error)}.") from None
         return lines
+
+    def each_line(self) -> Iterator[bytes]:
+        """Yields all lines, none without a history. Raises OSError."""
+        with suppress(FileNotFoundError, NotADirectoryError), open_regular(self.path) as file:
+            yield from iter(partial(file.readline, LONGEST_LINE), b"")
 
     def add_to_checksum(self, line: bytes) -> Optional[bytes]:
         """Returns the folder of a line, as `lines` names it."""
@@ -7943,16 +7944,17 @@ class History:
         """Returns a checksum of all lines on takes of a folder: somebody may have edited them."""
         return self.checksums.get(as_json(folder), 0) if self.lines is not None else 0
 
-    def read(self, offsets: Sequence[int]) -> list[Mapping[str, Any]]:
-        """The objects in these lines."""
-        found = []
-        if offsets:
-            with open_regular(self.path) as file:
-                for offset in offsets:
-                    file.seek(offset)
-                    with suppress(ValueError, RecursionError):
-                        found.append(json.loads(file.readline(LONGEST_LINE)))
-        return [record for record in found if isinstance(record, dict)]
+    def read(self, offsets: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+        """Yields the objects in these lines, read as they are asked for. Raises OSError."""
+        if not offsets:
+            return
+        with open_regular(self.path) as file:
+            for offset in offsets:
+                file.seek(offset)
+                with suppress(ValueError, RecursionError):
+                    record = json.loads(file.readline(LONGEST_LINE))
+                    if isinstance(record, dict):
+                        yield record
 
     def in_folder(self, folder: str) -> dict[str, Past]:
         """The pasts of its takes, by stem."""
@@ -7985,35 +7987,35 @@ class History:
         """Returns the folders in which a recording has, or had, one of these ids. Reads lines and
         no pasts, as those of all take long to make."""
         keys = set[Optional[bytes]]()
-        with suppress(FileNotFoundError), open_regular(self.path) as file:
-            for line in iter(partial(file.readline, LONGEST_LINE), b""):
-                found, folder = IDS.search(line), LINE.match(line)
-                with suppress(ValueError):
-                    if found and folder and not ids.isdisjoint(json.loads(found[1])):
-                        keys.add(folder[1])
+        for line in self.each_line():
+            found, folder = IDS.search(line), LINE.match(line)
+            with suppress(ValueError):
+                if found and folder and not ids.isdisjoint(json.loads(found[1])):
+                    keys.add(folder[1])
         return self.folders(keys)
+
+    def newest_runs(self) -> Iterator[Mapping[str, Any]]:
+        """Yields the records of runs and restores, the newest first. Each has its `time`."""
+        for record in self.read(self.lines.get(None, ())[::-1]):
+            if 0 < finite(record.get("time")) < LATEST:
+                yield record
 
     @cached_property
     def last_run(self) -> Mapping[str, Any]:
         """Returns the newest record of a run, or an empty one. Any number of others may follow."""
-        for offset in reversed(self.lines.get(None, ())):
-            for record in self.read([offset]):
-                if record.get("type") == "run" and 0 < finite(record.get("time")) < LATEST:
-                    return record
-        return {}
+        runs = (record for record in self.newest_runs() if record.get("type") == "run")
+        return next(runs, {})
 
-    @cached_property
+    @property
     def runs(self) -> Sequence[Mapping[str, Any]]:
-        """The newest records of runs, oldest first: for statistics, doctor and the clock.
-        Each has its `time` and `date`."""
-        records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
-        return [record for record in records if 0 < finite(record.get("time")) < LATEST]
+        """Returns the newest records of runs and restores, the oldest first."""
+        return [*itertools.islice(self.newest_runs(), RUNS_REMEMBERED)][::-1]
 
     def note_on(self, folder: str) -> Mapping[str, Any]:
         """Returns the last note on a folder (`folder_note`), if nothing has become of its takes
         since."""
-        last = self.read(self.lines.get(as_json(folder), ())[-1:])
-        return last[0] if last and last[0].get("type") == "folder" else {}
+        last = next(self.read(self.lines.get(as_json(folder), ())[-1:]), {})
+        return last if last.get("type") == "folder" else {}
 
     @property
     def path(self) -> str:
