@@ -7163,23 +7163,14 @@ def command_restore(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
     report.open_log()
-    asked = with_more_than_copies(run, asked_for(run))
     with run.open(locks=not config.dry_run):
         if run.is_locked:
             try_commits(run.library)
         with run.finishing():
-            run.carry_out(map(partial(brought_back, run), asked))
+            run.carry_out(moves_asked_for(run))
     summary = report.summary()
     if run.is_locked:
         run.note(summary)
-
-
-def brought_back(run: Run, recording: Recording) -> list[Move]:
-    """Returns the moves that bring back a recording that was asked for. Its documents are looked
-    at, even if it has none: an earlier restore may have been cut short."""
-    if run.is_locked:
-        run.committer.folders.add(recording.folder)
-    return moves_back(recording, run.config)
 
 
 def asked_for(run: Run) -> Iterator[Recording]:
@@ -7259,13 +7250,16 @@ def done_last(library: Library) -> list[str]:
     ]
 
 
-def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """Yields the recordings that may have something to bring back. Reports the others in one
-    sentence: of these, copies are left and no originals."""
+def moves_asked_for(run: Run) -> Iterator[list[Move]]:
+    """Yields the moves that bring back each recording that was asked for. Its documents are looked
+    at, even if it has none: an earlier restore may have been cut short. Reports in one sentence
+    those of which copies are left and no originals."""
     copies: list[Take] = []
-    for recording in recordings:
+    for recording in asked_for(run):
         if any(map(may_come_back, recording.takes)):
-            yield recording
+            if run.is_locked:
+                run.committer.folders.add(recording.folder)
+            yield moves_back(recording, run.config)
         else:
             copies += [take for take in recording.takes if take.copy]
     if copies:
