@@ -3091,15 +3091,15 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
     is_spoken = is_spoken or has_words(text, members.get("full_transcription", nothing))
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
-    rest = few_names(text, Span(root.start, begin), Span(end, root.end))
+    names, keys = few_names(text, Span(root.start, begin), Span(end, root.end))
     texts = {key: value for key, value in said.items() if isinstance(value, str)}
     location = texts.get("archive_location", "")
     id_ = key_of(said.get("id"))
     return chunks._replace(
         name=name,
         id=id_,
-        files=shared(chunks.files.union(value for _, value, is_key in rest if not is_key)),
-        stuck=chunks.stuck.union(value for _, value, is_key in rest if is_key),
+        files=shared(chunks.files | names),
+        stuck=chunks.stuck | keys,
         listed=id_ != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
         has_text=chunks.has_text or is_spoken,
         is_deleted=said.get("audio_deleted") is True,
@@ -3113,23 +3113,25 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
 def chunks_of(data: bytes) -> Sidecar:
     """Returns what a sidecar with these `chunks` says of files. Raises Flaw."""
     text = JsonText(data)
-    names = few_names(text, text.root)
+    names, keys = few_names(text, text.root)
     awaited, durations = set[str](), dict[str, float]()
     # A short list is taken in as a whole, which is faster.
     rows = text.value(text.root) or (row for _, row in text.rows(text.root, CHUNK_MEMBERS))
     for chunk in rows if text.is_list(text.root) else ():
         row = chunk if isinstance(chunk, dict) else {"file": chunk}
-        called = audio_names([row["file"]] if "file" in row else row.values())
+        values = [row["file"]] if "file" in row else row.values()
+        texts = (value for value in values if isinstance(value, str))
+        called = [text for text in texts if text.lower().endswith(AUDIO_SUFFIXES)]
         if len(called) == 1:
             awaited.add(called[0])
             stem = stem_of(basename(plain_path(called[0])))
             durations[folded(stem)] = finite(row.get("duration"))
-    files = shared(frozenset(value for _, value, is_key in names if not is_key))
+    files = shared(names)
     return Sidecar(
         name="",
         files=files,
         own=files,
-        stuck=frozenset(value for _, value, is_key in names if is_key),
+        stuck=keys,
         awaited=frozenset(awaited),
         durations=durations,
         has_text=has_words(text, text.root, "segments", "text"),
@@ -3148,19 +3150,15 @@ def has_words(text: JsonText, span: Span, *keys: str) -> bool:
     return is_text and any(map(str.isprintable, text.value(span).replace(" ", "")))
 
 
-def audio_names(values: Iterable[Any]) -> list[str]:
-    texts = (value for value in values if isinstance(value, str))
-    return [text for text in texts if text.lower().endswith(AUDIO_SUFFIXES)]
-
-
-def few_names(text: JsonText, *spans: Span) -> list[tuple[Span, str, bool]]:
-    """Returns every string in some parts of a sidecar that may be a file's name. Raises Flaw, and
-    OSError if they are so many that they would fill the memory."""
+def few_names(text: JsonText, *spans: Span) -> tuple[frozenset[str], frozenset[str]]:
+    """Returns every string in some parts of a sidecar that may be a file's name: values, and keys.
+    Raises Flaw, and OSError if they are so many that they would fill the memory."""
     found = itertools.chain.from_iterable(map(text.names, spans))
     names = list(itertools.islice(found, MOST_NAMES + 1))
     if len(names) > MOST_NAMES:
         raise OSError(errno.EFBIG, f"it names more than {MOST_NAMES:,} files")
-    return names
+    keys = frozenset(value for _, value, is_key in names if is_key)
+    return frozenset(value for _, value, is_key in names if not is_key), keys
 
 
 @lru_cache
