@@ -1794,16 +1794,16 @@ class Run:
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
-        """Stop signals and tools, and for who `locks` the library, as a run and restore do: staging
-        and committer."""
+        """Stop signals, tools and staging, and for who `locks` the library, as a run and restore
+        do, the committer."""
         with stop_signals() as self.stop, ExitStack() as stack:
             self.tools = Tools(self.stop)
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
-            self.trials = Trials(self.library)
+            self.staging = Staging(self.library)
+            self.trials = Trials(self.library, self.staging if locks else None)
             if locks:
                 stack.enter_context(self.library.lock())
-                self.staging = stack.enter_context(Staging(self.library))
-                self.trials = Trials(self.library, self.staging)
+                stack.enter_context(self.staging)
                 self.library.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
                 self.is_locked = True
@@ -6721,7 +6721,6 @@ class Archive:
         self.base = target + slash
         self.root = f"{self.base}archive-of-{run.library.name}"
         self.mark = self.location(f"{OWN_FOLDER}/{ID_NAME}")
-        self.token = os.urandom(4).hex()
         self.visited: dict[str, bool] = {}  # whether anything was there in a folder, by its path
         self.refusal = ""  # why this run uploads nothing more
 
@@ -6778,17 +6777,13 @@ class Archive:
         """Raises ServiceError unless the archive takes a small file under a plain name. The file is
         this program, which is always there."""
         source = realpath(__file__)
-        there = self.location(self.new_name())
+        there = self.location(self.run.staging.new_name())
         try:
             self.deliver(source, there, digest_of(source))
             with suppress(Refusal, OSError):
                 self.remove(there)
         except (Refusal, OSError) as error:
             raise self.takes_nothing(error) from None
-
-    def new_name(self) -> str:
-        """Returns a name of this run alone, which a later run removes."""
-        return STAGED_NAME.format(self.token, next(Staging.numbers))
 
     def takes_nothing(self, error: Exception) -> ServiceError:
         """Returns the error that ends the run."""
@@ -6850,7 +6845,7 @@ class Archive:
         So nothing that a killed run left at work can replace or remove it. The name holds a part of
         the real one: what cannot be there is refused before it is copied."""
         folder, name = os.path.split(there)
-        part = f"{folder}/{self.new_name()}.{name[:40]}.part"
+        part = f"{folder}/{self.run.staging.new_name()}.{name[:40]}.part"
         try:
             self.send(source, part)
             if self.digest(part) != digest:
@@ -8966,11 +8961,14 @@ class Staging:
         """Removes the unfinished files of this run."""
         remove_all(self.made)
 
+    def new_name(self) -> str:
+        """Returns a name of this run alone, which a later run removes."""
+        return STAGED_NAME.format(self.token, next(self.numbers))
+
     def beside(self, target: str) -> str:
         """Returns a new empty staged file in the target's folder; absolute paths. Raises
         OSError."""
-        name = STAGED_NAME.format(self.token, next(self.numbers))
-        staged = join(dirname(target), name)
+        staged = join(dirname(target), self.new_name())
         try:
             descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -9699,8 +9697,7 @@ def examine_library(run: Run) -> Iterator[tuple[str, int]]:
 def foresee_all(run: Run, moves: Sequence[Move]) -> list[tuple[str, int]]:
     """Tries in each folder what its commits need; returns what a run would say of that."""
     problems: dict[str, None] = {}
-    staging = Staging(run.library)
-    trials = Trials(run.library, staging)
+    trials = Trials(run.library, run.staging)
     for move in moves:
         if not move.outcome:
             with boundary(move.refuse):
@@ -9708,7 +9705,7 @@ def foresee_all(run: Run, moves: Sequence[Move]) -> list[tuple[str, int]]:
             if move.outcome:
                 why = f"{move.path}: {move.told()['reason']}."
                 problems[advice_on(move) or why] = None
-    remove_all(staging.made)
+    remove_all(run.staging.made)
     return [(problem, 1) for problem in problems][:NAMED]
 
 
