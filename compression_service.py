@@ -1201,7 +1201,8 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     Raises UsageError."""
     if words and words[0] in ("-h", "--help", "--version"):
         front_page().parse_args(words[:1])
-    at = place_of_command(words)
+    others = (at for at, flag in outline(words) if not flag)
+    at = next(others, len(words))
     name = words[at] if at < len(words) else "run"
     if name not in COMMANDS:
         check_flags(words[:at], "run")
@@ -1214,11 +1215,11 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     )
     for field in command.fields:
         add_flag(parser, field)
-    others = [*words[:at], *words[at + 1 :]]
-    if "--" in others:  # the intermixed parser forgets it
-        end = others.index("--")
-        others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
-    found = parser.parse_intermixed_args(others)
+    rest = [*words[:at], *words[at + 1 :]]
+    if "--" in rest:  # the intermixed parser forgets it
+        end = rest.index("--")
+        rest[end:] = [join(os.curdir, path) for path in rest[end + 1 :]]
+    found = parser.parse_intermixed_args(rest)
     found.command = name
     return found
 
@@ -1257,12 +1258,6 @@ Commands (without one, it is run):
 {}
 
 COMMAND --help lists its options and exit codes. Options may stand before it."""
-
-
-def place_of_command(words: Sequence[str]) -> int:
-    """Returns where the first word stands that is neither an option nor an option's value, or how
-    many words there are."""
-    return next((at for at, flag in outline(words) if not flag), len(words))
 
 
 def outline(words: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -9628,7 +9623,8 @@ def obstacles(run: Run) -> Iterator[tuple[str, int]]:
         yield pause, 1
     if config.dry_run:
         yield f'"dry_run" is set in {config.file}: no run changes anything.', 1
-    word = first_word(config.notify_command or "")
+    found = FIRST_WORD.match(config.notify_command or "")
+    word = os.path.expanduser(os.path.expandvars(found[2])) if found else ""
     if word and not is_known_to_shell(word, dirname(config.file)):
         text = f"The notify_command begins with {word}. No program on PATH has this name."
         yield text, 1
@@ -9646,23 +9642,23 @@ def obstacles(run: Run) -> Iterator[tuple[str, int]]:
         yield f"{LEFT_ALONE}{INDEX_NAME}: {explain(error)}.", 1
 
 
-def first_word(command: str) -> str:
-    """Returns the program that a command of the shell begins with. Returns "" if it begins with a
-    mark, or with what only the shell can expand."""
-    found = FIRST_WORD.match(command)
-    return os.path.expanduser(os.path.expandvars(found[2])) if found else ""
-
-
 def is_known_to_shell(word: str, folder: str) -> bool:
     """Returns whether the shell, started in a folder, finds a program or a word of its own."""
     if "/" in word:
         return bool(shutil.which(join(folder, word)))
+    return ends_well("/bin/sh", "-c", 'command -v "$1"', "sh", word)
+
+
+def ends_well(*command: str) -> bool:
+    """Returns whether a command can be run and succeeds."""
     with suppress(Refusal, ToolError):
-        Tools(Stop()).run(["/bin/sh", "-c", 'command -v "$1"', "sh", word], 0)
+        Tools(Stop()).run(command, 0)
         return True
     return False
 
 
+# The program that a command of the shell begins with, unless it begins with a mark, or with what
+# only the shell can expand.
 FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
 
 
@@ -9761,11 +9757,8 @@ def command_schedule(config: Config, report: Report) -> None:
 def lasting_python() -> str:
     """The system's, which outlives upgrades, where it will do; else the one that runs now."""
     system = "/usr/bin/python3"
-    try:
-        Tools(Stop()).run([system, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"], 0)
-    except (Refusal, ToolError):
-        return abspath(sys.executable)
-    return system
+    is_new = ends_well(system, "-c", "import sys; sys.exit(sys.version_info < (3, 9))")
+    return system if is_new else abspath(sys.executable)
 
 
 # cron makes a line break of a bare %, and mails what a run says.
