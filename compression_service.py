@@ -945,15 +945,11 @@ class Recording(NamedTuple):
         return list(dict.fromkeys(each.location for each in self.sidecars if each.location))
 
     @property
-    def location(self) -> str:
-        return next(iter(self.locations), "")
-
-    @property
     def is_witnessed(self) -> bool:
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
         is_missing = any(take.is_missing for take in self.takes)
-        is_said = self.location or any(sidecar.is_deleted for sidecar in self.sidecars)
+        is_said = self.locations or any(sidecar.is_deleted for sidecar in self.sidecars)
         return is_missing and bool(is_said)
 
 
@@ -6734,7 +6730,7 @@ class Archive:
             return
         self.answer()
         own = self.library.own(ID_NAME)
-        try:
+        with self.reached():
             names = self.names_in(dirname(self.mark))
             if "lock" in names:
                 raise ServiceError(
@@ -6748,15 +6744,13 @@ class Archive:
                     "removed; name another target in tiers. If it is this library's, whose "
                     f".compression folder was lost or removed, remove {self.mark} and run again."
                 )
-        except (Refusal, OSError) as error:
-            raise self.takes_nothing(error) from None
         self.was_marked = is_marked
 
     def leave_mark(self) -> None:
         """Leaves the library's mark, if there is none: its id, which is a random word and is made
         now if need be. Raises ServiceError."""
         own, folder = self.library.own(ID_NAME), dirname(self.mark)
-        try:
+        with self.reached():
             names = self.names_in(folder)
             self.sweep(folder, names)
             if not lexists(own):
@@ -6765,31 +6759,32 @@ class Archive:
                 flush_folder(dirname(own))
             if ID_NAME not in names:
                 self.deliver(own, self.mark, digest_of(own))
-        except (Refusal, OSError) as error:
-            raise self.takes_nothing(error) from None
 
     def try_upload(self) -> None:
         """Raises ServiceError unless the archive takes a small file under a plain name. The file is
         this program, which is always there."""
         source = realpath(__file__)
         there = self.location(self.run.staging.new_name())
-        try:
+        with self.reached():
             self.deliver(source, there, digest_of(source))
             with suppress(Refusal, OSError):
                 self.remove(there)
-        except (Refusal, OSError) as error:
-            raise self.takes_nothing(error) from None
 
-    def takes_nothing(self, error: Exception) -> ServiceError:
-        """Returns the error that ends the run."""
-        why = detail_of(error)
-        if is_full(error):
-            advice = "Nothing is removed here; make room and run again."
-            return NoSpaceError(f"No space left in {self.root}: {why}. {advice}")
-        return ServiceError(
-            f"The archive {self.root} takes nothing: {why}. Nothing is removed here; see to it "
-            "that files can be written there."
-        )
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Raises the ServiceError that ends the run after a Refusal or an OSError inside: the
+        archive takes nothing at all."""
+        try:
+            yield
+        except (Refusal, OSError) as error:
+            why = detail_of(error)
+            if is_full(error):
+                advice = "Nothing is removed here; make room and run again."
+                raise NoSpaceError(f"No space left in {self.root}: {why}. {advice}") from None
+            raise ServiceError(
+                f"The archive {self.root} takes nothing: {why}. Nothing is removed here; see to it "
+                "that files can be written there."
+            ) from None
 
     def put(self, move: Move) -> Place:
         """Puts one file there, proven, and returns its place. Raises Refusal, OSError, Stopped, and
@@ -6859,7 +6854,8 @@ class Archive:
         """After a file was not taken: raises ServiceError if the archive takes nothing at all, else
         Refusal: it is its name, its folder there or its size. That counts against the recording."""
         if is_full(error):
-            raise self.takes_nothing(error)
+            with self.reached():
+                raise error
         if reason_of(error) is Reason.ARCHIVE_REFUSED:
             raise error
         self.try_upload()
@@ -7355,13 +7351,14 @@ def make_folder(library: Library, path: str) -> None:
 def lead(recording: Recording, take: Take) -> Place:
     """Returns where a take without a record may be, by the name that its sidecars have for it.
     Raises Refusal."""
-    names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
+    names = itertools.chain(*(sidecar.own for sidecar in recording.sidecars))
     own = sorted(name for name in names if stem_of(name) == take.name)
     if not own:
         raise Refusal(
             Reason.NOT_RESTORED, f"{take.stem} is not here, and nothing says where it is archived"
         )
-    return Place(recording.location, own[0])  # a copy's suffix comes first
+    location = next(iter(recording.locations), "")
+    return Place(location, own[0])  # a copy's suffix comes first
 
 
 def prove_again(run: Run, move: BringBack) -> None:
@@ -7777,7 +7774,7 @@ def check_all(run: Run) -> str:
         for take in recording.takes:
             if take.copy or take.is_in_doubt or take.suspect:
                 copies.append(reread(take, recording))
-            elif not take.files and (take.past.place or recording.location):
+            elif not take.files and (take.past.place or recording.locations):
                 away.append((recording, take))
     run.losses.settle(run.losses.read(copies))
     lost, unread = report.counts[Action.LOST] + report.missed, report.errors
@@ -7812,7 +7809,7 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     for recording in recordings:
         is_left = any(take.state is not State.DELETED for take in recording.takes)
         for take in recording.takes:
-            if take.state is State.MISSING and recording.sidecars and not recording.location:
+            if take.state is State.MISSING and recording.sidecars and not recording.locations:
                 report.error(
                     f"{take.stem} is named by a sidecar, and neither here nor archived. Bring it "
                     "back, or remove it from the sidecar."
