@@ -2763,12 +2763,6 @@ class Library:
             return may_name_files(data) and next(entries(JsonText(data)), None) is not None
         return False
 
-    def index_digest(self) -> str:
-        """Returns the SHA-256 of the index, "" without a readable one."""
-        with suppress(OSError):
-            return digest_of(self.path(INDEX_NAME))
-        return ""
-
     def make_own(self) -> None:
         """Our folder, with the library's mode and owner; only for who locks the library or pauses
         it, as later a folder that is missing is a disk that is gone. Raises OSError."""
@@ -5897,11 +5891,11 @@ class Committer:
     def look_at_index(self) -> None:
         """Notes which entries of the index another program has turned back since our last run. It
         reads the history alone, so this is only a hint."""
-        self.index_digest = self.library.index_digest()
-        if self.index_digest in ("", self.run.last.get("index")):
-            return
+        path = self.library.path(INDEX_NAME)
         with suppress(Flaw, OSError):  # the next run looks again at one that cannot be read
-            self.compare_with_index(JsonText(read_regular(self.library.path(INDEX_NAME))))
+            self.index_digest = digest_of(path)
+            if self.index_digest != self.run.last.get("index"):
+                self.compare_with_index(JsonText(read_regular(path)))
 
     def compare_with_index(self, document: JsonText) -> None:
         """Notes the ids and folders of which an index may say what was true before. Raises Flaw."""
