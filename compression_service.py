@@ -403,8 +403,10 @@ class Refusal(Exception):
 
 
 def reason_of(error: Optional[Exception]) -> Optional[Reason]:
-    """Returns the reason of a Refusal, and of any other error none."""
-    return error.reason if isinstance(error, Refusal) else None
+    """Returns the reason of a Refusal, or of an error of the system that has one."""
+    if isinstance(error, Refusal):
+        return error.reason
+    return REASON_OF_ERRNO.get(getattr(error, "errno", 0))
 
 
 class NotProven(Refusal):
@@ -2603,7 +2605,7 @@ def is_read_only(path: str) -> bool:
 def failed_trial(where: str, error: OSError) -> ServiceError:
     """Returns the error for a run that cannot write to a place."""
     where = error.filename or where
-    if exit_code_of(error) == NoSpaceError.exit_code:
+    if is_full(error):
         return NoSpaceError(
             f"The disk of {where} is full. Nothing was changed; make room and run again."
         )
@@ -3855,8 +3857,7 @@ class Move:
         if isinstance(error, Refusal):
             self.outcome = Outcome(error.reason, error.detail)
         elif isinstance(error, OSError):
-            reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
-            self.outcome = Outcome(reason, detail)
+            self.outcome = Outcome(reason_of(error) or Reason.INPUT_OUTPUT, detail)
         elif isinstance(error, MemoryError):
             self.outcome = Outcome(Reason.TOOL_KILLED, "memory is short")
         else:
@@ -5826,7 +5827,7 @@ class Committer:
         if moves:
             return
         text = f"{LEFT_ALONE}{explain(error)}."
-        if exit_code_of(error) == NoSpaceError.exit_code:
+        if is_full(error):
             if self.report.exit_code != NoSpaceError.exit_code:
                 full = f"Too little disk space in {self.library.root}: {explain(error)}. "
                 self.report.error(f"{full}Make room and run again.", NoSpaceError.exit_code)
@@ -7085,7 +7086,7 @@ def detail_of(error: Exception) -> str:
 
 def is_full(error: Exception) -> bool:
     """Returns whether a disk or a quota is full."""
-    return reason_of(error) is Reason.NO_SPACE or exit_code_of(error) == NoSpaceError.exit_code
+    return reason_of(error) is Reason.NO_SPACE or isinstance(error, NoSpaceError)
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -9295,14 +9296,14 @@ class Report:
 
     def failed(self, error: Exception) -> str:
         """Reports the error that ends a command; returns its sentence."""
-        text, code = explain(error), exit_code_of(error)
-        if isinstance(error, OSError) and code == NoSpaceError.exit_code:
+        text = explain(error)
+        if isinstance(error, OSError) and is_full(error):
             text = f"The disk is full: {text}. Make room and run again."
         elif not isinstance(error, (ServiceError, Refusal, OSError)):
             self.log(trace_of(error), "ERROR")
             problem = "memory is short" if isinstance(error, MemoryError) else text
             text = f"Ended by a defect, or for want of something: {problem}. The log has more."
-        self.error(text, code)
+        self.error(text, exit_code_of(error))
         return text
 
     def announce(self, remark: str, is_urgent: bool = True) -> None:
@@ -9541,8 +9542,7 @@ def size_on_disk(take: Take) -> int:
 
 
 def exit_code_of(error: Exception) -> int:
-    is_full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
-    return NoSpaceError.exit_code if is_full else getattr(error, "exit_code", 1)
+    return NoSpaceError.exit_code if is_full(error) else getattr(error, "exit_code", 1)
 
 
 def printable(text: str) -> str:
