@@ -6608,8 +6608,9 @@ def rewrite(
 ) -> str:
     """Edits a JSON file. No other program's write to it is lost: the file is compared just before
     the exchange, and the displaced one just after. With `backup`, the file is first kept as
-    NAME.json.bak. The caller flushes the folder. Returns the SHA-256 of the true document, "" if
-    its owner has deleted it. Raises Flaw, Refusal, OSError."""
+    NAME.json.bak, unless that name is taken or too long. The caller flushes the folder. Returns
+    the SHA-256 of the true document, "" if its owner has deleted it. Raises Flaw, Refusal,
+    OSError."""
     with suppress(FileNotFoundError):
         for _ in range(REWRITES):
             try:
@@ -6619,7 +6620,10 @@ def rewrite(
             if edited is None:
                 return hashlib.sha256(data).hexdigest()
             if backup and not lexists(path + BACKUP_SUFFIX):
-                keep_backup(data, path, staging)
+                kept = staging.write(data, path)
+                with tolerated((errno.EEXIST, errno.ENAMETOOLONG)):
+                    place(kept, path + BACKUP_SUFFIX)
+                staging.discard(kept)
             staged = staging.write(edited, path)
             is_done = read_regular(path) == data and put(staged, path, edited, data)
             staging.discard(staged)
@@ -6627,15 +6631,6 @@ def rewrite(
                 return hashlib.sha256(edited).hexdigest()
         raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
     return ""
-
-
-def keep_backup(data: bytes, path: str, staging: Staging) -> None:
-    """Keeps a document as NAME.json.bak, unless that name is taken or too long. Raises Refusal,
-    OSError."""
-    kept = staging.write(data, path)
-    with tolerated((errno.EEXIST, errno.ENAMETOOLONG)):
-        place(kept, path + BACKUP_SUFFIX)
-    staging.discard(kept)
 
 
 def put(staged: str, path: str, ours: Optional[bytes], expected: Optional[bytes]) -> bool:
@@ -7169,7 +7164,10 @@ def asked_for(run: Run) -> Iterator[Recording]:
         path = PurePath(folder.path)
         whole = asked.keys() & set(map(str, (path, *path.parents)))
         for recording in run.recordings_in(folder) if whole or folder.path in folders else ():
-            met = whole | (asked.keys() & originals_of(recording))
+            sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
+            names = (*sidecars, *(take.name for take in recording.takes))
+            originals = {join(folder.path, name + SOURCE_SUFFIX) for name in names}
+            met = whole | (asked.keys() & originals)
             missed -= met
             if met:
                 yield recording
@@ -7194,13 +7192,6 @@ def every_folder(
             problem(f"The folder {path} cannot be read: this locale has no such name.")
         except OSError:  # the walk has reported it
             pass
-
-
-def originals_of(recording: Recording) -> set[str]:
-    """Returns the paths of originals that its files and sidecars would stand beside."""
-    sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
-    names = (*sidecars, *(take.name for take in recording.takes))
-    return {join(recording.folder, name + SOURCE_SUFFIX) for name in names}
 
 
 def done_last(library: Library) -> list[str]:
