@@ -9648,8 +9648,9 @@ def examine_ffmpeg(run: Run) -> Iterator[tuple[str, int]]:
 
 
 def examine_library(run: Run) -> Iterator[tuple[str, int]]:
-    """Tries all that its commits need, if our own folder is there to be locked."""
-    library = run.library
+    """Tries all that its commits need, if our own folder is there to be locked. Then tries in each
+    folder what its moves need, and yields what a run would say of that."""
+    library, problems = run.library, dict[str, None]()
     library.require(run.config.log_file)
     moves = list(itertools.chain(*run.plan()))
     read_signs(library)
@@ -9661,27 +9662,22 @@ def examine_library(run: Run) -> Iterator[tuple[str, int]]:
                 yield str(busy), 0
                 return
             try_commits(library)
-        problems = foresee_all(run, moves)
-    yield from problems
-    if not problems:
-        yield f"the library {library.root} can be written to; due: {len(moves)}", 0
-    for move in [move for move in moves if not move.is_whole][:1]:
-        run.try_ffmpeg_on(move)
-
-
-def foresee_all(run: Run, moves: Sequence[Move]) -> list[tuple[str, int]]:
-    """Tries in each folder what its commits need; returns what a run would say of that."""
-    problems: dict[str, None] = {}
-    trials = Trials(run.library, run.staging)
-    for move in moves:
-        if not move.outcome:
+        trials = Trials(library, run.staging)
+        for move in moves:
+            if move.outcome:
+                continue
             with boundary(move.refuse):
                 trials.foresee(move)
             if move.outcome:
                 why = f"{move.path}: {move.told()['reason']}."
                 problems[advice_on(move) or why] = None
-    remove_all(run.staging.made)
-    return [(problem, 1) for problem in problems][:NAMED]
+        remove_all(run.staging.made)
+    for problem in [*problems][:NAMED]:
+        yield problem, 1
+    if not problems:
+        yield f"the library {library.root} can be written to; due: {len(moves)}", 0
+    for move in [move for move in moves if not move.is_whole][:1]:
+        run.try_ffmpeg_on(move)
 
 
 def examine_archive(run: Run) -> Iterator[tuple[str, int]]:
@@ -9715,12 +9711,15 @@ def examine_state(run: Run) -> Iterator[tuple[str, int]]:
 def command_schedule(config: Config, report: Report) -> None:
     """Print what makes a run every night on this machine. Raises UsageError."""
     folder = dirname(Tools(Stop()).find("ffmpeg")[0])  # which may be one of the user's own
+    python = "/usr/bin/python3"  # the system's outlives upgrades, where it will do
+    if not ends_well(python, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"):
+        python = abspath(sys.executable)
     usual = resolve_config(argparse.Namespace(file=config.file or None))  # also if it changes
     library = config.recordings_dir
     words = [
         "/usr/bin/env",
         f"PATH={folder}:/usr/local/bin:/usr/bin:/bin",
-        lasting_python(),
+        python,
         abspath(__file__),
         "run",
         "--quiet",
@@ -9731,13 +9730,6 @@ def command_schedule(config: Config, report: Report) -> None:
         raise UsageError("A line break in a path: no scheduler takes it. Rename that folder first.")
     entry, quote = SCHEDULES[config.scheduler]
     report.write(entry.format(" ".join(map(quote, words))), sys.stdout, end="")
-
-
-def lasting_python() -> str:
-    """The system's, which outlives upgrades, where it will do; else the one that runs now."""
-    system = "/usr/bin/python3"
-    is_new = ends_well(system, "-c", "import sys; sys.exit(sys.version_info < (3, 9))")
-    return system if is_new else abspath(sys.executable)
 
 
 # cron makes a line break of a bare %, and mails what a run says.
