@@ -4215,7 +4215,7 @@ class Delete(Move):
             raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
         if size is None and place.location:
             leads = [f"{each}/{place.name}" for each in (place.location, *said)]
-            if not (archive.was_marked and all(map(archive.holds, leads))):
+            if not (archive.recognise() and all(map(archive.holds, leads))):
                 why = f"{leads[0]} is not found; do tiers name its archive, and is it mounted?"
                 raise Refusal(Reason.NOT_DELETED, why)
         return "" if size is None else there
@@ -6669,7 +6669,6 @@ class Archive:
     """One archive of one library: `TARGET/archive-of-NAME/PATH`. How its files are reached is for
     FolderArchive and RemoteArchive, whose methods raise Refusal, OSError and Stopped."""
 
-    was_marked: Optional[bool] = None  # with the library's mark, when a run first looked at it
     ends_at_refusal = False  # the first upload that is refused ends the run
     moves = True  # a file keeps its bytes when it is moved there
     # Raises ServiceError if it cannot be reached.
@@ -6710,11 +6709,11 @@ class Archive:
         """Raises ServiceError if the archive cannot be used."""
         self.recognise()
 
-    def recognise(self) -> None:
-        """Raises ServiceError if the archive does not answer, is itself a library, or has another
-        library's mark."""
-        if self.was_marked is not None:
-            return
+    @memoized
+    def recognise(self) -> bool:
+        """Returns whether the archive had the library's mark when this run first looked at it.
+        Raises ServiceError if it does not answer, is itself a library, or has another library's
+        mark."""
         self.answer()
         own = self.library.own(ID_NAME)
         with self.reached():
@@ -6731,7 +6730,7 @@ class Archive:
                     "removed; name another target in tiers. If it is this library's, whose "
                     f".compression folder was lost or removed, remove {self.mark} and run again."
                 )
-        self.was_marked = is_marked
+        return is_marked
 
     def leave_mark(self) -> None:
         """Leaves the library's mark, if there is none: its id, which is a random word and is made
@@ -6886,7 +6885,6 @@ class Archive:
         they are on record, else as the library's owner's. Returns what it was."""
         there, size = self.find(folder, place, said)
         if size is None:
-            self.answer()
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
         owned = place._replace(owner=owner_within(self.library, dirname(staged), place.owner))
         with self.read_back(there) as found:
@@ -7308,9 +7306,8 @@ def fetch_back(run: Run, move: Fetch) -> None:
     try:
         said = move.recording.locations
         move.place = found = archive.fetch(take.folder, place, said, move.staged)
-    except (Refusal, OSError) as error:
-        if reason_of(error) is not Reason.NOT_RESTORED:
-            archive.answer()  # else it is this recording's
+    except (Refusal, OSError):
+        archive.answer()  # else it is this recording's
         raise
     copy = move.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:
