@@ -2918,9 +2918,12 @@ class Library:
 
     def leads_away(self, path: str) -> bool:
         """Returns whether a link, or another library, stands on the way to a folder's files."""
-        parts = itertools.accumulate(path.split("/"), join) if path else ()
-        ways = [self.path(part) for part in parts]
-        return any(islink(way) or lexists(join(way, OWN_FOLDER)) for way in ways)
+        while path:
+            way = self.path(path)
+            if islink(way) or lexists(join(way, OWN_FOLDER)):
+                return True
+            path = dirname(path)
+        return False
 
     def folder_on_record(self, path: str) -> Folder:
         """Returns a folder as it is now: an empty one if it is gone or leads away. Raises OSError
@@ -2973,7 +2976,7 @@ def other_library(root: str) -> str:
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
-    for folder in (*map(str, list(PurePath(root).parents)[:2]), *below):
+    for folder in (dirname(root), dirname(dirname(root)), *below):
         if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
             return folder
     return ""
@@ -3173,12 +3176,11 @@ def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[s
     """Returns a sidecar with the names that its strings mean. It owns the files in `chunks`; else
     the file of its own stem; else the only file that it names, if it describes a recording."""
     files, own = called(sidecar.files), called(sidecar.own, sidecar.awaited)
+    if not (own or sidecar.flaw):
+        own = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
     is_owner = bool(own)
-    if not own and not sidecar.flaw:
-        beside = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
-        is_about_one = sidecar.listed and len(set(map(stem_of, files))) == 1
-        own = beside or (files if is_about_one else own)
-        is_owner = bool(beside)
+    if sidecar.listed and not own and len(set(map(stem_of, files))) == 1:
+        own = files
     return sidecar._replace(files=files, own=own, listed=bool(own), is_owner=is_owner)
 
 
