@@ -403,8 +403,10 @@ class Refusal(Exception):
 
 
 def reason_of(error: Optional[Exception]) -> Optional[Reason]:
-    """Returns the reason of a Refusal, and of any other error none."""
-    return error.reason if isinstance(error, Refusal) else None
+    """Returns the reason of a Refusal, or of an error of the system that has one."""
+    if isinstance(error, Refusal):
+        return error.reason
+    return REASON_OF_ERRNO.get(getattr(error, "errno", 0))
 
 
 class NotProven(Refusal):
@@ -945,15 +947,11 @@ class Recording(NamedTuple):
         return list(dict.fromkeys(each.location for each in self.sidecars if each.location))
 
     @property
-    def location(self) -> str:
-        return next(iter(self.locations), "")
-
-    @property
     def is_witnessed(self) -> bool:
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
         is_missing = any(take.is_missing for take in self.takes)
-        is_said = self.location or any(sidecar.is_deleted for sidecar in self.sidecars)
+        is_said = self.locations or any(sidecar.is_deleted for sidecar in self.sidecars)
         return is_missing and bool(is_said)
 
 
@@ -1201,7 +1199,8 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     Raises UsageError."""
     if words and words[0] in ("-h", "--help", "--version"):
         front_page().parse_args(words[:1])
-    at = place_of_command(words)
+    others = (at for at, flag in outline(words) if not flag)
+    at = next(others, len(words))
     name = words[at] if at < len(words) else "run"
     if name not in COMMANDS:
         check_flags(words[:at], "run")
@@ -1214,11 +1213,11 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
     )
     for field in command.fields:
         add_flag(parser, field)
-    others = [*words[:at], *words[at + 1 :]]
-    if "--" in others:  # the intermixed parser forgets it
-        end = others.index("--")
-        others[end:] = [join(os.curdir, path) for path in others[end + 1 :]]
-    found = parser.parse_intermixed_args(others)
+    rest = [*words[:at], *words[at + 1 :]]
+    if "--" in rest:  # the intermixed parser forgets it
+        end = rest.index("--")
+        rest[end:] = [join(os.curdir, path) for path in rest[end + 1 :]]
+    found = parser.parse_intermixed_args(rest)
     found.command = name
     return found
 
@@ -1257,12 +1256,6 @@ Commands (without one, it is run):
 {}
 
 COMMAND --help lists its options and exit codes. Options may stand before it."""
-
-
-def place_of_command(words: Sequence[str]) -> int:
-    """Returns where the first word stands that is neither an option nor an option's value, or how
-    many words there are."""
-    return next((at for at, flag in outline(words) if not flag), len(words))
 
 
 def outline(words: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -1794,16 +1787,16 @@ class Run:
 
     @contextmanager
     def open(self, locks: bool) -> Iterator[None]:
-        """Stop signals and tools, and for who `locks` the library, as a run and restore do: staging
-        and committer."""
+        """Stop signals, tools and staging, and for who `locks` the library, as a run and restore
+        do, the committer."""
         with stop_signals() as self.stop, ExitStack() as stack:
             self.tools = Tools(self.stop)
             self.transcoder = Transcoder(self.tools, self.config.verify_before_delete)
-            self.trials = Trials(self.library)
+            self.staging = Staging(self.library)
+            self.trials = Trials(self.library, self.staging if locks else None)
             if locks:
                 stack.enter_context(self.library.lock())
-                self.staging = stack.enter_context(Staging(self.library))
-                self.trials = Trials(self.library, self.staging)
+                stack.enter_context(self.staging)
                 self.library.history = History(self.library)  # another run may have been faster
                 self.committer = Committer(self)
                 self.is_locked = True
@@ -2612,7 +2605,7 @@ def is_read_only(path: str) -> bool:
 def failed_trial(where: str, error: OSError) -> ServiceError:
     """Returns the error for a run that cannot write to a place."""
     where = error.filename or where
-    if exit_code_of(error) == NoSpaceError.exit_code:
+    if is_full(error):
         return NoSpaceError(
             f"The disk of {where} is full. Nothing was changed; make room and run again."
         )
@@ -2698,6 +2691,8 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
 LOCK_SECONDS = 0.3
 COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1 on ext3 and HFS+
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
+# Behind a byte order mark or none.
+INDEX_BEGINS = re.compile(rb'[^\w\[{]*\{.*"recordings"\s*:\s*\[', re.DOTALL)
 HOLDER_BYTES = 200  # of what the lock file says
 MOST_NAMES = 1 << 16  # in a sidecar; each takes 300 bytes while it is edited
 RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an id
@@ -2769,12 +2764,6 @@ class Library:
             data = read_regular(self.path(INDEX_NAME))
             return may_name_files(data) and next(entries(JsonText(data)), None) is not None
         return False
-
-    def index_digest(self) -> str:
-        """Returns the SHA-256 of the index, "" without a readable one."""
-        with suppress(OSError):
-            return digest_of(self.path(INDEX_NAME))
-        return ""
 
     def make_own(self) -> None:
         """Our folder, with the library's mode and owner; only for who locks the library or pauses
@@ -2929,9 +2918,12 @@ class Library:
 
     def leads_away(self, path: str) -> bool:
         """Returns whether a link, or another library, stands on the way to a folder's files."""
-        parts = itertools.accumulate(path.split("/"), join) if path else ()
-        ways = [self.path(part) for part in parts]
-        return any(islink(way) or lexists(join(way, OWN_FOLDER)) for way in ways)
+        while path:
+            way = self.path(path)
+            if islink(way) or lexists(join(way, OWN_FOLDER)):
+                return True
+            path = dirname(path)
+        return False
 
     def folder_on_record(self, path: str) -> Folder:
         """Returns a folder as it is now: an empty one if it is gone or leads away. Raises OSError
@@ -2984,7 +2976,7 @@ def other_library(root: str) -> str:
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
-    for folder in (*map(str, list(PurePath(root).parents)[:2]), *below):
+    for folder in (dirname(root), dirname(dirname(root)), *below):
         if isdir(join(folder, OWN_FOLDER)) or has_index(folder):
             return folder
     return ""
@@ -3002,15 +2994,10 @@ def folders_in(path: str) -> list[str]:
 
 
 def has_index(folder: str) -> bool:
-    """Returns whether a folder has a master index: an object with a list `recordings`.
-    Of a large one only the beginning is read."""
-    path = join(folder, INDEX_NAME)
-    with suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
-        data = file.read(LARGEST_READ)
-        if len(data) == LARGEST_READ:
-            return bool(re.match(rb'\W*\{.*"recordings"\s*:\s*\[', data, re.DOTALL))
-        document = json.loads(data)
-        return isinstance(document, dict) and isinstance(document.get("recordings"), list)
+    """Returns whether a folder has a master index, by its beginning: an object with a list
+    `recordings`."""
+    with suppress(OSError), open_regular(join(folder, INDEX_NAME)) as file:
+        return INDEX_BEGINS.match(file.read(LARGEST_READ)) is not None
     return False
 
 
@@ -3091,15 +3078,15 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
     is_spoken = is_spoken or has_words(text, members.get("full_transcription", nothing))
     said = {key: text.value(members[key]) for key in SIDECAR_MEMBERS if key in members}
     chunks = chunks_of(text.data[begin:end] or b"[]")
-    rest = few_names(text, Span(root.start, begin), Span(end, root.end))
+    names, keys = few_names(text, Span(root.start, begin), Span(end, root.end))
     texts = {key: value for key, value in said.items() if isinstance(value, str)}
     location = texts.get("archive_location", "")
     id_ = key_of(said.get("id"))
     return chunks._replace(
         name=name,
         id=id_,
-        files=shared(chunks.files.union(value for _, value, is_key in rest if not is_key)),
-        stuck=chunks.stuck.union(value for _, value, is_key in rest if is_key),
+        files=shared(chunks.files | names),
+        stuck=chunks.stuck | keys,
         listed=id_ != "" or any(said.get(key) is not None for key in RECORDING_MEMBERS),
         has_text=chunks.has_text or is_spoken,
         is_deleted=said.get("audio_deleted") is True,
@@ -3113,23 +3100,25 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
 def chunks_of(data: bytes) -> Sidecar:
     """Returns what a sidecar with these `chunks` says of files. Raises Flaw."""
     text = JsonText(data)
-    names = few_names(text, text.root)
+    names, keys = few_names(text, text.root)
     awaited, durations = set[str](), dict[str, float]()
     # A short list is taken in as a whole, which is faster.
     rows = text.value(text.root) or (row for _, row in text.rows(text.root, CHUNK_MEMBERS))
     for chunk in rows if text.is_list(text.root) else ():
         row = chunk if isinstance(chunk, dict) else {"file": chunk}
-        called = audio_names([row["file"]] if "file" in row else row.values())
+        values = [row["file"]] if "file" in row else row.values()
+        texts = (value for value in values if isinstance(value, str))
+        called = [text for text in texts if text.lower().endswith(AUDIO_SUFFIXES)]
         if len(called) == 1:
             awaited.add(called[0])
             stem = stem_of(basename(plain_path(called[0])))
             durations[folded(stem)] = finite(row.get("duration"))
-    files = shared(frozenset(value for _, value, is_key in names if not is_key))
+    files = shared(names)
     return Sidecar(
         name="",
         files=files,
         own=files,
-        stuck=frozenset(value for _, value, is_key in names if is_key),
+        stuck=keys,
         awaited=frozenset(awaited),
         durations=durations,
         has_text=has_words(text, text.root, "segments", "text"),
@@ -3148,19 +3137,15 @@ def has_words(text: JsonText, span: Span, *keys: str) -> bool:
     return is_text and any(map(str.isprintable, text.value(span).replace(" ", "")))
 
 
-def audio_names(values: Iterable[Any]) -> list[str]:
-    texts = (value for value in values if isinstance(value, str))
-    return [text for text in texts if text.lower().endswith(AUDIO_SUFFIXES)]
-
-
-def few_names(text: JsonText, *spans: Span) -> list[tuple[Span, str, bool]]:
-    """Returns every string in some parts of a sidecar that may be a file's name. Raises Flaw, and
-    OSError if they are so many that they would fill the memory."""
+def few_names(text: JsonText, *spans: Span) -> tuple[frozenset[str], frozenset[str]]:
+    """Returns every string in some parts of a sidecar that may be a file's name: values, and keys.
+    Raises Flaw, and OSError if they are so many that they would fill the memory."""
     found = itertools.chain.from_iterable(map(text.names, spans))
     names = list(itertools.islice(found, MOST_NAMES + 1))
     if len(names) > MOST_NAMES:
         raise OSError(errno.EFBIG, f"it names more than {MOST_NAMES:,} files")
-    return names
+    keys = frozenset(value for _, value, is_key in names if is_key)
+    return frozenset(value for _, value, is_key in names if not is_key), keys
 
 
 @lru_cache
@@ -3191,12 +3176,11 @@ def with_names(sidecar: Sidecar, names: Names, called: Callable[..., frozenset[s
     """Returns a sidecar with the names that its strings mean. It owns the files in `chunks`; else
     the file of its own stem; else the only file that it names, if it describes a recording."""
     files, own = called(sidecar.files), called(sidecar.own, sidecar.awaited)
+    if not (own or sidecar.flaw):
+        own = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
     is_owner = bool(own)
-    if not own and not sidecar.flaw:
-        beside = frozenset(names.find(sidecar.stem + SOURCE_SUFFIX))
-        is_about_one = sidecar.listed and len(set(map(stem_of, files))) == 1
-        own = beside or (files if is_about_one else own)
-        is_owner = bool(beside)
+    if sidecar.listed and not own and len(set(map(stem_of, files))) == 1:
+        own = files
     return sidecar._replace(files=files, own=own, listed=bool(own), is_owner=is_owner)
 
 
@@ -3875,8 +3859,7 @@ class Move:
         if isinstance(error, Refusal):
             self.outcome = Outcome(error.reason, error.detail)
         elif isinstance(error, OSError):
-            reason = REASON_OF_ERRNO.get(error.errno or 0, Reason.INPUT_OUTPUT)
-            self.outcome = Outcome(reason, detail)
+            self.outcome = Outcome(reason_of(error) or Reason.INPUT_OUTPUT, detail)
         elif isinstance(error, MemoryError):
             self.outcome = Outcome(Reason.TOOL_KILLED, "memory is short")
         else:
@@ -4234,7 +4217,7 @@ class Delete(Move):
             raise Refusal(Reason.NOT_DELETED, f"{there} is not the file that went there")
         if size is None and place.location:
             leads = [f"{each}/{place.name}" for each in (place.location, *said)]
-            if not (archive.was_marked and all(map(archive.holds, leads))):
+            if not (archive.recognise() and all(map(archive.holds, leads))):
                 why = f"{leads[0]} is not found; do tiers name its archive, and is it mounted?"
                 raise Refusal(Reason.NOT_DELETED, why)
         return "" if size is None else there
@@ -5846,7 +5829,7 @@ class Committer:
         if moves:
             return
         text = f"{LEFT_ALONE}{explain(error)}."
-        if exit_code_of(error) == NoSpaceError.exit_code:
+        if is_full(error):
             if self.report.exit_code != NoSpaceError.exit_code:
                 full = f"Too little disk space in {self.library.root}: {explain(error)}. "
                 self.report.error(f"{full}Make room and run again.", NoSpaceError.exit_code)
@@ -5911,11 +5894,11 @@ class Committer:
     def look_at_index(self) -> None:
         """Notes which entries of the index another program has turned back since our last run. It
         reads the history alone, so this is only a hint."""
-        self.index_digest = self.library.index_digest()
-        if self.index_digest in ("", self.run.last.get("index")):
-            return
+        path = self.library.path(INDEX_NAME)
         with suppress(Flaw, OSError):  # the next run looks again at one that cannot be read
-            self.compare_with_index(JsonText(read_regular(self.library.path(INDEX_NAME))))
+            self.index_digest = digest_of(path)
+            if self.index_digest != self.run.last.get("index"):
+                self.compare_with_index(JsonText(read_regular(path)))
 
     def compare_with_index(self, document: JsonText) -> None:
         """Notes the ids and folders of which an index may say what was true before. Raises Flaw."""
@@ -6627,8 +6610,9 @@ def rewrite(
 ) -> str:
     """Edits a JSON file. No other program's write to it is lost: the file is compared just before
     the exchange, and the displaced one just after. With `backup`, the file is first kept as
-    NAME.json.bak. The caller flushes the folder. Returns the SHA-256 of the true document, "" if
-    its owner has deleted it. Raises Flaw, Refusal, OSError."""
+    NAME.json.bak, unless that name is taken or too long. The caller flushes the folder. Returns
+    the SHA-256 of the true document, "" if its owner has deleted it. Raises Flaw, Refusal,
+    OSError."""
     with suppress(FileNotFoundError):
         for _ in range(REWRITES):
             try:
@@ -6638,7 +6622,10 @@ def rewrite(
             if edited is None:
                 return hashlib.sha256(data).hexdigest()
             if backup and not lexists(path + BACKUP_SUFFIX):
-                keep_backup(data, path, staging)
+                kept = staging.write(data, path)
+                with tolerated((errno.EEXIST, errno.ENAMETOOLONG)):
+                    place(kept, path + BACKUP_SUFFIX)
+                staging.discard(kept)
             staged = staging.write(edited, path)
             is_done = read_regular(path) == data and put(staged, path, edited, data)
             staging.discard(staged)
@@ -6646,15 +6633,6 @@ def rewrite(
                 return hashlib.sha256(edited).hexdigest()
         raise OSError(errno.EBUSY, "Another program rewrites it without a pause", path)
     return ""
-
-
-def keep_backup(data: bytes, path: str, staging: Staging) -> None:
-    """Keeps a document as NAME.json.bak, unless that name is taken or too long. Raises Refusal,
-    OSError."""
-    kept = staging.write(data, path)
-    with tolerated((errno.EEXIST, errno.ENAMETOOLONG)):
-        place(kept, path + BACKUP_SUFFIX)
-    staging.discard(kept)
 
 
 def put(staged: str, path: str, ours: Optional[bytes], expected: Optional[bytes]) -> bool:
@@ -6693,7 +6671,6 @@ class Archive:
     """One archive of one library: `TARGET/archive-of-NAME/PATH`. How its files are reached is for
     FolderArchive and RemoteArchive, whose methods raise Refusal, OSError and Stopped."""
 
-    was_marked: Optional[bool] = None  # with the library's mark, when a run first looked at it
     ends_at_refusal = False  # the first upload that is refused ends the run
     moves = True  # a file keeps its bytes when it is moved there
     # Raises ServiceError if it cannot be reached.
@@ -6723,7 +6700,6 @@ class Archive:
         self.base = target + slash
         self.root = f"{self.base}archive-of-{run.library.name}"
         self.mark = self.location(f"{OWN_FOLDER}/{ID_NAME}")
-        self.token = os.urandom(4).hex()
         self.visited: dict[str, bool] = {}  # whether anything was there in a folder, by its path
         self.refusal = ""  # why this run uploads nothing more
 
@@ -6735,14 +6711,14 @@ class Archive:
         """Raises ServiceError if the archive cannot be used."""
         self.recognise()
 
-    def recognise(self) -> None:
-        """Raises ServiceError if the archive does not answer, is itself a library, or has another
-        library's mark."""
-        if self.was_marked is not None:
-            return
+    @memoized
+    def recognise(self) -> bool:
+        """Returns whether the archive had the library's mark when this run first looked at it.
+        Raises ServiceError if it does not answer, is itself a library, or has another library's
+        mark."""
         self.answer()
         own = self.library.own(ID_NAME)
-        try:
+        with self.reached():
             names = self.names_in(dirname(self.mark))
             if "lock" in names:
                 raise ServiceError(
@@ -6756,15 +6732,13 @@ class Archive:
                     "removed; name another target in tiers. If it is this library's, whose "
                     f".compression folder was lost or removed, remove {self.mark} and run again."
                 )
-        except (Refusal, OSError) as error:
-            raise self.takes_nothing(error) from None
-        self.was_marked = is_marked
+        return is_marked
 
     def leave_mark(self) -> None:
         """Leaves the library's mark, if there is none: its id, which is a random word and is made
         now if need be. Raises ServiceError."""
         own, folder = self.library.own(ID_NAME), dirname(self.mark)
-        try:
+        with self.reached():
             names = self.names_in(folder)
             self.sweep(folder, names)
             if not lexists(own):
@@ -6773,35 +6747,32 @@ class Archive:
                 flush_folder(dirname(own))
             if ID_NAME not in names:
                 self.deliver(own, self.mark, digest_of(own))
-        except (Refusal, OSError) as error:
-            raise self.takes_nothing(error) from None
 
     def try_upload(self) -> None:
         """Raises ServiceError unless the archive takes a small file under a plain name. The file is
         this program, which is always there."""
         source = realpath(__file__)
-        there = self.location(self.new_name())
-        try:
+        there = self.location(self.run.staging.new_name())
+        with self.reached():
             self.deliver(source, there, digest_of(source))
             with suppress(Refusal, OSError):
                 self.remove(there)
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Raises the ServiceError that ends the run after a Refusal or an OSError inside: the
+        archive takes nothing at all."""
+        try:
+            yield
         except (Refusal, OSError) as error:
-            raise self.takes_nothing(error) from None
-
-    def new_name(self) -> str:
-        """Returns a name of this run alone, which a later run removes."""
-        return STAGED_NAME.format(self.token, next(Staging.numbers))
-
-    def takes_nothing(self, error: Exception) -> ServiceError:
-        """Returns the error that ends the run."""
-        why = detail_of(error)
-        if is_full(error):
-            advice = "Nothing is removed here; make room and run again."
-            return NoSpaceError(f"No space left in {self.root}: {why}. {advice}")
-        return ServiceError(
-            f"The archive {self.root} takes nothing: {why}. Nothing is removed here; see to it "
-            "that files can be written there."
-        )
+            why = detail_of(error)
+            if is_full(error):
+                advice = "Nothing is removed here; make room and run again."
+                raise NoSpaceError(f"No space left in {self.root}: {why}. {advice}") from None
+            raise ServiceError(
+                f"The archive {self.root} takes nothing: {why}. Nothing is removed here; see to it "
+                "that files can be written there."
+            ) from None
 
     def put(self, move: Move) -> Place:
         """Puts one file there, proven, and returns its place. Raises Refusal, OSError, Stopped, and
@@ -6852,7 +6823,7 @@ class Archive:
         So nothing that a killed run left at work can replace or remove it. The name holds a part of
         the real one: what cannot be there is refused before it is copied."""
         folder, name = os.path.split(there)
-        part = f"{folder}/{self.new_name()}.{name[:40]}.part"
+        part = f"{folder}/{self.run.staging.new_name()}.{name[:40]}.part"
         try:
             self.send(source, part)
             if self.digest(part) != digest:
@@ -6871,7 +6842,8 @@ class Archive:
         """After a file was not taken: raises ServiceError if the archive takes nothing at all, else
         Refusal: it is its name, its folder there or its size. That counts against the recording."""
         if is_full(error):
-            raise self.takes_nothing(error)
+            with self.reached():
+                raise error
         if reason_of(error) is Reason.ARCHIVE_REFUSED:
             raise error
         self.try_upload()
@@ -6915,7 +6887,6 @@ class Archive:
         they are on record, else as the library's owner's. Returns what it was."""
         there, size = self.find(folder, place, said)
         if size is None:
-            self.answer()
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
         owned = place._replace(owner=owner_within(self.library, dirname(staged), place.owner))
         with self.read_back(there) as found:
@@ -7110,7 +7081,7 @@ def detail_of(error: Exception) -> str:
 
 def is_full(error: Exception) -> bool:
     """Returns whether a disk or a quota is full."""
-    return reason_of(error) is Reason.NO_SPACE or exit_code_of(error) == NoSpaceError.exit_code
+    return reason_of(error) is Reason.NO_SPACE or isinstance(error, NoSpaceError)
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -7163,23 +7134,14 @@ def command_restore(config: Config, report: Report) -> None:
     run = Run(config, report)
     run.library.require(config.log_file)
     report.open_log()
-    asked = with_more_than_copies(run, asked_for(run))
     with run.open(locks=not config.dry_run):
         if run.is_locked:
             try_commits(run.library)
         with run.finishing():
-            run.carry_out(map(partial(brought_back, run), asked))
+            run.carry_out(moves_asked_for(run))
     summary = report.summary()
     if run.is_locked:
         run.note(summary)
-
-
-def brought_back(run: Run, recording: Recording) -> list[Move]:
-    """Returns the moves that bring back a recording that was asked for. Its documents are looked
-    at, even if it has none: an earlier restore may have been cut short."""
-    if run.is_locked:
-        run.committer.folders.add(recording.folder)
-    return moves_back(recording, run.config)
 
 
 def asked_for(run: Run) -> Iterator[Recording]:
@@ -7202,7 +7164,10 @@ def asked_for(run: Run) -> Iterator[Recording]:
         path = PurePath(folder.path)
         whole = asked.keys() & set(map(str, (path, *path.parents)))
         for recording in run.recordings_in(folder) if whole or folder.path in folders else ():
-            met = whole | (asked.keys() & originals_of(recording))
+            sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
+            names = (*sidecars, *(take.name for take in recording.takes))
+            originals = {join(folder.path, name + SOURCE_SUFFIX) for name in names}
+            met = whole | (asked.keys() & originals)
             missed -= met
             if met:
                 yield recording
@@ -7229,29 +7194,22 @@ def every_folder(
             pass
 
 
-def originals_of(recording: Recording) -> set[str]:
-    """Returns the paths of originals that its files and sidecars would stand beside."""
-    sidecars = (sidecar.stem for sidecar in recording.sidecars if sidecar.listed)
-    names = (*sidecars, *(take.name for take in recording.takes))
-    return {join(recording.folder, name + SOURCE_SUFFIX) for name in names}
-
-
 def done_last(library: Library) -> list[str]:
     """Returns the absolute paths of all that the last run did that changed anything. Reads the
     history backwards: any number of idle runs may follow, and a killed run has no record."""
     words = (Action.COMPRESSED, Action.FREED, Action.ARCHIVED, Action.DELETED)
     history = library.history
-    offsets = sorted(itertools.chain(*history.lines.values()))
+    offsets = sorted(itertools.chain(*history.lines.values()), reverse=True)
     begun, ended = math.inf, 0.0
-    while offsets and not ended:
-        for record in history.read([offsets.pop()]):
-            with suppress(*ODD):
-                past = Past.of(record.get("past", record))
-                when = iso(past.time)  # a failed restore repeats a past, under its own date
-                if past.action in words and record.get("date", when) == when:
-                    ended = past.time
-                elif not past.action:  # the record of a run, which has the time of its start
-                    begun = past.time
+    for record in history.read(offsets):
+        with suppress(*ODD):
+            past = Past.of(record.get("past", record))
+            when = iso(past.time)  # a failed restore repeats a past, under its own date
+            if past.action in words and record.get("date", when) == when:
+                ended = past.time
+                break
+            if not past.action:  # the record of a run, which has the time of its start
+                begun = past.time
     return [
         library.path(stem + SOURCE_SUFFIX)
         for stem, past in history.pasts.items()
@@ -7259,13 +7217,16 @@ def done_last(library: Library) -> list[str]:
     ]
 
 
-def with_more_than_copies(run: Run, recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """Yields the recordings that may have something to bring back. Reports the others in one
-    sentence: of these, copies are left and no originals."""
+def moves_asked_for(run: Run) -> Iterator[list[Move]]:
+    """Yields the moves that bring back each recording that was asked for. Its documents are looked
+    at, even if it has none: an earlier restore may have been cut short. Reports in one sentence
+    those of which copies are left and no originals."""
     copies: list[Take] = []
-    for recording in recordings:
+    for recording in asked_for(run):
         if any(map(may_come_back, recording.takes)):
-            yield recording
+            if run.is_locked:
+                run.committer.folders.add(recording.folder)
+            yield moves_back(recording, run.config)
         else:
             copies += [take for take in recording.takes if take.copy]
     if copies:
@@ -7347,9 +7308,8 @@ def fetch_back(run: Run, move: Fetch) -> None:
     try:
         said = move.recording.locations
         move.place = found = archive.fetch(take.folder, place, said, move.staged)
-    except (Refusal, OSError) as error:
-        if reason_of(error) is not Reason.NOT_RESTORED:
-            archive.answer()  # else it is this recording's
+    except (Refusal, OSError):
+        archive.answer()  # else it is this recording's
         raise
     copy = move.copy = File(found.name, found.size, found.mtime_ns)
     if not take.past.place:
@@ -7373,13 +7333,14 @@ def make_folder(library: Library, path: str) -> None:
 def lead(recording: Recording, take: Take) -> Place:
     """Returns where a take without a record may be, by the name that its sidecars have for it.
     Raises Refusal."""
-    names = frozenset[str]().union(*(sidecar.own for sidecar in recording.sidecars))
+    names = itertools.chain(*(sidecar.own for sidecar in recording.sidecars))
     own = sorted(name for name in names if stem_of(name) == take.name)
     if not own:
         raise Refusal(
             Reason.NOT_RESTORED, f"{take.stem} is not here, and nothing says where it is archived"
         )
-    return Place(recording.location, own[0])  # a copy's suffix comes first
+    location = next(iter(recording.locations), "")
+    return Place(location, own[0])  # a copy's suffix comes first
 
 
 def prove_again(run: Run, move: BringBack) -> None:
@@ -7795,7 +7756,7 @@ def check_all(run: Run) -> str:
         for take in recording.takes:
             if take.copy or take.is_in_doubt or take.suspect:
                 copies.append(reread(take, recording))
-            elif not take.files and (take.past.place or recording.location):
+            elif not take.files and (take.past.place or recording.locations):
                 away.append((recording, take))
     run.losses.settle(run.losses.read(copies))
     lost, unread = report.counts[Action.LOST] + report.missed, report.errors
@@ -7830,7 +7791,7 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
     for recording in recordings:
         is_left = any(take.state is not State.DELETED for take in recording.takes)
         for take in recording.takes:
-            if take.state is State.MISSING and recording.sidecars and not recording.location:
+            if take.state is State.MISSING and recording.sidecars and not recording.locations:
                 report.error(
                     f"{take.stem} is named by a sidecar, and neither here nor archived. Bring it "
                     "back, or remove it from the sidecar."
@@ -7915,19 +7876,20 @@ class History:
     def lines(self) -> dict[Optional[bytes], list[int]]:
         """Returns where the lines of each folder begin, by its name in JSON; of runs by None."""
         lines: dict[Optional[bytes], list[int]] = {}
-        try:
-            file = open_regular(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return lines
-        except OSError as error:
-            raise ServiceError(f"The history cannot be read: {explain(error)}.") from None
         offset = 0
-        with file:
-            for line in iter(partial(file.readline, LONGEST_LINE), b""):
+        try:
+            for line in self.each_line():
                 if line.startswith(BEGINNING):
                     lines.setdefault(self.add_to_checksum(line), []).append(offset)
                 offset += len(line)
+        except OSError as error:
+            raise ServiceError(f"The history cannot be read: {explain(error)}.") from None
         return lines
+
+    def each_line(self) -> Iterator[bytes]:
+        """Yields all lines, none without a history. Raises OSError."""
+        with suppress(FileNotFoundError, NotADirectoryError), open_regular(self.path) as file:
+            yield from iter(partial(file.readline, LONGEST_LINE), b"")
 
     def add_to_checksum(self, line: bytes) -> Optional[bytes]:
         """Returns the folder of a line, as `lines` names it."""
@@ -7943,16 +7905,17 @@ class History:
         """Returns a checksum of all lines on takes of a folder: somebody may have edited them."""
         return self.checksums.get(as_json(folder), 0) if self.lines is not None else 0
 
-    def read(self, offsets: Sequence[int]) -> list[Mapping[str, Any]]:
-        """The objects in these lines."""
-        found = []
-        if offsets:
-            with open_regular(self.path) as file:
-                for offset in offsets:
-                    file.seek(offset)
-                    with suppress(ValueError, RecursionError):
-                        found.append(json.loads(file.readline(LONGEST_LINE)))
-        return [record for record in found if isinstance(record, dict)]
+    def read(self, offsets: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+        """Yields the objects in these lines, read as they are asked for. Raises OSError."""
+        if not offsets:
+            return
+        with open_regular(self.path) as file:
+            for offset in offsets:
+                file.seek(offset)
+                with suppress(ValueError, RecursionError):
+                    record = json.loads(file.readline(LONGEST_LINE))
+                    if isinstance(record, dict):
+                        yield record
 
     def in_folder(self, folder: str) -> dict[str, Past]:
         """The pasts of its takes, by stem."""
@@ -7985,35 +7948,35 @@ class History:
         """Returns the folders in which a recording has, or had, one of these ids. Reads lines and
         no pasts, as those of all take long to make."""
         keys = set[Optional[bytes]]()
-        with suppress(FileNotFoundError), open_regular(self.path) as file:
-            for line in iter(partial(file.readline, LONGEST_LINE), b""):
-                found, folder = IDS.search(line), LINE.match(line)
-                with suppress(ValueError):
-                    if found and folder and not ids.isdisjoint(json.loads(found[1])):
-                        keys.add(folder[1])
+        for line in self.each_line():
+            found, folder = IDS.search(line), LINE.match(line)
+            with suppress(ValueError):
+                if found and folder and not ids.isdisjoint(json.loads(found[1])):
+                    keys.add(folder[1])
         return self.folders(keys)
+
+    def newest_runs(self) -> Iterator[Mapping[str, Any]]:
+        """Yields the records of runs and restores, the newest first. Each has its `time`."""
+        for record in self.read(self.lines.get(None, ())[::-1]):
+            if 0 < finite(record.get("time")) < LATEST:
+                yield record
 
     @cached_property
     def last_run(self) -> Mapping[str, Any]:
         """Returns the newest record of a run, or an empty one. Any number of others may follow."""
-        for offset in reversed(self.lines.get(None, ())):
-            for record in self.read([offset]):
-                if record.get("type") == "run" and 0 < finite(record.get("time")) < LATEST:
-                    return record
-        return {}
+        runs = (record for record in self.newest_runs() if record.get("type") == "run")
+        return next(runs, {})
 
-    @cached_property
+    @property
     def runs(self) -> Sequence[Mapping[str, Any]]:
-        """The newest records of runs, oldest first: for statistics, doctor and the clock.
-        Each has its `time` and `date`."""
-        records = self.read(self.lines.get(None, ())[-RUNS_REMEMBERED:])
-        return [record for record in records if 0 < finite(record.get("time")) < LATEST]
+        """Returns the newest records of runs and restores, the oldest first."""
+        return [*itertools.islice(self.newest_runs(), RUNS_REMEMBERED)][::-1]
 
     def note_on(self, folder: str) -> Mapping[str, Any]:
         """Returns the last note on a folder (`folder_note`), if nothing has become of its takes
         since."""
-        last = self.read(self.lines.get(as_json(folder), ())[-1:])
-        return last[0] if last and last[0].get("type") == "folder" else {}
+        last = next(self.read(self.lines.get(as_json(folder), ())[-1:]), {})
+        return last if last.get("type") == "folder" else {}
 
     @property
     def path(self) -> str:
@@ -8972,11 +8935,14 @@ class Staging:
         """Removes the unfinished files of this run."""
         remove_all(self.made)
 
+    def new_name(self) -> str:
+        """Returns a name of this run alone, which a later run removes."""
+        return STAGED_NAME.format(self.token, next(self.numbers))
+
     def beside(self, target: str) -> str:
         """Returns a new empty staged file in the target's folder; absolute paths. Raises
         OSError."""
-        name = STAGED_NAME.format(self.token, next(self.numbers))
-        staged = join(dirname(target), name)
+        staged = join(dirname(target), self.new_name())
         try:
             descriptor = os.open(staged, os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -9320,14 +9286,14 @@ class Report:
 
     def failed(self, error: Exception) -> str:
         """Reports the error that ends a command; returns its sentence."""
-        text, code = explain(error), exit_code_of(error)
-        if isinstance(error, OSError) and code == NoSpaceError.exit_code:
+        text = explain(error)
+        if isinstance(error, OSError) and is_full(error):
             text = f"The disk is full: {text}. Make room and run again."
         elif not isinstance(error, (ServiceError, Refusal, OSError)):
             self.log(trace_of(error), "ERROR")
             problem = "memory is short" if isinstance(error, MemoryError) else text
             text = f"Ended by a defect, or for want of something: {problem}. The log has more."
-        self.error(text, code)
+        self.error(text, exit_code_of(error))
         return text
 
     def announce(self, remark: str, is_urgent: bool = True) -> None:
@@ -9566,8 +9532,7 @@ def size_on_disk(take: Take) -> int:
 
 
 def exit_code_of(error: Exception) -> int:
-    is_full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
-    return NoSpaceError.exit_code if is_full else getattr(error, "exit_code", 1)
+    return NoSpaceError.exit_code if is_full(error) else getattr(error, "exit_code", 1)
 
 
 def printable(text: str) -> str:
@@ -9636,7 +9601,8 @@ def obstacles(run: Run) -> Iterator[tuple[str, int]]:
         yield pause, 1
     if config.dry_run:
         yield f'"dry_run" is set in {config.file}: no run changes anything.', 1
-    word = first_word(config.notify_command or "")
+    found = FIRST_WORD.match(config.notify_command or "")
+    word = os.path.expanduser(os.path.expandvars(found[2])) if found else ""
     if word and not is_known_to_shell(word, dirname(config.file)):
         text = f"The notify_command begins with {word}. No program on PATH has this name."
         yield text, 1
@@ -9654,23 +9620,23 @@ def obstacles(run: Run) -> Iterator[tuple[str, int]]:
         yield f"{LEFT_ALONE}{INDEX_NAME}: {explain(error)}.", 1
 
 
-def first_word(command: str) -> str:
-    """Returns the program that a command of the shell begins with. Returns "" if it begins with a
-    mark, or with what only the shell can expand."""
-    found = FIRST_WORD.match(command)
-    return os.path.expanduser(os.path.expandvars(found[2])) if found else ""
-
-
 def is_known_to_shell(word: str, folder: str) -> bool:
     """Returns whether the shell, started in a folder, finds a program or a word of its own."""
     if "/" in word:
         return bool(shutil.which(join(folder, word)))
+    return ends_well("/bin/sh", "-c", 'command -v "$1"', "sh", word)
+
+
+def ends_well(*command: str) -> bool:
+    """Returns whether a command can be run and succeeds."""
     with suppress(Refusal, ToolError):
-        Tools(Stop()).run(["/bin/sh", "-c", 'command -v "$1"', "sh", word], 0)
+        Tools(Stop()).run(command, 0)
         return True
     return False
 
 
+# The program that a command of the shell begins with, unless it begins with a mark, or with what
+# only the shell can expand.
 FIRST_WORD = re.compile(r"""\s*(["']?)([\w./~$][^"'`(){}<>|&;!=*?\\#\[\]]*?)\1(?=[\s;|&]|$)""")
 
 
@@ -9681,8 +9647,9 @@ def examine_ffmpeg(run: Run) -> Iterator[tuple[str, int]]:
 
 
 def examine_library(run: Run) -> Iterator[tuple[str, int]]:
-    """Tries all that its commits need, if our own folder is there to be locked."""
-    library = run.library
+    """Tries all that its commits need, if our own folder is there to be locked. Then tries in each
+    folder what its moves need, and yields what a run would say of that."""
+    library, problems = run.library, dict[str, None]()
     library.require(run.config.log_file)
     moves = list(itertools.chain(*run.plan()))
     read_signs(library)
@@ -9694,28 +9661,22 @@ def examine_library(run: Run) -> Iterator[tuple[str, int]]:
                 yield str(busy), 0
                 return
             try_commits(library)
-        problems = foresee_all(run, moves)
-    yield from problems
-    if not problems:
-        yield f"the library {library.root} can be written to; due: {len(moves)}", 0
-    for move in [move for move in moves if not move.is_whole][:1]:
-        run.try_ffmpeg_on(move)
-
-
-def foresee_all(run: Run, moves: Sequence[Move]) -> list[tuple[str, int]]:
-    """Tries in each folder what its commits need; returns what a run would say of that."""
-    problems: dict[str, None] = {}
-    staging = Staging(run.library)
-    trials = Trials(run.library, staging)
-    for move in moves:
-        if not move.outcome:
+        trials = Trials(library, run.staging)
+        for move in moves:
+            if move.outcome:
+                continue
             with boundary(move.refuse):
                 trials.foresee(move)
             if move.outcome:
                 why = f"{move.path}: {move.told()['reason']}."
                 problems[advice_on(move) or why] = None
-    remove_all(staging.made)
-    return [(problem, 1) for problem in problems][:NAMED]
+        remove_all(run.staging.made)
+    for problem in [*problems][:NAMED]:
+        yield problem, 1
+    if not problems:
+        yield f"the library {library.root} can be written to; due: {len(moves)}", 0
+    for move in [move for move in moves if not move.is_whole][:1]:
+        run.try_ffmpeg_on(move)
 
 
 def examine_archive(run: Run) -> Iterator[tuple[str, int]]:
@@ -9749,12 +9710,15 @@ def examine_state(run: Run) -> Iterator[tuple[str, int]]:
 def command_schedule(config: Config, report: Report) -> None:
     """Print what makes a run every night on this machine. Raises UsageError."""
     folder = dirname(Tools(Stop()).find("ffmpeg")[0])  # which may be one of the user's own
+    python = "/usr/bin/python3"  # the system's outlives upgrades, where it will do
+    if not ends_well(python, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"):
+        python = abspath(sys.executable)
     usual = resolve_config(argparse.Namespace(file=config.file or None))  # also if it changes
     library = config.recordings_dir
     words = [
         "/usr/bin/env",
         f"PATH={folder}:/usr/local/bin:/usr/bin:/bin",
-        lasting_python(),
+        python,
         abspath(__file__),
         "run",
         "--quiet",
@@ -9765,16 +9729,6 @@ def command_schedule(config: Config, report: Report) -> None:
         raise UsageError("A line break in a path: no scheduler takes it. Rename that folder first.")
     entry, quote = SCHEDULES[config.scheduler]
     report.write(entry.format(" ".join(map(quote, words))), sys.stdout, end="")
-
-
-def lasting_python() -> str:
-    """The system's, which outlives upgrades, where it will do; else the one that runs now."""
-    system = "/usr/bin/python3"
-    try:
-        Tools(Stop()).run([system, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"], 0)
-    except (Refusal, ToolError):
-        return abspath(sys.executable)
-    return system
 
 
 # cron makes a line break of a bare %, and mails what a run says.

@@ -172,8 +172,9 @@ class Spelling(service.Archive):
     """A remote for which `A.webm` and `a.webm` are one name, and which calls a skipped move done."""
 
     def __init__(self) -> None:
-        library = SimpleNamespace(name="recordings")
-        super().__init__("cold:", cast(Any, SimpleNamespace(library=library)))
+        library = service.Library("recordings")
+        run = SimpleNamespace(library=library, staging=service.Staging(library))
+        super().__init__("cold:", cast(Any, run))
         self.files: dict[str, bytes] = {}
 
     def send(self, source: str, part: str) -> None:
