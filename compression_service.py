@@ -2235,10 +2235,9 @@ class Run:
         self.committed = monotonic()
         self.cost = self.committed - started
 
-    def no_space(self, move: Move, detail: str) -> NoSpaceError:
-        folder = self.library.path(move.take.folder)
-        done = "What is not done is as it was; make room and run again."
-        return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
+    def no_space(self, detail: str) -> NoSpaceError:
+        done = "What is not done is as it was. Make room and run again."
+        return NoSpaceError(f"Too little disk space in {self.library.root}: {detail}. {done}")
 
     def recordings_in(self, folder: Folder) -> list[Recording]:
         """Returns the recordings of a folder. After a defect it returns none and reports that."""
@@ -2283,7 +2282,7 @@ class Run:
         for move in moves:
             reason, detail, _ = move.result
             if reason is Reason.NO_SPACE:
-                raise self.no_space(move, detail)
+                raise self.no_space(detail)
             if reason is Reason.TOOL_REFUSED:
                 move.outcome = Outcome(Reason.DAMAGED, f"ffmpeg cannot decode it ({detail})")
         if self.is_locked and any(move.reason.is_environment for move in moves):
@@ -4060,7 +4059,7 @@ class Compress(Move):
         free, needed = free_space(library), SPACE_MARGIN + self.space_needed
         if free < needed:
             found = f"{size_text(free)} free, where {size_text(needed)} are needed"
-            raise run.no_space(self, found)
+            raise run.no_space(found)
         source, path = library.path(self.path), library.path(self.target_path)
         if self.encodes:
             self.staged = path = run.staging.beside(path)
@@ -5772,7 +5771,7 @@ class Committer:
             self.attempt((), self.history.append, moves, now)  # that they have failed
         for move in moves:
             if move.reason is Reason.NO_SPACE:
-                self.disk_is_full(move, move.told()["reason"])
+                self.disk_is_full(move.told()["reason"])
         self.folders.update(folders)
         self.ids.update(*(move.recording.ids for move in moves))
         if self.library.index_names_files:
@@ -5788,10 +5787,10 @@ class Committer:
                 with boundary(move.refuse):
                     step(move)
 
-    def disk_is_full(self, move: Move, detail: str) -> None:
+    def disk_is_full(self, detail: str) -> None:
         """A full disk ends the run. It is reported at its first sign, and once."""
-        if not self.full:
-            self.full = self.run.no_space(move, detail)
+        if self.report.exit_code != NoSpaceError.exit_code:
+            self.full = self.run.no_space(detail)
             self.report.failed(self.full)
 
     def still_asked(self, moves: Sequence[Move]) -> Iterator[Move]:
@@ -5837,22 +5836,15 @@ class Committer:
         is_sidecar = isinstance(error, (Flaw, PermissionError))
         refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
         for move in moves:
-            if is_full(error):
-                self.disk_is_full(move, explain(error))
             if move.is_ready:
                 move.refuse(refusal)
                 with suppress(Refusal, OSError):
                     move.undo(self.library)
-        if moves:
-            return
-        text = f"{LEFT_ALONE}{explain(error)}."
-        if exit_code_of(error) == NoSpaceError.exit_code:
-            if self.report.exit_code != NoSpaceError.exit_code:
-                full = f"Too little disk space in {self.library.root}: {explain(error)}. "
-                self.report.error(f"{full}Make room and run again.", NoSpaceError.exit_code)
-        elif isinstance(error, (Flaw, Refusal, OSError)):
-            self.report.once(text)
-        else:
+        if is_full(error):
+            self.disk_is_full(explain(error))
+        elif not moves and isinstance(error, (Flaw, Refusal, OSError)):
+            self.report.once(f"{LEFT_ALONE}{explain(error)}.")
+        elif not moves:
             self.report.defect("What is said of some recordings was left as it is", error)
 
     def make_moves_true(self, folder: str, moves: Sequence[Move], now: float) -> None:
