@@ -4336,12 +4336,12 @@ class Reread(Move):
     """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
 
     name, done = "check", Reason.ADOPTED
-    after: Optional[Past] = None  # what the history is to say, unless it is lost
+    after: Optional[Past] = None  # what the history is to say, if that changes
     is_other = False  # it plays in full, but is another file than the one on record
     is_broken = False  # it was cut, or does not decode
 
     def past_after(self, now: float) -> Past:
-        return self.after or super().past_after(now)
+        return self.after or self.take.past
 
     def told(self) -> dict[str, Any]:
         return {**super().told(), "file": self.path if self.copy else None}
@@ -7575,7 +7575,7 @@ class Losses:
     def settle(self, moves: Sequence[Reread], returned: Iterable[Reread] = ()) -> bool:
         """Puts on record what became of copies, and reports it. Returns whether anything was put on
         record. Raises ServiceError."""
-        run, history, report = self.run, self.library.history, self.report
+        run, history = self.run, self.library.history
         if any(move.reason is Reason.BAD_COPY for move in moves):  # or ffmpeg is to blame
             try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
         is_news = any(each.is_other or (each.outcome and not each.take.past.lost) for each in moves)
@@ -7599,34 +7599,30 @@ class Losses:
         for move in moves:
             stem = move.take.stem
             if not move.outcome:
-                changed += self.sound(move)
+                self.sound(move)
             elif stem in moving:
                 changed.append(self.moved(move, places[stem]))
+                move.after = move.take.past if stem in filled else NO_PAST
             elif stem not in filled:  # else another record takes its place
-                changed += self.fate(move, places.get(stem, ""), is_most)
-        for move in bad:  # last, as a kill may come in between
-            if move.take.stem in moving - filled:
-                move.after = NO_PAST
-                changed.append(move)
-        for move in changed:
-            if not move.after:
-                report.outcome(move)
+                self.fate(move, places.get(stem, ""), is_most)
+        # Behind those that were moved, as a kill may come in between.
+        changed += [move for move in moves if move.after not in (None, move.take.past)]
         if run.is_locked and changed:  # after that: reported twice is better than never
             run.committer.attempt((), history.append, changed, run.now)
             run.committer.folders.update(move.take.folder for move in changed)
-        forgotten = [move for move in changed if move.after and move.after.lost == FORGOTTEN]
+        forgotten = sum(move.past_after(0).lost == FORGOTTEN for move in changed)
         if forgotten:
-            report.once(f"Forgotten, as no document names them any more: {len(forgotten)}.")
+            self.report.once(f"Forgotten, as no document names them any more: {forgotten}.")
         return run.is_locked and bool(changed)
 
-    def sound(self, move: Reread) -> list[Reread]:
-        """Returns the move if its record has to change. Its copy plays in full."""
+    def sound(self, move: Reread) -> None:
+        """Sets what the record of a copy says from now on. The copy plays in full."""
         past, file, seen = move.take.past, move.copy, move.copy_seen
         if not (past.has_copy and file and seen):
-            return []
+            return
         if move.take.originals and not move.take.proven_copy:  # a run adopts it
             move.after = past._replace(lost="")
-            return [move] if past.lost else []
+            return
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
             move.after = move.after._replace(
@@ -7641,7 +7637,6 @@ class Losses:
                 f"{move.path} is another file than the one on record. It decodes in full and lasts "
                 "as long, so it is recorded anew."
             )
-        return [move] if move.after != past else []
 
     def moving(self, bad: Sequence[Reread], places: Mapping[str, str]) -> set[str]:
         """Returns the takes whose records move to the `places` of their bytes, all in one step:
@@ -7676,45 +7671,43 @@ class Losses:
         new.after = move.take.past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
         return new
 
-    def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
-        """Returns the moves that put on record a copy that is not sound. Its bytes may be `there`.
-        `is_most` means that most copies are missing at once."""
+    def fate(self, move: Reread, there: str, is_most: bool) -> None:
+        """Reports a copy that is not sound, and sets what its record says from now on. Its bytes
+        may be `there`. `is_most` means that most copies are missing at once."""
         take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
             self.report.missed += past.is_lost
-            return []  # a link; or archived or deleted, by the word of its sidecar
+            return  # a link; or archived or deleted, by the word of its sidecar
         if take.suspect and self.run.config.command == "run" and not move.is_broken:
-            return []  # its own move says what it is
+            return  # its own move says what it is
         is_ours = take.proven_copy or take.is_in_doubt or move.is_broken
         if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
-            return []
+            return
         if take.originals and not take.is_in_doubt:
             self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
             move.after = past._replace(lost=Reason.ROTTEN.code)
-            return [move] if move.after != past else []
+            return
         is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
         stays = past.lost == Reason.VANISHED.code and not self.run.config.retry
         if is_gone and not (is_named or stays):
             if past.lost or not is_most:
                 move.after = past._replace(lost=FORGOTTEN)
-                return [move]
+                return
             reason = Reason.VANISHED
         hint = f"its bytes are in {there}" if there else ""
         details = (move.result.detail, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
-        if not past.is_lost:
-            return [move]
+        if not (past.is_lost and is_gone):
+            move.after = past._replace(lost=reason.code)
         if take.original:
             why = f"as the copy {move.path} is lost. Give the recording another name"
             self.report.once(f"{join(take.folder, take.original.name)} waits, {why}.")
-        if self.run.config.command == "check":
-            self.report.outcome(move)
-        else:
+        if past.is_lost and self.run.config.command != "check":
             self.report.missed += 1
-        move.after = past if is_gone else past._replace(lost=reason.code)
-        return [move] if move.after != past else []
+        else:
+            self.report.outcome(move)
 
     def news(self, text: str) -> None:
         self.report.has_news = True
