@@ -1933,7 +1933,7 @@ class Run:
         for config in steps if self.shortage > 0 else ():
             self.planned = config
             groups = filter(self.may_move, self.early_groups())
-            ours = (group for group in groups if isinstance(group[0], kind))
+            ours = (each for each in groups if isinstance(each[0], kind) and not each[0].outcome)
             waiting = deque(sorted(ours, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
@@ -1954,10 +1954,10 @@ class Run:
                     yield from self.groups_of(recording)
 
     def may_move(self, group: Sequence[Move]) -> bool:
-        """Returns whether nothing keeps moves, and no take of theirs has moved in this run."""
+        """Returns whether no take of these moves has moved in this run."""
         first = group[0]
-        takes = first.recording.takes if first.is_whole else [first.take]
-        return not first.outcome and self.moved.isdisjoint(take.stem for take in takes)
+        stems = first.recording.stems if first.is_whole else {first.take.stem}
+        return self.moved.isdisjoint(stems)
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
@@ -2074,8 +2074,7 @@ class Run:
         steps = list(early_steps(self.planned, not self.last))
         with self.finishing():
             self.make_room(steps[:1], Free)
-            is_left = [group[0].take.stem not in self.moved for group in groups]
-            groups[:] = self.within_limit(list(itertools.compress(groups, is_left)))
+            groups[:] = self.within_limit(list(filter(self.may_move, groups)))
             self.carry_out_all(groups)
             self.is_spent = self.make_room(steps, Move)
             self.losses.read_share()
@@ -2084,12 +2083,12 @@ class Run:
         """Carries out moves of single takes, then those of whole recordings, so that an archive
         that is not mounted stops no compression. The list is emptied, because the packets of one
         recording may take 40 kB."""
-        self.report.begin(list(itertools.chain(*groups)))
+        moves = list(itertools.chain(*groups))
+        self.report.begin(moves)
         if self.config.keep_free:
-            self.moved.update(move.take.stem for group in groups for move in group)
+            self.moved.update(move.take.stem for move in moves)
         wholes = [group for group in groups if group[0].is_whole]
-        others = (move for move in itertools.chain(*groups) if not move.is_whole)
-        singles = deque(move for move in others if isinstance(move, Compress))
+        singles = deque(each for each in moves if isinstance(each, Compress) and not each.is_whole)
         if groups and self.config.dry_run:
             read_signs(self.library)
         elif groups:
@@ -2097,6 +2096,7 @@ class Run:
         if singles and self.config.dry_run:
             self.try_ffmpeg_on(singles[0])
         groups.clear()
+        moves.clear()
         self.compress(singles)
         self.carry_out(wholes)
 
