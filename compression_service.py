@@ -1866,16 +1866,15 @@ class Run:
 
     def is_doomed(self, recording: Recording) -> bool:
         """Returns whether a recording waits for its deletion to be announced, and counts it."""
-        self.doomed.pop(recording.key, None)
-        if not self.is_announced:
-            moves = self.deletions(recording)
-            stay = [move for move in moves if move.outcome]
-            unowned = [move for move in stay if move.reason is Reason.NO_SIDECAR]
-            self.unowned.update(move.take.stem for move in unowned)
-            if moves and not stay:
-                self.doomed[recording.key] = sum(move.take.size for move in moves)
+        moves = [] if self.is_announced else self.deletions(recording)
+        for move in moves:  # all of them stay, or none
+            if move.reason is Reason.NO_SIDECAR:
+                self.unowned.add(move.take.stem)
+        is_doomed = any(move.is_done for move in moves)
+        if is_doomed:
+            self.doomed[recording.key] = sum(move.take.size for move in moves)
         is_listed = self.config.dry_run and self.moment == self.clock  # as to be deleted
-        return recording.key in self.doomed and not is_listed
+        return is_doomed and not is_listed
 
     def announce(self) -> None:
         """Reports what the tier that deletes will delete from the next run on. A dry run says
@@ -1964,6 +1963,7 @@ class Run:
         two groups. A whole recording is one group, any other move another. Also looks into an index
         that is not as we left it. Raises ServiceError if the clock cannot be true."""
         self.report.ahead = 0  # the walk counts anew
+        self.doomed.clear()
         self.check_clock()
         groups = sorted(self.due_groups(), key=place_in_line)
         self.check_clock()
@@ -3328,7 +3328,9 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
         moves = []
         for take in takes:
             move = next_move(take, policy, config, moment)
-            moves += for_each_original(move) if move else []
+            if move:  # several originals are all refused; the history remembers the last one
+                sources = (*take.originals[1:], move.source)
+                moves += [dataclasses.replace(move, source=source) for source in sources]
         moves = moves or archiving(takes, policy, config, moment)
     selected = [move for move in moves if is_selected(move.take, recording, config)]
     if moves and moves[0].is_whole and len(selected) < len(moves):
@@ -3460,13 +3462,6 @@ def name_taken(asked: Asked) -> str:
         return f"the archive has an earlier {take.name}; rename this one"
     is_taken = any(file.name == name for file in take.strangers)
     return name if is_taken and not take.copy else ""
-
-
-def for_each_original(move: Move) -> list[Move]:
-    """Returns a move for each of several originals, which are all refused. The history remembers
-    the last one."""
-    sources = (*move.take.originals[1:], move.source)
-    return [dataclasses.replace(move, source=source) for source in sources]
 
 
 def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
