@@ -1339,6 +1339,9 @@ def number(least: float, most: float, whole: bool = False) -> Kind:
     return check
 
 
+whole_number = partial(number, whole=True)
+
+
 def choice(*words: str) -> Kind:
     """Returns a checker of words."""
 
@@ -1503,10 +1506,10 @@ class Config:
     keep_originals_days: float = setting(0, DAYS)
     keep_free: Optional[str] = setting(None, or_none(check_free))
     verify_before_delete: bool = setting(True, check_boolean)
-    check_days: int = setting(30, number(0, 65_535, whole=True))
+    check_days: int = setting(30, whole_number(0, 65_535))
     min_saving_percent: float = setting(5, number(0, 99))
     jobs: int = setting(
-        0, number(0, 999, whole=True), "-j --jobs N: recordings at work at once; 0 is one a core"
+        0, whole_number(0, 999), "-j --jobs N: recordings at work at once; 0 is one a core"
     )
     only: Sequence[str] = flag(
         (), TEXTS, "--only GLOB: paths like this below the library (repeatable)"
@@ -1517,7 +1520,7 @@ class Config:
         (), TEXTS, "--language CODE: recorded in this language (repeatable)"
     )
     limit: Optional[int] = flag(
-        None, number(1, 999_999_999, whole=True), "--limit N: at most N recordings, oldest first"
+        None, whole_number(1, 999_999_999), "--limit N: at most N recordings, oldest first"
     )
     max_run_minutes: Optional[float] = setting(
         None, or_none(number(0.001, 999_999)), "--max-minutes M: start nothing new after that"
@@ -1541,7 +1544,7 @@ class Config:
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
-        8765, number(0, 65_535, whole=True), "--port P: 0 is any that is free (default: 8765)"
+        8765, whole_number(0, 65_535), "--port P: 0 is any that is free (default: 8765)"
     )
     scheduler: str = flag(
         "",
@@ -1606,15 +1609,13 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
     for tier in config.steps:
-        key, expected, found = "tiers", "", tier.archive
         if tier.bitrate and not lowest <= tier.bitrate <= highest:
-            key = key if tier in config.tiers else "target_bitrate"
-            span = f"{lowest // 1000}k to {highest // 1000}k"
-            expected, found = f"{config.target_format} at {span}", f"{tier.bitrate // 1000}k"
+            key = "tiers" if tier in config.tiers else "target_bitrate"
+            expected = f"{config.target_format} at {lowest // 1000}k to {highest // 1000}k"
+            raise UsageError(f'For "{key}" expected {expected}, found {tier.bitrate // 1000}k.')
         if f"{tier.archive}/".startswith(f"{config.recordings_dir}/"):
             expected = f"an archive apart from {config.recordings_dir}"
-        if expected:
-            raise UsageError(f'For "{key}" expected {expected}, found {found}.')
+            raise UsageError(f'For "tiers" expected {expected}, found {tier.archive}.')
     return config
 
 
