@@ -5321,7 +5321,7 @@ class Job:
     def frames(self, levels: str) -> int:
         """Returns the samples of each channel in a level file, 0 if there is no such file."""
         with suppress(OSError):
-            return os.stat(levels).st_size // self.frame
+            return getsize(levels) // self.frame
         return 0
 
     @property
@@ -5349,37 +5349,37 @@ class Transcoder:
     def process(self, jobs: Sequence[Job]) -> None:
         """Proves every job, or sets its problem (Refusal, NotProven, OSError). Where a low rate
         does not prove true, tries a high one. Raises Stopped, ServiceError."""
-        self.divide(jobs, self.pipe, self.encode)
-        self.divide(jobs, self.verify, self.verify)
+        self.divide(jobs, self.encode, self.pipe)
+        self.divide(jobs, self.verify)
         for job in jobs:
             problem = job.problem
             if job.encodes and job.tolerance.kilobits < FAITHFUL and isinstance(problem, NotProven):
                 # If a copy at a high rate proves true, the codec is to blame and no liar.
                 job.target = job.target._replace(bitrate=2 * CHANNEL_RATE)
                 job.problem, job.is_decoded, job.most = None, False, math.inf
-                self.divide([job], self.encode, self.encode)
-                self.divide([job], self.verify, self.verify)
+                self.divide([job], self.encode)
+                self.divide([job], self.verify)
                 job.problem = job.problem or Refusal(Reason.RATE_TOO_LOW, problem.detail)
 
     def divide(
         self,
         jobs: Sequence[Job],
-        quick: Callable[[Sequence[Job]], None],
         task: Callable[[Sequence[Job]], None],
+        quick: Optional[Callable[[Sequence[Job]], None]] = None,
     ) -> None:
-        """Does a task for all jobs in the quick way. If that fails or there is any message, does it
-        for each alone, so that each gets its own problem."""
+        """Does a task for all jobs, in a quick way if there is one. If that fails or there is any
+        message, does it for each alone, so that each gets its own problem."""
         jobs = [job for job in jobs if job.problem is None]
         if not jobs:
             return
         failures: list[Exception] = []
         with boundary(failures.append):
-            quick(jobs)
+            (quick or task)(jobs)
             self.hindered[task.__name__] = 0
         for error in failures:
             if self.tools.stop.requested:  # the signal may have ended the tool too
                 raise Stopped from None
-            if len(jobs) == 1 and quick == task:
+            if len(jobs) == 1 and not quick:
                 jobs[0].problem = error
                 self.count_hindered(jobs[0], task.__name__)
                 return
@@ -5388,16 +5388,15 @@ class Transcoder:
             for job in jobs:
                 if self.ended:
                     job.problem = Stopped()
-                self.divide([job], task, task)
+                self.divide([job], task)
 
     def count_hindered(self, job: Job, task: str) -> None:
         """Notes that nothing more is tried, after the third recording in a row whose ffmpeg was
         ended from outside. Raises ToolError if ffmpeg does not work at all."""
+        self.hindered[task] += 1
         if reason_of(job.problem) is not Reason.TOOL_KILLED:
             self.hindered[task] = 0
-            return
-        self.hindered[task] += 1
-        if self.hindered[task] >= MOST_HINDERED:
+        elif self.hindered[task] >= MOST_HINDERED:
             try_ffmpeg(self.tools, job.target)
             self.ended = ToolError(
                 f"For {MOST_HINDERED} recordings in a row, {job.problem}. None of them was "
@@ -5475,7 +5474,7 @@ class Transcoder:
         for path, found in copies.items():
             target = Target(FORMAT_OF[splitext(path)[1]], 0)
             jobs.append(Job("", found, target, path, False, "", ""))
-        self.divide(jobs, self.decode_copies, self.decode_copies)
+        self.divide(jobs, self.decode_copies)
         return {job.copy: job.problem for job in jobs if job.problem}
 
     def copy_arguments(self, number: int, job: Job) -> list[str]:
