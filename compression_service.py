@@ -3801,6 +3801,7 @@ class Move:
     due: ClassVar[Reason]
     is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
     encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
+    has_first_word = False  # the history has a line on it before anything is put in place
 
     take: Take
     target: Target
@@ -3891,11 +3892,6 @@ class Move:
         chunk more or a wish changes what a recording is to become."""
         is_other = self.is_whole and now.stems != self.recording.stems
         return not is_other and now.policy == self.recording.policy
-
-    @property
-    def has_first_word(self) -> bool:
-        """Returns whether the history has a line on it before anything is put in place."""
-        return False
 
     def check(self, library: Library) -> None:
         """Compares the files that were examined once more. Raises Refusal, OSError."""
@@ -4153,15 +4149,12 @@ class Smaller(Compress):
 
     def examine(self, run: Run) -> None:
         super().examine(run)
+        # Without the original, only the history can show that the new copy is proven.
+        self.has_first_word = self.take.original is None
         displaced = run.library.path(self.target_path)
         name = basename(displaced)
         if not self.outcome and name not in self.seen:
             self.seen[name] = run.library.witness(displaced, run.stop)
-
-    @property
-    def has_first_word(self) -> bool:
-        """Without the original, only the history can show that the new copy is proven."""
-        return self.take.original is None
 
     def put(self, library: Library) -> None:
         """Exchanges the two: the old one waits under the staged name until all is true."""
@@ -4268,13 +4261,10 @@ class Restore(Move):
 
     name, done, due = "restore", Reason.RESTORED, Reason.RESTORE_DUE
     is_whole = True
+    has_first_word = True
 
     def is_asked_by(self, now: Recording) -> bool:
         """Returns True: its owner asks for it, whatever documents say."""
-        return True
-
-    @property
-    def has_first_word(self) -> bool:
         return True
 
     def past_after(self, now: float) -> Past:
@@ -4289,9 +4279,6 @@ class Restore(Move):
 
 class Fetch(Restore):
     """Its file is fetched from the archive, or was before a restore was cut short."""
-
-    def foresee(self, run: Run) -> str:
-        return "it is in the archive"
 
     def carry(self, run: Run) -> None:
         fetch_back(run, self)
@@ -4313,9 +4300,6 @@ class Fetch(Restore):
 
 class BringBack(Restore, Adopt):
     """A kept original replaces its copy again, once that is proven to be its copy."""
-
-    def foresee(self, run: Run) -> str:
-        return "its original is kept"
 
     def carry(self, run: Run) -> None:
         prove_again(run, self)
@@ -7292,6 +7276,7 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
             why = recording.policy.unreadable or why_not_back(take, config)
         problem = Outcome(Reason.NOT_RESTORED, why) if why else None
         move = kind(take, target, settings, source, removes, problem, recording)
+        move.detail = "its original is kept" if source else "it is in the archive"
         moves.append(move)
     return [move for move in moves if move.outcome] or moves
 
