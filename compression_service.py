@@ -628,8 +628,13 @@ class Take(NamedTuple):
         return basename(self.stem)
 
     @property
+    def own(self) -> tuple[File, ...]:
+        """Returns the files that are the recording's."""
+        return self.originals + self.copies
+
+    @property
     def files(self) -> tuple[File, ...]:
-        return (*self.originals, *self.copies, *self.strangers)
+        return self.own + self.strangers
 
     @property
     def is_left(self) -> bool:
@@ -639,8 +644,7 @@ class Take(NamedTuple):
     @property
     def size(self) -> int:
         """Returns the bytes that its deletion frees, here and in the archive."""
-        files = (*self.originals, *self.copies, self.past.place)
-        return sum(file.size for file in files if file)
+        return sum(file.size for file in (*self.own, self.past.place) if file)
 
     @property
     def original(self) -> Optional[File]:
@@ -709,9 +713,8 @@ class Take(NamedTuple):
     def was_brought_back(self) -> bool:
         """Returns whether files are here of a take that was deleted. A file that is not ours may
         have been here all the time."""
-        files = (*self.originals, *self.copies)
-        is_back = bool(files) or any(file.suffix == self.past.suffix for file in self.strangers)
-        return self.past.deleted > 0 and is_back and not self.is_half_deleted
+        back = self.own or [file for file in self.strangers if file.suffix == self.past.suffix]
+        return self.past.deleted > 0 and bool(back) and not self.is_half_deleted
 
     @property
     def is_away(self) -> bool:
@@ -3522,7 +3525,7 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> Optional[l
         return None
     problem, days = why_it_stays(recording), f"{tier.after_days:g}"
     for take in recording.takes:
-        removes, past = (*take.originals, *take.copies), take.past
+        removes, past = take.own, take.past
         if not (removes or past.place or take.is_half_deleted):
             continue
         move = Delete(take, NO_TARGET, f"delete {days}", take.file, removes, problem, detail=days)
@@ -3570,9 +3573,8 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
 def is_doubtful(take: Take) -> bool:
     """Returns whether a take has files that may belong to several recordings: a sidecar owns a
     stem. Only an original and the copy on record as proven against it belong together."""
-    files = (*take.originals, *take.copies)
-    is_pair = len(files) == 2 and take.is_known and take.proven_copy is not None
-    return len(files) > 1 and not is_pair
+    is_pair = len(take.own) == 2 and take.is_known and take.proven_copy is not None
+    return len(take.own) > 1 and not is_pair
 
 
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
@@ -3689,7 +3691,7 @@ def deletion_time(take: Take, config: Config) -> float:
 def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     """Returns the move that a take may have by the clock, assuming that its copies are ours.
     Finding out needs its tags and sidecars, which have not been read yet."""
-    if not take.originals and not take.copies:
+    if not take.own:
         rates = {file.name: 0 for file in take.strangers}
         take = take_of(take.stem, take.files, take.past, rates)
     return likely_move(take, config, clock)
