@@ -444,6 +444,10 @@ class File(NamedTuple):
         """Returns the format of a copy, by its name; None for any other file."""
         return FORMAT_OF.get(self.suffix)
 
+    def age(self, now: float) -> float:
+        """Returns its days at a time, in seconds since the epoch."""
+        return (now - self.mtime_ns / 1e9) / DAY
+
     def is_on_record(self, size: int, mtime_ns: int) -> bool:
         """Returns whether a record speaks of this file: same size, and mtime equal to the second.
         tar, NTFS and exFAT drop the rest of a second, and FAT rounds to an even one."""
@@ -1025,14 +1029,6 @@ class Moment(NamedTuple):
 
     now: float
     careful: float
-
-    def age(self, file: File) -> float:
-        """In days."""
-        return (self.now - file.mtime_ns / 1e9) / DAY
-
-    def careful_age(self, file: File) -> float:
-        """In days."""
-        return (self.careful - file.mtime_ns / 1e9) / DAY
 
 
 @dataclass
@@ -1992,7 +1988,7 @@ class Run:
         for folder in every_folder(self.library, report.error, report.once):
             originals = (file for file in folder.audio if file.is_original)
             young = (stem_of(file.name) for file in originals if self.is_young(file))
-            late = [file.name for file in folder.audio if self.clock.age(file) < -1]
+            late = [file.name for file in folder.audio if file.age(self.now) < -1]
             report.found += len({stem_of(file.name) for file in folder.audio})
             report.young += len(set(young))
             report.ahead += len(set(map(stem_of, late)))
@@ -2032,7 +2028,7 @@ class Run:
         return []
 
     def is_young(self, file: File) -> bool:
-        return self.clock.age(file) < self.config.age_threshold_days
+        return file.age(self.now) < self.config.age_threshold_days
 
     def is_at_rest(self, folder: Folder) -> bool:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
@@ -3408,7 +3404,7 @@ def asked_of(
     if file is None or take.is_in_doubt:
         return None
     is_known = past.speaks_of(file) and not config.retry
-    age = moment.age(file)
+    age = file.age(moment.now)
     is_young = age < max(config.age_threshold_days, wish.after_days)
     if is_young or (is_known and past.is_restored):
         return None
@@ -3438,7 +3434,7 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     # compressed from now on.
     tier = None
     if copy and not policy.bitrate:
-        tier = asked.config.tier_rate(asked.moment.careful_age(copy))
+        tier = asked.config.tier_rate(copy.age(asked.moment.careful))
     is_large = tier is not None and tier < (take.bitrate or math.inf)
     is_proven = take.proven_copy is not None and take.is_known
     removes = originals_over(asked, is_proven)
@@ -3507,7 +3503,7 @@ def archiving(
         if not (tier and file and asked and is_one):
             return []
         move = asked.move(Store, file, (file,), objection(asked.policy))
-        if moment.careful_age(file) < tier.after_days or asked.is_settled(move):
+        if file.age(moment.careful) < tier.after_days or asked.is_settled(move):
             return []
         moves.append(move)
     return moves
