@@ -446,6 +446,10 @@ class File(NamedTuple):
         """Returns the format of a copy, by its name; None for any other file."""
         return FORMAT_OF.get(self.suffix)
 
+    def age(self, now: float) -> float:
+        """Returns its days at a time, in seconds since the epoch."""
+        return (now - self.mtime_ns / 1e9) / DAY
+
     def is_on_record(self, size: int, mtime_ns: int) -> bool:
         """Returns whether a record speaks of this file: same size, and mtime equal to the second.
         tar, NTFS and exFAT drop the rest of a second, and FAT rounds to an even one."""
@@ -630,8 +634,13 @@ class Take(NamedTuple):
         return basename(self.stem)
 
     @property
+    def own(self) -> tuple[File, ...]:
+        """Returns the files that are the recording's."""
+        return self.originals + self.copies
+
+    @property
     def files(self) -> tuple[File, ...]:
-        return (*self.originals, *self.copies, *self.strangers)
+        return self.own + self.strangers
 
     @property
     def is_left(self) -> bool:
@@ -641,8 +650,7 @@ class Take(NamedTuple):
     @property
     def size(self) -> int:
         """Returns the bytes that its deletion frees, here and in the archive."""
-        files = (*self.originals, *self.copies, self.past.place)
-        return sum(file.size for file in files if file)
+        return sum(file.size for file in (*self.own, self.past.place) if file)
 
     @property
     def original(self) -> Optional[File]:
@@ -711,9 +719,8 @@ class Take(NamedTuple):
     def was_brought_back(self) -> bool:
         """Returns whether files are here of a take that was deleted. A file that is not ours may
         have been here all the time."""
-        files = (*self.originals, *self.copies)
-        is_back = bool(files) or any(file.suffix == self.past.suffix for file in self.strangers)
-        return self.past.deleted > 0 and is_back and not self.is_half_deleted
+        back = self.own or [file for file in self.strangers if file.suffix == self.past.suffix]
+        return self.past.deleted > 0 and bool(back) and not self.is_half_deleted
 
     @property
     def is_away(self) -> bool:
@@ -1021,14 +1028,6 @@ class Moment(NamedTuple):
     now: float
     careful: float
 
-    def age(self, file: File) -> float:
-        """In days."""
-        return (self.now - file.mtime_ns / 1e9) / DAY
-
-    def careful_age(self, file: File) -> float:
-        """In days."""
-        return (self.careful - file.mtime_ns / 1e9) / DAY
-
 
 @dataclass
 class Probe:
@@ -1332,6 +1331,9 @@ def number(least: float, most: float, whole: bool = False) -> Kind:
     return check
 
 
+whole_number = partial(number, whole=True)
+
+
 def choice(*words: str) -> Kind:
     """Returns a checker of words."""
 
@@ -1496,10 +1498,10 @@ class Config:
     keep_originals_days: float = setting(0, DAYS)
     keep_free: Optional[str] = setting(None, or_none(check_free))
     verify_before_delete: bool = setting(True, check_boolean)
-    check_days: int = setting(30, number(0, 65_535, whole=True))
+    check_days: int = setting(30, whole_number(0, 65_535))
     min_saving_percent: float = setting(5, number(0, 99))
     jobs: int = setting(
-        0, number(0, 999, whole=True), "-j --jobs N: recordings at work at once; 0 is one a core"
+        0, whole_number(0, 999), "-j --jobs N: recordings at work at once; 0 is one a core"
     )
     only: Sequence[str] = flag(
         (), TEXTS, "--only GLOB: paths like this below the library (repeatable)"
@@ -1510,7 +1512,7 @@ class Config:
         (), TEXTS, "--language CODE: recorded in this language (repeatable)"
     )
     limit: Optional[int] = flag(
-        None, number(1, 999_999_999, whole=True), "--limit N: at most N recordings, oldest first"
+        None, whole_number(1, 999_999_999), "--limit N: at most N recordings, oldest first"
     )
     max_run_minutes: Optional[float] = setting(
         None, or_none(number(0.001, 999_999)), "--max-minutes M: start nothing new after that"
@@ -1534,7 +1536,7 @@ class Config:
     html: Optional[str] = flag(None, check_page, "--html FILE: write them as a page")
     host: str = flag("127.0.0.1", check_text, "--host H: address to listen on (default: 127.0.0.1)")
     port: int = flag(
-        8765, number(0, 65_535, whole=True), "--port P: 0 is any that is free (default: 8765)"
+        8765, whole_number(0, 65_535), "--port P: 0 is any that is free (default: 8765)"
     )
     scheduler: str = flag(
         "",
@@ -1599,15 +1601,13 @@ def resolve_config(arguments: argparse.Namespace) -> Config:
     config = dataclasses.replace(config, **{**places, **flags})
     lowest, highest = FORMATS[config.target_format].rates
     for tier in config.steps:
-        key, expected, found = "tiers", "", tier.archive
         if tier.bitrate and not lowest <= tier.bitrate <= highest:
-            key = key if tier in config.tiers else "target_bitrate"
-            span = f"{lowest // 1000}k to {highest // 1000}k"
-            expected, found = f"{config.target_format} at {span}", f"{tier.bitrate // 1000}k"
+            key = "tiers" if tier in config.tiers else "target_bitrate"
+            expected = f"{config.target_format} at {lowest // 1000}k to {highest // 1000}k"
+            raise UsageError(f'For "{key}" expected {expected}, found {tier.bitrate // 1000}k.')
         if f"{tier.archive}/".startswith(f"{config.recordings_dir}/"):
             expected = f"an archive apart from {config.recordings_dir}"
-        if expected:
-            raise UsageError(f'For "{key}" expected {expected}, found {found}.')
+            raise UsageError(f'For "tiers" expected {expected}, found {tier.archive}.')
     return config
 
 
@@ -1859,16 +1859,15 @@ class Run:
 
     def is_doomed(self, recording: Recording) -> bool:
         """Returns whether a recording waits for its deletion to be announced, and counts it."""
-        self.doomed.pop(recording.key, None)
-        if not self.is_announced:
-            moves = self.deletions(recording)
-            stay = [move for move in moves if move.outcome]
-            unowned = [move for move in stay if move.reason is Reason.NO_SIDECAR]
-            self.unowned.update(move.take.stem for move in unowned)
-            if moves and not stay:
-                self.doomed[recording.key] = sum(move.take.size for move in moves)
+        moves = [] if self.is_announced else self.deletions(recording)
+        for move in moves:  # all of them stay, or none
+            if move.reason is Reason.NO_SIDECAR:
+                self.unowned.add(move.take.stem)
+        is_doomed = any(move.is_done for move in moves)
+        if is_doomed:
+            self.doomed[recording.key] = sum(move.take.size for move in moves)
         is_listed = self.config.dry_run and self.moment == self.clock  # as to be deleted
-        return recording.key in self.doomed and not is_listed
+        return is_doomed and not is_listed
 
     def announce(self) -> None:
         """Reports what the tier that deletes will delete from the next run on. A dry run says
@@ -1926,7 +1925,7 @@ class Run:
         for config in steps if self.shortage > 0 else ():
             self.planned = config
             groups = filter(self.may_move, self.early_groups())
-            ours = (group for group in groups if isinstance(group[0], kind))
+            ours = (each for each in groups if isinstance(each[0], kind) and not each[0].outcome)
             waiting = deque(sorted(ours, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
@@ -1947,16 +1946,17 @@ class Run:
                     yield from self.groups_of(recording)
 
     def may_move(self, group: Sequence[Move]) -> bool:
-        """Returns whether nothing keeps moves, and no take of theirs has moved in this run."""
+        """Returns whether no take of these moves has moved in this run."""
         first = group[0]
-        takes = first.recording.takes if first.is_whole else [first.take]
-        return not first.outcome and self.moved.isdisjoint(take.stem for take in takes)
+        stems = first.recording.stems if first.is_whole else {first.take.stem}
+        return self.moved.isdisjoint(stems)
 
     def plan(self) -> list[list[Move]]:
         """Returns every move of this run in groups, oldest recording first, cut to --limit between
         two groups. A whole recording is one group, any other move another. Also looks into an index
         that is not as we left it. Raises ServiceError if the clock cannot be true."""
         self.report.ahead = 0  # the walk counts anew
+        self.doomed.clear()
         self.check_clock()
         groups = sorted(self.due_groups(), key=place_in_line)
         self.check_clock()
@@ -1981,7 +1981,7 @@ class Run:
         for folder in every_folder(self.library, report.error, report.once):
             originals = (file for file in folder.audio if file.is_original)
             young = (stem_of(file.name) for file in originals if self.is_young(file))
-            late = [file.name for file in folder.audio if self.clock.age(file) < -1]
+            late = [file.name for file in folder.audio if file.age(self.now) < -1]
             report.found += len({stem_of(file.name) for file in folder.audio})
             report.young += len(set(young))
             report.ahead += len(set(map(stem_of, late)))
@@ -2021,7 +2021,7 @@ class Run:
         return []
 
     def is_young(self, file: File) -> bool:
-        return self.clock.age(file) < self.config.age_threshold_days
+        return file.age(self.now) < self.config.age_threshold_days
 
     def is_at_rest(self, folder: Folder) -> bool:
         """Returns whether nothing can be due in a folder: nothing is old enough or on record, or
@@ -2067,8 +2067,7 @@ class Run:
         steps = list(early_steps(self.planned, not self.last))
         with self.finishing():
             self.make_room(steps[:1], Free)
-            is_left = [group[0].take.stem not in self.moved for group in groups]
-            groups[:] = self.within_limit(list(itertools.compress(groups, is_left)))
+            groups[:] = self.within_limit(list(filter(self.may_move, groups)))
             self.carry_out_all(groups)
             self.is_spent = self.make_room(steps, Move)
             self.losses.read_share()
@@ -2077,12 +2076,12 @@ class Run:
         """Carries out moves of single takes, then those of whole recordings, so that an archive
         that is not mounted stops no compression. The list is emptied, because the packets of one
         recording may take 40 kB."""
-        self.report.begin(list(itertools.chain(*groups)))
+        moves = list(itertools.chain(*groups))
+        self.report.begin(moves)
         if self.config.keep_free:
-            self.moved.update(move.take.stem for group in groups for move in group)
+            self.moved.update(move.take.stem for move in moves)
         wholes = [group for group in groups if group[0].is_whole]
-        others = (move for move in itertools.chain(*groups) if not move.is_whole)
-        singles = deque(move for move in others if isinstance(move, Compress))
+        singles = deque(each for each in moves if isinstance(each, Compress) and not each.is_whole)
         if groups and self.config.dry_run:
             read_signs(self.library)
         elif groups:
@@ -2090,6 +2089,7 @@ class Run:
         if singles and self.config.dry_run:
             self.try_ffmpeg_on(singles[0])
         groups.clear()
+        moves.clear()
         self.compress(singles)
         self.carry_out(wholes)
 
@@ -2228,10 +2228,9 @@ class Run:
         self.committed = monotonic()
         self.cost = self.committed - started
 
-    def no_space(self, move: Move, detail: str) -> NoSpaceError:
-        folder = self.library.path(move.take.folder)
-        done = "What is not done is as it was; make room and run again."
-        return NoSpaceError(f"Too little disk space in {folder}: {detail}. {done}")
+    def no_space(self, detail: str) -> NoSpaceError:
+        done = "What is not done is as it was. Make room and run again."
+        return NoSpaceError(f"Too little disk space in {self.library.root}: {detail}. {done}")
 
     def recordings_in(self, folder: Folder) -> list[Recording]:
         """Returns the recordings of a folder. After a defect it returns none and reports that."""
@@ -2276,7 +2275,7 @@ class Run:
         for move in moves:
             reason, detail, _ = move.result
             if reason is Reason.NO_SPACE:
-                raise self.no_space(move, detail)
+                raise self.no_space(detail)
             if reason is Reason.TOOL_REFUSED:
                 move.outcome = Outcome(Reason.DAMAGED, f"ffmpeg cannot decode it ({detail})")
         if self.is_locked and any(move.reason.is_environment for move in moves):
@@ -3313,7 +3312,9 @@ def moves_of(recording: Recording, config: Config, moment: Moment) -> list[Move]
         moves = []
         for take in takes:
             move = next_move(take, policy, config, moment)
-            moves += for_each_original(move) if move else []
+            if move:  # several originals are all refused; the history remembers the last one
+                sources = (*take.originals[1:], move.source)
+                moves += [dataclasses.replace(move, source=source) for source in sources]
         moves = moves or archiving(takes, policy, config, moment)
     selected = [move for move in moves if is_selected(move.take, recording, config)]
     if moves and moves[0].is_whole and len(selected) < len(moves):
@@ -3387,7 +3388,7 @@ def asked_of(
     if file is None or take.is_in_doubt:
         return None
     is_known = past.speaks_of(file) and not config.retry
-    age = moment.age(file)
+    age = file.age(moment.now)
     is_young = age < max(config.age_threshold_days, wish.after_days)
     if is_young or (is_known and past.is_restored):
         return None
@@ -3417,7 +3418,7 @@ def possible_moves(asked: Asked) -> Iterator[Move]:
     # compressed from now on.
     tier = None
     if copy and not policy.bitrate:
-        tier = asked.config.tier_rate(asked.moment.careful_age(copy))
+        tier = asked.config.tier_rate(copy.age(asked.moment.careful))
     is_large = tier is not None and tier < (take.bitrate or math.inf)
     is_proven = take.proven_copy is not None and take.is_known
     removes = originals_over(asked, is_proven)
@@ -3445,13 +3446,6 @@ def name_taken(asked: Asked) -> str:
         return f"the archive has an earlier {take.name}; rename this one"
     is_taken = any(file.name == name for file in take.strangers)
     return name if is_taken and not take.copy else ""
-
-
-def for_each_original(move: Move) -> list[Move]:
-    """Returns a move for each of several originals, which are all refused. The history remembers
-    the last one."""
-    sources = (*move.take.originals[1:], move.source)
-    return [dataclasses.replace(move, source=source) for source in sources]
 
 
 def originals_over(asked: Asked, is_proven: bool) -> tuple[File, ...]:
@@ -3493,7 +3487,7 @@ def archiving(
         if not (tier and file and asked and is_one):
             return []
         move = asked.move(Store, file, (file,), objection(asked.policy))
-        if moment.careful_age(file) < tier.after_days or asked.is_settled(move):
+        if file.age(moment.careful) < tier.after_days or asked.is_settled(move):
             return []
         moves.append(move)
     return moves
@@ -3511,7 +3505,7 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> Optional[l
         return None
     problem, days = why_it_stays(recording), f"{tier.after_days:g}"
     for take in recording.takes:
-        removes, past = (*take.originals, *take.copies), take.past
+        removes, past = take.own, take.past
         if not (removes or past.place or take.is_half_deleted):
             continue
         move = Delete(take, NO_TARGET, f"delete {days}", take.file, removes, problem, detail=days)
@@ -3559,9 +3553,8 @@ def why_it_stays(recording: Recording) -> Optional[Outcome]:
 def is_doubtful(take: Take) -> bool:
     """Returns whether a take has files that may belong to several recordings: a sidecar owns a
     stem. Only an original and the copy on record as proven against it belong together."""
-    files = (*take.originals, *take.copies)
-    is_pair = len(files) == 2 and take.is_known and take.proven_copy is not None
-    return len(files) > 1 and not is_pair
+    is_pair = len(take.own) == 2 and take.is_known and take.proven_copy is not None
+    return len(take.own) > 1 and not is_pair
 
 
 EARLIEST = 1.0  # days: nothing younger moves for `keep_free`
@@ -3678,7 +3671,7 @@ def deletion_time(take: Take, config: Config) -> float:
 def move_at_most(take: Take, config: Config, clock: Moment) -> Optional[Move]:
     """Returns the move that a take may have by the clock, assuming that its copies are ours.
     Finding out needs its tags and sidecars, which have not been read yet."""
-    if not take.originals and not take.copies:
+    if not take.own:
         rates = {file.name: 0 for file in take.strangers}
         take = take_of(take.stem, take.files, take.past, rates)
     return likely_move(take, config, clock)
@@ -3790,6 +3783,7 @@ class Move:
     due: ClassVar[Reason]
     is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
     encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
+    has_first_word = False  # the history has a line on it before anything is put in place
 
     take: Take
     target: Target
@@ -3879,11 +3873,6 @@ class Move:
         chunk more or a wish changes what a recording is to become."""
         is_other = self.is_whole and now.stems != self.recording.stems
         return not is_other and now.policy == self.recording.policy
-
-    @property
-    def has_first_word(self) -> bool:
-        """Returns whether the history has a line on it before anything is put in place."""
-        return False
 
     def check(self, library: Library) -> None:
         """Compares the files that were examined once more. Raises Refusal, OSError."""
@@ -4043,7 +4032,7 @@ class Compress(Move):
         free, needed = free_space(library), SPACE_MARGIN + self.space_needed
         if free < needed:
             found = f"{size_text(free)} free, where {size_text(needed)} are needed"
-            raise run.no_space(self, found)
+            raise run.no_space(found)
         source, path = library.path(self.path), library.path(self.target_path)
         if self.encodes:
             self.staged = path = run.staging.beside(path)
@@ -4141,15 +4130,12 @@ class Smaller(Compress):
 
     def examine(self, run: Run) -> None:
         super().examine(run)
+        # Without the original, only the history can show that the new copy is proven.
+        self.has_first_word = self.take.original is None
         displaced = run.library.path(self.target_path)
         name = basename(displaced)
         if not self.outcome and name not in self.seen:
             self.seen[name] = run.library.witness(displaced, run.stop)
-
-    @property
-    def has_first_word(self) -> bool:
-        """Without the original, only the history can show that the new copy is proven."""
-        return self.take.original is None
 
     def put(self, library: Library) -> None:
         """Exchanges the two: the old one waits under the staged name until all is true."""
@@ -4256,13 +4242,10 @@ class Restore(Move):
 
     name, done, due = "restore", Reason.RESTORED, Reason.RESTORE_DUE
     is_whole = True
+    has_first_word = True
 
     def is_asked_by(self, now: Recording) -> bool:
         """Returns True: its owner asks for it, whatever documents say."""
-        return True
-
-    @property
-    def has_first_word(self) -> bool:
         return True
 
     def past_after(self, now: float) -> Past:
@@ -4277,9 +4260,6 @@ class Restore(Move):
 
 class Fetch(Restore):
     """Its file is fetched from the archive, or was before a restore was cut short."""
-
-    def foresee(self, run: Run) -> str:
-        return "it is in the archive"
 
     def carry(self, run: Run) -> None:
         fetch_back(run, self)
@@ -4302,9 +4282,6 @@ class Fetch(Restore):
 class BringBack(Restore, Adopt):
     """A kept original replaces its copy again, once that is proven to be its copy."""
 
-    def foresee(self, run: Run) -> str:
-        return "its original is kept"
-
     def carry(self, run: Run) -> None:
         prove_again(run, self)
 
@@ -4320,12 +4297,12 @@ class Reread(Move):
     """A copy on record is read again: it is sound, or lost. Nothing is removed or put in place."""
 
     name, done = "check", Reason.ADOPTED
-    after: Optional[Past] = None  # what the history is to say, unless it is lost
+    after: Optional[Past] = None  # what the history is to say, if that changes
     is_other = False  # it plays in full, but is another file than the one on record
     is_broken = False  # it was cut, or does not decode
 
     def past_after(self, now: float) -> Past:
-        return self.after or super().past_after(now)
+        return self.after or self.take.past
 
     def told(self) -> dict[str, Any]:
         return {**super().told(), "file": self.path if self.copy else None}
@@ -5309,7 +5286,7 @@ class Job:
     def frames(self, levels: str) -> int:
         """Returns the samples of each channel in a level file, 0 if there is no such file."""
         with suppress(OSError):
-            return os.stat(levels).st_size // self.frame
+            return getsize(levels) // self.frame
         return 0
 
     @property
@@ -5337,37 +5314,37 @@ class Transcoder:
     def process(self, jobs: Sequence[Job]) -> None:
         """Proves every job, or sets its problem (Refusal, NotProven, OSError). Where a low rate
         does not prove true, tries a high one. Raises Stopped, ServiceError."""
-        self.divide(jobs, self.pipe, self.encode)
-        self.divide(jobs, self.verify, self.verify)
+        self.divide(jobs, self.encode, self.pipe)
+        self.divide(jobs, self.verify)
         for job in jobs:
             problem = job.problem
             if job.encodes and job.tolerance.kilobits < FAITHFUL and isinstance(problem, NotProven):
                 # If a copy at a high rate proves true, the codec is to blame and no liar.
                 job.target = job.target._replace(bitrate=2 * CHANNEL_RATE)
                 job.problem, job.is_decoded, job.most = None, False, math.inf
-                self.divide([job], self.encode, self.encode)
-                self.divide([job], self.verify, self.verify)
+                self.divide([job], self.encode)
+                self.divide([job], self.verify)
                 job.problem = job.problem or Refusal(Reason.RATE_TOO_LOW, problem.detail)
 
     def divide(
         self,
         jobs: Sequence[Job],
-        quick: Callable[[Sequence[Job]], None],
         task: Callable[[Sequence[Job]], None],
+        quick: Optional[Callable[[Sequence[Job]], None]] = None,
     ) -> None:
-        """Does a task for all jobs in the quick way. If that fails or there is any message, does it
-        for each alone, so that each gets its own problem."""
+        """Does a task for all jobs, in a quick way if there is one. If that fails or there is any
+        message, does it for each alone, so that each gets its own problem."""
         jobs = [job for job in jobs if job.problem is None]
         if not jobs:
             return
         failures: list[Exception] = []
         with boundary(failures.append):
-            quick(jobs)
+            (quick or task)(jobs)
             self.hindered[task.__name__] = 0
         for error in failures:
             if self.tools.stop.requested:  # the signal may have ended the tool too
                 raise Stopped from None
-            if len(jobs) == 1 and quick == task:
+            if len(jobs) == 1 and not quick:
                 jobs[0].problem = error
                 self.count_hindered(jobs[0], task.__name__)
                 return
@@ -5376,16 +5353,15 @@ class Transcoder:
             for job in jobs:
                 if self.ended:
                     job.problem = Stopped()
-                self.divide([job], task, task)
+                self.divide([job], task)
 
     def count_hindered(self, job: Job, task: str) -> None:
         """Notes that nothing more is tried, after the third recording in a row whose ffmpeg was
         ended from outside. Raises ToolError if ffmpeg does not work at all."""
+        self.hindered[task] += 1
         if reason_of(job.problem) is not Reason.TOOL_KILLED:
             self.hindered[task] = 0
-            return
-        self.hindered[task] += 1
-        if self.hindered[task] >= MOST_HINDERED:
+        elif self.hindered[task] >= MOST_HINDERED:
             try_ffmpeg(self.tools, job.target)
             self.ended = ToolError(
                 f"For {MOST_HINDERED} recordings in a row, {job.problem}. None of them was "
@@ -5463,7 +5439,7 @@ class Transcoder:
         for path, found in copies.items():
             target = Target(FORMAT_OF[splitext(path)[1]], 0)
             jobs.append(Job("", found, target, path, False, "", ""))
-        self.divide(jobs, self.decode_copies, self.decode_copies)
+        self.divide(jobs, self.decode_copies)
         return {job.copy: job.problem for job in jobs if job.problem}
 
     def copy_arguments(self, number: int, job: Job) -> list[str]:
@@ -5755,7 +5731,7 @@ class Committer:
             self.attempt((), self.history.append, moves, now)  # that they have failed
         for move in moves:
             if move.reason is Reason.NO_SPACE:
-                self.disk_is_full(move, move.told()["reason"])
+                self.disk_is_full(move.told()["reason"])
         self.folders.update(folders)
         self.ids.update(*(move.recording.ids for move in moves))
         if self.library.index_names_files:
@@ -5771,10 +5747,10 @@ class Committer:
                 with boundary(move.refuse):
                     step(move)
 
-    def disk_is_full(self, move: Move, detail: str) -> None:
+    def disk_is_full(self, detail: str) -> None:
         """A full disk ends the run. It is reported at its first sign, and once."""
-        if not self.full:
-            self.full = self.run.no_space(move, detail)
+        if self.report.exit_code != NoSpaceError.exit_code:
+            self.full = self.run.no_space(detail)
             self.report.failed(self.full)
 
     def still_asked(self, moves: Sequence[Move]) -> Iterator[Move]:
@@ -5820,22 +5796,15 @@ class Committer:
         is_sidecar = isinstance(error, (Flaw, PermissionError))
         refusal = Refusal(Reason.SIDECAR_FAILED, explain(error)) if is_sidecar else error
         for move in moves:
-            if is_full(error):
-                self.disk_is_full(move, explain(error))
             if move.is_ready:
                 move.refuse(refusal)
                 with suppress(Refusal, OSError):
                     move.undo(self.library)
-        if moves:
-            return
-        text = f"{LEFT_ALONE}{explain(error)}."
         if is_full(error):
-            if self.report.exit_code != NoSpaceError.exit_code:
-                full = f"Too little disk space in {self.library.root}: {explain(error)}. "
-                self.report.error(f"{full}Make room and run again.", NoSpaceError.exit_code)
-        elif isinstance(error, (Flaw, Refusal, OSError)):
-            self.report.once(text)
-        else:
+            self.disk_is_full(explain(error))
+        elif not moves and isinstance(error, (Flaw, Refusal, OSError)):
+            self.report.once(f"{LEFT_ALONE}{explain(error)}.")
+        elif not moves:
             self.report.defect("What is said of some recordings was left as it is", error)
 
     def make_moves_true(self, folder: str, moves: Sequence[Move], now: float) -> None:
@@ -7266,6 +7235,7 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
             why = recording.policy.unreadable or why_not_back(take, config)
         problem = Outcome(Reason.NOT_RESTORED, why) if why else None
         move = kind(take, target, settings, source, removes, problem, recording)
+        move.detail = "its original is kept" if source else "it is in the archive"
         moves.append(move)
     return [move for move in moves if move.outcome] or moves
 
@@ -7544,7 +7514,7 @@ class Losses:
     def settle(self, moves: Sequence[Reread], returned: Iterable[Reread] = ()) -> bool:
         """Puts on record what became of copies, and reports it. Returns whether anything was put on
         record. Raises ServiceError."""
-        run, history, report = self.run, self.library.history, self.report
+        run, history = self.run, self.library.history
         if any(move.reason is Reason.BAD_COPY for move in moves):  # or ffmpeg is to blame
             try_ffmpeg(run.tools, Target(run.config.target_format, run.config.target_bitrate))
         is_news = any(each.is_other or (each.outcome and not each.take.past.lost) for each in moves)
@@ -7568,34 +7538,30 @@ class Losses:
         for move in moves:
             stem = move.take.stem
             if not move.outcome:
-                changed += self.sound(move)
+                self.sound(move)
             elif stem in moving:
                 changed.append(self.moved(move, places[stem]))
+                move.after = move.take.past if stem in filled else NO_PAST
             elif stem not in filled:  # else another record takes its place
-                changed += self.fate(move, places.get(stem, ""), is_most)
-        for move in bad:  # last, as a kill may come in between
-            if move.take.stem in moving - filled:
-                move.after = NO_PAST
-                changed.append(move)
-        for move in changed:
-            if not move.after:
-                report.outcome(move)
+                self.fate(move, places.get(stem, ""), is_most)
+        # Behind those that were moved, as a kill may come in between.
+        changed += [move for move in moves if move.after not in (None, move.take.past)]
         if run.is_locked and changed:  # after that: reported twice is better than never
             run.committer.attempt((), history.append, changed, run.now)
             run.committer.folders.update(move.take.folder for move in changed)
-        forgotten = [move for move in changed if move.after and move.after.lost == FORGOTTEN]
+        forgotten = sum(move.past_after(0).lost == FORGOTTEN for move in changed)
         if forgotten:
-            report.once(f"Forgotten, as no document names them any more: {len(forgotten)}.")
+            self.report.once(f"Forgotten, as no document names them any more: {forgotten}.")
         return run.is_locked and bool(changed)
 
-    def sound(self, move: Reread) -> list[Reread]:
-        """Returns the move if its record has to change. Its copy plays in full."""
+    def sound(self, move: Reread) -> None:
+        """Sets what the record of a copy says from now on. The copy plays in full."""
         past, file, seen = move.take.past, move.copy, move.copy_seen
         if not (past.has_copy and file and seen):
-            return []
+            return
         if move.take.originals and not move.take.proven_copy:  # a run adopts it
             move.after = past._replace(lost="")
-            return [move] if past.lost else []
+            return
         move.after = past._replace(sha256=seen.sha256, lost="")
         if not move.take.originals:
             move.after = move.after._replace(
@@ -7610,7 +7576,6 @@ class Losses:
                 f"{move.path} is another file than the one on record. It decodes in full and lasts "
                 "as long, so it is recorded anew."
             )
-        return [move] if move.after != past else []
 
     def moving(self, bad: Sequence[Reread], places: Mapping[str, str]) -> set[str]:
         """Returns the takes whose records move to the `places` of their bytes, all in one step:
@@ -7645,45 +7610,43 @@ class Losses:
         new.after = move.take.past._replace(suffix=suffix, mtime_ns=mtime_ns, lost="")
         return new
 
-    def fate(self, move: Reread, there: str, is_most: bool) -> list[Reread]:
-        """Returns the moves that put on record a copy that is not sound. Its bytes may be `there`.
-        `is_most` means that most copies are missing at once."""
+    def fate(self, move: Reread, there: str, is_most: bool) -> None:
+        """Reports a copy that is not sound, and sets what its record says from now on. Its bytes
+        may be `there`. `is_most` means that most copies are missing at once."""
         take, past, recording, reason = move.take, move.take.past, move.recording, move.reason
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
             self.report.missed += past.is_lost
-            return []  # a link; or archived or deleted, by the word of its sidecar
+            return  # a link; or archived or deleted, by the word of its sidecar
         if take.suspect and self.run.config.command == "run" and not move.is_broken:
-            return []  # its own move says what it is
+            return  # its own move says what it is
         is_ours = take.proven_copy or take.is_in_doubt or move.is_broken
         if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
-            return []
+            return
         if take.originals and not take.is_in_doubt:
             self.report.once(f"{move.path} is damaged. A run makes it again from its original.")
             move.after = past._replace(lost=Reason.ROTTEN.code)
-            return [move] if move.after != past else []
+            return
         is_named = recording.sidecars or recording.policy.unreadable or self.is_in_index(take)
         stays = past.lost == Reason.VANISHED.code and not self.run.config.retry
         if is_gone and not (is_named or stays):
             if past.lost or not is_most:
                 move.after = past._replace(lost=FORGOTTEN)
-                return [move]
+                return
             reason = Reason.VANISHED
         hint = f"its bytes are in {there}" if there else ""
         details = (move.result.detail, since_when(past), hint)
         move.outcome = Outcome(reason, "; ".join(filter(None, details)))
-        if not past.is_lost:
-            return [move]
+        if not (past.is_lost and is_gone):
+            move.after = past._replace(lost=reason.code)
         if take.original:
             why = f"as the copy {move.path} is lost. Give the recording another name"
             self.report.once(f"{join(take.folder, take.original.name)} waits, {why}.")
-        if self.run.config.command == "check":
-            self.report.outcome(move)
-        else:
+        if past.is_lost and self.run.config.command != "check":
             self.report.missed += 1
-        move.after = past if is_gone else past._replace(lost=reason.code)
-        return [move] if move.after != past else []
+        else:
+            self.report.outcome(move)
 
     def news(self, text: str) -> None:
         self.report.has_news = True
