@@ -526,11 +526,15 @@ class Past(NamedTuple):
         said = {**record, "ids": map(sys.intern, record.get("ids", ()))}
         place = remembered(Place(), said.pop("place", {}))
         past = remembered(cls(), said)
-        is_plain = basename(place.name) == place.name not in (".", "..")
+        is_plain = basename(place.name) == place.name
+        is_audio = not place.name or place.name.lower().endswith(AUDIO_SUFFIXES)
         is_suffix = past.suffix in ("", *COPY_SUFFIXES)
         times = (past.compressed, past.deleted, past.back, place.time)
         is_time = all(0 <= moment < LATEST for moment in times)
-        if not (is_plain and is_suffix and is_time) or "\0" in place.location + place.name:
+        if (
+            not (is_plain and is_audio and is_suffix and is_time)
+            or "\0" in place.location + place.name
+        ):
             raise ValueError("an odd name or time")
         place = place._replace(mode=place.mode & 0o666)  # no text gives a file more than that
         return past._replace(place=place if place.name else None)
@@ -573,9 +577,12 @@ class Past(NamedTuple):
     @property
     def is_settled(self) -> bool:
         """Returns whether the last outcome stays, as long as file, policy and settings do."""
-        if self.action == Action.FAILED:
-            return self.attempts >= ATTEMPTS
-        return self.action in (Action.KEPT, Action.RESTORED)
+        return self.is_given_up or self.action in (Action.KEPT, Action.RESTORED)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Returns whether it failed so often that no run tries it again."""
+        return self.action == Action.FAILED and self.attempts >= ATTEMPTS
 
     @property
     def is_kept(self) -> bool:
@@ -954,6 +961,11 @@ class Recording(NamedTuple):
         return list(dict.fromkeys(each.location for each in self.sidecars if each.location))
 
     @property
+    def is_known(self) -> bool:
+        """Returns whether any of it is here or on record."""
+        return any(take.files or take.past != NO_PAST for take in self.takes)
+
+    @property
     def is_witnessed(self) -> bool:
         """Returns whether files are missing that, by a sidecar but not by the history, are
         archived. The history may be an old one, so nothing is written against the sidecar."""
@@ -1225,14 +1237,16 @@ def check_flags(words: Sequence[str], name: str) -> None:
     """Raises UsageError for a flag that a command has not. The value of such a flag would be taken
     for a command."""
     homes = dict.fromkeys(("-h", "--help"), name)
+    words = [word.replace("--no-progress", "--progress") for word in words]
     for each in (*COMMANDS, "run", "stats", name):  # who asks for JSON is not sent to a run
         for field in COMMANDS[each].fields:
             homes.update(dict.fromkeys(field.metadata["flags"], each))
-    for _, flag in outline(words):
-        if flag and homes.get(flag.replace("--no-", "--")) != name:
-            near = nearest(flag, homes)
+    for at, flag in outline(words):
+        if flag and homes.get(flag) != name:
+            said = words[at].partition("=")[0]
+            near = nearest(said, homes)
             whose = "" if homes[near] == name else f" of '{homes[near]}'"
-            problem = f"'{name}' takes no {flag}; the nearest is {near}{whose}"
+            problem = f"'{name}' takes no {said}; the nearest is {near}{whose}"
             Parser(prog=f"{PROGRAM} {name}").error(problem)
 
 
@@ -1925,7 +1939,7 @@ class Run:
         for config in steps if self.shortage > 0 else ():
             self.planned = config
             groups = filter(self.may_move, self.early_groups())
-            ours = (each for each in groups if isinstance(each[0], kind) and not each[0].outcome)
+            ours = (group for group in groups if isinstance(group[0], kind))
             waiting = deque(sorted(ours, key=place_in_line))
             while waiting and self.shortage > 0:
                 missing, batch = self.shortage, list[list[Move]]()
@@ -1939,11 +1953,14 @@ class Run:
         return True
 
     def early_groups(self) -> Iterator[list[Move]]:
-        """Yields the groups of the folders that may have a move before its age."""
+        """Yields the groups of the folders that may have a move before its age, except what is kept
+        or was given up."""
         for path in self.early:
             with suppress(OSError, UsageError):  # it went meanwhile
                 for recording in self.recordings_in(self.library.folder(path)):
-                    yield from self.groups_of(recording)
+                    for group in self.groups_of(recording):
+                        if not any(move.outcome or move.take.past.is_given_up for move in group):
+                            yield group
 
     def may_move(self, group: Sequence[Move]) -> bool:
         """Returns whether no take of these moves has moved in this run."""
@@ -2616,7 +2633,8 @@ def failed_trial(where: str, error: OSError) -> ServiceError:
 
 def read_signs(library: Library) -> None:
     """Reads the signs that `try_commits` would work. Raises as it does."""
-    for path in (library.root, library.own(""), library.own("history.jsonl")):
+    is_begun = lexists(library.own(""))
+    for path in (library.own("") if is_begun else library.root, library.own("history.jsonl")):
         if lexists(path):
             read_sign(path)
     # A disk without room for another name is full too, but servers may count no names at all.
@@ -3399,7 +3417,7 @@ def asked_of(
     # Settings noted before the sidecars were read have the first half alone.
     noted = (past.settings, past.settings.partition("|")[0])
     ages = [age]
-    if past.move == Smaller.name and past.action == Action.KEPT:
+    if past.action == Action.KEPT:
         # If a copy as a later tier asks for it would not save enough, neither does this one.
         ages += [tier.after_days for tier in config.tiers if tier.after_days > age]
     holds = is_known and any(settings_of(take, policy, config, each) in noted for each in ages)
@@ -3509,7 +3527,7 @@ def deleting(recording: Recording, config: Config, moment: Moment) -> Optional[l
         if not (removes or past.place or take.is_half_deleted):
             continue
         move = Delete(take, NO_TARGET, f"delete {days}", take.file, removes, problem, detail=days)
-        is_given_up = (past.move, past.settings) == (move.name, move.settings) and past.is_settled
+        is_given_up = was_given_up(past, tier)
         is_told = problem is not None and past.stays == problem.reason.code
         if (is_given_up or is_told) and not config.retry:
             return [] if is_given_up else None
@@ -3617,7 +3635,7 @@ def folder_note(folder: Folder, config: Config, clock: Moment) -> list[dict[str,
     until, is_early = math.inf, False
     steps = list(early_steps(config)) if config.keep_free else []
     takes = folder.takes.values()
-    if any(take.is_in_doubt for take in takes):
+    if any(take.is_in_doubt or take.is_half_deleted for take in takes):
         return []
     for take in (take for take in takes if take.is_left):
         if move_at_most(take, config, clock):
@@ -3660,10 +3678,18 @@ def next_step(take: Take, config: Config, now: float) -> float:
     return min((time for time in times if time > now), default=math.inf)
 
 
+def was_given_up(past: Past, tier: Tier) -> bool:
+    """Returns whether the deletion of a take by a tier has failed too often."""
+    tried = (Delete.name, f"delete {tier.after_days:g}")
+    return past.is_settled and (past.move, past.settings) == tried
+
+
 def deletion_time(take: Take, config: Config) -> float:
     """Returns when a tier deletes a take, infinite if none does. Its sidecars are not read."""
-    tier = config.delete_tier
-    if not tier or take.past.stays:
+    tier, past = config.delete_tier, take.past
+    if not tier or past.stays:
+        return math.inf
+    if was_given_up(past, tier):
         return math.inf
     return old_since(take, Recording(take.folder, (take,))) + tier.after_days * DAY
 
@@ -3956,7 +3982,7 @@ class Move:
     def told(self) -> dict[str, Any]:
         """Returns the object of `--json`, which is also the head of its line in the history."""
         copy = self.copy if self.is_done else None
-        file: Optional[str] = self.path
+        file = self.path if self.source or self.take.file else None
         if self.is_done:
             file = join(self.take.folder, copy.name) if copy else None
         return {
@@ -4052,7 +4078,7 @@ class Compress(Move):
         """Flushes a copy that was proven, with its attributes. Raises Refusal, OSError, Stopped."""
         if job.problem:
             raise job.problem
-        if self.encodes or not self.take.proven_copy:
+        if self.encodes or not (self.take.proven_copy and self.take.is_known):
             give_attributes_of(job.source, job.copy)
         with open_regular(job.copy) as file:
             flush(file.fileno())
@@ -4252,7 +4278,7 @@ class Restore(Move):
         """A restore that failed changes nothing, but is counted if it was begun before."""
         past, last = super().past_after(now), self.take.past
         if not self.is_done:
-            counted = last._replace(settings=past.settings, attempts=past.attempts)
+            counted = last._replace(move=self.name, settings=past.settings, attempts=past.attempts)
             return counted if self.take.is_half_restored else last
         past = past._replace(place=self.place, back=now)
         return past if self.outcome else past._replace(code=RESTORING)
@@ -5875,15 +5901,16 @@ class Committer:
         for _, text, _ in document.names(document.root) if may_name_files(document.data) else ():
             stem, suffix = splitext(text)
             called[self.library.end_of(stem)].add(suffix.lower())
-        said = {id_: entry for _, id_, entry in entries(document)}
-        pasts: dict[str, list[Past]] = defaultdict(list)
-        for stem, past in self.history.pasts.items():
-            for id_ in said.keys() & past.ids:
-                pasts[id_].append(past)
+        sums: dict[str, Sequence[int]] = {}  # of recordings, by id
+        for stem, past in self.history.each_past():
+            for id_ in past.ids:
+                sums[id_] = [*map(sum, zip(sums.get(id_, [0] * 6), sums_of(past)))]
             now = SOURCE_SUFFIX if past.is_restored else past.suffix or SOURCE_SUFFIX
             if called and not called.get(self.library.end_of(stem), {now}) <= {now}:
                 self.folders.add(dirname(stem))
-        self.ids.update(id_ for id_ in pasts if not says_it_all(said[id_], pasts[id_]))
+        for _, id_, entry in entries(document):
+            if id_ in sums and not says_it_all(entry, sums[id_]):
+                self.ids.add(id_)
 
     def write_index(self) -> None:
         """Makes the index true, from what the folders say now. One that cannot be read, is a link
@@ -5895,9 +5922,15 @@ class Committer:
         copies, unread = 0, list[str]()
         for folder in self.library.walk(unread.append):
             copies += sum(file.size for file in folder.audio if file.format)
-            # A young folder may hold a part of a recording that began the day before.
-            if folder.path in met or as_json(folder.path) not in self.history.lines:
-                recordings += self.run.recordings_in(folder)
+            # The next day's folder, still too young, may hold a part of a recording.
+            youngest = self.run.config.age_threshold_days - 1
+            is_next = any(file.age(self.run.now) > youngest for file in folder.audio)
+            is_next = is_next and as_json(folder.path) not in self.history.lines
+            for recording in (
+                self.run.recordings_in(folder) if folder.path in met or is_next else ()
+            ):
+                if folder.path in met or not self.ids.isdisjoint(recording.ids):
+                    recordings.append(recording)
         for stem, past in losses(self.library).items():
             path = self.library.path(stem + past.suffix)
             copies += past.size - (getsize(path) if isfile(path) else 0)
@@ -5950,18 +5983,24 @@ class Committer:
         return folder_note(folder, self.run.config, self.run.clock) if is_true else []
 
 
-def says_it_all(entry: Mapping[str, Any], pasts: Sequence[Past]) -> bool:
-    """Returns whether an entry of the index says what the history alone knows of a recording."""
-    here = [past for past in pasts if not (past.place or past.deleted)]
-    copies = sum(past.size if past.suffix else past.first_size for past in here)
-    originals = sum(past.first_size for past in here if past.suffix)
-    is_away = {
-        "archived": all(past.place for past in pasts),
-        "audio_deleted": all(past.deleted for past in pasts),
-    }
-    is_compressed = entry.get("compressed") is True or not any(past.suffix for past in pasts)
-    is_marked = all(bool(entry.get(name)) == is_so for name, is_so in is_away.items())
-    return is_compressed and is_marked and entry.get("size") in (copies, copies + originals)
+def sums_of(past: Past) -> Sequence[int]:
+    """Returns what a take adds to its recording: one, whether it is compressed, archived, deleted,
+    the bytes that stand for it here, and those of an original that may be beside them."""
+    is_copy, is_away = past.suffix != "", past.place is not None or past.deleted > 0
+    size = past.size if is_copy else past.first_size
+    here = [0, 0] if is_away else [size, is_copy * past.first_size]
+    return [1, is_copy, past.place is not None, past.deleted > 0, *here]
+
+
+def says_it_all(entry: Mapping[str, Any], sums: Sequence[int]) -> bool:
+    """Returns whether an entry of the index says what the history alone knows of a recording, by
+    the sums of its takes."""
+    count, copies, archived, deleted, size, originals = sums
+    is_compressed = entry.get("compressed") is True or not copies
+    is_archived = bool(entry.get("archived")) == (archived == count)
+    is_deleted = bool(entry.get("audio_deleted")) == (deleted == count)
+    is_size = entry.get("size") in (size, size + originals)
+    return is_compressed and is_archived and is_deleted and is_size
 
 
 def edits(
@@ -6434,7 +6473,8 @@ class Catalogue:
                 self.takes[take.stem], self.ids[take.stem] = take, recording.ids
         self.facts: dict[str, Facts] = {}
         for id_ in of_id.keys() & ids:
-            if not any(recording.is_witnessed for recording in of_id[id_]):
+            is_known = any(recording.is_known for recording in of_id[id_])
+            if is_known and not any(recording.is_witnessed for recording in of_id[id_]):
                 takes = (take for recording in of_id[id_] for take in recording.takes)
                 self.facts[id_] = facts_of(takes)
 
@@ -7007,8 +7047,10 @@ class RemoteArchive(Archive):
     @cached_property
     def moves(self) -> bool:  # type: ignore[override]
         """A remote that can neither move nor copy gets an upload anew instead."""
-        told = json.loads(self.rclone("backend", "features", self.target))["Features"]
-        return bool(told["Move"] or told["Copy"])
+        with suppress(Refusal, *ODD):  # an old rclone may not tell
+            told = json.loads(self.rclone("backend", "features", self.target))["Features"]
+            return bool(told["Move"] or told["Copy"])
+        return False
 
     def remove(self, there: str) -> None:
         self.rclone("deletefile", "--", there)
@@ -7190,9 +7232,10 @@ def moves_asked_for(run: Run) -> Iterator[list[Move]]:
     """Yields the moves that bring back each recording that was asked for. Its documents are looked
     at, even if it has none: an earlier restore may have been cut short. Reports in one sentence
     those of which copies are left and no originals."""
-    copies: list[Take] = []
+    copies, more = list[Take](), ""
     for recording in asked_for(run):
         if any(map(may_come_back, recording.takes)):
+            more = "more "
             if run.is_locked:
                 run.committer.folders.add(recording.folder)
             yield moves_back(recording, run.config)
@@ -7203,10 +7246,12 @@ def moves_asked_for(run: Run) -> Iterator[list[Move]]:
         days = [local_time(time)[:10] for time in sorted(filter(None, times))]
         when = " to ".join(dict.fromkeys(days[:1] + days[-1:])) or "a day not on record"
         suffixes = " and ".join(sorted({take.copies[0].suffix for take in copies}))
+        now = f"these {len(copies)} originals were deleted on {when}; their {suffixes} copies are"
+        if len(copies) == 1:
+            now = f"this original was deleted on {when}; its {suffixes} copy is"
         run.report.error(
-            f"Nothing to bring back. Originals deleted on {when}: {len(copies)}; their {suffixes} "
-            "copies are the recordings now. Set a higher `keep_originals_days` to keep originals "
-            "longer from now on."
+            f"Nothing {more}to bring back: {now} the recordings now. `keep_originals_days` keeps "
+            "originals from now on."
         )
 
 
@@ -7581,25 +7626,30 @@ class Losses:
         """Returns the takes whose records move to the `places` of their bytes, all in one step:
         names may have been exchanged. While a sidecar names a copy, its record stays, unless
         another one takes its place."""
-        named, moving, free = set[str](), set[str](), set[str]()
+        named, free, aims = set[str](), set[str](), dict[str, str]()
         for move in bad:
             take, recording = move.take, move.recording
             stem, suffix = splitext(places[take.stem])
             if suffix in FORMAT_OF and take.past.has_copy and move.reason.action is Action.LOST:
-                moving.add(take.stem)
+                aims[take.stem] = stem
             is_named = recording.sidecars or recording.policy.unreadable
             if is_named and folded(stem) != folded(take.stem):
                 named.add(take.stem)
             there = self.library.history.in_folder(dirname(stem)).get(stem)
             if there is None or there.lost == FORGOTTEN:
                 free.add(stem)
-        while True:
-            filled = {stem_of(places[stem]) for stem in moving}
-            may = {stem for stem in moving if stem_of(places[stem]) in free | moving}
-            may -= named - filled
-            if may == moving:
-                return moving
-            moving = may
+        # Whoever cannot move may keep the one that wants its place, and leave another's unfilled.
+        comers = {aim: stem for stem, aim in aims.items()}
+        moving, asked = set(aims), [*aims]
+        while asked:
+            stem = asked.pop()
+            if stem in moving:
+                is_free = aims[stem] in free or aims[stem] in moving
+                is_filled = comers.get(stem) in moving
+                if not is_free or (stem in named and not is_filled):
+                    moving.remove(stem)
+                    asked += [aims[stem], comers.get(stem, "")]
+        return moving
 
     def moved(self, move: Reread, there: str) -> Reread:
         """Returns the move that puts the record of a copy where its bytes are."""
@@ -7617,6 +7667,8 @@ class Losses:
         is_gone = reason is Reason.MISSING
         if reason is Reason.CHANGED or (is_gone and recording.is_witnessed):
             self.report.missed += past.is_lost
+            if past.is_lost and self.run.config.command == "check":
+                self.report.error(f"{move.path} is on record as lost. {LOST_ADVICE}")
             return  # a link; or archived or deleted, by the word of its sidecar
         if take.suspect and self.run.config.command == "run" and not move.is_broken:
             return  # its own move says what it is
@@ -7690,6 +7742,7 @@ class Losses:
 
 LEFT_ALONE = "Left alone, and may not say all that is true until you mend it: "
 RUN_CORRECTS = "A run corrects that."
+ARCHIVE_ADVICE = "Bring it back there from a backup, or remove it from sidecar and index."
 
 
 def command_check(config: Config, report: Report) -> None:
@@ -7704,7 +7757,7 @@ def command_check(config: Config, report: Report) -> None:
             report.once(f"What is lost cannot be put on record: {error}")
             stack.enter_context(run.open(locks=False))
         message = check_all(run)
-    report.once(message)
+        report.once(message)
     notify(config, report, report.summary(message))
 
 
@@ -7782,7 +7835,7 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
     if not away:
         return
     if not archive:
-        report.error(f"{len(away)} files are archived, and no archive is configured")
+        report.error(f"{len(away)} files are archived, and tiers name no archive. Name it there.")
         return
     absent: dict[str, bool] = {}  # whether a document names it, by stem
     with answering_for(run, "archive"):
@@ -7795,18 +7848,18 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
                 if size is None:
                     absent[take.stem] = is_named
                 elif place.size not in (0, size):
-                    report.error(
-                        f"{there} has {size} bytes in the archive, {place.size} are on record"
-                    )
+                    about = f"has {size} bytes in the archive, {place.size} are on record"
+                    report.error(f"{there} {about}. {ARCHIVE_ADVICE}")
                 elif run.config.archive and place.sha256 not in ("", archive.digest(there)):
-                    report.error(f"{there} in the archive is not the file that went there")
+                    about = "in the archive is not the file that went there"
+                    report.error(f"{there} {about}. {ARCHIVE_ADVICE}")
                 elif not is_named:
                     report.once(f"{there} is in the archive, and no document names it.")
         if absent:  # perhaps it is the archive that is not there
             archive.answer()
         for stem, is_named in absent.items():
             if is_named:
-                report.error(f"{stem} is not in the archive any more")
+                report.error(f"{stem} is not in the archive any more. {ARCHIVE_ADVICE}")
 
 
 # --------------------------------------------------------------------------------------- history
@@ -7822,7 +7875,7 @@ IDS = re.compile(rb'"ids": (\[(?:"(?:[^"\\]|\\.)*"(?:, )?)*\])')
 LONGEST_LINE = 1 << 22  # bytes; a disk may have filled a torn one with any number of zeros
 RUNS_REMEMBERED = 30
 LATEST = 1e11  # seconds since the epoch: what is later is no time
-NO_NAMES = frozenset(("", ".", ".."))  # in a path below the library
+NO_NAMES = frozenset(("", ".", "..", OWN_FOLDER))  # in a path below the library
 LOST = b'"lost": "'  # in the line of a take whose copy is lost or forgotten
 
 
@@ -7883,19 +7936,27 @@ class History:
     def in_folder(self, folder: str) -> dict[str, Past]:
         """The pasts of its takes, by stem."""
         if folder not in self.known:
-            pasts = self.known[folder] = {}
-            for record in self.read(self.lines.get(as_json(folder), ())):
-                with suppress(*ODD):
-                    stem = record["take"]
-                    if stays_inside(stem):
-                        remember(pasts, stem, Past.of(record["past"]))
+            self.known[folder] = self.read_folder(folder)
         return self.known[folder]
+
+    def read_folder(self, folder: str) -> dict[str, Past]:
+        pasts: dict[str, Past] = {}
+        for record in self.read(self.lines.get(as_json(folder), ())):
+            with suppress(*ODD):
+                stem = record["take"]
+                if stays_inside(stem):
+                    remember(pasts, stem, Past.of(record["past"]))
+        return pasts
+
+    def each_past(self) -> Iterator[tuple[str, Past]]:
+        """Yields all, by stem, and holds those of one folder at a time."""
+        for folder in self.folders(self.lines):
+            yield from (self.known.get(folder) or self.read_folder(folder)).items()
 
     @property
     def pasts(self) -> Mapping[str, Past]:
         """Returns all, by stem."""
-        known = [self.in_folder(folder) for folder in self.folders(self.lines)]
-        return {stem: past for pasts in known for stem, past in pasts.items()}
+        return dict(self.each_past())
 
     def folders(self, keys: Iterable[Optional[bytes]]) -> set[str]:
         """Returns the paths of folders, by their names in `lines`."""
@@ -8028,7 +8089,9 @@ def storage_stats(recordings_dir: str) -> dict[str, Any]:
     README.md describes it. May be called from any thread. Raises ValueError where library, config
     file or history cannot be used, OSError where they cannot be read."""
     try:
-        words = ["stats", f"--recordings={os.fspath(recordings_dir)}"]
+        path = os.fspath(recordings_dir)
+        path = path and join(dirname(realpath(__file__)), path)
+        words = ["stats", f"--recordings={path}"]
         return gather_stats(resolve_config(parse_words(words)))
     except ServiceError as error:
         raise ValueError(str(error)) from None

@@ -681,6 +681,22 @@ class CutShort(DeleteCase):
                 shutil.rmtree(self.library / "2025-10-27")
                 (self.library / "index.json").unlink()
 
+    def test_one_whose_files_are_gone_is_finished_though_its_folder_could_rest(self) -> None:
+        _, second = self.begin()
+        content = second.read_bytes()
+        second.unlink()
+        for _ in range(2):  # at first, its documents are written
+            self.run_json("--only", "upload/*")
+            for path in self.library.rglob("*.json"):
+                os.utime(path, (LONG_AGO, LONG_AGO))
+        self.run_json("--only", "upload/*")
+        self.run_json()
+        second.write_bytes(content)
+        os.utime(second, (LONG_AGO, LONG_AGO))
+        for _ in range(3):
+            self.run_json()
+        self.assertTrue(second.exists(), "what its owner brought back")
+
     def test_keep_originals_holds_it_back_for_that_run(self) -> None:
         _, second = self.begin()
         ran = self.run_json("--keep-originals")

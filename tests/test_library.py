@@ -319,6 +319,21 @@ class Grouping(Case):
 
 
 class Remembering(Case):
+    def test_no_line_leads_into_our_own_folder_nor_to_what_is_no_audio(self) -> None:
+        place = {"location": "/cold", "name": "a.opus"}
+        pasts = {
+            ".compression/paused": {"place": place},
+            "d/.compression/a": {"place": place},
+            "d/index": {"place": {**place, "name": "index.json"}},
+            "d/a": {"place": place},
+        }
+        self.library.make_own()
+        with open(self.history.path, "w", encoding="ascii") as file:
+            for take, past in pasts.items():
+                line = {"type": "recording", "path": take, "take": take, "past": past}
+                file.write(json.dumps(line) + "\n")
+        self.assertEqual(set(self.history.pasts), {"d/a"})
+
     def test_what_was_appended_is_read_again_and_torn_lines_are_passed_over(self) -> None:
         place = Place("/cold", "x.opus", 4, 5, "ab", 0o644, (1, 2), 1.5)
         past: dict[str, Any] = {

@@ -35,6 +35,30 @@ def compressed_library() -> Path:
     return case.library
 
 
+class Renamed(unittest.TestCase):
+    def test_a_long_chain_of_names_takes_time_in_proportion(self) -> None:
+        """Each of many copies got the name of the next one, and the last name is taken."""
+        library = service.Library("/nowhere")
+        taken = {"d/0": service.Past(suffix=".opus", size=1)}
+
+        def moving(count: int) -> set[str]:
+            past = service.Past(suffix=".opus", size=1)
+            library.history.known["d"] = {**taken, **{f"d/{n}": past for n in range(1, count)}}
+            bad, places = [], {}
+            for number in range(1, count):
+                take = service.Take(f"d/{number}", past=past)
+                move = service.reread(take, service.Recording("d", (take,)))
+                move.refuse(service.Refusal(service.Reason.MISSING))
+                bad.append(move)
+                places[take.stem] = f"d/{number - 1}.opus"
+            losses = unittest.mock.Mock(library=library)
+            return service.Losses.moving(losses, bad, places)
+
+        self.assertEqual(moving(20_000), set())
+        taken.clear()
+        self.assertEqual(len(moving(2_000)), 1_999)
+
+
 class LossCase(LibraryCase):
     def setUp(self) -> None:
         super().setUp()

@@ -133,11 +133,12 @@ class Walk(LibraryCase):
         if stems:
             stem = self.chance.choice(stems)
             found = sorted(self.library.glob(f"{stem[:-2]}-0.json"))
+            here = self.here()
             with self.at_this_time():
                 ran = self.run_here("restore", *map(str, found or [self.library / f"{stem}.opus"]))
             self.assertNotIn("Traceback", ran.err)
             for other in self.owned:
-                if other[:-2] == stem[:-2] and not ran.code:
+                if other[:-2] == stem[:-2] and other not in here and not ran.code:
                     self.owned[other].born = self.now
 
     def keep(self) -> None:

@@ -143,7 +143,7 @@ class Runs(LibraryCase):
     def test_an_entry_counts_the_part_that_is_still_young_in_another_folder(self) -> None:
         self.add_session(chunks=1)
         path = "2025-10-28/00-10-00.webm"
-        young = self.add("chunk_1", path, age=time.time() - DAY)
+        young = self.add("chunk_1", path, age=time.time() - 6.5 * DAY)
         self.add_json(path.replace(".webm", ".json"), sidecar("2025-10-27T14-30-45", [young.name]))
         self.assertEqual(self.run_cli().code, 0)
         (entry,) = self.read_json("index.json")["recordings"]

@@ -181,6 +181,16 @@ class WhatIsDue(LibraryCase):
         self.assertEqual(self.files(), before)
         self.assertEqual(self.run_cli("--json").summary["due"], 0)
 
+    def test_an_original_that_got_another_time_is_proven_once_more_and_not_every_night(
+        self,
+    ) -> None:
+        path = self.add("chunk_0", "d/a.webm")
+        self.configure(delete_originals=False)
+        self.assertEqual(self.run_cli("--json").summary["compressed"], 1)
+        os.utime(path, (LONG_AGO - 3600, LONG_AGO - 3600))  # as daylight saving on FAT
+        self.assertEqual(self.run_cli("--json").summary["compressed"], 1)
+        self.assertEqual(self.run_cli("--json").outcomes, {})
+
     def test_what_was_kept_is_taken_up_again_with_retry_or_when_file_policy_or_settings_change(
         self,
     ) -> None:
