@@ -2708,8 +2708,6 @@ def try_ffmpeg(tools: Tools, target: Target, recording: str = "") -> None:
 LOCK_SECONDS = 0.3
 COARSEST_CLOCK = 2.5  # seconds between two times of a file system: 2 on vfat, 1 on ext3 and HFS+
 LARGEST_READ = 1 << 20  # bytes of an index that only tells whether a folder is a library
-# Behind a byte order mark or none.
-INDEX_BEGINS = re.compile(rb'[^\w\[{]*\{.*"recordings"\s*:\s*\[', re.DOTALL)
 HOLDER_BYTES = 200  # of what the lock file says
 MOST_NAMES = 1 << 16  # in a sidecar; each takes 300 bytes while it is edited
 RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an id
@@ -3011,10 +3009,15 @@ def folders_in(path: str) -> list[str]:
 
 
 def has_index(folder: str) -> bool:
-    """Returns whether a folder has a master index, by its beginning: an object with a list
-    `recordings`."""
-    with suppress(OSError), open_regular(join(folder, INDEX_NAME)) as file:
-        return INDEX_BEGINS.match(file.read(LARGEST_READ)) is not None
+    """Returns whether a folder has a master index: an object with a list `recordings`.
+    Of a large one only the beginning is read."""
+    path = join(folder, INDEX_NAME)
+    with suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
+        data = file.read(LARGEST_READ)
+        if len(data) == LARGEST_READ:
+            return bool(re.match(rb'\W*\{.*"recordings"\s*:\s*\[', data, re.DOTALL))
+        document = json.loads(data)
+        return isinstance(document, dict) and isinstance(document.get("recordings"), list)
     return False
 
 
