@@ -684,7 +684,7 @@ class Take(NamedTuple):
         past = self.past
         if not past.has_copy:
             return False
-        if self.originals:  # another recording's are none of it
+        if self.originals:  # those of another recording do not count
             return past.is_lost and all(file.size != past.first_size for file in self.originals)
         if past.lost == FORGOTTEN:
             return any(file.suffix == past.suffix for file in self.files)
@@ -1666,7 +1666,8 @@ def check_steps(config: Config) -> None:
         # An archive is a step on from all bit rates, and deletion from an archive.
         step = tier.bitrate or -int(tier.delete)
         if tier.after_days <= days:
-            found = f"after_days {tier.after_days:g} must be above {age}, which is {days:g}"
+            least = f"{age}, which is {round(days, 3):g}"
+            found = f"after_days {tier.after_days:g} must be above {least}"
             raise ValueError(f'"tiers": {found}')
         if step >= rate and rate <= 0:
             found = f"found another one at {tier.after_days:g} days"
@@ -1859,7 +1860,7 @@ class Run:
 
     def deletions(self, recording: Recording) -> list[Move]:
         """Returns the moves with which a tier deletes a recording by the clock, also if this run
-        does not make them. What stayed or was given up before is asked again."""
+        does not make them. Asks again for what stayed or was given up before."""
         config = dataclasses.replace(self.config, retry=True, delete_originals=True)
         return deleting(recording, config, self.clock) or []
 
@@ -2529,8 +2530,8 @@ class Trials:
 
     @memoized  # many chunks have the same sidecars
     def foresee_file(self, path: str, needed: int, is_replaced: bool) -> None:
-        """Raises Refusal if a file cannot be replaced, or if its owner could not use what is made
-        in its place with the `needed` permission bits. Raises OSError."""
+        """Raises Refusal if a file cannot be replaced. Raises it too if its owner would lose a
+        `needed` permission bit on the new file. Raises OSError."""
         whole = self.library.path(path)
         folder = dirname(whole)
         user, groups = os.geteuid(), (os.getegid(), *os.getgroups())
@@ -2788,8 +2789,8 @@ class Library:
             give_to_owner(self.own(""), self.root, 0o7777)
 
     def open_own(self, name: str, flags: int) -> int:
-        """A descriptor of a file in our own folder, made where it is not there, with the folder's
-        owner and mode, so that a run by root locks nobody out. Raises OSError."""
+        """Returns a descriptor of a file in our own folder. A new file gets the folder's owner and
+        mode, so that a run by root locks nobody out. Raises OSError."""
         flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.own(name), flags, 0o600)
         if os.fstat(descriptor).st_size == 0:
@@ -2941,8 +2942,8 @@ class Library:
         return False
 
     def folder_on_record(self, path: str) -> Folder:
-        """Returns a folder as it is now: an empty one if it is gone or leads away. Raises OSError
-        if it cannot be read."""
+        """Returns a folder as it is now: an empty one if it is gone or a link leads there. Raises
+        OSError if it cannot be read."""
         with suppress(FileNotFoundError, NotADirectoryError):
             if not self.leads_away(path):
                 return self.folder(path)
@@ -2986,8 +2987,8 @@ def look(status: os.stat_result, racy_from: int) -> list[int]:
 
 
 def other_library(root: str) -> str:
-    """Returns the folder at most two levels above or below that is a library, "" where there is
-    none, or where this folder is one by its own index."""
+    """Returns a folder at most two levels above or below that is a library. Returns "" if there is
+    none, or if this folder is one by its own index."""
     if has_index(root):
         return ""
     below = [each for folder in folders_in(root) for each in (folder, *folders_in(folder))]
@@ -5276,8 +5277,8 @@ class Tolerance(NamedTuple):
 # Measured on 870 good copies of 54 recordings (voices, two speakers, music, noise, knocks; mono and
 # stereo) at 24k to 96k, by ffmpeg 4.1, 5.1 and 9. The least power left and the least gain of a part
 # were, in the order below: Opus 0.38 and 0.59; 0.26 and 0.50; 0.07. AAC 0.16 and 0.46; 0.01.
-# Of 1,459 others, measured by windows, they were: Opus 0.27 and 0.42; 0.20 and 0.51; 0.04. AAC
-# 0.077 and 0.36; 0.011.
+# An earlier measurement of 1,459 others by windows gave: Opus 0.27 and 0.42; 0.20 and 0.51; 0.04.
+# AAC 0.077 and 0.36; 0.011.
 # The emptiest part of a hole of 30 ms had at most 0.024 in Opus from 48k, 0.045 at 24k, and 0.02
 # in AAC. A typical one had 0.0002.
 TOLERANCES = {
@@ -5763,8 +5764,8 @@ class Committer:
                 self.disk_is_full(move.told()["reason"])
         self.folders.update(folders)
         self.ids.update(*(move.recording.ids for move in moves))
-        if self.library.index_names_files:
-            self.write_index()
+        if self.library.index_names_files and not self.attempt((), self.write_index):
+            self.is_index_true = False
         for folder, group in folders.items():
             self.remove_sources(folder, group, now)
         if self.full:
@@ -5787,11 +5788,11 @@ class Committer:
         now: dict[str, Recording] = {}
         asked: dict[int, bool] = {}  # once for all parts of a whole recording
         for path in {move.take.folder for move in moves if move.is_ready}:
-            with suppress(OSError, UsageError):
+            with suppress(OSError, UsageError):  # a later step has the same error, and reports it
                 for recording in self.run.recordings_in(self.library.folder(path)):
                     now.update((take.stem, recording) for take in recording.takes)
         for move in moves:
-            recording = now.get(move.take.stem, NO_RECORDING)
+            recording = now.get(move.take.stem, move.recording)
             key = id(recording if move.is_whole else move)
             if move.is_ready and key not in asked:
                 asked[key] = move.is_asked_by(recording)
@@ -5967,7 +5968,7 @@ class Committer:
             defect = partial(self.report.defect, f"What is said in {path} was left as it is")
             with boundary(defect), suppress(OSError, UsageError):
                 notes += self.finish_folder(path)
-        self.write_index()
+        self.attempt((), self.write_index)
         if not self.ids:
             self.history.note(notes, self.run.now)
 
@@ -6665,7 +6666,7 @@ def put(staged: str, path: str, ours: Optional[bytes], expected: Optional[bytes]
 # --------------------------------------------------------------------------------------- archive
 # Old recordings are copied there under a name of this run, read back, compared, and only then
 # moved to their place. Touches only TARGET/archive-of-NAME/. Must never make that folder in a local
-# target (an empty mount point has none), write over another file, or leave the folder by a link.
+# target, as an empty mount point has none. Must never write over another file or follow a link out.
 
 RCLONE = shlex.split(
     "--retries 2 --low-level-retries 3 --contimeout 20s --log-level ERROR --stats 0"
@@ -6851,8 +6852,8 @@ class Archive:
             raise
 
     def find_cause(self, there: str, error: Exception) -> NoReturn:
-        """After a file was not taken: raises ServiceError if the archive takes nothing at all, else
-        Refusal: it is its name, its folder there or its size. That counts against the recording."""
+        """Raises ServiceError if the archive takes nothing at all. Else raises Refusal: the cause
+        is the name of the file, its folder there or its size. It counts for the recording."""
         if is_full(error):
             with self.reached():
                 raise error
@@ -6895,8 +6896,8 @@ class Archive:
             self.remove(f"{there}/{name}")
 
     def fetch(self, folder: str, place: Place, said: Iterable[str], staged: str) -> Place:
-        """Brings a file back into `staged`, proven by its hash and with mode, owner and mtime, if
-        they are on record, else as the library's owner's. Returns what it was."""
+        """Brings a file back into `staged`, and compares it with the hash on record. It gets the
+        mode, owner and mtime on record, or those of the library. Returns what it was."""
         there, size = self.find(folder, place, said)
         if size is None:
             raise Refusal(Reason.NOT_RESTORED, f"{there} is not in the archive")
@@ -7050,7 +7051,7 @@ class RemoteArchive(Archive):
     @cached_property
     def moves(self) -> bool:  # type: ignore[override]
         """A remote that can neither move nor copy gets an upload anew instead."""
-        with suppress(Refusal, *ODD):  # an old rclone may not tell
+        with suppress(Refusal, *ODD):  # an old rclone cannot say that
             told = json.loads(self.rclone("backend", "features", self.target))["Features"]
             return bool(told["Move"] or told["Copy"])
         return False
@@ -7161,10 +7162,10 @@ def command_restore(config: Config, report: Report) -> None:
 def asked_for(run: Run) -> Iterator[Recording]:
     """Yields the recordings that the command line names, each once, folder by folder, so that few
     are held at a time. Reports the paths that name none."""
-    # By the path of a folder, or of an original: its copy and its sidecars mean the same.
+    # The keys are folders and originals. A copy and a sidecar count as their original.
     library, asked = run.library, dict[str, str]()
     for path in (*run.config.paths, *(done_last(library) if run.config.last_run else ())):
-        # From where the user stands, also of what is here no more, or from the library.
+        # A path may begin where the user stands, or in the library. Its file may be gone.
         is_from_here = lexists(path) or is_below(path, library.root)
         given = path if is_from_here else library.path(path)
         inside = relpath(realpath(given), realpath(library.root))
@@ -7233,8 +7234,8 @@ def done_last(library: Library) -> list[str]:
 
 def moves_asked_for(run: Run) -> Iterator[list[Move]]:
     """Yields the moves that bring back each recording that was asked for. Its documents are looked
-    at, even if it has none: an earlier restore may have been cut short. Reports in one sentence
-    those of which copies are left and no originals."""
+    at, even if it has none: an earlier restore may have been cut short. Reports in one sentence how
+    many originals are gone for good."""
     copies, more = list[Take](), ""
     for recording in asked_for(run):
         if any(map(may_come_back, recording.takes)):
@@ -7264,8 +7265,9 @@ def may_come_back(take: Take) -> bool:
 
 
 def moves_back(recording: Recording, config: Config) -> list[Move]:
-    """Returns the moves that bring a recording back: of each take its copy is to be proven and to
-    go, or its file is to be fetched, or was and no more. Where one can do neither, only those."""
+    """Returns the moves that bring a recording back. A take with an original has its copy proven
+    and removed. The file of any other take is fetched, or was fetched before. If some takes can do
+    neither, returns the refused moves of these alone."""
     moves = list[Move]()
     settings = f"restore {config.archive_tier}"  # that a failure of it depends on
     is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
@@ -7340,7 +7342,7 @@ def fetch_back(run: Run, move: Fetch) -> None:
 
 
 def make_folder(library: Library, path: str) -> None:
-    """Makes a folder that is gone, and those above it, as the owner's of the folder above."""
+    """Makes a folder that is missing, and those above it. Each gets the owner of the one above."""
     whole = library.path(path)
     if not isdir(whole):
         make_folder(library, dirname(path))
@@ -7641,7 +7643,7 @@ class Losses:
             there = self.library.history.in_folder(dirname(stem)).get(stem)
             if there is None or there.lost == FORGOTTEN:
                 free.add(stem)
-        # Whoever cannot move may keep the one that wants its place, and leave another's unfilled.
+        # One that cannot move takes no other place, and does not give up its own.
         comers = {aim: stem for stem, aim in aims.items()}
         moving, asked = set(aims), [*aims]
         while asked:
@@ -9443,7 +9445,7 @@ class Report:
         if lost:
             self.say(LOST_ADVICE)
         if text or self.found:
-            # By this line an unmounted disk is told from an empty library (Library.is_in_log).
+            # `Library.is_in_log` reads this line. An unmounted disk has one, an empty library none.
             found = f" Found: {self.found}." if self.config.command == "run" else ""
             self.log(f"{self.config.recordings_dir}: {text or message}{found}")
         if text:

@@ -398,7 +398,7 @@ def main(words: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests", description="Runs the tests.")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as proof; default: all")
     parser.add_argument("-k", action="append", default=[], metavar="WORD", help="tests so named")
-    more = (os.cpu_count() or 1) + 1  # as many a test waits
+    more = (os.cpu_count() or 1) + 2  # as many a test waits
     parser.add_argument("-j", type=int, default=more, metavar="N", help="at a time")
     parser.add_argument("--deadline", type=float, default=DEADLINE, help="seconds for a module")
     parser.add_argument("--child", help=argparse.SUPPRESS)

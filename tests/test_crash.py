@@ -110,7 +110,7 @@ class PlayCase(CrashCase):
 
 class CrashTest(PlayCase):
     def test_nothing_is_lost_when_killed_at_any_system_call(self) -> None:
-        self.play(kill_points(self.events), every=12)
+        self.play(kill_points(self.events), every=15)
 
     def test_nothing_is_lost_when_the_recovery_is_killed_too(self) -> None:
         firsts = [
@@ -123,26 +123,26 @@ class CrashTest(PlayCase):
             with self.subTest(f"killed first at {first}"):
                 self.play(
                     kill_points(self.harness.calls_of_recovery(template)),
-                    every=32,
+                    every=40,
                     template=template,
                 )
 
     def test_a_full_disk_costs_nothing_and_is_told(self) -> None:
-        self.play(points(self.events, DISK_FULL, OPEN + WRITE + FLUSH + LINK + RENAME), every=20)
+        self.play(points(self.events, DISK_FULL, OPEN + WRITE + FLUSH + LINK + RENAME), every=25)
 
     def test_a_disk_full_from_now_on_costs_nothing_and_is_told(self) -> None:
         self.play(
             points(self.events, DISK_FULL, OPEN + WRITE + FLUSH + LINK + RENAME, onward=True),
-            every=14,
+            every=18,
         )
 
     def test_an_input_output_error_costs_nothing_and_is_told(self) -> None:
-        self.play(points(self.events, DISK_BROKEN, CALLS), every=24)
+        self.play(points(self.events, DISK_BROKEN, CALLS), every=30)
 
     def test_a_disk_broken_from_now_on_costs_nothing_and_is_told(self) -> None:
         self.play(
             points(self.events, DISK_BROKEN, OPEN + WRITE + FLUSH + LINK + RENAME, onward=True),
-            every=14,
+            every=18,
         )
 
     def test_what_a_deletion_rests_on_is_on_the_disk_before_it(self) -> None:
@@ -223,7 +223,7 @@ class LaterStepsTest(LaterCase):
         self.prepare(
             "run", "-j", "1", first={}, then={"tiers": [{"after_days": 30, "bitrate": "48k"}]}
         )
-        self.play_all_faults(40)
+        self.play_all_faults(48)
 
     def test_a_copy_made_smaller_from_its_kept_original_is_never_lost(self) -> None:
         tiers = [{"after_days": 30, "bitrate": "48k"}]
@@ -234,13 +234,13 @@ class LaterStepsTest(LaterCase):
             first={"delete_originals": False},
             then={"delete_originals": False, "tiers": tiers},
         )
-        self.play_all_faults(80)
+        self.play_all_faults(96)
 
     def test_what_goes_to_the_archive_is_never_lost(self) -> None:
         self.prepare(
             "run", "-j", "1", first={}, then={"tiers": [{"after_days": 30, "archive": "cold"}]}
         )
-        self.play_all_faults(40)
+        self.play_all_faults(48)
 
     def test_what_is_restored_is_never_lost(self) -> None:
         self.prepare(
@@ -249,12 +249,12 @@ class LaterStepsTest(LaterCase):
             first={"delete_originals": False},
             then={"delete_originals": False},
         )
-        self.play_all_faults(40)
+        self.play_all_faults(48)
 
     def test_what_comes_back_from_the_archive_is_never_lost(self) -> None:
         archive: dict[str, object] = {"tiers": [{"after_days": 30, "archive": "cold"}]}
         self.prepare("restore", "2025-10-27/14-30-45-chunk-1.json", first=archive, then=archive)
-        self.play_all_faults(40)
+        self.play_all_faults(48)
 
 
 class DeletionTest(LaterCase):
@@ -275,12 +275,12 @@ class DeletionTest(LaterCase):
         self.prepare(1, keep_originals_days=9000)
         self.assertEqual(len(list(self.library.rglob("*.opus"))), 2)
         self.use_deleting()
-        self.play_all_faults(30)
+        self.play_all_faults(36)
 
     def test_what_is_archived_goes_and_documents_say_so_first(self) -> None:
         self.prepare(1, {"after_days": 30, "archive": "cold"})
         self.use_deleting()
-        self.play_all_faults(40)
+        self.play_all_faults(48)
 
     def test_a_half_archived_recording_goes_whole(self) -> None:
         self.prepare(0, {"after_days": 30, "archive": "cold"})
