@@ -110,7 +110,7 @@ class PlayCase(CrashCase):
 
 class CrashTest(PlayCase):
     def test_nothing_is_lost_when_killed_at_any_system_call(self) -> None:
-        self.play(kill_points(self.events), every=15)
+        self.play(kill_points(self.events), every=18)
 
     def test_nothing_is_lost_when_the_recovery_is_killed_too(self) -> None:
         firsts = [
@@ -123,7 +123,7 @@ class CrashTest(PlayCase):
             with self.subTest(f"killed first at {first}"):
                 self.play(
                     kill_points(self.harness.calls_of_recovery(template)),
-                    every=40,
+                    every=48,
                     template=template,
                 )
 
