@@ -3724,11 +3724,12 @@ def is_selected(take: Take, recording: Recording, config: Config) -> bool:
     names = [file.name for file in take.files] or [take.name]
     paths = [join(take.folder, name) for name in names]
     languages = {sidecar.language for sidecar in recording.sidecars}
-    date = recorded_date(take, recording)
+    date = recorded_date(take, recording) if config.since or config.until else ""
     return (
         (not config.only or any(fits(path, config) for path in paths))
         and (not config.language or not languages.isdisjoint(config.language))
-        and (config.since or "") <= date <= (config.until or "9999")
+        and (not config.since or config.since <= date)
+        and (not config.until or date <= config.until)
     )
 
 

@@ -510,6 +510,11 @@ class Planning(Case):
         self.assertEqual(self.plan(only=("2025-10",)), [])
         self.assertIn("fits nothing", self.told[-1])
 
+    def test_a_folder_far_in_the_future_is_selected_as_any_other(self) -> None:
+        self.add("9999-12-31/a.webm")
+        for settings in ({}, {"since": "2025-10-27"}):
+            self.assertEqual([move.path for move in self.plan(**settings)], ["9999-12-31/a.webm"])
+
     def test_a_clash_is_told_for_each_original(self) -> None:
         self.add("d/x.webm"), self.add("d/x.WEBM")
         self.assertEqual([move.reason for move in self.plan()], [Reason.NAME_TAKEN] * 2)
