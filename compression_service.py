@@ -531,10 +531,8 @@ class Past(NamedTuple):
         is_suffix = past.suffix in ("", *COPY_SUFFIXES)
         times = (past.compressed, past.deleted, past.back, place.time)
         is_time = all(0 <= moment < LATEST for moment in times)
-        if (
-            not (is_plain and is_audio and is_suffix and is_time)
-            or "\0" in place.location + place.name
-        ):
+        is_path = "\0" not in place.location + place.name
+        if not (is_plain and is_audio and is_suffix and is_time and is_path):
             raise ValueError("an odd name or time")
         place = place._replace(mode=place.mode & 0o666)  # no text gives a file more than that
         return past._replace(place=place if place.name else None)
@@ -1237,10 +1235,10 @@ def check_flags(words: Sequence[str], name: str) -> None:
     """Raises UsageError for a flag that a command has not. The value of such a flag would be taken
     for a command."""
     homes = dict.fromkeys(("-h", "--help"), name)
-    words = [word.replace("--no-progress", "--progress") for word in words]
     for each in (*COMMANDS, "run", "stats", name):  # who asks for JSON is not sent to a run
         for field in COMMANDS[each].fields:
             homes.update(dict.fromkeys(field.metadata["flags"], each))
+    homes["--no-progress"] = homes["--progress"]
     for at, flag in outline(words):
         if flag and homes.get(flag) != name:
             said = words[at].partition("=")[0]
@@ -3128,8 +3126,8 @@ def chunks_of(data: bytes) -> Sidecar:
     for chunk in rows if text.is_list(text.root) else ():
         row = chunk if isinstance(chunk, dict) else {"file": chunk}
         values = [row["file"]] if "file" in row else row.values()
-        texts = (value for value in values if isinstance(value, str))
-        called = [text for text in texts if text.lower().endswith(AUDIO_SUFFIXES)]
+        words = (value for value in values if isinstance(value, str))
+        called = [word for word in words if word.lower().endswith(AUDIO_SUFFIXES)]
         if len(called) == 1:
             awaited.add(called[0])
             stem = stem_of(basename(plain_path(called[0])))
@@ -3691,9 +3689,7 @@ def was_given_up(past: Past, tier: Tier) -> bool:
 def deletion_time(take: Take, config: Config) -> float:
     """Returns when a tier deletes a take, infinite if none does. Its sidecars are not read."""
     tier, past = config.delete_tier, take.past
-    if not tier or past.stays:
-        return math.inf
-    if was_given_up(past, tier):
+    if not tier or past.stays or was_given_up(past, tier):
         return math.inf
     return old_since(take, Recording(take.folder, (take,))) + tier.after_days * DAY
 
@@ -5923,19 +5919,17 @@ class Committer:
         if not (self.folders or self.ids):
             return
         met = self.history.folders_with(self.ids) | self.folders
+        youngest = self.run.config.age_threshold_days - 1
         recordings = list[Recording]()
         copies, unread = 0, list[str]()
         for folder in self.library.walk(unread.append):
             copies += sum(file.size for file in folder.audio if file.format)
+            is_met = folder.path in met
             # The next day's folder, still too young, may hold a part of a recording.
-            youngest = self.run.config.age_threshold_days - 1
             is_next = any(file.age(self.run.now) > youngest for file in folder.audio)
             is_next = is_next and as_json(folder.path) not in self.history.lines
-            for recording in (
-                self.run.recordings_in(folder) if folder.path in met or is_next else ()
-            ):
-                if folder.path in met or not self.ids.isdisjoint(recording.ids):
-                    recordings.append(recording)
+            found = self.run.recordings_in(folder) if is_met or is_next else []
+            recordings += [each for each in found if is_met or not self.ids.isdisjoint(each.ids)]
         for stem, past in losses(self.library).items():
             path = self.library.path(stem + past.suffix)
             copies += past.size - (getsize(path) if isfile(path) else 0)
