@@ -3811,6 +3811,7 @@ class Move:
     is_whole: ClassVar[bool] = False  # all takes of a recording make it together, or none
     encodes: ClassVar[bool] = False  # a copy is made; else the one that is here is proven
     has_first_word = False  # the history has a line on it before anything is put in place
+    is_begun = False  # files of its recording are gone by a deletion
 
     take: Take
     target: Target
@@ -4248,19 +4249,25 @@ class Delete(Move):
         try:
             for there in self.archived:  # first, as what is here leads to it again
                 self.archive.remove(there)
+                self.is_begun = True
             super().remove(library)
         except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
             raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
+        finally:
+            paths = [library.path(self.take.folder, file.name) for file in self.removes]
+            self.is_begun = self.is_begun or not all(map(lexists, paths))
 
     def past_after(self, now: float) -> Past:
-        """A recording that stays keeps its past, because other moves go on from that."""
+        """A recording that stays keeps its past, because other moves go on from that. A deletion
+        that has removed a part of it remains to be finished, also if the rest cannot be removed."""
         if self.reason.action is Action.KEPT:
             return self.take.past._replace(stays=self.reason.code)
         past = super().past_after(now)
-        if not self.is_done:
+        if not (self.is_done or self.is_begun or self.take.is_half_deleted):
             return past
         deleted = past._replace(deleted=self.take.past.deleted or now, back=0, stays="")
-        return deleted._replace(place=None) if self.outcome else deleted._replace(code=DELETING)
+        is_over = self.outcome is not None and self.is_done
+        return deleted._replace(place=None) if is_over else deleted._replace(code=DELETING)
 
 
 class Restore(Move):
@@ -5874,10 +5881,14 @@ class Committer:
                     except OSError as error:
                         raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
                 move.outcome = move.result
+                changed.append(move)
                 if not move.is_done:  # its documents say too much
                     self.written.clear()
-                changed += [move] if move.past_after(now) != pasts.get(move.take.stem) else []
             self.staging.discard(move.staged)
+        begun = {id(move.recording) for move in moves if move.is_begun}
+        for move in moves:
+            move.is_begun = id(move.recording) in begun
+        changed = [move for move in changed if move.past_after(now) != pasts.get(move.take.stem)]
         try:
             flush_folder(self.library.path(folder))
             self.history.append(changed, now)
@@ -6305,10 +6316,12 @@ def facts_of(takes: Iterable[Take]) -> Facts:
     standing, on_disk, date, deleted = 0, 0, None, 0.0
     for take in takes:
         original, past = take.original, take.past
-        states.add(take.state)
+        # Of a deletion that was cut short, other parts may be gone.
+        state = State.DELETED if take.is_half_deleted else take.state
+        states.add(state)
         firsts.append(original.size if original else past.first_size or None)
         file = take.said
-        if take.state is State.DELETED:  # it counts as it was
+        if state is State.DELETED:  # it counts as it was
             name = take.name + (past.suffix or SOURCE_SUFFIX)
             file = File(name, past.size if past.suffix else past.first_size, past.mtime_ns)
         standing += file.size if file else 0

@@ -615,6 +615,29 @@ class CannotGo(DeleteCase):
         self.assertEqual(self.run_json("--retry").summary["deleted"], 1)
         self.assertTrue(self.is_said())
 
+    def test_what_is_gone_in_part_is_called_deleted_until_the_rest_can_go(self) -> None:
+        unlink = os.unlink
+        for number, stuck in enumerate(("b-0.opus", "c-1.opus")):
+            name = f"2025-10-27/{'bc'[number]}"
+            first, second = self.add_recording(name, chunks=2)
+
+            def fail(path: Any, *words: Any, stuck: str = stuck, **options: Any) -> None:
+                if str(path).endswith(stuck):
+                    raise PermissionError(1, "Operation not permitted")
+                unlink(path, *words, **options)
+
+            self.set_tier(365 + number)
+            self.announce()
+            with self.subTest(stuck=stuck):
+                with unittest.mock.patch.object(os, "unlink", fail):
+                    for _ in range(4):  # the last one has given it up
+                        self.run_here("run")
+                        self.assertNotEqual(first.exists(), second.exists())
+                        self.assertIs(self.read_json(f"{name}-0.json").get("audio_deleted"), True)
+                self.run_here("run", "--retry")
+                self.assertFalse(first.exists() or second.exists())
+                self.assertIs(self.read_json(f"{name}-0.json")["audio_deleted"], True)
+
     def test_deletion_foresees_it(self) -> None:
         self.announce()
         self.assert_foreseen("would-delete")
