@@ -487,8 +487,26 @@ class MovingHarness(Harness):
         return found
 
 
+ARCHIVE_ON_RECORD = re.compile(rb'"[^"]*/cold/archive-of-recordings')
+
+
 class DeletingHarness(MovingHarness):
     """For a tier that deletes. What has no sidecar stays, and what is gone is said to be deleted."""
+
+    @contextlib.contextmanager
+    def place(self, template: Optional[Path] = None) -> Iterator[Place]:
+        """A fresh copy of the library, whose records name the archive beside it. Without a file there, one that was moved
+        is not known again."""
+        with super().place(template) as place:
+            archive = f'"{place.folder}/cold/archive-of-recordings'.encode()
+            for path in (
+                *place.library.rglob("*.json"),
+                place.library / ".compression/history.jsonl",
+            ):
+                times = path.stat()
+                path.write_bytes(ARCHIVE_ON_RECORD.sub(archive, path.read_bytes()))
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            yield place
 
     def broken(self, place: Place) -> list[str]:
         found, here = place.processes(), audio_of(place.folder)
