@@ -9319,7 +9319,11 @@ class Report:
             self.write_json({"type": "error", "message": text})
 
     def defect(self, kept: str, error: Exception) -> None:
-        """Reports a defect of this program, and logs its traceback. `kept` says what was kept."""
+        """Reports an error beside a recording's own moves. `kept` says what was kept. One that the
+        system has no name for is a defect of this program: its traceback is logged."""
+        if isinstance(error, OSError):
+            self.error(f"{kept}: {explain(error)}.")
+            return
         self.error(f"{kept}: a defect of this program (its traceback is in the log): {error}")
         self.log(trace_of(error), "ERROR")
 

@@ -290,6 +290,24 @@ program.resolve_recordings = lambda folder: true(folder) if folder.path != "a" e
 """
         )
 
+    def test_an_error_of_the_disk_is_not_called_a_defect(self) -> None:
+        self.drive(
+            """
+true = program.resolve_recordings
+def resolve(folder):
+    if folder.path == "a":
+        raise OSError(5, "Input/output error", "a/x.json")
+    return true(folder)
+program.resolve_recordings = resolve
+"""
+        )
+        ran = self.run_cli()
+        self.assertEqual(ran.code, 1)
+        self.assertIn("All in a was kept: Input/output error (a/x.json)", ran.err)
+        self.assertNotIn("defect", ran.err + self.log())
+        self.assertTrue((self.library / "a/x.webm").exists())
+        self.assert_compressed("b/x.webm")
+
     def test_a_defect_in_the_proof_keeps_that_recording(self) -> None:
         self.assert_only_a_is_kept(
             """
