@@ -569,6 +569,12 @@ class Past(NamedTuple):
         return self.suffix != "" and self.size > 0 and not (self.place or self.deleted)
 
     @property
+    def stood(self) -> tuple[str, int]:
+        """Returns the suffix and the bytes of the file that stood for its take: the copy on record,
+        or else the original."""
+        return (self.suffix, self.size) if self.size else (SOURCE_SUFFIX, self.first_size)
+
+    @property
     def is_lost(self) -> bool:
         return self.lost not in ("", FORGOTTEN)
 
@@ -764,14 +770,23 @@ class Take(NamedTuple):
         """Returns what stands for it in documents. A lost copy counts as it was on record."""
         return self.lost_copy or self.file or self.past.place
 
+    @property
+    def is_back(self) -> bool:
+        """Returns whether its original stands for it again, after a copy did: it was restored or
+        brought back, or the copy is gone."""
+        suffix = self.past.suffix
+        is_alone = all(file.suffix != suffix for file in self.files)
+        is_gone = suffix and (is_alone or self.state is State.RESTORED)
+        return bool(is_gone and self.original and self.said is self.original)
+
     def name_now(self, name: str) -> str:
         """Returns the name a document should use now for the file it calls `name`. Names change
-        only between the original and the copy that stands for it, or back after a restore. The name
-        of another file stays."""
-        named, file, state = File(name, 0, 0), self.said, self.state
+        only between the original and the copy that stands for it, and back. The name of another
+        file stays."""
+        named, file = File(name, 0, 0), self.said
         is_other = any(each.name == name for each in self.originals[1:])
-        is_left = state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
-        is_back = state is State.RESTORED and named.suffix == self.past.suffix
+        is_left = self.state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
+        is_back = self.is_back and named.suffix == self.past.suffix
         return file.name if file and not is_other and (is_left or is_back) else name
 
 
@@ -3944,7 +3959,8 @@ class Move:
             return last._replace(lost=self.reason.code)
         known = last
         if source and not last.speaks_of(source):
-            known = NO_PAST._replace(back=last.back)  # as its time alone may have changed
+            # Its time alone may have changed, and documents may call the copy that is gone.
+            known = NO_PAST._replace(back=last.back, suffix=last.suffix)
         attempts = 0
         if self.reason.action is Action.FAILED:
             is_again = (known.move, known.settings) == (self.name, self.settings)
@@ -5917,7 +5933,7 @@ class Committer:
         for stem, past in self.history.each_past():
             for id_ in past.ids:
                 sums[id_] = [*map(sum, zip(sums.get(id_, [0] * 6), sums_of(past)))]
-            now = SOURCE_SUFFIX if past.is_restored else past.suffix or SOURCE_SUFFIX
+            now, _ = past.stood
             if called and not called.get(self.library.end_of(stem), {now}) <= {now}:
                 self.folders.add(dirname(stem))
         for _, id_, entry in entries(document):
@@ -5996,10 +6012,10 @@ class Committer:
 def sums_of(past: Past) -> Sequence[int]:
     """Returns what a take adds to its recording: one, whether it is compressed, archived, deleted,
     the bytes that stand for it here, and those of an original that may be beside them."""
-    is_copy, is_away = past.suffix != "", past.place is not None or past.deleted > 0
-    size = past.size if is_copy else past.first_size
-    here = [0, 0] if is_away else [size, is_copy * past.first_size]
-    return [1, is_copy, past.place is not None, past.deleted > 0, *here]
+    (suffix, size), archived, deleted = past.stood, past.place is not None, past.deleted > 0
+    is_copy = suffix != SOURCE_SUFFIX
+    here = [0, 0] if archived or deleted else [size, is_copy * past.first_size]
+    return [1, is_copy, archived, deleted, *here]
 
 
 def says_it_all(entry: Mapping[str, Any], sums: Sequence[int]) -> bool:
@@ -6293,14 +6309,12 @@ class Facts(NamedTuple):
     """The facts that documents hold about takes that belong together."""
 
     states: frozenset[State]
-    original_size: Optional[
-        int
-    ]  # As the browser wrote them; None if it is not known of every take.
-    compressed_size: int  # Of the files that stand for the takes, archived ones included.
-    on_disk: int  # Of the files that are here, kept originals included.
-    date: Optional[float]  # Of the newest compression: 0 if not on record, None without a copy.
-    place: Optional[Place]  # In the archive, if all of it is there.
-    deleted: float = 0.0  # When a tier deleted it, if all of it is.
+    original_size: Optional[int]  # as the browser wrote them; None if one is not known
+    compressed_size: int  # of the files that stand for the takes, archived ones included
+    on_disk: int  # of the files that are here, kept originals included
+    date: Optional[float]  # of the newest compression: 0 if not on record, None without a copy
+    place: Optional[Place]  # in the archive, if all of it is there
+    deleted: float = 0.0  # when a tier deleted it, if all of it is
 
     @property
     def is_complete(self) -> bool:
@@ -6318,12 +6332,13 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         original, past = take.original, take.past
         # Of a deletion that was cut short, other parts may be gone.
         state = State.DELETED if take.is_half_deleted else take.state
+        state = State.RESTORED if state is State.WAITING and take.is_back else state
         states.add(state)
         firsts.append(original.size if original else past.first_size or None)
         file = take.said
         if state is State.DELETED:  # it counts as it was
-            name = take.name + (past.suffix or SOURCE_SUFFIX)
-            file = File(name, past.size if past.suffix else past.first_size, past.mtime_ns)
+            suffix, size = past.stood
+            file = File(take.name + suffix, size, past.mtime_ns)
         standing += file.size if file else 0
         here = (*take.originals, take.lost_copy or take.copy)
         on_disk += sum(each.size for each in here if each)
@@ -7470,7 +7485,8 @@ class Losses:
                 path = self.library.path(take.folder, file.name)
                 if file.suffix == past.suffix and digest_of(path) == past.sha256:
                     return past._replace(mtime_ns=file.mtime_ns)
-        return past if take.is_known or take.is_half_deleted else NO_PAST
+        is_known = take.is_known or take.is_half_deleted
+        return past if is_known else NO_PAST._replace(suffix=past.suffix)
 
     def find(self) -> bool:
         """Settles what became of the copies in doubt. Returns whether anything was put on record.
@@ -8185,7 +8201,7 @@ def count_folder(folder: Folder, config: Config, moment: Moment) -> dict[str, An
             sums.update({"made/size": file.size, "made/asked": file.size * config.target_bitrate})
         group, size = "archived", past.place.size if past.place else 0
         if past.deleted:
-            group, size = "deleted", past.size if past.suffix else past.first_size
+            group, (_, size) = "deleted", past.stood
         if past.place or past.deleted:
             sums.update({f"{group}/count": 1, f"{group}/size": size})
             add_saving(sums, past, size)
@@ -8245,7 +8261,7 @@ def add_saving(sums: Counter[str], past: Past, size: int) -> None:
     """Adds a recording of `size` bytes now. Without a copy in its past, nothing was saved."""
     before = past.first_size or size
     sums[f"recorded_by_month/{local_time(past.mtime_ns // 10**9)[:7]}"] += before
-    if past.suffix:
+    if past.size:
         sums[f"savings_by_month/{local_time(past.compressed)[:7]}"] += before - size
         sums.update({"was/before": before, "was/after": size})
 

@@ -400,6 +400,20 @@ class Age(DeleteCase):
         self.assertTrue(path.exists())
         self.assertIn("a-0", text)
 
+    def test_what_was_restored_is_deleted_as_the_original_that_it_is(self) -> None:
+        self.add_bytes(b"x" * 1000, "2025-10-27/a-0.webm")
+        before = {"action": "restored", "code": "restored", "move": "restore", "size": 0}
+        self.remember(past_of("2025-10-27/a-0", ids=["a"], back=LONG_AGO, **before))
+        self.add_json("2025-10-27/a-0.json", sidecar("a", ["a-0.webm"]))
+        self.add_to_index(index_entry("a", 1000))
+        said = self.document()
+        self.announce()
+        self.delete()
+        self.assertTrue(self.is_said())
+        for member in ("compressed", "compressed_size", "compression_date", "chunks"):
+            self.assertEqual(self.document()[member], said[member])
+        self.assertEqual(self.stats()["deleted"], {"count": 1, "size": 1000})
+
     def test_a_clock_that_is_far_ahead_deletes_nothing(self) -> None:
         (path,) = self.add_recording()
         self.announce()
@@ -764,6 +778,12 @@ class Back(DeleteCase):
 
     def test_an_original_is_one_again(self) -> None:
         self.bring(b"x" * 1000, "a-0.webm")
+
+    def test_a_new_original_is_what_documents_name(self) -> None:
+        self.bring(b"y" * 900, "a-0.webm", time.time())
+        names = [chunk["file"] for chunk in self.document()["chunks"]]
+        self.assertEqual(names, ["a-0.webm", "a-1.opus"])
+        self.assertIs(self.document()["compressed"], False)
 
     def test_with_retry(self) -> None:
         self.add_bytes(self.content, "2025-10-27/a-0.opus")

@@ -98,6 +98,50 @@ class Sidecars(LibraryCase):
         self.assertIs(document["compressed"], True)
 
 
+class CopyThatIsGone(LibraryCase):
+    """An original stands for a recording again, because its copy is not here any more."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.add("chunk_0", "d/x.webm")
+        self.add_json("d/x.json", sidecar("I", ["x.webm"]))
+        self.add_to_index(index_entry("I", 1))
+        self.assertEqual(self.run_cli().code, 0)
+        self.assertIs(self.read_json("d/x.json")["compressed"], True)
+        (self.library / "d/x.opus").unlink()
+
+    def assert_original_stands(self) -> None:
+        self.assert_sidecars_true()
+        document, entry = (
+            self.read_json("d/x.json"),
+            self.read_json("index.json")["recordings"][0],
+        )
+        said = (document["compressed"], document["compressed_size"], document["compression_date"])
+        self.assertEqual(said, (False, None, None))
+        self.assertNotIn("compression_ratio", document)
+        size = (self.library / "d/x.webm").stat().st_size
+        self.assertEqual((entry["compressed"], entry["size"]), (False, size))
+
+    def test_documents_name_a_young_recording_of_its_name(self) -> None:
+        self.add("chunk_1", "d/x.webm", time.time() - DAY)
+        self.run_cli()
+        self.assert_original_stands()
+        self.run_cli("--older-than", "0")
+        self.assert_compressed("d/x.webm")
+        self.assert_sidecars_true()
+
+    def test_documents_name_its_original_until_that_is_old_enough(self) -> None:
+        self.add("chunk_0", "d/x.webm")
+        self.run_cli("--older-than", "100000")
+        self.assert_original_stands()
+
+    def test_documents_name_a_recording_of_its_name_that_is_kept(self) -> None:
+        self.add("ch_slice_01", "d/x.webm")  # a later part, which cannot be read alone
+        for _ in range(2):
+            self.run_cli()
+            self.assert_sidecars_true()
+
+
 class Runs(LibraryCase):
     def test_a_run_is_on_record_with_the_index_as_it_left_it(self) -> None:
         self.add_session(chunks=1)
