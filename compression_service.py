@@ -8111,6 +8111,7 @@ SUMMED_UP = (
 )
 GROUPS = ("due", "due_by_move", "archived", "deleted", "recorded_by_month", "savings_by_month")
 SENTENCES = {reason.code: reason.sentence.replace("{}", "").rstrip(": ") for reason in Reason}
+SENTENCES[DELETING] = "its deletion is not finished"
 
 
 def storage_stats(recordings_dir: str) -> dict[str, Any]:

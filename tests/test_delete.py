@@ -648,6 +648,8 @@ class CannotGo(DeleteCase):
                         self.run_here("run")
                         self.assertNotEqual(first.exists(), second.exists())
                         self.assertIs(self.read_json(f"{name}-0.json").get("audio_deleted"), True)
+                reasons = {each["reason"] for each in self.stats()["kept"]}
+                self.assertEqual(reasons, {"its deletion is not finished"})
                 self.run_here("run", "--retry")
                 self.assertFalse(first.exists() or second.exists())
                 self.assertIs(self.read_json(f"{name}-0.json")["audio_deleted"], True)
