@@ -770,24 +770,21 @@ class Take(NamedTuple):
         """Returns what stands for it in documents. A lost copy counts as it was on record."""
         return self.lost_copy or self.file or self.past.place
 
-    @property
-    def is_back(self) -> bool:
-        """Returns whether its original stands for it again, after a copy did: it was restored or
-        brought back, or the copy is gone."""
-        suffix = self.past.suffix
-        is_alone = all(file.suffix != suffix for file in self.files)
-        is_gone = suffix and (is_alone or self.state is State.RESTORED)
-        return bool(is_gone and self.original and self.said is self.original)
+    def is_gone(self, name: str) -> bool:
+        """Returns whether a copy was made, and what is here has not this name any more."""
+        is_here = bool(self.past.suffix and self.files)
+        return is_here and all(file.name != name for file in self.files)
 
     def name_now(self, name: str) -> str:
         """Returns the name a document should use now for the file it calls `name`. Names change
-        only between the original and the copy that stands for it, and back. The name of another
-        file stays."""
-        named, file = File(name, 0, 0), self.said
+        only from the original to the copy that stands for it, back after a restore, and from a copy
+        that is gone to what stands now. The name of another file stays."""
+        named, file, state = File(name, 0, 0), self.said, self.state
         is_other = any(each.name == name for each in self.originals[1:])
-        is_left = self.state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
-        is_back = self.is_back and named.suffix == self.past.suffix
-        return file.name if file and not is_other and (is_left or is_back) else name
+        is_left = state in (State.COMPRESSED, State.ARCHIVED) and named.is_original
+        is_back = state is State.RESTORED and named.suffix == self.past.suffix
+        is_gone = named.format and self.is_gone(name)
+        return file.name if file and not is_other and (is_left or is_back or is_gone) else name
 
 
 def take_of(
@@ -6332,7 +6329,8 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         original, past = take.original, take.past
         # Of a deletion that was cut short, other parts may be gone.
         state = State.DELETED if take.is_half_deleted else take.state
-        state = State.RESTORED if state is State.WAITING and take.is_back else state
+        if state is State.WAITING and take.is_gone(take.name + past.suffix):
+            state = State.RESTORED  # as its original counts again
         states.add(state)
         firsts.append(original.size if original else past.first_size or None)
         file = take.said

@@ -135,6 +135,13 @@ class CopyThatIsGone(LibraryCase):
         self.run_cli("--older-than", "100000")
         self.assert_original_stands()
 
+    def test_documents_name_the_copy_in_another_format_that_was_made_since(self) -> None:
+        self.add("chunk_0", "d/x.webm")
+        ran = self.run_cli("--format", "m4a", "--bitrate", "64k")
+        self.assertTrue((self.library / "d/x.m4a").exists(), ran.out + ran.err)
+        self.assert_sidecars_true()
+        self.assertIs(self.read_json("index.json")["recordings"][0]["compressed"], True)
+
     def test_documents_name_a_recording_of_its_name_that_is_kept(self) -> None:
         self.add("ch_slice_01", "d/x.webm")  # a later part, which cannot be read alone
         for _ in range(2):
