@@ -2433,13 +2433,12 @@ class Queue:
         moves: list[Compress] = []
         seconds, share = 0.0, self.remaining / max(1, self.batches)
         while self.waiting and len(moves) < BATCH_FILES:
-            room -= self.waiting[0].space_needed
-            longer = seconds + self.waiting[0].guessed_seconds
-            is_nearer = longer - share <= share - seconds
-            if room < 0 or (moves and not is_nearer):
+            first = self.waiting[0]
+            room -= first.space_needed
+            if room < 0 or (moves and seconds + first.guessed_seconds / 2 > share):
                 break
             moves.append(self.waiting.popleft())
-            seconds = longer
+            seconds += first.guessed_seconds
         self.batches -= bool(moves)
         self.remaining -= seconds
         return moves
@@ -3977,6 +3976,9 @@ class Move:
         if source:
             first_size = source.size if source.is_original else known.first_size
             past = past._replace(mtime_ns=source.mtime_ns, first_size=first_size)
+        if source and source.format and self.is_whole and self.is_done:  # also without a record
+            rate = self.take.bitrate
+            past = past._replace(suffix=source.suffix, size=source.size, bitrate=rate)
         return self.past_if_done(past, now) if self.is_done else past
 
     def past_if_done(self, past: Past, now: float) -> Past:
@@ -4264,8 +4266,9 @@ class Delete(Move):
                 self.archive.remove(there)
                 self.is_begun = True
             super().remove(library)
-        except (OSError, Stopped) as error:  # a commit comes to its end, even if a run is stopped
-            raise Refusal(Reason.NOT_DELETED, explain(error) or "the run was stopped") from None
+        except (Refusal, OSError, Stopped) as error:  # a commit comes to its end, also when stopped
+            why = detail_of(error) or "the run was stopped"
+            raise Refusal(Reason.NOT_DELETED, why) from None
         finally:
             paths = [library.path(self.take.folder, file.name) for file in self.removes]
             self.is_begun = self.is_begun or not all(map(lexists, paths))
@@ -6352,7 +6355,7 @@ def facts_of(takes: Iterable[Take]) -> Facts:
         compressed_size=standing,
         on_disk=on_disk,
         date=date,
-        place=newest if states == {State.ARCHIVED} else None,
+        place=newest if states - {State.DELETED} == {State.ARCHIVED} else None,
         deleted=deleted if states == {State.DELETED} else 0.0,
     )
 
@@ -7171,6 +7174,8 @@ def command_restore(config: Config, report: Report) -> None:
     run.library.require(config.log_file)
     report.open_log()
     with run.open(locks=not config.dry_run):
+        # What comes back counts from now, and a clock that is behind would let it go again soon.
+        run.now = max(run.now, run.last.get("time", 0))
         if run.is_locked:
             try_commits(run.library)
         with run.finishing():
@@ -7291,8 +7296,11 @@ def moves_back(recording: Recording, config: Config) -> list[Move]:
     neither, returns the refused moves of these alone."""
     moves = list[Move]()
     settings = f"restore {config.archive_tier}"  # that a failure of it depends on
-    is_begun = any(take.is_half_restored for take in recording.takes)  # then the rest may move on
+    # Then the rest may move on.
+    is_begun = any(take.is_half_restored or take.past.place for take in recording.takes)
     for take in recording.takes:
+        if is_begun and take.state is State.DELETED:
+            continue
         source = take.original if take.copy else None
         is_only_copy = bool(take.copy) and not (is_begun or may_come_back(take))
         if not (source or is_only_copy or take.is_away or take.is_half_restored):
@@ -7797,9 +7805,10 @@ def check_all(run: Run) -> str:
     copies, away = [], []
     for recording in recordings:
         for take in recording.takes:
+            is_away = take.past.place or recording.locations
             if take.copy or take.is_in_doubt or take.suspect:
                 copies.append(reread(take, recording))
-            elif not take.files and (take.past.place or recording.locations):
+            elif is_away and not take.files and take.state is not State.DELETED:
                 away.append((recording, take))
     run.losses.settle(run.losses.read(copies))
     lost, unread = report.counts[Action.LOST] + report.missed, report.errors

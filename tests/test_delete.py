@@ -745,6 +745,34 @@ class CutShort(DeleteCase):
         self.delete(2)
 
 
+class WithoutARecord(DeleteCase):
+    """A copy that documents name, as after the history was lost."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        (self.path,) = self.add_recording()
+        self.history().write_text("")
+        self.put_run_on_record(DAY)
+
+    def test_documents_and_statistics_count_it_as_the_copy_that_it_was(self) -> None:
+        self.announce()
+        self.delete()
+        self.assertTrue(self.is_said())
+        self.assertIs(self.document()["compressed"], True)
+        self.assertIs(self.read_json("index.json")["recordings"][0]["compressed"], True)
+        self.assertEqual(self.stats()["deleted"], {"count": 1, "size": 600})
+
+    def test_a_restore_out_of_the_archive_is_respected(self) -> None:
+        (self.folder / "cold/archive-of-recordings").mkdir(parents=True)
+        tier = {"after_days": 200, "archive": str(self.folder / "cold")}
+        self.configure(tiers=[tier])
+        self.assertEqual(self.run_json().summary["archived"], 1)
+        self.assertEqual(self.run_here("restore", str(self.path)).code, 0)
+        self.assertNotIn("archived", self.document())
+        self.assertEqual(self.run_json().summary["archived"], 0)
+        self.assertTrue(self.path.exists())
+
+
 class Back(DeleteCase):
     def setUp(self) -> None:
         super().setUp()
@@ -853,6 +881,67 @@ class Archived(DeleteCase):
         for _ in range(2):
             self.run_json(code=1)
         self.assertEqual(self.run_json().outcomes, {}, "given up after three nights")
+
+    def test_an_archive_that_removes_nothing_is_given_up_after_three_nights(self) -> None:
+        def refuse(archive: Any, there: str) -> None:
+            raise service.Refusal(service.Reason.INPUT_OUTPUT, "rclone: object is locked")
+
+        self.announce()
+        with unittest.mock.patch.object(service.FolderArchive, "remove", refuse):
+            for _ in range(3):
+                told = self.run_json(code=1).outcomes["2025-10-27/a-0.opus"]
+                self.assertIn("cannot be deleted: rclone: object is locked", told["reason"])
+            self.assertEqual(self.run_json().outcomes, {})
+        self.assertEqual(len(self.archived()), 2)
+
+    def test_what_is_left_of_a_deletion_that_was_called_off_comes_back(self) -> None:
+        remove = service.FolderArchive.remove
+
+        def fail(archive: Any, there: str) -> None:
+            if there.endswith("a-1.opus"):
+                raise OSError(5, "Input/output error")
+            remove(archive, there)
+
+        self.announce()
+        with unittest.mock.patch.object(service.FolderArchive, "remove", fail):
+            self.run_json(code=1)
+        self.assertEqual(self.archived(), ["a-1.opus"])
+        self.configure(tiers=[self.archive])
+        self.run_json()
+        self.assertFalse(self.is_said())
+        self.assertIs(self.document()["archived"], True)
+        ran = self.run_here("check")
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        ran = self.run_here("restore", str(self.library / "2025-10-27"))
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        self.assertTrue((self.library / "2025-10-27/a-1.opus").exists())
+
+    def test_what_was_restored_under_a_clock_that_is_behind_counts_from_the_last_run(self) -> None:
+        with unittest.mock.patch.object(time, "time", lambda: LONG_AGO + 10 * DAY):
+            ran = self.run_here("restore", str(self.library / "2025-10-27"))
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        self.configure(tiers=[DELETE])
+        self.announce()
+        for _ in range(2):
+            self.assertEqual(self.run_json().summary["deleted"], 0)
+
+    def test_what_one_file_kept_here_of_an_archived_recording_comes_back(self) -> None:
+        unlink = os.unlink
+        first, second = self.add_recording("2025-10-27/b", chunks=2)
+
+        def fail(path: Any, *words: Any, **options: Any) -> None:
+            if str(path) == str(first):
+                raise PermissionError(1, "Operation not permitted")
+            unlink(path, *words, **options)
+
+        self.configure(tiers=[self.archive])
+        with unittest.mock.patch.object(os, "unlink", fail):
+            self.run_json(code=1)
+        self.assertTrue(first.exists())
+        self.assertFalse(second.exists())
+        ran = self.run_here("restore", str(second))
+        self.assertEqual(ran.code, 0, ran.out + ran.err)
+        self.assertTrue(first.exists() and second.exists())
 
     def test_what_is_gone_there_is_no_hindrance(self) -> None:
         self.announce()
