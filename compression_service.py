@@ -1246,7 +1246,7 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
 def check_flags(words: Sequence[str], name: str) -> None:
     """Raises UsageError for a flag that a command has not. The value of such a flag would be taken
     for a command."""
-    homes = dict.fromkeys(("-h", "--help"), name)
+    homes = {"-h": name, "--help": name, "--version": "run"}
     for each in (*COMMANDS, "run", "stats", name):  # who asks for JSON is not sent to a run
         for field in COMMANDS[each].fields:
             homes.update(dict.fromkeys(field.metadata["flags"], each))
@@ -1736,7 +1736,7 @@ class Run:
         self.workers = config.jobs or allowed_cores()
         self.is_locked = False
         self.finished: list[Move] = []  # proven or refused, still to be committed
-        self.doomed: dict[str, int] = {}  # what the next run deletes: bytes by recording
+        self.doomed: dict[str, int] = {}  # what the next run deletes: bytes by stem
         self.unowned: set[str] = set()  # what it would delete, if a sidecar owned it
         self.early: dict[str, None] = {}  # folders that may have a move for `keep_free`
         self.is_spent = False  # no such move is left
@@ -1890,7 +1890,7 @@ class Run:
                 self.unowned.add(move.take.stem)
         is_doomed = any(move.is_done for move in moves)
         if is_doomed:
-            self.doomed[recording.key] = sum(move.take.size for move in moves)
+            self.doomed.update((move.take.stem, move.take.size) for move in moves)
         is_listed = self.config.dry_run and self.moment == self.clock  # as to be deleted
         return is_doomed and not is_listed
 
@@ -2033,10 +2033,8 @@ class Run:
             report.once(f"{path} is dated in the future: no run touches it until then.")
         is_selective = config.only or config.language or config.since or config.until
         if is_selective and not is_found:
-            report.once(
-                "The selection fits nothing that is due. "
-                "Paths for --only are such as '2025-10-27/*'."
-            )
+            hint = " Paths for --only are such as '2025-10-27/*'." if config.only else ""
+            report.once(f"The selection fits nothing that is due.{hint}")
 
     def groups_of(self, recording: Recording) -> list[list[Move]]:
         """Returns the moves of a recording in groups. After a defect it returns none and reports
@@ -4225,17 +4223,23 @@ class Delete(Move):
     def is_asked_by(self, now: Recording) -> bool:
         return super().is_asked_by(now) and why_it_stays(now) is None
 
+    def foresee(self, run: Run) -> str:
+        """Also tries the archive, which may hold a part. Raises Refusal, ServiceError."""
+        if run.archive:
+            self.archive = run.answering_archive
+        elif self.take.past.place:
+            raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
+        return self.detail
+
     def carry(self, run: Run) -> None:
         """Looks at each file here and in the archive once more. The archive may also hold what was
         restored since, or was uploaded by a run that was killed."""
+        self.foresee(run)
         place = self.take.past.place
         self.seen = {file.name: self.witness(run, file) for file in self.removes}
         if run.archive:
-            self.archive = run.answering_archive
             here = [Place(name=name, sha256=seen.sha256) for name, seen in self.seen.items()]
             self.archived = {self.find(each) for each in (place, *here) if each} - {""}
-        elif place:
-            raise Refusal(Reason.NOT_DELETED, "a part is archived, and tiers name no archive")
 
     def find(self, place: Place) -> str:
         """Returns where a file is in the archive, "" if it is not there. Raises Refusal if that is
@@ -5885,8 +5889,8 @@ class Committer:
 
     def remove_sources(self, folder: str, moves: Sequence[Move], now: float) -> None:
         """Step 8, and the end of every move. A past that has changed by it gets a second line: of
-        a removal that failed, and of a restore that is finished."""
-        pasts, changed = self.history.in_folder(folder), list[Move]()
+        a removal that failed, and of a restore that is finished. While nothing of a recording is
+        gone, a part that cannot be removed keeps the others."""
         for move in moves:
             if move.is_ready:
                 with boundary(move.refuse):
@@ -5897,14 +5901,17 @@ class Committer:
                     except OSError as error:
                         raise Refusal(Reason.NOT_REMOVED, explain(error)) from None
                 move.outcome = move.result
-                changed.append(move)
                 if not move.is_done:  # its documents say too much
                     self.written.clear()
+                    parts = [part for part in moves if part.recording is move.recording]
+                    if not any(part.is_begun or (part.outcome and part.is_done) for part in parts):
+                        keep_together(parts)
             self.staging.discard(move.staged)
         begun = {id(move.recording) for move in moves if move.is_begun}
         for move in moves:
             move.is_begun = id(move.recording) in begun
-        changed = [move for move in changed if move.past_after(now) != pasts.get(move.take.stem)]
+        pasts = self.history.in_folder(folder)
+        changed = [move for move in moves if move.past_after(now) != pasts.get(move.take.stem)]
         try:
             flush_folder(self.library.path(folder))
             self.history.append(changed, now)
@@ -7328,6 +7335,8 @@ def why_not_back(take: Take, config: Config) -> str:
     if place and take.files and not any(is_archived_file(file, place) for file in take.files):
         return f"another {take.name} is here: move that away first"
     if not (take.file or config.archive_tier):
+        if take.lost_copy:
+            return f"its copy is lost, and {since_when(past)}: bring it back from a backup"
         return f"{take.stem} is not here, and tiers name no archive"
     return ""
 
@@ -7707,7 +7716,8 @@ class Losses:
             return  # a link; or archived or deleted, by the word of its sidecar
         if take.suspect and self.run.config.command == "run" and not move.is_broken:
             return  # its own move says what it is
-        is_ours = take.proven_copy or take.is_in_doubt or move.is_broken
+        is_rotten = move.is_broken or past.lost == Reason.ROTTEN.code
+        is_ours = take.proven_copy or take.is_in_doubt or is_rotten
         if not (past.has_copy and is_ours) or reason.action is Action.FAILED:
             self.report.error(f"{move.path}: {move.told()['reason']}")
             return
@@ -7814,14 +7824,16 @@ def check_all(run: Run) -> str:
     lost, unread = report.counts[Action.LOST] + report.missed, report.errors
     check_documents(run, recordings)
     untrue = report.errors
-    check_places(run, away)
+    places = "not looked at"
+    if check_places(run, away):
+        places = f"{report.errors - untrue} wrong"
     report.exit_code = report.exit_code or int(lost > 0)
     documents = sum(len(recording.sidecars) for recording in recordings)
     verdict = "something is wrong" if report.exit_code else "all sound"
     return (
         f"Checked {len(copies)} copies: {lost} lost, {unread} unsound or not read; "
         f"{documents} documents: {untrue - unread} wrong; "
-        f"{len(away)} archived files: {report.errors - untrue} wrong. In all: {verdict}."
+        f"{len(away)} archived files: {places}. In all: {verdict}."
     )
 
 
@@ -7863,16 +7875,16 @@ def check_documents(run: Run, recordings: Sequence[Recording]) -> None:
             report.once(f"{INDEX_NAME} does not say {what}. {RUN_CORRECTS}")
 
 
-def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
+def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> bool:
     """Reports archived files that are not there, or are other files by their size or, with
     `--archive`, by their hash. One that neither a sidecar nor the index names was deleted by its
-    owner."""
+    owner. Returns whether it could look at them."""
     archive, report = run.archive, run.report
     if not away:
-        return
+        return True
     if not archive:
         report.error(f"{len(away)} files are archived, and tiers name no archive. Name it there.")
-        return
+        return False
     absent: dict[str, bool] = {}  # whether a document names it, by stem
     with answering_for(run, "archive"):
         archive.list_all()
@@ -7896,6 +7908,8 @@ def check_places(run: Run, away: Sequence[tuple[Recording, Take]]) -> None:
         for stem, is_named in absent.items():
             if is_named:
                 report.error(f"{stem} is not in the archive any more. {ARCHIVE_ADVICE}")
+        return True
+    return False
 
 
 # --------------------------------------------------------------------------------------- history
@@ -8247,7 +8261,7 @@ def add_take(sums: Counter[str], take: Take, move: Optional[Move]) -> None:
             "all/original_size": sum(originals),
             "all/compressed": len(copies),
             "all/compressed_size": sum(copies),
-            "all/unrecorded": len(copies) - bool(copy),
+            "all/unrecorded": len(copies) - bool(copy or past.is_lost),
         }
     )
     if copy and not originals:

@@ -81,6 +81,23 @@ class Shares(ShareCase):
         self.assertEqual((ran.summary["lost"], self.copy("e").stat().st_size), (0, sound))
         self.assertEqual(self.run_cli("check").code, 0)
 
+    def test_check_says_of_it_each_time_that_a_run_makes_it_again(self) -> None:
+        self.configure(delete_originals=False)
+        self.add("chunk_0", "d/e.webm")
+        self.at(0)
+        rot(self.copy("e"))
+        for _ in range(2):
+            ran = self.run_cli("check")
+            self.assertEqual(ran.code, 0, ran.out + ran.err)
+            self.assertIn("d/e.opus is damaged. A run makes it again", ran.out)
+        self.assertNotIn("copies without a record", self.run_cli("stats").out)
+
+    def test_restore_says_of_a_lost_copy_what_it_is(self) -> None:
+        self.copy().unlink()
+        self.at(0.1, code=1)
+        ran = self.run_cli("restore", "d/a.opus")
+        self.assertIn("its copy is lost, and its original was deleted on", ran.out)
+
     def test_what_comes_back_rotten_is_still_lost_and_counted_once(self) -> None:
         self.copy().unlink()
         self.at(0.1, code=1)

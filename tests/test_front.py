@@ -79,6 +79,7 @@ class Words(FrontCase):
     def test_the_nearest_is_named_with_the_help_of_the_command_at_hand(self) -> None:
         for words, near, command in (
             (["--dryrun"], "the nearest is --dry-run.", "run "),
+            (["--verison"], "the nearest is --version.", "run "),
             (["status"], "the nearest is 'stats'.", ""),
             (["restore", "--lastrun"], "the nearest is --last-run.", "restore "),
             (["--lastrun"], "the nearest is --last-run of 'restore'.", "run "),
