@@ -4436,6 +4436,7 @@ MOST_PACKETS = 1 << 21  # of an MP4: twelve hours; ffmpeg takes 30 bytes for eac
 MOST_TRACKS = 64
 MOST_FILLER = 16  # bytes of line ends and zeros that uploads and writers leave behind the end
 DEEPEST_PART = 8  # levels of parts in parts; no writer needs more than six
+LARGEST_GAIN = 40 << 8  # 40 dB: quieter sound could not be compared (RFC 7845, 5.1: 256 a dB)
 LARGEST_DOUBT = 0.12  # seconds; decoders of one file may differ by this at most
 FIRST_PAGE, LAST_PAGE = 2, 4  # flags of a page of Ogg (RFC 3533, section 6)
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -4606,6 +4607,8 @@ def opus_probe(demuxer: str, head: bytes) -> Probe:
     Decoders follow that, whatever the container says. Raises Refusal."""
     if not head.startswith(b"OpusHead") or len(head) < 19:
         raise damaged("its Opus header is not one (RFC 7845, section 5.1)")
+    if abs(big(head[17:15:-1], signed=True)) > LARGEST_GAIN:
+        raise unsupported("Opus whose header changes its loudness by more than 40 dB")
     if head[18] > 1:
         raise unsupported(f"Opus whose channels have no layout (mapping family {head[18]})")
     return Probe(demuxer, "opus", head[9], OPUS_RATE, big(head[11:9:-1]))
@@ -4736,6 +4739,8 @@ EC Void . Segment Cluster BlockGroup Info Tracks TrackEntry Audio
 BF CRC-32 Segment Cluster BlockGroup Info Tracks TrackEntry Audio
 0 unknown Info TrackEntry Audio
 """
+# Elements of eight bytes at most; a flipped bit makes a block one of them.
+NUMBERS = re.compile("Timestamp|Position|PrevSize|BlockDuration|ReferenceBlock|DiscardPadding")
 MATROSKA = Container(ebml_header, defaultdict(str), first="EBML")
 NAMES: dict[int, str] = {}
 for identity, name, *parents in map(str.split, ELEMENTS.strip().splitlines()):
@@ -4751,6 +4756,8 @@ def walk_matroska(window: Window) -> Probe:
     tracks = []
     for name, body, size in MATROSKA.walk(window):
         values[name] = content = window.at(body, min(size, 256))
+        if size > 8 and NUMBERS.fullmatch(name):
+            raise damaged(f"a number of {size} bytes stands at byte {body} ({name})")
         if name in ("SimpleBlock", "Block"):
             add_block(found, values, content, body, size)
         elif name == "DiscardPadding":
@@ -4776,7 +4783,7 @@ def walk_matroska(window: Window) -> Probe:
             raise Refusal(Reason.DATA, name)
     # Chrome's header is 60 ms short, or says 1 ms; it never says more than was recorded.
     lasts = real(values["Duration"]) * tick_of(values)
-    if lasts > found.end + 1.0:
+    if lasts and lasts > found.end + 1.0:
         ends = f"it ends at {found.end:.1f} s"
         raise truncated(f"its header says {lasts:.1f} s, but {ends}")
     return found
@@ -4982,7 +4989,10 @@ def walk_mp4(window: Window, path: str, tools: Tools) -> Probe:
     if messages or not stream:
         raise damaged(messages or "ffmpeg finds no sound in it")
     codec, rate, layout = stream.groups()
-    found = Probe("mov", codec, {"mono": 1, "stereo": 2}.get(layout, 3), int(rate))
+    channels = {"mono": 1, "stereo": 2}.get(layout)
+    if not channels:
+        raise unsupported(f"{codec} in {layout}")
+    found = Probe("mov", codec, channels, int(rate))
     movie.play(found)
     return found
 
@@ -5283,6 +5293,8 @@ LEVEL_FILTER = (
     f"asetpts=N/SR/TB,aresample={LEVEL_RATE},aformat=sample_fmts=fltp,highpass=f=30,"
     "aformat=sample_fmts=flt"
 )
+# Fills a gap of a millisecond too.
+COMPENSATE = "async=1:min_comp=0.0005:min_hard_comp=0.0005:first_pts=0"
 LEVEL_OUTPUT = shlex.split("-c:a pcm_f32le -f f32le")
 # NUT carries the rate and the number of channels, but not their layout.
 PIPED_OUTPUT = shlex.split("-c:a pcm_f32le -f nut pipe:1")
@@ -5525,7 +5537,7 @@ def timeline_filter(found: Probe) -> str:
     terms = ["N", *(f"{length}*gte(N,{max(0, at - early)})" for at, length in found.gaps)]
     while len(terms) > 1:  # makes a tree, as ffmpeg parses at most a hundred terms in a row
         terms = [f"({'+'.join(terms[at : at + 50])})" for at in range(0, len(terms), 50)]
-    return f"asetpts='{terms[0]}/SR/TB',aresample=async=1:min_hard_comp=0.0005:first_pts=0"
+    return f"asetpts='{terms[0]}/SR/TB',aresample={COMPENSATE}"
 
 
 def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
@@ -5534,8 +5546,9 @@ def encode_arguments(number: int, job: Job, copy: Sequence[str]) -> list[str]:
     as decoders also give peaks above full scale."""
     if not job.encodes:
         return level_arguments(number, job.source_levels)
-    graph = f"[{number}:a:0]asplit[a{number}][b{number}]"
-    graph += f";[a{number}]{timeline_filter(job.probe)},aformat=sample_fmts=flt[c{number}]"
+    names = ("0:channel_layout=mono", "0|1:channel_layout=stereo")[job.probe.channels - 1]
+    graph = f"[{number}:a:0]asplit[a{number}][b{number}];[a{number}]{timeline_filter(job.probe)}"
+    graph += f",aformat=sample_fmts=flt,channelmap={names}[c{number}]"  # of any other names
     graph += f";[b{number}]{LEVEL_FILTER}[d{number}]"
     levels = ["-map", f"[d{number}]", *LEVEL_OUTPUT, "file:" + job.source_levels]
     return ["-filter_complex", graph, "-map", f"[c{number}]", *copy, *levels]

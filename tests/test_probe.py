@@ -9,9 +9,9 @@ import unittest
 from unittest import mock
 
 import compression_service as service
-from tests.base import RECORDINGS, LibraryCase, decoded_seconds, plain_decode
+from tests.base import LONG_AGO, RECORDINGS, LibraryCase, decoded_seconds, plain_decode
 from tests.mp4 import Edit, box, fragmented, numbers, opus_track, whole
-from tests.webm import UNKNOWN, block, element, header, number, opus_head, packets_of
+from tests.webm import UNKNOWN, block, element, header, number, opus_head, packets_of, write
 
 RATE = 16_000
 
@@ -53,6 +53,19 @@ class Wav(FormatCase):
         for number_, (riff, size) in enumerate(sizes):
             self.add_bytes(wav(self.samples, riff, size), f"{number_}.webm")
         self.assert_all_compressed()
+
+    def test_one_or_two_channels_of_any_name_are_mono_and_stereo(self) -> None:
+        pcm = bytes.fromhex("0100000000001000800000aa00389b71")
+        for channels, mask in ((1, 1), (1, 8), (2, 0x30), (2, 0x600)):
+            about = (0xFFFE, channels, RATE, 2 * channels * RATE, 2 * channels, 16, 22, 16, mask)
+            form = chunk(b"fmt ", struct.pack("<HHIIHHHHI", *about) + pcm)
+            samples = chunk(b"data", self.samples)
+            self.add_bytes(b"RIFF\0\0\0\0WAVE" + form + samples, f"{mask:x}.webm")
+        for options in (), ("--format", "m4a", "--retry"):
+            for path in self.library.glob("*.opus"):
+                path.unlink()
+            ran = self.run_cli("--json", "--keep-originals", *options)
+            self.assertEqual(ran.summary["compressed"], 4, ran.out)
 
     def test_a_size_above_2_GB_that_the_file_has_is_believed(self) -> None:
         count, path = 0x80000000, self.library / "a.webm"
@@ -154,6 +167,40 @@ class Elements(FormatCase):
         ran = self.run_cli("--json")
         self.assert_kept(ran, "unknown.webm", f"what stands at byte {at} of")
         self.assert_compressed("old.webm")
+
+
+    def test_a_packet_under_the_name_of_a_number_is_damage(self) -> None:
+        stamps = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        sound = b"".join(block(*packet) for packet in stamps[:9])
+        for name in (0xAB, 0xA7):  # each one bit away from a block's
+            lost = block(*stamps[9]).replace(b"\xa3\x01", bytes([name]) + b"\x01", 1)
+            rest = b"".join(block(*packet) for packet in stamps[10:])
+            content = header(head=opus_head()) + sound + lost + rest
+            self.add_bytes(content, f"{name:x}.webm")
+        ran = self.run_cli("--json")
+        self.assert_kept(ran, "ab.webm", "damaged", "a number")
+        self.assert_kept(ran, "a7.webm", "damaged", "a number")
+
+    def test_a_header_that_makes_the_sound_too_quiet_to_compare_is_kept(self) -> None:
+        packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        for decibels in (-128, -100, 20):
+            gain = struct.pack("<h", decibels * 256)
+            head = opus_head()[:16] + gain + opus_head()[18:]
+            write(self.library / f"{decibels}.webm", packets, head)
+            os.utime(self.library / f"{decibels}.webm", (LONG_AGO, LONG_AGO))
+        ran = self.run_cli("--json")
+        for decibels in (-128, -100):
+            self.assert_kept(ran, f"{decibels}.webm", "loudness")
+        self.assert_compressed("20.webm")
+
+    def test_a_gap_of_a_millisecond_behind_stamps_that_ran_late_is_filled(self) -> None:
+        packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        third = len(packets) // 3
+        late = [0] * third + [-200] * third + [1] * (len(packets) - 2 * third)
+        moved = [packet._replace(stamp=packet.stamp + by) for packet, by in zip(packets, late)]
+        write(self.library / "a.webm", moved)
+        os.utime(self.library / "a.webm", (LONG_AGO, LONG_AGO))
+        self.assert_all_compressed()
 
 
 class TrackNumbers(FormatCase):
