@@ -7558,8 +7558,11 @@ class Losses:
                 continue
             with suppress(OSError):
                 for take in self.library.folder_on_record(path).takes.values():
-                    is_due = share_of(take.stem if is_large else path, every) == number
-                    if is_due and take.proven_copy and not take.is_in_doubt:
+                    if share_of(take.stem if is_large else path, every) != number:
+                        continue
+                    if not take.originals:  # else a run adopts a copy without a record
+                        take = find_our_copies(self.library, take, frozenset())
+                    if take.copy and not (take.is_in_doubt or take.suspect):
                         yield reread(take, Recording(path, (take,)))
 
     def read(self, moves: Sequence[Reread], must_end: Callable[[], bool] = bool) -> list[Reread]:
@@ -7659,7 +7662,7 @@ class Losses:
     def sound(self, move: Reread) -> None:
         """Sets what the record of a copy says from now on. The copy plays in full."""
         past, file, seen = move.take.past, move.copy, move.copy_seen
-        if not (past.has_copy and file and seen):
+        if not (file and seen) or (move.take.originals and not past.has_copy):
             return
         if move.take.originals and not move.take.proven_copy:  # a run adopts it
             move.after = past._replace(lost="")
@@ -7674,10 +7677,11 @@ class Losses:
         elif move.is_other:
             rate = provenance(self.library.path(move.path))
             move.after = move.after._replace(bitrate=rate or past.bitrate)
-            self.news(
-                f"{move.path} is another file than the one on record. It decodes in full and lasts "
-                "as long, so it is recorded anew."
-            )
+            if past.has_copy:
+                self.news(
+                    f"{move.path} is another file than the one on record. It decodes in full and "
+                    "lasts as long, so it is recorded anew."
+                )
 
     def moving(self, bad: Sequence[Reread], places: Mapping[str, str]) -> set[str]:
         """Returns the takes whose records move to the `places` of their bytes, all in one step:

@@ -81,6 +81,24 @@ class Shares(ShareCase):
         self.assertEqual((ran.summary["lost"], self.copy("e").stat().st_size), (0, sound))
         self.assertEqual(self.run_cli("check").code, 0)
 
+    def test_a_copy_without_a_record_gets_one_in_its_turn(self) -> None:
+        """As after the history was lost."""
+        self.configure(check_days=1)
+        shutil.rmtree(self.library / ".compression")
+        self.add("chunk_0", "e/new.webm")
+        self.at(0)
+        before = self.files()
+        for days in (1, 2):
+            ran = self.at(days)
+            self.assertNotIn("another file", ran.err)
+        self.assertEqual(self.files(), before)
+        pasts = service.History(service.Library(str(self.library))).pasts
+        self.assertEqual(sum(past.sha256 != "" for past in pasts.values()), len(NAMES) + 1)
+        rot(self.copy())
+        self.assertIn("other bytes", self.lost(self.at(4, code=1))["d/a.opus"])
+        self.copy("b").unlink()
+        self.assertIn("missing", self.lost(self.at(5, code=1))["d/b.opus"])
+
     def test_check_says_of_it_each_time_that_a_run_makes_it_again(self) -> None:
         self.configure(delete_originals=False)
         self.add("chunk_0", "d/e.webm")

@@ -168,7 +168,6 @@ class Elements(FormatCase):
         self.assert_kept(ran, "unknown.webm", f"what stands at byte {at} of")
         self.assert_compressed("old.webm")
 
-
     def test_a_packet_under_the_name_of_a_number_is_damage(self) -> None:
         stamps = list(packets_of(RECORDINGS / "chunk_0.webm"))
         sound = b"".join(block(*packet) for packet in stamps[:9])
