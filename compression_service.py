@@ -7504,6 +7504,17 @@ class Losses:
                 self.returned.append(move)
             elif take.is_in_doubt or take.suspect:
                 self.doubtful.append(reread(take, recording))
+            elif take.past == NO_PAST and self.run.deletions(recording):
+                for id_ in recording.ids & self.came_back.keys():
+                    move = reread(take, recording)
+                    move.after = NO_PAST._replace(back=self.came_back[id_])
+                    self.returned.append(move)
+
+    @cached_property
+    def came_back(self) -> Mapping[str, float]:
+        """Returns when recordings were restored or brought back, by their ids."""
+        pasts = self.library.history.pasts.values()
+        return {id_: past.back for past in pasts if past.back for id_ in past.ids}
 
     def past_of_returned(self, take: Take) -> Past:
         """Returns what is still true of the past of a take that is back, whatever its time."""
@@ -7521,6 +7532,8 @@ class Losses:
         Raises Stopped, ServiceError."""
         for move in self.returned:
             why = "is here, after a tier had deleted its recording. Its age counts from now"
+            if move.take.past == NO_PAST:
+                why = "came back under another name. Its age counts from then"
             if move.take.is_half_deleted:
                 why = "stays, as its deletion was called off. Its age counts from now"
             if move.after and move.after.deleted:

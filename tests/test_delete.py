@@ -400,6 +400,21 @@ class Age(DeleteCase):
         self.assertTrue(path.exists())
         self.assertIn("a-0", text)
 
+    def test_what_was_restored_counts_from_then_under_another_name_too(self) -> None:
+        self.add_bytes(b"x" * 1000, "2025-10-27/a-0.webm")
+        before = {"action": "restored", "code": "restored", "move": "restore", "size": 0}
+        back = time.time() - DAY
+        self.remember(past_of("2025-10-27/a-0", ids=["a"], back=back, **before))
+        self.add_json("2025-10-27/a-0.json", sidecar("a", ["a-0.webm"]))
+        self.announce()
+        (self.library / "2025-10-27").rename(self.library / "important")
+        self.assertIn("came back under another name", self.run_json().err)
+        for _ in range(2):
+            ran = self.run_json()
+            self.assertEqual(ran.summary["deleted"], 0)
+            self.assertNotIn("another name", ran.err)
+        self.assertTrue((self.library / "important/a-0.webm").exists())
+
     def test_what_was_restored_is_deleted_as_the_original_that_it_is(self) -> None:
         self.add_bytes(b"x" * 1000, "2025-10-27/a-0.webm")
         before = {"action": "restored", "code": "restored", "move": "restore", "size": 0}
