@@ -5039,6 +5039,7 @@ class Movie:
     # Offset and bytes of a box by its name; of several such boxes, those of the last.
     places: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     clock: int = 0  # ticks; the next packet begins there
+    reached: int = 0  # bytes; the packets so far end there
     stamps: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
     sizes: array.array[int] = dataclasses.field(default_factory=partial(array.array, "I"))
 
@@ -5077,12 +5078,27 @@ class Movie:
         self.add(itertools.chain.from_iterable(durations), sizes)
         if len(self.sizes) < count or (count and not self.clock):
             raise damaged("its packets have no times (stts)")
+        name, words = ("co64", 2) if "co64" in self.places else ("stco", 1)
+        (chunks,) = self.numbers(name, 4, 1)
+        (runs,) = self.numbers("stsc", 4, 1)
+        # No file of so few packets needs the upper words.
+        starts = self.numbers(name, 8, words * chunks)[words - 1 :: words]
+        table = self.numbers("stsc", 8, 3 * runs)
+        firsts, counts = table[::3], table[1::3]
+        at = 0
+        for number, start in enumerate(starts if runs else (), 1):
+            held = counts[bisect.bisect(firsts, number) - 1]
+            self.follow(start, self.sizes[at : at + held])
+            at += held
 
     def add_run(self) -> None:
         """Adds the packets of a fragment (trun), with the defaults of tfhd and trex. Raises
         Refusal."""
         duration, size = self.numbers("trex", 12, 2)
         (flags,) = self.numbers("tfhd", 0, 1)
+        base = self.places.get("mfhd", (16, 0))[0] - 16  # where its moof begins
+        if flags & 1:
+            base = self.numbers("tfhd", 8, 2)[1]
         at = 8 + (8 if flags & 1 else 0) + (4 if flags & 2 else 0)
         if flags & 8:
             (duration,) = self.numbers("tfhd", at, 1)
@@ -5099,7 +5115,19 @@ class Movie:
             sizes = table[1 if flags & 0x100 else 0 :: fields]
         if flags & 0x100:
             durations = table[::fields]
+        start = self.reached
+        if flags & 1:
+            start = base + big(self.content("trun", 12)[8:], signed=True)
+        before = len(self.sizes)
         self.add(durations, sizes)
+        self.follow(start, self.sizes[before:])
+
+    def follow(self, start: int, sizes: Iterable[int]) -> None:
+        """Notes where some packets lie: no byte may be played twice, in place of others. Raises
+        Refusal."""
+        if start < self.reached:
+            raise damaged(f"packets are listed at byte {start}, and others in another place")
+        self.reached = start + sum(sizes)
 
     def add(self, durations: Iterable[int], sizes: Iterable[int]) -> None:
         """Adds a packet for each size. Raises Refusal for more packets than memory should hold."""
@@ -6975,11 +7003,8 @@ class FolderArchive(Archive):
 
     def answer(self) -> None:
         """Raises ServiceError if the folder is not there."""
-        ways = (self.root, self.library.root), (self.library.root, self.root)
-        if any(is_below(join(one, "-"), other) for one, other in ways):
-            raise ServiceError(
-                f"The archive {self.root} and the library lie inside of each other: move one out."
-            )
+        if is_below(join(self.root, "-"), self.library.root):  # `visit` sees the other way
+            raise ServiceError(f"The archive {self.root} lies inside the library: move it out.")
         if not isdir(self.root):
             raise ServiceError(
                 f"The archive has no folder {self.root}. Is its disk mounted? If it is, make this "

@@ -78,8 +78,10 @@ def movie(  # noqa: PLR0917
     in_movie: bytes = b"",
     in_track: bytes = b"",
     in_table: bytes = b"",
+    chunks: Sequence[int] = (0,),
 ) -> bytes:
-    """The box moov, for packets of such `sizes` in a row from byte `offset` on."""
+    """The box moov, for packets of such `sizes` from byte `offset` on: in a row, or in `chunks` of equally many that begin so many
+    bytes behind it."""
     edits, count = list(edits), len(sizes)
     length = count * track.duration
     matrix = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
@@ -104,9 +106,11 @@ def movie(  # noqa: PLR0917
         "stbl",
         full("stsd", numbers(1), track.entry),
         full("stts", numbers(1, count, track.duration) if count else numbers(0)),
-        full("stsc", numbers(1, 1, count, 1) if count else numbers(0)),
+        full("stsc", numbers(1, 1, count // len(chunks), 1) if count else numbers(0)),
         full("stsz", numbers(0, count, *sizes)),
-        full("stco", numbers(1, offset) if count else numbers(0)),
+        full(
+            "stco", numbers(len(chunks), *(offset + at for at in chunks)) if count else numbers(0)
+        ),
         in_table,
     )
     source = box("dinf", full("dref", numbers(1), full("url ", flags=1)))

@@ -276,6 +276,25 @@ class Mp4(FormatCase):
         for name in names:
             self.assert_kept(ran, f"{name}.webm", "text or data", name)
 
+    def test_packets_that_are_listed_twice_in_place_of_others_are_damage(self) -> None:
+        packets = list(self.track.packets[:48])
+        track = self.track._replace(packets=packets + packets)  # so that both halves decode
+        half = sum(map(len, packets))
+        for name, chunks in (("good", (0, half)), ("twice", (0, 0)), ("turned", (half, 0))):
+            self.add_bytes(whole(track, chunks=chunks), f"{name}.webm")
+        content = bytearray(fragmented(track, [0, 48 * 2880], 48))
+        at = content.rindex(b"trun") + 12
+        offset = int.from_bytes(content[at : at + 4], "big")
+        self.add_bytes(bytes(content), "fragments.webm")
+        apart = content.rindex(packets[0]) - content.index(packets[0])
+        content[at : at + 4] = numbers(offset - apart & 0xFFFFFFFF)
+        self.add_bytes(bytes(content), "fragments_off.webm")
+        ran = self.run_cli("--json")
+        for name in ("twice", "turned", "fragments_off"):
+            self.assert_kept(ran, f"{name}.webm", "damaged", "another place")
+        self.assert_compressed("good.webm")
+        self.assert_compressed("fragments.webm")
+
     def test_tables_without_times_or_of_short_sizes_are_called_what_they_are(self) -> None:
         file, count = whole(self.track), len(self.track.packets)
         times = b"stts" + numbers(0, 1, count)
