@@ -7529,10 +7529,12 @@ class Losses:
                 self.returned.append(move)
             elif take.is_in_doubt or take.suspect:
                 self.doubtful.append(reread(take, recording))
-            elif take.past == NO_PAST and self.run.deletions(recording):
-                for id_ in recording.ids & self.came_back.keys():
+            elif take.own and take.past == NO_PAST and self.run.deletions(recording):
+                back = [self.came_back.get(id_, 0) for id_ in recording.ids]
+                back += [self.run.now for _ in recording.locations]  # copied back by hand
+                if any(back):
                     move = reread(take, recording)
-                    move.after = NO_PAST._replace(back=self.came_back[id_])
+                    move.after = NO_PAST._replace(back=max(back))
                     self.returned.append(move)
 
     @cached_property
@@ -7558,7 +7560,7 @@ class Losses:
         for move in self.returned:
             why = "is here, after a tier had deleted its recording. Its age counts from now"
             if move.take.past == NO_PAST:
-                why = "came back under another name. Its age counts from then"
+                why = "came back, and has no record under this name. Its age counts from then"
             if move.take.is_half_deleted:
                 why = "stays, as its deletion was called off. Its age counts from now"
             if move.after and move.after.deleted:

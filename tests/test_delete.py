@@ -408,11 +408,11 @@ class Age(DeleteCase):
         self.add_json("2025-10-27/a-0.json", sidecar("a", ["a-0.webm"]))
         self.announce()
         (self.library / "2025-10-27").rename(self.library / "important")
-        self.assertIn("came back under another name", self.run_json().err)
+        self.assertIn("came back, and has no record under this name", self.run_json().err)
         for _ in range(2):
             ran = self.run_json()
             self.assertEqual(ran.summary["deleted"], 0)
-            self.assertNotIn("another name", ran.err)
+            self.assertNotIn("came back", ran.err)
         self.assertTrue((self.library / "important/a-0.webm").exists())
 
     def test_what_was_restored_is_deleted_as_the_original_that_it_is(self) -> None:
@@ -787,6 +787,15 @@ class WithoutARecord(DeleteCase):
         self.assertIs(self.document()["compressed"], True)
         self.assertIs(self.read_json("index.json")["recordings"][0]["compressed"], True)
         self.assertEqual(self.stats()["deleted"], {"count": 1, "size": 600})
+
+    def test_what_was_copied_back_by_hand_out_of_the_archive_counts_from_then(self) -> None:
+        archived = {"archived": True, "archive_location": "/cold", "archive_date": "2026"}
+        self.add_json("2025-10-27/a-0.json", {**self.document(), **archived})
+        self.announce()
+        for _ in range(3):
+            self.assertEqual(self.run_json().summary["deleted"], 0)
+        self.assertNotIn("archived", self.document())
+        self.assertTrue(self.path.exists())
 
     def test_a_restore_out_of_the_archive_is_respected(self) -> None:
         (self.folder / "cold/archive-of-recordings").mkdir(parents=True)
