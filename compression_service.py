@@ -1653,6 +1653,8 @@ def read_config(path: str) -> Config:
         check_steps(config)
     except (OSError, ValueError, RecursionError) as error:
         problem = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, json.JSONDecodeError):
+            problem = f"{error} (JSON has no comments, and no comma behind the last member)"
         raise UsageError(f"Config file {path}: {problem}. Nothing was touched.") from None
     return config
 
@@ -4491,7 +4493,7 @@ BEGINNINGS = re.compile(
     | (?P<wav> RIFF .{4} WAVE )
     | (?P<HEADERLESS> (?: .*? \xa3 (?: [\x80-\xff] | [\x40-\x7f]. ) \x81 .. \x80 ){2}
         | .{0,65307}? OggS \0 [\0\1\4\5] )
-    | (?P<no_audio_that_browsers_recorders_or_phones_write> )
+    | (?P<no_audio_that_a_browser_or_a_phone_writes> )
     """,
     re.DOTALL | re.IGNORECASE | re.VERBOSE,
 )
@@ -7258,7 +7260,7 @@ def asked_for(run: Run) -> Iterator[Recording]:
             if met:
                 yield recording
     for inside in sorted(missed):
-        run.report.error(f"{asked[inside]}: no recording of {library.root}, here or on record")
+        run.report.error(f"{asked[inside]}: no recording of {library.root}, here or on record.")
 
 
 def every_folder(

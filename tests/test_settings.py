@@ -222,6 +222,13 @@ class Untouched(LibraryCase):
         self.config.unlink()
         self.refused("config.json", "No such file")
 
+    def test_what_json_has_not_is_told(self) -> None:
+        for text in ('{"jobs": 1,}', '{"jobs": 1 // cores\n}'):
+            self.config.write_text(text)
+            ran = self.run_cli()
+            self.assertEqual(ran.code, 2)
+            self.assertIn("JSON has no comments, and no comma behind the last member", ran.err)
+
     def test_impossible_flags_are_told(self) -> None:
         for arguments in (("--bitrate", "x"), ("--older-than", "soon"), ("--limit", "0"), ("--since", "monday"),
                           ("--jobs", "-1"), ("--nonsense",), ("--format", "mp3"), ("--since", "2025-13-01")):  # fmt: skip
