@@ -8383,7 +8383,7 @@ def findings(run: Run, stats: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         yield f"Last run {local_time(when)}: {said}", int(bool(run.last.get("exit_code")))
         if run.now - when > LATE and not stats["paused"]:
             ago = duration_text(run.now - when)
-            yield f"That is {ago} ago. Is the schedule at work?", 1
+            yield f"The last run is {ago} ago. Is the schedule at work?", 1
         python = str(run.last.get("python") or "/")
         if not lexists(python):
             yield f"Its {python} is gone: print the schedule anew.", 1

@@ -176,7 +176,7 @@ class State(FrontCase):
         self.assertTrue(text.startswith("1 failed and stayed as they were;"), text)
         page = service.stats_page(self.stats())
         self.assertIn('<p class="verdict wrong"', page)
-        for words in ("1 failed", ": Bad.", "That is 3 d ago. Is the schedule at work?"):
+        for words in ("1 failed", ": Bad.", "The last run is 3 d ago. Is the schedule at work?"):
             self.assertIn(words, text)
             self.assertIn(words, page)
             self.assertIn(words, said)
