@@ -1092,6 +1092,13 @@ class Probe:
         step = seconds - self.end
         if step < -LARGEST_STEP_BACK:
             raise damaged(f"its timestamps step back by {-step:.1f} s at {self.end:.1f} s")
+        if self.gaps and step < -GAP_SECONDS:
+            at, gap = self.gaps[-1]
+            before_last = self.length - self.last - self.trimmed - self.pre_skip
+            is_before_last = at == max(0, before_last)
+            is_denied = GAP_SECONDS - step >= gap / self.rate
+            if is_before_last and is_denied:
+                self.gaps.pop()  # one stamp was ahead
         if step > GAP_SECONDS:
             # Whole milliseconds that are whole samples, here and at the rate of the levels.
             tick = self.rate // math.gcd(self.rate, 1000)

@@ -192,6 +192,15 @@ class Elements(FormatCase):
             self.assert_kept(ran, f"{decibels}.webm", "loudness")
         self.assert_compressed("20.webm")
 
+    def test_a_stamp_ahead_that_the_next_one_denies_is_no_gap(self) -> None:
+        packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
+        for ahead in (150, 900):
+            moved = [*packets]
+            moved[20] = moved[20]._replace(stamp=moved[20].stamp + ahead)
+            write(self.library / f"{ahead}.webm", moved)
+            os.utime(self.library / f"{ahead}.webm", (LONG_AGO, LONG_AGO))
+        self.assert_all_compressed()
+
     def test_a_gap_of_a_millisecond_behind_stamps_that_ran_late_is_filled(self) -> None:
         packets = list(packets_of(RECORDINGS / "chunk_0.webm"))
         third = len(packets) // 3
