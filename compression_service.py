@@ -924,6 +924,7 @@ class Sidecar(NamedTuple):
     awaited: frozenset[str] = frozenset()
     durations: Mapping[str, float] = {}  # seconds on record, by the folded stem of a file
     language: Optional[str] = None
+    dated: str = ""  # what it says of its date
     policy: Any = None  # as it stands there, not checked yet
     location: str = ""  # where it says that its recording is archived
     has_text: bool = False  # a transcript
@@ -1706,7 +1707,8 @@ def policy_of(sidecars: Iterable[Sidecar], unreadable: str, folder: str = "") ->
     combined: dict[str, Any] = {}
     for sidecar in sidecars:
         try:
-            wishes = check_members(sidecar.policy or {}, POLICY_KINDS)
+            said = {} if sidecar.policy is None else sidecar.policy
+            wishes = check_members(said, POLICY_KINDS)
         except ValueError as error:
             flaw = f"{join(folder, sidecar.name)}: {error}"
             return Policy(flaw=flaw, unreadable=unreadable)
@@ -2731,7 +2733,7 @@ RECORDING_MEMBERS = ("duration", "full_transcription", "transcription")  # or an
 CHUNK_MEMBERS = ("file", "duration")
 SIDECAR_MEMBERS = (
     *("id", "language", "compression_policy", "chunks", "archived", "archive_location"),
-    *("audio_deleted", "segments"),
+    *("audio_deleted", "segments", "date", "timestamp"),
     *RECORDING_MEMBERS,
 )
 # Before a host in a string; `file:///` has none.
@@ -3128,6 +3130,7 @@ def sidecar_of(text: JsonText, name: str) -> Sidecar:
         has_text=chunks.has_text or is_spoken,
         is_deleted=said.get("audio_deleted") is True,
         language=texts.get("language"),
+        dated=texts.get("date") or texts.get("timestamp", ""),
         policy=said.get("compression_policy"),
         location=location if said.get("archived") is True else "",
     )
@@ -3759,8 +3762,10 @@ def fits(path: str, config: Config) -> bool:
 
 
 def recorded_date(take: Take, recording: Recording) -> str:
-    """YYYY-MM-DD from the sidecars' ids, else from folder and name, else the modification time."""
-    found = DATE.search("\n".join((*recording.ids, *take.past.ids, take.stem)))
+    """YYYY-MM-DD from the sidecars' ids, else from their dates, else from folder and name, else the
+    modification time."""
+    dates = (sidecar.dated for sidecar in recording.sidecars)
+    found = DATE.search("\n".join((*recording.ids, *take.past.ids, *dates, take.stem)))
     if found:
         return found[0]
     times = [file.mtime_ns for file in take.files] or [take.past.mtime_ns]
@@ -5093,7 +5098,8 @@ class Movie:
         # No file of so few packets needs the upper words.
         starts = self.numbers(name, 8, words * chunks)[words - 1 :: words]
         table = self.numbers("stsc", 8, 3 * runs)
-        firsts, counts = table[::3], table[1::3]
+        firsts = table[::3]
+        counts = table[1::3]
         at = 0
         for number, start in enumerate(starts if runs else (), 1):
             held = counts[bisect.bisect(firsts, number) - 1]
@@ -6069,7 +6075,9 @@ class Committer:
 def sums_of(past: Past) -> Sequence[int]:
     """Returns what a take adds to its recording: one, whether it is compressed, archived, deleted,
     the bytes that stand for it here, and those of an original that may be beside them."""
-    (suffix, size), archived, deleted = past.stood, past.place is not None, past.deleted > 0
+    suffix, size = past.stood
+    archived = past.place is not None
+    deleted = past.deleted > 0
     is_copy = suffix != SOURCE_SUFFIX
     here = [0, 0] if archived or deleted else [size, is_copy * past.first_size]
     return [1, is_copy, archived, deleted, *here]

@@ -386,6 +386,15 @@ class Age(DeleteCase):
         due = time.mktime((2025, 12, 5, 0, 0, 0, 0, 0, -1)) + 365 * DAY
         self.assertEqual(note["until"], due)
 
+    def test_the_date_in_a_sidecar_counts_where_its_id_has_none(self) -> None:
+        today = time.strftime("%Y-%m-%d")
+        for member in ({"date": today}, {"date": None, "timestamp": f"{today}T08:00:00Z"}):
+            (path,) = self.add_recording("session/a", **member)
+            self.announce()
+            self.assertEqual(self.run_json().summary["deleted"], 0)
+            self.assertTrue(path.exists())
+            self.set_tier(366)
+
     def test_a_date_that_no_calendar_has_deletes_nothing(self) -> None:
         self.add_recording("2025-99-99/a")
         self.announce()

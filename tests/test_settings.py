@@ -170,13 +170,9 @@ class TestPolicies(unittest.TestCase):
         self.assertEqual(both, Policy(keep=True, bitrate=128_000, after_days=3))
 
     def test_one_that_cannot_be_followed_is_a_flaw(self) -> None:
-        for policy in (
-            "keep",
-            {"kep": True},
-            {"keep": "yes"},
-            {"bitrate": "1M"},
-            {"format": "mp3"},
-        ):
+        wrong: list[Any] = ["keep", False, 0, "", [], {"kep": True}, {"keep": "yes"}]
+        wrong += [{"bitrate": "1M"}, {"format": "mp3"}]
+        for policy in wrong:
             self.assertTrue(self.policy(policy).flaw)
 
 
