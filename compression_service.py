@@ -4430,9 +4430,10 @@ def check_claim(move: Adopt, job: Job, stop: Stop) -> None:
     rate = move.take.bitrate or asked.bitrate
     share = sounding_share(job)
     usual = share * estimated_size(job.probe, asked._replace(bitrate=rate))
-    if rate < asked.bitrate or copy.size < usual / 2:
+    size = job.sound + asked.form.header
+    if rate < asked.bitrate or size < usual / 2:
         usual = share * estimated_size(job.probe, asked)
-        found = f"{copy.name} has {size_text(copy.size)}"
+        found = f"{copy.name} has {size_text(size)} of sound"
         expected = f"a copy at {asked.bitrate / 1000:g}k has about {size_text(usual)}"
         raise Refusal(Reason.NAME_TAKEN, f"{found}, but {expected}; move one of the two away")
     if not share:
@@ -5384,6 +5385,7 @@ class Job:
     digest: str = ""  # SHA-256 of the copy as it was decoded
     is_decoded: bool = False  # the copy was decoded while it was written
     slack: float = 0.0  # seconds by which the length of its copy may differ
+    sound: float = 0.0  # bytes of the packets of its copy; tags may have any size
     floor: float = LEVEL_FLOOR  # nothing quieter is compared
     tolerance: Tolerance = TOLERANCES["opus"][0]  # depends on the copy's real bit rate
 
@@ -5629,6 +5631,7 @@ def check_structure(job: Job, tools: Tools) -> None:
         steps = f"{len(made.gaps)} gaps, an overlap of {made.overlap:.3f} s"
         raise NotProven(asked, f"{made.samples} samples with {steps}")
     job.slack = form.slack / made.rate
+    job.sound = 125 * made.kilobits * made.seconds
     for tolerance in reversed(TOLERANCES[made.codec]):
         if made.kilobits / made.channels >= tolerance.kilobits:
             job.tolerance = tolerance

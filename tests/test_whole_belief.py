@@ -131,6 +131,12 @@ class WhoseCopyItIs(WitnessCase):
         tag = ["-metadata", "encoded_by=compression_service.py 96k"]
         self.assert_not_adopted(self.beside("16k", *tag))
 
+    def test_a_long_comment_makes_no_copy_of_a_preview(self) -> None:
+        tag = ["-metadata", "encoded_by=compression_service.py 96k"]
+        self.assert_not_adopted(
+            self.beside("16k", *tag, "-metadata:s:a", f"comment={'z' * 90_000}")
+        )
+
     def test_a_copy_with_a_lower_rate_than_is_asked_for_is_not_ours(self) -> None:
         tag = ["-metadata", "encoded_by=compression_service.py 64k"]
         self.assert_not_adopted(self.beside("64k", *tag))
