@@ -1137,10 +1137,14 @@ class Probe:
         return self.seconds + self.silence
 
     @property
+    def payload(self) -> int:
+        """Returns the bytes of all packets."""
+        return sum(size * count for (size, _), count in self.packets.items())
+
+    @property
     def kilobits(self) -> float:
         """kbit/s of coded audio, from the packets; no header carries it."""
-        payload = sum(size * count for (size, _), count in self.packets.items())
-        return payload * 8 / 1000 / self.seconds
+        return self.payload * 8 / 1000 / self.seconds
 
 
 GAP_SECONDS = 0.1  # of stamps, from here on silence; less is jitter (WebAudio steps by 52-70 ms)
@@ -5385,7 +5389,7 @@ class Job:
     digest: str = ""  # SHA-256 of the copy as it was decoded
     is_decoded: bool = False  # the copy was decoded while it was written
     slack: float = 0.0  # seconds by which the length of its copy may differ
-    sound: float = 0.0  # bytes of the packets of its copy; tags may have any size
+    sound: int = 0  # bytes of the packets of its copy; tags may have any size
     floor: float = LEVEL_FLOOR  # nothing quieter is compared
     tolerance: Tolerance = TOLERANCES["opus"][0]  # depends on the copy's real bit rate
 
@@ -5631,7 +5635,7 @@ def check_structure(job: Job, tools: Tools) -> None:
         steps = f"{len(made.gaps)} gaps, an overlap of {made.overlap:.3f} s"
         raise NotProven(asked, f"{made.samples} samples with {steps}")
     job.slack = form.slack / made.rate
-    job.sound = 125 * made.kilobits * made.seconds
+    job.sound = made.payload
     for tolerance in reversed(TOLERANCES[made.codec]):
         if made.kilobits / made.channels >= tolerance.kilobits:
             job.tolerance = tolerance
@@ -7536,8 +7540,8 @@ class Losses:
 
     def doubt(self, recording: Recording) -> None:
         """Notes the copies that `find` is to look at."""
-        is_half = any(take.is_half_deleted for take in recording.takes)
-        moves = self.run.deletions(recording) if is_half else []
+        is_open = any(take.is_half_deleted or take.past == NO_PAST for take in recording.takes)
+        moves = self.run.deletions(recording) if is_open else []
         is_off = all(move.outcome for move in moves)
         for take in recording.takes:
             if take.was_brought_back or (is_off and take.is_half_deleted):
@@ -7549,9 +7553,10 @@ class Losses:
                 self.returned.append(move)
             elif take.is_in_doubt or take.suspect:
                 self.doubtful.append(reread(take, recording))
-            elif take.own and take.past == NO_PAST and self.run.deletions(recording):
+            elif moves and take.own and take.past == NO_PAST:
                 back = [self.came_back.get(id_, 0) for id_ in recording.ids]
-                back += [self.run.now for _ in recording.locations]  # copied back by hand
+                if recording.locations:  # it was copied back by hand
+                    back.append(self.run.now)
                 if any(back):
                     move = reread(take, recording)
                     move.after = NO_PAST._replace(back=max(back))
@@ -7560,8 +7565,8 @@ class Losses:
     @cached_property
     def came_back(self) -> Mapping[str, float]:
         """Returns when recordings were restored or brought back, by their ids."""
-        pasts = self.library.history.pasts.values()
-        return {id_: past.back for past in pasts if past.back for id_ in past.ids}
+        pasts = self.library.history.each_past()
+        return {id_: past.back for _, past in pasts if past.back for id_ in past.ids}
 
     def past_of_returned(self, take: Take) -> Past:
         """Returns what is still true of the past of a take that is back, whatever its time."""
