@@ -84,6 +84,17 @@ class DeleteCase(LibraryCase):
         self.assertEqual(self.run_json().outcomes, {})
         self.assertTrue(path.exists())
 
+    def stuck(self, path: Path) -> Any:
+        """While inside, this file cannot be removed, which nobody foresees."""
+        unlink = os.unlink
+
+        def fail(each: Any, *words: Any, **options: Any) -> None:
+            if str(each) == str(path):
+                raise PermissionError(1, "Operation not permitted")
+            unlink(each, *words, **options)
+
+        return unittest.mock.patch.object(os, "unlink", fail)
+
     def document(self) -> Any:
         return self.read_json("2025-10-27/a-0.json")
 
@@ -633,16 +644,9 @@ class CannotGo(DeleteCase):
         self.assertEqual(self.run_json("-n").summary[would], 1, "it never counted")
 
     def test_what_nobody_foresees_is_given_up_after_three_nights_and_stays_as_it_is(self) -> None:
-        unlink = os.unlink
-
-        def fail(path: Any, *words: Any, **options: Any) -> None:
-            if str(path) == str(self.path):
-                raise PermissionError(1, "Operation not permitted")
-            unlink(path, *words, **options)
-
         self.set_tier(tiers=[{"after_days": 30, "bitrate": "48k"}, DELETE])
         self.announce()
-        with unittest.mock.patch.object(os, "unlink", fail):
+        with self.stuck(self.path):
             for _ in range(3):
                 told = self.run_json(code=1).outcomes["2025-10-27/a-0.opus"]
                 self.assertIn("cannot be deleted", told["reason"])
@@ -677,17 +681,6 @@ class CannotGo(DeleteCase):
                 self.assertNotIn("audio_deleted", self.read_json("2025-10-27/b-0.json"))
         self.run_here("run", "--retry")
         self.assertFalse(first.exists() or second.exists())
-
-    def stuck(self, path: Path) -> Any:
-        """While inside, this file cannot be removed, which nobody foresees."""
-        unlink = os.unlink
-
-        def fail(each: Any, *words: Any, **options: Any) -> None:
-            if str(each) == str(path):
-                raise PermissionError(1, "Operation not permitted")
-            unlink(each, *words, **options)
-
-        return unittest.mock.patch.object(os, "unlink", fail)
 
     def test_deletion_foresees_it(self) -> None:
         self.announce()
@@ -981,16 +974,9 @@ class Archived(DeleteCase):
             self.assertEqual(self.run_json().summary["deleted"], 0)
 
     def test_what_one_file_kept_here_of_an_archived_recording_comes_back(self) -> None:
-        unlink = os.unlink
         first, second = self.add_recording("2025-10-27/b", chunks=2)
-
-        def fail(path: Any, *words: Any, **options: Any) -> None:
-            if str(path) == str(second):
-                raise PermissionError(1, "Operation not permitted")
-            unlink(path, *words, **options)
-
         self.configure(tiers=[self.archive])
-        with unittest.mock.patch.object(os, "unlink", fail):
+        with self.stuck(second):
             self.run_json(code=1)
         self.assertTrue(second.exists())
         self.assertFalse(first.exists())
